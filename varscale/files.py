@@ -1,0 +1,167 @@
+"""File layout under `runs/<experiment>/`, atomic writes, and nothing else knows either.
+
+runs/<experiment>/
+numerics.json                     precision, threads and compilation of the whole sweep
+tokenizers/<fingerprint>/         tokenizer.ckpt, result.json, metrics.jsonl, last.ckpt, reconstructions.png
+tokens/<fingerprint>/{train,validation}/   token store
+trunks/d12-s0-<fingerprint>/      images-<n>.ckpt (where branches start), last.ckpt, metrics.jsonl, run.json
+cells/d12-c1.0e+12-s0-<fingerprint>/   result.json (written last), metrics.jsonl, run.json, samples.png
+sweeps/<fingerprint>.json         a sweep's cells
+laws/                             laws.json, report.html, *.svg, *.png, runs.csv
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NUMERICS_VERSION = 1
+"""Raised when a change of code changes results; part of every fingerprint."""
+
+
+def fingerprint(**settings: Any) -> str:
+    """A short hash of settings (JSON values) that change a run's numbers and of its inputs' fingerprints."""
+    text = json.dumps({"numerics_version": NUMERICS_VERSION, **settings}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ExperimentFiles:
+    """Paths of one experiment's files."""
+
+    runs: Path
+    experiment: str
+
+    @property
+    def root(self) -> Path:
+        """Folder of the experiment."""
+        return self.runs / self.experiment
+
+    @property
+    def numerics(self) -> Path:
+        """The sweep's stored decision on precision, threads and compilation."""
+        return self.root / "numerics.json"
+
+    @property
+    def laws(self) -> Path:
+        """Folder of fits, figures and report."""
+        return self.root / "laws"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's default store: one SQLite file for all experiments under `runs`."""
+        return f"sqlite:///{(self.runs / 'mlflow.db').resolve()}"
+
+    def tokenizer(self, print_: str) -> "RunFiles":
+        """Files of a tokenizer."""
+        return RunFiles(self.root / "tokenizers" / print_)
+
+    def tokens(self, print_: str) -> Path:
+        """Folder of a token store (with a subfolder a split)."""
+        return self.root / "tokens" / print_
+
+    def trunk(self, name: str, print_: str) -> "RunFiles":
+        """Files of a trunk."""
+        return RunFiles(self.root / "trunks" / f"{name}-{print_}")
+
+    def cell(self, name: str, print_: str) -> "RunFiles":
+        """Files of a cell."""
+        return RunFiles(self.root / "cells" / f"{name}-{print_}")
+
+    def finished_cell(self, name: str, print_: str) -> "RunFiles | None":
+        """The cell's files if it is finished, here or under another experiment of the same runs folder."""
+        own = self.cell(name, print_)
+        others = sorted(self.runs.glob(f"*/cells/*-{print_}"))
+        return next((run for run in (own, *map(RunFiles, others)) if run.finished(print_)), None)
+
+    def sweep(self, print_: str) -> Path:
+        """Record of a sweep."""
+        return self.root / "sweeps" / f"{print_}.json"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Paths of one run's files (tokenizer, trunk or cell)."""
+
+    folder: Path
+
+    @property
+    def identity(self) -> Path:
+        """Who the run is: name, role, fingerprint, parameters; written first."""
+        return self.folder / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Points of the curves, one JSON object a line, appended."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """Final numbers; written last."""
+        return self.folder / "result.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where an interrupted run goes on."""
+        return self.folder / "last.ckpt"
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.folder / "run.log"
+
+    @property
+    def tokenizer_checkpoint(self) -> Path:
+        """A finished tokenizer's EMA weights and shape."""
+        return self.folder / "tokenizer.pt"
+
+    def milestone(self, images: int) -> Path:
+        """A trunk's checkpoint after `images` images, where a branch starts."""
+        return self.folder / f"images-{images}.ckpt"
+
+    def picture(self, name: str) -> Path:
+        """A PNG that the run made."""
+        return self.folder / f"{name}.png"
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result, or None where there is none."""
+        return read_json(self.result)
+
+    def finished(self, print_: str) -> bool:
+        """Whether a result with this fingerprint was written."""
+        result = self.read_result()
+        return result is not None and result.get("fingerprint") == print_
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON atomically."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where the file is absent or torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
