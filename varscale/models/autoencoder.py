@@ -26,7 +26,7 @@ class TokenizerOutput(NamedTuple):
         residuals: K float32 tensors (B·p², c), detached: the vectors that were looked up.
     """
 
-    reconstruction_B3HW: Tensor  # noqa: N815
+    reconstruction_B3HW: Tensor
     quantizer_loss: Tensor
     tokens: list[Tensor]
     residuals: list[Tensor]

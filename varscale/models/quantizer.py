@@ -6,10 +6,9 @@ Letters in tensor names: B batch, K scales, c latent channels, h and w latent he
 token map, N vectors (B·p²), V vocabulary, L all tokens of an image (the sum of p² over the scales).
 """
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varscale.models.precision import full_float32
 from varscale.models.resizing import resize_area, resize_bicubic
 
 
@@ -30,7 +30,7 @@ class QuantizerOutput(NamedTuple):
         residuals: K float32 tensors (B·p², c), detached: the vectors that were looked up, for restarting dead codes.
     """
 
-    features_hat_BChw: Tensor  # noqa: N815
+    features_hat_BChw: Tensor
     loss: Tensor
     tokens: list[Tensor]
     residuals: list[Tensor]
@@ -292,19 +292,3 @@ def phi_of_scales(scales: int, phi_count: int) -> tuple[int, ...]:
     margin = 1 / 3 / phi_count if phi_count == 4 else 1 / 2 / phi_count
     ticks = np.linspace(margin, 1 - margin, phi_count)
     return tuple(int(np.argmin(np.abs(ticks - k / max(scales - 1, 1)))) for k in range(scales))
-
-
-@contextlib.contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Within it neither autocast nor TF32 lowers the precision of float32 products on the device."""
-    with torch.autocast(device.type, enabled=False) if device.type != "meta" else contextlib.nullcontext():
-        if device.type != "cuda":
-            yield
-            return
-        matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        before = matmul.fp32_precision, convolution.fp32_precision
-        matmul.fp32_precision = convolution.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision, convolution.fp32_precision = before

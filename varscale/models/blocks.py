@@ -1,0 +1,173 @@
+"""The transformer block of VAR: self-attention and feed-forward, both modulated by the class (AdaLN).
+
+Tian et al. 2024, section 3.2; the modulation is DiT's (Peebles and Xie 2023), with gates that begin near zero.
+
+Letters in tensor names: B batch, L tokens, M tokens being added to a cache, C width, H heads, d channels of a head.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varscale.models.attention import block_causal_attention, sliced_attention
+
+NORM_EPSILON = 1e-6
+INITIAL_SCALE = 4.0
+LARGEST_SCALE = 100.0
+
+
+class KeyValueCache:
+    """Keys and values of one block for the tokens sampled so far, in memory set aside once for all of them."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.length = 0
+        self.keys_values_2BHLd: Tensor | None = None
+
+    def extend(self, keys_BHMd: Tensor, values_BHMd: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the next tokens; returns all keys and all values so far, (B, H, length, d) each."""
+        batch, heads, added, channels = keys_BHMd.shape
+        if self.keys_values_2BHLd is None:  # only now are batch and precision known
+            self.keys_values_2BHLd = keys_BHMd.new_empty(2, batch, heads, self.tokens, channels)
+        begin, self.length = self.length, self.length + added
+        self.keys_values_2BHLd[0, :, :, begin : self.length] = keys_BHMd
+        self.keys_values_2BHLd[1, :, :, begin : self.length] = values_BHMd
+        keys_BHLd, values_BHLd = self.keys_values_2BHLd[:, :, :, : self.length].unbind(0)
+        return keys_BHLd, values_BHLd
+
+
+class Block(nn.Module):
+    """One layer: x + γ₁·attention(modulated x), then x + γ₂·feed-forward(modulated x).
+
+    All blocks of a model run the same code on the same shapes and hold nothing that differs but tensors, so that one
+    compilation serves them all.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        patch_nums: tuple[int, ...],
+        shared_adaln: bool,
+        normalise_queries_keys: bool,
+    ) -> None:
+        """Build one block.
+
+        Args:
+            width: Channels C of a token.
+            heads: Number of attention heads; divides the width.
+            hidden: Channels between the two feed-forward layers.
+            patch_nums: Side of each scale's token map.
+            shared_adaln: The modulation is the model's plus an offset of this block, not a projection of its own.
+            normalise_queries_keys: Give queries and keys length 1 and a learned scale for each head.
+        """
+        super().__init__()
+        self.attention = Attention(width, heads, patch_nums, normalise_queries_keys)
+        self.feedforward = FeedForward(width, hidden)
+        if shared_adaln:
+            self.modulation_offset_6C = nn.Parameter(torch.empty(6, width))
+            self.modulation = None
+        else:
+            self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(
+        self,
+        x_BLC: Tensor,
+        condition: Tensor,
+        mask_LL: Tensor | None,
+        keep_2B: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x_BLC: The residual stream.
+            condition: SiLU of the class embedding (B, C), or the shared modulation (B, 6, C).
+            mask_LL: The block-causal mask; None with a cache, where all that was cached is seen.
+            keep_2B: Multipliers of the two branches for each sample (stochastic depth), or None.
+            cache: Keys and values of earlier scales, extended by these tokens.
+
+        Returns:
+            The new residual stream (B, L, C).
+        """
+        if self.modulation is None:
+            modulation_B6C = condition + self.modulation_offset_6C
+        else:
+            modulation_B6C = self.modulation(condition).unflatten(1, (6, -1))
+        gates_B2C, scales_B2C, shifts_B2C = modulation_B6C.split(2, dim=1)
+        if keep_2B is not None:
+            gates_B2C = gates_B2C * keep_2B.T.unsqueeze(2)
+        branch_BLC = self.attention(modulate(x_BLC, scales_B2C[:, :1], shifts_B2C[:, :1]), mask_LL, cache)
+        x_BLC = torch.addcmul(x_BLC, gates_B2C[:, :1], branch_BLC)
+        branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:]))
+        return torch.addcmul(x_BLC, gates_B2C[:, 1:], branch_BLC)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases on queries and values only."""
+
+    def __init__(self, width: int, heads: int, patch_nums: tuple[int, ...], normalise: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patch_nums = patch_nums
+        self.fixed_scale = 0.25 / math.sqrt(width // heads)
+        self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
+        self.query_bias_C = nn.Parameter(torch.empty(width))
+        self.value_bias_C = nn.Parameter(torch.empty(width))
+        self.log_scale_H = nn.Parameter(torch.empty(heads)) if normalise else None
+        self.projection = nn.Linear(width, width)
+
+    def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """Attend to all tokens that the mask shows, or to all cached ones."""
+        bias_3C = torch.cat((self.query_bias_C, torch.zeros_like(self.query_bias_C), self.value_bias_C))
+        joint_BLC = F.linear(x_BLC, self.queries_keys_values.weight, bias_3C)
+        joint_BL3Hd = joint_BLC.unflatten(2, (3, self.heads, -1))
+        values_BLHd = joint_BL3Hd[:, :, 2]
+        queries_keys_BL2Hd = self._scaled(joint_BL3Hd[:, :, :2]).to(values_BLHd.dtype)
+        queries_BHLd = queries_keys_BL2Hd[:, :, 0].transpose(1, 2)
+        keys_BHLd = queries_keys_BL2Hd[:, :, 1].transpose(1, 2)
+        values_BHLd = values_BLHd.transpose(1, 2)
+        if cache is not None:
+            keys_BHLd, values_BHLd = cache.extend(keys_BHLd, values_BHLd)
+        if mask_LL is None:
+            out_BHLd = F.scaled_dot_product_attention(queries_BHLd, keys_BHLd, values_BHLd, scale=1.0)
+        elif queries_BHLd.device.type == "cuda" and queries_BHLd.dtype != torch.float32:
+            out_BHLd = sliced_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL, self.patch_nums)
+        else:
+            out_BHLd = block_causal_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL)
+        return cast(Tensor, self.projection(out_BHLd.transpose(1, 2).flatten(2)))
+
+    def _scaled(self, queries_keys_BL2Hd: Tensor) -> Tensor:
+        if self.log_scale_H is None:
+            factor_2 = queries_keys_BL2Hd.new_tensor([self.fixed_scale, 1.0])
+            return queries_keys_BL2Hd * factor_2[:, None, None]
+        # float32 also under autocast: a scale of up to 100 magnifies rounding of the directions
+        queries_keys_BL2Hd = queries_keys_BL2Hd.float()
+        scale_H = self.log_scale_H.float().clamp_max(math.log(LARGEST_SCALE)).exp()
+        factor_2H1 = torch.stack((scale_H, torch.ones_like(scale_H))).unsqueeze(2)
+        inverse_BL2H1 = queries_keys_BL2Hd.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
+        return queries_keys_BL2Hd * (inverse_BL2H1 * factor_2H1)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a GELU (tanh approximation, as in the reference weights)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """(B, L, C) to (B, L, C)."""
+        return cast(Tensor, self.contract(F.gelu(self.expand(x_BLC), approximate="tanh")))
+
+
+def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
+    """LayerNorm(x)·(1 + scale) + shift, the normalisation without parameters of its own."""
+    normalised_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPSILON)
+    return torch.addcmul(shift_B1C, normalised_BLC, 1.0 + scale_B1C)
