@@ -6,13 +6,24 @@ Counts are whole numbers of what the name says (images, tokens, steps); FLOPs ar
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+def _reject_truth(value: Any) -> Any:
+    """Python counts with booleans; an experiment doesn't."""
+    if isinstance(value, bool):
+        raise ValueError(f"input should be a number, got {str(value).lower()}")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_reject_truth)]
+Real = Annotated[float, Field(strict=True)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Positive = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[Real, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[Whole, Field(ge=1)]
+CountOrZero = Annotated[Whole, Field(ge=0)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
@@ -35,13 +46,13 @@ class ImageData(Section):
     """Images of the validation set that are used; None: all (procedural sources must say)."""
     views: Count = 1
     """Crops (and flips) of each training image, each encoded once into the token store."""
-    resize_ratio: Annotated[float, Field(ge=1)] = 1.0
+    resize_ratio: Annotated[Real, Field(ge=1)] = 1.0
     """Shorter side after resizing (Lanczos), as a multiple of image_size, before cropping. The paper: 1.125."""
     horizontal_flip: bool = False
     """Flip each view with probability ½. The paper: no."""
     seed: Seed = 0
     """Seed of procedural images, crops and flips."""
-    max_undecodable: Annotated[int, Field(ge=0)] = 10
+    max_undecodable: CountOrZero = 10
     """Images that may fail to decode (each is named and skipped) before the run stops."""
 
 
@@ -116,7 +127,7 @@ class TokenizerTraining(Section):
     """AdamW's weight decay (none on biases, norms, other 1-d parameters and the codebook)."""
     grad_clip: Positive = 1.0
     """Largest norm of the gradient."""
-    warmup_images: Annotated[int, Field(ge=0)] = 3_200
+    warmup_images: CountOrZero = 3_200
     """Linear warm-up, images."""
     final_lr_ratio: Fraction = 0.01
     """The rate falls to this share of the peak along a cosine."""
@@ -149,13 +160,13 @@ class TokenizerConfig(Section):
 
     patch_nums: tuple[Count, ...]
     """Side of each scale's token map, strictly growing, ending at the latent size."""
-    vocab_size: Annotated[int, Field(ge=2, le=2**32)]
+    vocab_size: Annotated[Whole, Field(ge=2, le=2**32)]
     """Codes in the one codebook that all scales share."""
     latent_channels: Count
     """Channels of the latent map and of a code."""
     base_channels: Count
     """Channels of the encoder's and decoder's highest resolution."""
-    channel_multipliers: tuple[Count, ...] = (1, 1, 2, 2, 4)
+    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
     """Channels of each resolution as multiples of base_channels; n entries downsample by 2^(n-1)."""
     residual_blocks: Count = 2
     """Residual blocks a resolution (the decoder has one more)."""
@@ -262,7 +273,7 @@ class OptimConfig(Section):
     """`wsd`: warm-up, stable, decay (grids). `linear`: warm-up, 5% constant, linear to the end (the reference)."""
     warmup_fraction: Fraction = 0.1
     """Warm-up as a share of the smallest budget's images (`linear`: of the run's own)."""
-    decay_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    decay_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     """Share of a budget over which a branch's rate falls linearly (`wsd`)."""
     final_lr_ratio: Fraction = 0.0
     """Rate at the end as a share of the peak."""
@@ -321,13 +332,13 @@ class EvaluationConfig(Section):
 
     batch_size: Count = 256
     """Images a batch on the validation set."""
-    samples_per_class: Annotated[int, Field(ge=0)] = 4
+    samples_per_class: CountOrZero = 4
     """Sampled images a class in the sample grid; 0: none."""
     sample_classes: Count = 8
     """Classes shown in the sample grid, at most."""
     guidance: NonNegative = 1.5
     """Classifier-free guidance of the last scale, ramped up from 0."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: CountOrZero = 0
     """Sample among the k likeliest tokens; 0: all."""
     top_p: Fraction = 0.0
     """Sample among the likeliest tokens that hold this probability; 0: all."""
@@ -340,15 +351,15 @@ class RuntimeConfig(Section):
     """Arithmetic of the transformers' matrix products."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the transformer block."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: CountOrZero = 0
     """CPU threads a worker; 0: processors / workers."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: CountOrZero = 0
     """Runs at once; 0: one a GPU, or one a processor without GPUs."""
     log_every_steps: Count = 20
     """Steps between points of the training curves."""
     checkpoint_seconds: Positive = 60.0
     """Time between checkpoints that an interrupted run goes on from."""
-    retries: Annotated[int, Field(ge=0)] = 2
+    retries: CountOrZero = 2
     """Times a crashed run is tried again."""
 
 
@@ -371,7 +382,7 @@ class Experiment(Section):
     """Measurement."""
     runtime: RuntimeConfig = RuntimeConfig()
     """Use of the machine."""
-    by_depth: dict[int, dict[str, Any]] = {}
+    by_depth: dict[Count, dict[str, Any]] = {}
     """Dotted fields of `model`, `optim` that a single run of that depth changes (the reference's recipe varies with
     depth); grids ignore it, so that all sizes of a law share one recipe."""
 

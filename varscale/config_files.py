@@ -3,12 +3,14 @@
 import copy
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from varscale.config import Experiment
 
@@ -26,6 +28,8 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
     path = find_experiment(name_or_path)
     try:
         settings = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path}: not a YAML file: {_one_line(error)}") from None
     if not isinstance(settings, dict):
@@ -36,24 +40,33 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
 
 
 def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """An `Experiment` from plain values; errors name `source`, or the override that caused them."""
-    try:
-        return Experiment.model_validate(settings)
-    except ValidationError as error:
-        raise ExperimentError(_explain(error, source, overrides)) from None
+    """An `Experiment` from plain values; errors name `source`, or the override that caused them.
+
+    The settings that `by_depth` and the grid's variants would change are tried as well, so that a mistake in them shows
+    before anything is trained.
+    """
+    experiment = _validated(settings, source, overrides)
+    changes = {f"by_depth.{depth}": change for depth, change in experiment.by_depth.items()}
+    changes |= {f"grid.variants.{variant.name}": variant.settings for variant in experiment.grid.variants}
+    for place, change in changes.items():
+        for key in change:
+            if key.split(".")[0] not in ("model", "optim"):
+                raise ExperimentError(f"{source}: {place}: {key}: only fields of model and optim can be changed here")
+        changed(experiment, change, f"{source}: {place}")
+    return experiment
 
 
 def changed(experiment: Experiment, settings: Mapping[str, Any], source: str) -> Experiment:
-    """The experiment with dotted fields changed, validated again."""
+    """The experiment with dotted fields changed, validated again; errors name `source`."""
     values = experiment.model_dump(mode="json")
     for key, value in settings.items():
         values = _set(values, key, value, source)
-    return validate(values, source)
+    return _validated(values, source)
 
 
 def to_yaml(experiment: Experiment) -> str:
     """The experiment as YAML that `load_experiment` reads back to an equal one."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(experiment.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -68,13 +81,13 @@ def shipped_experiments() -> dict[str, Path]:
 def find_experiment(name_or_path: str) -> Path:
     """The file of a shipped name or of a path; raises `ExperimentError` with the nearest names."""
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if path.is_file():
-            return path
-        raise ExperimentError(f"{path}: no such experiment file")
     shipped = shipped_experiments()
-    if name_or_path in shipped:
+    if name_or_path in shipped:  # before a file or folder of that name here, such as runs/rings
         return shipped[name_or_path]
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml"):
+        raise ExperimentError(f"{path}: no such experiment file")
     raise ExperimentError(
         f"no experiment {name_or_path!r}{_nearest(name_or_path, list(shipped))}; "
         f"shipped are {', '.join(shipped)}, or give a YAML file's path"
@@ -90,14 +103,37 @@ def _experiment_folders() -> Iterator[Path]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: PyYAML alone reads 3e-4 and 1e12 as text."""
+    """YAML 1.2's floats and booleans, and no repeated keys.
+
+    PyYAML alone reads 3e-4 and 1e12 as text, `on` and `off` as booleans, and silently keeps the last of two equal keys.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                problem = f"key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as a float or boolean."""
+
+
+_BOOLEAN = ("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_FLOAT = (
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN[0]]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(*_BOOLEAN)
+_Loader.add_implicit_resolver(*_FLOAT)
+_Dumper.add_implicit_resolver(*_FLOAT)
 
 
 def _parse(text: str) -> Any:
@@ -127,30 +163,68 @@ def _set(settings: dict[str, Any], key: str, value: Any, source: str) -> dict[st
     return settings
 
 
+def _validated(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
+    try:
+        return Experiment.model_validate(settings)
+    except ValidationError as error:
+        raise ExperimentError(_explain(error, source, overrides)) from None
+
+
 def _explain(error: ValidationError, source: str, overrides: Sequence[str]) -> str:
+    details = error.errors()
+    inner = [detail for detail in details if not any(_within(other["loc"], detail["loc"]) for other in details)]
     problems = []
-    for detail in error.errors():
-        location = [str(part) for part in detail["loc"] if part not in ("rings", "folder", "parquet", "cifar10")]
-        key = ".".join(location)
-        where = next((f"--set {o}" for o in overrides if o.split("=")[0] == key), source)
-        if detail["type"] == "extra_forbidden":
-            problems.append(f"{where}: {key}: unknown key{_nearest(location[-1], _valid_keys(location[:-1]))}")
-        elif detail["type"] == "missing":
-            problems.append(f"{where}: {key}: missing")
-        elif detail["type"] == "value_error":
-            message = detail["msg"].removeprefix("Value error, ")
-            problems.append(f"{where}: {key + '.' if key else ''}{message}")
-        else:
-            problems.append(f"{where}: {key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}")
+    for detail in inner:
+        key, message = _problem(detail)
+        override = next((o for o in overrides if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
+        problems.append(f"{source if override is None else f'--set {override}'}: {key}: {message}")
     return "; ".join(problems)
+
+
+def _within(inner: Sequence[Any], outer: Sequence[Any]) -> bool:
+    return len(inner) > len(outer) and tuple(inner[: len(outer)]) == tuple(outer)
+
+
+def _problem(detail: ErrorDetails) -> tuple[str, str]:
+    """The dotted key that is wrong, and what is wrong with it."""
+    location = [str(part) for part in detail["loc"]]
+    if location[:1] == ["data"]:
+        del location[1:2]  # pydantic puts the kind of data there
+    key = ".".join(location)
+    shown = reprlib.repr(detail["input"])
+    match detail["type"]:
+        case "extra_forbidden":
+            return key, f"unknown key{_nearest(location[-1], _valid_keys(location[:-1]))}"
+        case "missing":
+            return key, "missing"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return key, f"expected a section of keys, got {shown}"
+        case "tuple_type":
+            return key, f"expected a list, such as [12, 16], got {shown}"
+        case "union_tag_not_found":
+            return f"{key}.kind", f"missing; one of {', '.join(_data_kinds())}"
+        case "union_tag_invalid":
+            kinds, given = _data_kinds(), str(detail["ctx"]["tag"])
+            return f"{key}.kind", f"{given!r} is none of {', '.join(kinds)}{_nearest(given, kinds)}"
+        case "value_error":
+            # a section's own check names the field first, "patch_nums: must grow strictly"; a field's check doesn't
+            field, _, message = detail["msg"].removeprefix("Value error, ").partition(": ")
+            return (f"{key}.{field}".lstrip("."), message) if message else (key, field)
+    return key, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {shown}"
+
+
+def _data_kinds() -> list[str]:
+    models = _models(Experiment.model_fields["data"].annotation)
+    return [kind for model in models for kind in get_args(model.model_fields["kind"].annotation)]
 
 
 def _valid_keys(location: Sequence[str]) -> list[str]:
     """Field names of the section at `location` (of every kind of data source for `data`)."""
     sections: list[Any] = [Experiment]
     for part in location:
-        annotations = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
-        sections = [model for annotation in annotations for model in _models(annotation)]
+        if not part.isdecimal():  # a position in a list of sections
+            annotations = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
+            sections = [model for annotation in annotations for model in _models(annotation)]
     return sorted({name for section in sections for name in section.model_fields})
 
 

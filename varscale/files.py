@@ -146,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where the file is absent or torn."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: bad JSON or bad UTF-8
         return None
     return value if isinstance(value, dict) else None
 
