@@ -61,9 +61,24 @@ class RingsData(ImageData):
 
     kind: Literal["rings"] = "rings"
     """Source of the images."""
+    min_rings: Count = 1
+    """Fewest rings in an image."""
+    max_rings: Count = 3
+    """Most rings in an image."""
+    radius: tuple[Fraction, Fraction] = (0.16, 0.30)
+    """Smallest and largest radius, as a share of the side."""
+    width: tuple[Fraction, Fraction] = (0.045, 0.045)
+    """Smallest and largest standard deviation of the profile across a ring, as a share of the side."""
+    colours: Annotated[int, Field(ge=1, le=8)] = 4
+    """Ring colours in use."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.num_classes != self.max_rings - self.min_rings + 1:
+            raise ValueError(
+                f"num_classes: {self.num_classes}, but {self.min_rings} to {self.max_rings} rings make "
+                f"{self.max_rings - self.min_rings + 1} classes"
+            )
         if self.validation_images is None:
             raise ValueError("validation_images: procedural rings need a number, such as 2048")
         if self.horizontal_flip or self.views != 1 or self.resize_ratio != 1:

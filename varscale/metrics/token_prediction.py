@@ -1,0 +1,71 @@
+"""Loss and error of next-scale prediction on a whole set of images.
+
+Letters: B batch, K scales, L tokens of an image, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+
+class TokenPrediction(Metric):
+    """Cross-entropy (nats a token) and error (1 - top-1 accuracy), over all scales, the last, and each.
+
+    Sums are kept a position in float64, so that neither the batch size nor the number of processes shows in the result.
+    """
+
+    full_state_update = False
+    loss_L: Tensor
+    errors_L: Tensor
+    squares: Tensor
+    images: Tensor
+
+    def __init__(self, patch_nums: Sequence[int]) -> None:
+        super().__init__()
+        self.patch_nums = tuple(patch_nums)
+        tokens = sum(side * side for side in self.patch_nums)
+        self.add_state("loss_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("errors_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits_BLV: Tensor, tokens_BL: Tensor) -> None:
+        """Add a batch of images."""
+        loss_BL = token_losses(logits_BLV, tokens_BL).double()
+        self.loss_L += loss_BL.sum(0)
+        self.errors_L += (logits_BLV.argmax(-1) != tokens_BL).sum(0)
+        self.squares += loss_BL.mean(1).square().sum()
+        self.images += len(tokens_BL)
+
+    def compute(self) -> dict[str, float]:
+        """All figures; `loss_standard_error` is over images, `loss_per_image` in nats an image."""
+        count = int(self.images)
+        loss_L, errors_L = (self.loss_L / count).cpu(), (self.errors_L / count).cpu()
+        mean = float(loss_L.mean())
+        variance = max(float(self.squares) / count - mean * mean, 0.0) * count / max(count - 1, 1)
+        return {
+            **by_scale("loss", loss_L, self.patch_nums),
+            **by_scale("error", errors_L, self.patch_nums),
+            "loss_per_image": float(loss_L.sum()),
+            "loss_standard_error": math.sqrt(variance / count),
+            "validation_images": float(count),
+        }
+
+
+def token_losses(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
+    """Cross-entropy of every token (B, L), float32 nats."""
+    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+
+
+def by_scale(name: str, values_L: Tensor, patch_nums: Sequence[int]) -> dict[str, float]:
+    """Means over all positions, the last scale, and each scale (numbered from 1), named for the runs table."""
+    scales = [float(part.mean()) for part in values_L.split([side * side for side in patch_nums])]
+    return {
+        name: float(values_L.mean()),
+        f"{name}_last_scale": scales[-1],
+        **{f"{name}_scale_{number}": value for number, value in enumerate(scales, start=1)},
+    }

@@ -1,0 +1,128 @@
+"""Callbacks of every training run: checkpoints, schedule, divergence, throughput, progress."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Diverged(RuntimeError):
+    """The training loss is not a number, or infinite."""
+
+
+class Checkpoints(Callback):
+    """Saves `last.ckpt` at least every `seconds`, and a milestone after each of the given numbers of images.
+
+    Files are written beside their place and renamed, so a reader or a killed process never leaves half a checkpoint.
+    Whether a checkpoint is due is decided by rank 0 and shared, since all ranks take part in sharded saving.
+    """
+
+    def __init__(self, last: Path, seconds: float, milestones: Mapping[int, Path], batch_size: int) -> None:
+        self._last = last
+        self._seconds = seconds
+        self._milestones = milestones
+        self._batch_size = batch_size
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save what is due after this step."""
+        images = pl_module.images_seen
+        if images in self._milestones and not self._milestones[images].exists():
+            _save(trainer, self._milestones[images])
+        due = time.monotonic() - self._saved >= self._seconds
+        if trainer.world_size > 1:
+            due = trainer.strategy.broadcast(due)
+        if due:
+            _save(trainer, self._last)
+            self._saved = time.monotonic()
+
+
+class ScheduleCallback(Callback):
+    """Sets learning rate and weight decay of every step from images seen; nothing is kept in checkpoints."""
+
+    def __init__(self, lr: Callable[[int], float], decay: Callable[[int], float], batch_size: int) -> None:
+        self._lr = lr
+        self._decay = decay
+        self._batch_size = batch_size
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Set the rates of the coming step."""
+        images = pl_module.images_seen
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr(images)
+                if group["weight_decay"] > 0:
+                    group["weight_decay"] = self._decay(images)
+
+
+class Progress(Callback):
+    """Tells a listener how far the run is, in images, a few times a second at most."""
+
+    def __init__(self, report: Callable[[int], None], batch_size: int) -> None:
+        self._report = report
+        self._batch_size = batch_size
+        self._told = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Report, unless just done."""
+        if time.monotonic() - self._told > 0.3:
+            self._told = time.monotonic()
+            self._report(pl_module.images_seen)
+
+
+class Throughput(Callback):
+    """Images a second since the last logged point, and what share of the measured matrix-multiply peak that uses."""
+
+    def __init__(self, batch_size: int, every_steps: int, executed_flops_per_image: float, peak_flops: float) -> None:
+        self._batch_size = batch_size
+        self._every = every_steps
+        self._flops = executed_flops_per_image
+        self._peak = peak_flops
+        self._since: tuple[float, int] | None = None
+        self._data_seconds = 0.0
+        self._batch_ended: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Count the time since the last batch ended as waiting for data."""
+        now = time.perf_counter()
+        if self._batch_ended is not None:
+            self._data_seconds += now - self._batch_ended
+        if self._since is None:
+            self._since = (now, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log at every `every_steps`-th step."""
+        now = time.perf_counter()
+        self._batch_ended = now
+        if self._since is None or trainer.global_step % self._every:
+            return
+        seconds = now - self._since[0]
+        images_per_second = (trainer.global_step - self._since[1]) * self._batch_size / seconds
+        pl_module.log_dict(
+            {
+                "images_per_second": images_per_second,
+                "utilisation": images_per_second * self._flops / self._peak,
+                "data_wait_share": self._data_seconds / seconds,
+            }
+        )
+        self._since, self._data_seconds = (now, trainer.global_step), 0.0
+
+
+def check_finite(loss: torch.Tensor, images: int) -> None:
+    """Raise `Diverged` when the loss is not finite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise Diverged(f"the training loss is {value} after {images} images")
+
+
+def _save(trainer: Trainer, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    trainer.save_checkpoint(temporary)
+    if trainer.is_global_zero:
+        temporary.replace(path)
+    trainer.strategy.barrier()

@@ -1,0 +1,67 @@
+"""A Lightning logger that appends points to a run's metrics.jsonl: the truth that MLflow is a view of."""
+
+import json
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Appends `{"time", "images", "metrics"}` a line; step counts become images by `batch_size`.
+
+    A run that goes on from a checkpoint repeats steps, to the bit; their points are already in the file and are not
+    written again, so a reader that has read up to some byte never has to go back. A torn last line (a killed process,
+    a full disk) is removed on opening.
+    """
+
+    def __init__(self, path: Path, batch_size: int) -> None:
+        super().__init__()
+        self._path = path
+        self._batch_size = batch_size
+        self._written = _mend(path)
+
+    @property
+    def name(self) -> str:
+        """The run's folder name."""
+        return self._path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Unused by this logger."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one point; `step` is the step's number, from 0."""
+        images = ((step or 0) + 1) * self._batch_size
+        values = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
+        if not values or images <= self._written:
+            return
+        line = json.dumps({"time": time.time(), "images": images, "metrics": values}) + "\n"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:  # one write a line: a reader sees whole lines or a torn last one
+            os.write(file.fileno(), line.encode())
+        self._written = images
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Parameters are in the run's run.json."""
+
+
+def _mend(path: Path) -> int:
+    """Cut a torn last line; the images count of the last whole one, or -1."""
+    if not path.exists():
+        return -1
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    if whole == 0:
+        return -1
+    last: dict[str, int] = json.loads(content[:whole].splitlines()[-1])
+    return last["images"]

@@ -1,0 +1,267 @@
+"""Trains the multi-scale VQ-VAE (VAR, section 3.2 and appendix; VQGAN's losses).
+
+Letters: B batch, K scales, c latent channels, N looked-up vectors, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from varscale.metrics.codebook import CodebookUsage, count_codes
+from varscale.metrics.perceptual import load_lpips
+from varscale.models.autoencoder import MultiScaleTokenizer, TokenizerOutput
+from varscale.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from varscale.training.callbacks import check_finite
+from varscale.training.schedules import Schedule
+
+
+class TokenizerModule(LightningModule):
+    """Tokenizer, its averaged copy and, where its weight is not 0, the discriminator.
+
+    Batches are dicts with `images_B3HW` in [-1, 1]. Everything that is measured or used later (validation, tokens,
+    decoding) comes from the averaged copy, `averaged`.
+    """
+
+    def __init__(
+        self,
+        patch_nums: Sequence[int],
+        vocab_size: int,
+        latent_channels: int,
+        base_channels: int,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        residual_blocks: int = 2,
+        attention: bool = True,
+        norm_groups: int = 32,
+        phi_count: int = 4,
+        phi_ratio: float = 0.5,
+        commitment_weight: float = 0.25,
+        *,
+        total_images: int,
+        batch_size: int,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        grad_clip: float = 1.0,
+        warmup_images: int = 0,
+        final_lr_ratio: float = 0.01,
+        ema_decay: float = 0.995,
+        l1_weight: float = 0.2,
+        l2_weight: float = 1.0,
+        perceptual_weight: float = 0.0,
+        perceptual_weights_path: str | None = None,
+        adversarial_weight: float = 0.0,
+        adversarial_start: float = 0.3,
+        discriminator_channels: int = 64,
+        restart_every_steps: int = 50,
+        restart_usage: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        """The model's arguments (see `MultiScaleTokenizer`), then the training's (see `TokenizerTraining`)."""
+        super().__init__()
+        self.automatic_optimization = False  # two optimizers
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.tokenizer = MultiScaleTokenizer(
+                patch_nums,
+                vocab_size,
+                latent_channels,
+                base_channels,
+                channel_multipliers=channel_multipliers,
+                residual_blocks=residual_blocks,
+                attention=attention,
+                norm_groups=norm_groups,
+                phi_count=phi_count,
+                phi_ratio=phi_ratio,
+                commitment_weight=commitment_weight,
+            )
+            self.discriminator = PatchDiscriminator(discriminator_channels) if adversarial_weight > 0 else None
+        self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self._averaged.requires_grad_(False)
+        self.schedule = Schedule("cosine", lr, batch_size, warmup_images, total_images, final_ratio=final_lr_ratio)
+        self.total_images, self.batch_size = total_images, batch_size
+        self.betas, self.weight_decay, self.grad_clip = betas, weight_decay, grad_clip
+        self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
+        self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
+        self.restart_every_steps, self.restart_usage, self.seed = restart_every_steps, restart_usage, seed
+        # LPIPS is frozen and rebuilt from its file: kept out of the modules, hence out of checkpoints and DDP
+        self._lpips = [load_lpips(Path(perceptual_weights_path))] if perceptual_weights_path else []
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("usage_V", torch.zeros(vocab_size, dtype=torch.int64))
+        self.codebook_usage = CodebookUsage(len(tuple(patch_nums)), vocab_size)
+        self.psnr = PeakSignalNoiseRatio(data_range=2.0)
+        self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
+
+    steps: Tensor
+    usage_V: Tensor
+
+    @property
+    def averaged(self) -> MultiScaleTokenizer:
+        """The averaged tokenizer: the one to use."""
+        return cast(MultiScaleTokenizer, self._averaged.module)
+
+    @property
+    def images_seen(self) -> int:
+        """Images of all finished steps; the trainer's own step count counts both optimizers."""
+        return int(self.steps) * self.batch_size
+
+    def configure_optimizers(self) -> list[AdamW]:
+        """AdamW for the tokenizer and, where there is one, for the discriminator."""
+        codebook = self.tokenizer.quantizer.codebook_Vc
+        parameters = [p for p in self.tokenizer.parameters() if p.requires_grad]
+        decayed = [p for p in parameters if p.ndim > 1 and p is not codebook]
+        plain = [p for p in parameters if p.ndim <= 1 or p is codebook]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        optimizers = [AdamW(groups, lr=self.schedule.peak_lr, betas=self.betas)]
+        if self.discriminator is not None:
+            optimizers.append(
+                AdamW(self.discriminator.parameters(), lr=self.schedule.peak_lr, betas=self.betas, weight_decay=0.0)
+            )
+        return optimizers
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """One step of the tokenizer, then one of the discriminator where it has set in."""
+        images_B3HW = batch["images_B3HW"]
+        if int(self.steps) == 0:
+            self._initialise_codes(images_B3HW)
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.lr(self.images_seen)
+        output: TokenizerOutput = self.tokenizer(images_B3HW)
+        loss, figures = self._losses(images_B3HW, output)
+        check_finite(loss, self.images_seen)
+        optimizers[0].zero_grad()
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.grad_clip)
+        optimizers[0].step()
+        self._averaged.update_parameters(self.tokenizer)
+        if self._adversarial:
+            self._train_discriminator(optimizers[1], images_B3HW, output.reconstruction_B3HW.detach())
+        self.steps += 1
+        self._keep_codes_alive(optimizers[0], output)
+        self.log_dict({"train_loss": loss.detach(), **figures})
+
+    def on_validation_epoch_start(self) -> None:
+        """The first averaging copies the weights; before it there is nothing to measure."""
+        for metric in (self.psnr, self.ssim, self.codebook_usage):
+            metric.reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Measure the averaged tokenizer on a batch."""
+        images_B3HW = batch["images_B3HW"]
+        tokens = self.averaged.encode(images_B3HW)
+        reconstruction_B3HW = self.averaged.decode(tokens)
+        self.psnr.update(reconstruction_B3HW, images_B3HW)
+        self.ssim.update(reconstruction_B3HW, images_B3HW)
+        self.codebook_usage.update(tokens)
+
+    def figures(self) -> dict[str, float]:
+        """After validation: PSNR (dB), SSIM, mean squared error on [-1, 1], usage and perplexity of each scale."""
+        psnr = float(self.psnr.compute())
+        return {
+            "psnr": psnr,
+            "ssim": float(self.ssim.compute()),
+            "mean_squared_error": 4.0 * 10 ** (-psnr / 10),
+            **self.codebook_usage.compute(),
+        }
+
+    @property
+    def _adversarial(self) -> bool:
+        return self.discriminator is not None and self.images_seen >= self.adversarial_start * self.total_images
+
+    def _losses(self, images_B3HW: Tensor, output: TokenizerOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        l1 = F.l1_loss(output.reconstruction_B3HW, images_B3HW)
+        l2 = F.mse_loss(output.reconstruction_B3HW, images_B3HW)
+        reconstruction = self.l1_weight * l1 + self.l2_weight * l2
+        figures = {"train_l1": l1.detach(), "train_l2": l2.detach(), "train_quantizer": output.quantizer_loss.detach()}
+        if self._lpips and self.perceptual_weight > 0:
+            perceptual = self._lpips[0].to(self.device)(output.reconstruction_B3HW, images_B3HW).mean()
+            reconstruction = reconstruction + self.perceptual_weight * perceptual
+            figures["train_lpips"] = perceptual.detach()
+        loss = reconstruction + output.quantizer_loss
+        if self._adversarial:
+            assert self.discriminator is not None
+            adversarial = generator_loss(self.discriminator(output.reconstruction_B3HW))
+            weight = adaptive_weight(reconstruction, adversarial, self.tokenizer.decoder.output.weight)
+            loss = loss + self.adversarial_weight * weight * adversarial
+            figures["train_adversarial"] = adversarial.detach()
+        return loss, figures
+
+    def _train_discriminator(self, optimizer: Any, real_B3HW: Tensor, fake_B3HW: Tensor) -> None:
+        assert self.discriminator is not None
+        optimizer.zero_grad()
+        loss = discriminator_loss(self.discriminator(real_B3HW), self.discriminator(fake_B3HW))
+        self.manual_backward(loss)
+        optimizer.step()
+        self.log("train_discriminator", loss.detach())
+
+    @torch.no_grad()
+    def _initialise_codes(self, images_B3HW: Tensor) -> None:
+        """Codes start as vectors of the data, of all scales alike, the same on every process."""
+        quantizer = self.tokenizer.quantizer
+        features_BChw = self.tokenizer.features(images_B3HW)
+        vectors_Nc = _replacements(quantizer(features_BChw).residuals, quantizer.vocab_size, self.seed)
+        quantizer.initialise_codes(self._from_first_process(vectors_Nc), seed=self.seed)
+
+    @torch.no_grad()
+    def _keep_codes_alive(self, optimizer: Any, output: TokenizerOutput) -> None:
+        """Count use over all processes; every so often move dead codes onto vectors of the data.
+
+        None in the last fifth of training, so that the tokens settle. A moved code begins with fresh optimizer
+        moments, and at once in the averaged copy: old averages of another code would be worse than none.
+        """
+        quantizer = self.tokenizer.quantizer
+        used_V = count_codes(output.tokens, quantizer.vocab_size).sum(0)
+        self.usage_V += self._summed(used_V)
+        if int(self.steps) % self.restart_every_steps or self.images_seen > 0.8 * self.total_images:
+            return
+        dead_V = self.usage_V < self.restart_usage * self.usage_V.sum() / quantizer.vocab_size
+        self.usage_V.zero_()
+        self.log("restarted_codes", dead_V.sum().float())
+        if not bool(dead_V.any()):
+            return
+        seed = self.seed * 1_000_003 + int(self.steps)
+        vectors_Nc = _replacements(output.residuals, quantizer.vocab_size, seed)
+        moved_V = quantizer.restart_codes(dead_V, self._from_first_process(vectors_Nc))
+        self.averaged.quantizer.codebook_Vc[moved_V] = quantizer.codebook_Vc[moved_V]
+        for moments in optimizer.state.get(quantizer.codebook_Vc, {}).values():
+            if moments.shape == quantizer.codebook_Vc.shape:
+                moments[moved_V] = 0
+
+    def _summed(self, counts: Tensor) -> Tensor:
+        if self._world_size > 1:
+            torch.distributed.all_reduce(counts)
+        return counts
+
+    def _from_first_process(self, vectors: Tensor) -> Tensor:
+        if self._world_size > 1:
+            torch.distributed.broadcast(vectors, src=0)
+        return vectors
+
+    @property
+    def _world_size(self) -> int:
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _replacements(residuals: Sequence[Tensor], count: int, seed: int) -> Tensor:
+    """Up to `count` looked-up vectors (count, c), drawn without repeats, in turn from every scale.
+
+    Equal turns keep the few vectors of the coarse scales from drowning among the finest scale's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = [vectors[torch.randperm(len(vectors), generator=generator).to(vectors.device)] for vectors in residuals]
+    turns_N = torch.cat([torch.arange(len(vectors_Nc)) for vectors_Nc in shuffled])
+    order_N = turns_N.argsort(stable=True)[:count]
+    return torch.cat(shuffled)[order_N.to(residuals[0].device)].contiguous()
