@@ -1,0 +1,220 @@
+"""Batches for training and evaluation: what a step takes is a pure function of (seed, step).
+
+So an interrupted run, a branch and any split over processes see the same samples. Every image is taken once before any
+is taken again. The iterables yield dictionaries of tensors; Lightning's trainer takes them as they are, and so does
+`DataLoader(batch_size=None)` with any number of workers.
+
+Letters: B batch (of this rank), L tokens of an image over all scales.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from varscale.data.sources import ImageSource
+from varscale.data.tokens import TokenStore
+from varscale.data.transforms import to_model_range
+from varscale.randomness import sample_indices
+
+Batch = dict[str, torch.Tensor]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ORDER_WINDOW = 4096
+"""Procedural images are taken window by window, shuffled within: so the order stays the same when the source grows."""
+
+
+class Take(NamedTuple):
+    """What a step takes, on all ranks together."""
+
+    image_B: NDArray[np.int64]
+    """Index of each image."""
+    epoch_B: NDArray[np.int64]
+    """How often each image was taken before."""
+    sample_index_B: NDArray[np.int64]
+    """Place of each sample in the whole run, step · batch_size + place in the batch: names its random numbers."""
+
+
+def take(seed: int, step: int, batch_size: int, num_images: int, *, procedural: bool) -> Take:
+    """What step `step` takes: each image once an epoch, in an order that depends on (seed, epoch).
+
+    Procedural images come window by window of `ORDER_WINDOW`, so that a run takes the same images from a larger source
+    (sizes: `whole_windows`); the last, incomplete window of a larger source is not used.
+    """
+    window = min(num_images, ORDER_WINDOW) if procedural else num_images
+    sample_index_B = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    within_B = np.asarray(sample_indices(seed, step, batch_size, window), dtype=np.int64)
+    epoch_B, window_B = np.divmod(sample_index_B // window, num_images // window)
+    return Take(window_B * window + within_B, epoch_B, sample_index_B)
+
+
+def whole_windows(num_images: int) -> int:
+    """The size of a procedural source that holds num_images: a whole number of windows."""
+    return -(-num_images // ORDER_WINDOW) * ORDER_WINDOW
+
+
+class _Steps(IterableDataset[Batch]):
+    """Steps start_step … start_step + num_steps - 1 of a run, this rank's share of each."""
+
+    def __init__(
+        self, *, seed: int, batch_size: int, start_step: int, num_steps: int, rank: int, world_size: int
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: {rank} is outside 0 … {world_size - 1}")
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(f"batch_size: {batch_size} does not split evenly over {world_size} processes")
+        self.seed, self.batch_size = seed, batch_size
+        self.start_step, self.num_steps = start_step, num_steps
+        self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def _my_steps(self) -> range:
+        """All steps, or those of this DataLoader worker: it asks its workers in turn, so the order is kept."""
+        worker = get_worker_info()
+        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return range(self.start_step + first, self.start_step + self.num_steps, workers)
+
+    def _take(self, step: int, num_images: int, procedural: bool) -> Take:
+        whole = take(self.seed, step, self.batch_size, num_images, procedural=procedural)
+        return Take(*(part[self._share] for part in whole))
+
+
+class StepBatches(_Steps):
+    """Training batches of tokens: `tokens_BL`, `labels_B` and `sample_index_B` (place in the whole run), all int64.
+
+    Epoch e takes view e modulo the store's views, so no view of an image is taken twice before every image was.
+
+    Args:
+        store: The tokens.
+        seed: Seed of the order.
+        batch_size: Samples a step, over all ranks.
+        start_step: First step, counted from the start of the run.
+        num_steps: Number of steps.
+        rank: This process.
+        world_size: Number of processes, a divisor of batch_size.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int,
+        num_steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            batch_size=batch_size,
+            start_step=start_step,
+            num_steps=num_steps,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.store = store
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch, self._my_steps())
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of one step."""
+        taken = self._take(step, self.store.num_images, self.store.manifest.procedural)
+        tokens_BL, labels_B = self.store.tokens(
+            taken.epoch_B % self.store.views * self.store.num_images + taken.image_B
+        )
+        return {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": torch.from_numpy(taken.sample_index_B)}
+
+
+class ImageBatches(_Steps):
+    """Training batches of images: `images_B3HW` float32 in [-1, 1], `labels_B` and `sample_index_B` int64.
+
+    Epoch e takes view e of each image. `workers` threads load images while the trainer works; 0 loads when asked. The
+    other arguments are those of `StepBatches`.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int,
+        num_steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            batch_size=batch_size,
+            start_step=start_step,
+            num_steps=num_steps,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.source, self.workers = source, workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        return load_ahead(self.batch, self._my_steps(), self.workers)
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of one step."""
+        taken = self._take(step, len(self.source), self.source.procedural)
+        pixels_B3ss, labels_B = self.source.load_batch(taken.image_B, taken.epoch_B)
+        return {
+            "images_B3HW": to_model_range(pixels_B3ss),
+            "labels_B": torch.from_numpy(labels_B),
+            "sample_index_B": torch.from_numpy(taken.sample_index_B),
+        }
+
+
+class EvaluationBatches(IterableDataset[Batch]):
+    """Every sample of a store exactly once, in order, split over the ranks: `tokens_BL`, `labels_B`, `sample_index_B`.
+
+    The ranks' shares, and the last batch, can be smaller than the others.
+    """
+
+    def __init__(self, store: TokenStore, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.store, self.batch_size = store, batch_size
+        self._start = rank * store.num_samples // world_size
+        self._stop = (rank + 1) * store.num_samples // world_size
+
+    def __len__(self) -> int:
+        return -(-(self._stop - self._start) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        stride = self.batch_size * workers
+        for start in range(self._start + first * self.batch_size, self._stop, stride):
+            sample_B = torch.arange(start, min(start + self.batch_size, self._stop))
+            tokens_BL, labels_B = self.store.tokens(sample_B)
+            yield {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": sample_B}
+
+
+def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map(load, items)` in order, where `workers` threads load the next items meanwhile; 0 loads when asked."""
+    if workers == 0:
+        yield from map(load, items)
+        return
+    left = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
+        waiting: deque[Future[Result]] = deque(pool.submit(load, item) for item in islice(left, workers + 1))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(load, item) for item in islice(left, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

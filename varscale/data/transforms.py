@@ -1,0 +1,79 @@
+"""From a decoded picture of any size to a square crop, as a pure function of (seed, image index, view).
+
+Letters: s side of the crop in pixels, h, w height and width of the resized picture.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+_TWO_TO_64 = 2.0**64
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Resize, crop and flip as VAR does: shorter side to `round(resize_ratio · image_size)` with Lanczos, then a crop.
+
+    Raises:
+        ValueError: If a setting is out of its range; the message names it.
+    """
+
+    image_size: int
+    """Side s of the crop in pixels."""
+    resize_ratio: float = 1.125
+    """Shorter side after resizing as a multiple of image_size; 1 crops along the longer side only."""
+    random: bool = True
+    """Random crops (training) instead of the centre (validation)."""
+    flip: bool = False
+    """Mirror each view left to right with probability ½. VAR: no."""
+    seed: int = 0
+    """Seed of crops and flips."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size: {self.image_size} is not positive")
+        if self.resize_ratio < 1:
+            raise ValueError(f"resize_ratio: {self.resize_ratio} is below 1, so the crop would not fit")
+
+    @property
+    def varies(self) -> bool:
+        """Whether two views of an image can differ."""
+        return self.random or self.flip
+
+    def apply(self, picture: Image.Image, index: int, view: int) -> NDArray[np.uint8]:
+        """Crop one view of image `index`; returns (3, s, s) in 0..255."""
+        resized = resize_shorter_side(picture.convert("RGB"), round(self.resize_ratio * self.image_size))
+        down, across, mirror = uniform_draws(self.seed, index, view)
+        top, left = self._corner(resized.height, down), self._corner(resized.width, across)
+        pixels_hw3 = np.asarray(resized)[top : top + self.image_size, left : left + self.image_size]
+        if self.flip and mirror < 0.5:
+            pixels_hw3 = pixels_hw3[:, ::-1]
+        return np.ascontiguousarray(pixels_hw3.transpose(2, 0, 1))
+
+    def _corner(self, length: int, uniform: float) -> int:
+        room = length - self.image_size
+        return int(uniform * (room + 1)) if self.random else round(room / 2)
+
+
+def resize_shorter_side(picture: Image.Image, target: int) -> Image.Image:
+    """Resize with Lanczos so that the shorter side has `target` pixels; torchvision's rule for the longer."""
+    shorter = min(picture.size)
+    if shorter == target:
+        return picture
+    width, height = (target if side == shorter else int(target * side / shorter) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def uniform_draws(seed: int, index: int, view: int) -> tuple[float, float, float]:
+    """Three uniform numbers in [0, 1) that depend on (seed, index, view) only: Philox, keyed by the seed."""
+    bits = np.random.Philox(key=seed % 2**64, counter=[0, view, index, 0]).random_raw(3)
+    first, second, third = (float(value) / _TWO_TO_64 for value in bits >> np.uint64(11) << np.uint64(11))
+    return first, second, third
+
+
+def to_model_range(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Pixels 0..255 as float32 in [-1, 1], same shape."""
+    return torch.from_numpy(pixels).to(torch.float32).mul_(2 / 255).sub_(1)
