@@ -1,0 +1,88 @@
+"""Grids of runs: cells, budgets, seed noise, and the frontier (the lower envelope of loss against compute)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws import Array
+from analysis.table import RunsTable
+
+_SAME_BUDGET = 0.02
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """Scatter of the logarithm of a target between runs alike in all but the seed: relative standard deviation."""
+
+    relative: float
+    degrees_of_freedom: int
+
+
+def with_budgets(table: RunsTable) -> pd.DataFrame | None:
+    """The rows with a `budget`: the declared one, or FLOPs that agree within 2% where several sizes share them.
+
+    None where the table is no grid: fewer than two budgets that two or more sizes share.
+    """
+    frame = table.frame
+    if "flops" not in frame.columns or "params" not in frame.columns:
+        return None
+    if "budget" not in frame.columns:
+        frame = frame.assign(budget=_cluster(frame["flops"].to_numpy(dtype=float)))
+    sizes = frame.groupby("budget")["params"].nunique()
+    if (sizes >= 2).sum() < 2:
+        return None
+    if "budget" not in table.frame.columns and sizes.lt(2).mean() > 0.5:
+        return None
+    return frame
+
+
+def cells(frame: pd.DataFrame, targets: tuple[str, ...]) -> pd.DataFrame:
+    """One row a (budget, size), averaged over seeds; `runs` counts them, `row` names them."""
+    keys = [name for name in ("budget", "params") if name in frame.columns]
+    numbers = [name for name in ("flops", "tokens", "depth", *targets) if name in frame.columns and name not in keys]
+    grouped = frame.groupby(keys, sort=True)
+    table = grouped[numbers].mean()
+    table["runs"] = grouped.size()
+    table["row"] = grouped["row"].agg(lambda rows: "+".join(map(str, rows)))
+    return table.reset_index()
+
+
+def seed_noise(frame: pd.DataFrame, target: str) -> SeedNoise | None:
+    """Pooled standard deviation of log target within cells that hold several runs; None without such cells."""
+    if "budget" not in frame.columns or "params" not in frame.columns:
+        return None
+    logs = frame[target].astype(float).map(np.log)
+    grouped = logs.groupby([frame["budget"], frame["params"]])
+    counts = grouped.transform("size")
+    spread = (logs - grouped.transform("mean"))[counts > 1]
+    degrees = int((counts > 1).sum() - (grouped.size() > 1).sum())
+    if degrees < 1:
+        return None
+    return SeedNoise(float(np.sqrt((spread**2).sum() / degrees)), degrees)
+
+
+def envelope(grid_cells: pd.DataFrame, target: str) -> pd.DataFrame:
+    """The best cell of each budget, in order of budget: the frontier over cooled branches."""
+    usable = grid_cells[grid_cells[target].notna()]
+    best = usable.loc[usable.groupby("budget")[target].idxmin()]
+    return best.sort_values("budget").reset_index(drop=True)
+
+
+def largest_common_budget(grid_cells: pd.DataFrame) -> float | None:
+    """The largest budget at which every size has a cell; None where no budget has all sizes."""
+    sizes = grid_cells["params"].nunique()
+    full = grid_cells.groupby("budget")["params"].nunique()
+    full = full[full == sizes]
+    return float(full.index.max()) if len(full) else None
+
+
+def _cluster(flops: Array) -> Array:
+    """Gives FLOPs that follow each other within 2% the same budget, their geometric mean."""
+    order = np.argsort(flops, kind="stable")
+    logs = np.log(flops[order])
+    labels = np.concatenate([[0], np.cumsum(np.diff(logs) > _SAME_BUDGET)])
+    means = np.bincount(labels, weights=logs) / np.bincount(labels)
+    budgets = np.empty_like(flops)
+    budgets[order] = np.exp(means[labels])
+    return budgets

@@ -1,0 +1,70 @@
+"""Everything a user can choose about a fit; the command line's flags are these fields. Imports nothing heavy."""
+
+from dataclasses import dataclass
+
+DEFAULT_LAWS = ("power", "power-offset", "chinchilla")
+DEFAULT_TARGETS = ("loss", "loss_last_scale", "error", "error_last_scale")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What to fit, and how. The defaults suit the runs table of a sweep.
+
+    Column names left at None mean the sweep's own (`params_total`, `train_flops`, `tokens_seen`, `budget_flops`,
+    `loss`) where the table has them.
+    """
+
+    title: str = "Scaling laws"
+    """Heading of the report."""
+    params: str | None = None
+    """Column with the number of parameters, N."""
+    flops: str | None = None
+    """Column with the training FLOPs, C."""
+    tokens: str | None = None
+    """Column with the training tokens (or images), D."""
+    loss: str | None = None
+    """Column with the loss; `target` names other columns."""
+    budget: str | None = None
+    """Column with the nominal budget that groups rows into IsoFLOP sets."""
+    run_id: str | None = None
+    """Column that names runs; a repeated name is an error unless `checkpoints` is set."""
+    group: str | None = None
+    """Column with the family, tokenizer or study a row belongs to: groups are fitted apart and compared."""
+    seed_column: str | None = None
+    """Column with the seed; rows alike in all but the seed are averaged for the frontier and give the seed noise."""
+    where: tuple[str, ...] = ()
+    """Conditions that rows must meet, in pandas' query syntax, such as `loss < 5`."""
+    drop_highest: int = 0
+    """Leaves out so many rows with the highest loss."""
+    tokens_from_flops: float | None = None
+    """Sets D = C / (k·N) with this k (6 for the usual count); never done unasked."""
+    checkpoints: bool = False
+    """Rows are checkpoints of runs (several rows a run id): the frontier runs over curves, the bootstrap over runs."""
+    law: tuple[str, ...] = ()
+    """Laws to fit; those that the columns allow when empty."""
+    target: tuple[str, ...] = ()
+    """Columns to fit; loss and token error, over all scales and the last, when empty."""
+    x: tuple[str, ...] = ()
+    """What to fit against: flops, params, tokens, or any column; flops and params when empty."""
+    objective: str = "huber"
+    """huber, lad, lsq-log or lsq."""
+    delta: float = 1e-3
+    """Huber's δ."""
+    offset: float | None = None
+    """Pins the offset E at this value."""
+    offset_source: str = ""
+    """Where the pinned offset comes from; stated in the report."""
+    predict: tuple[str, ...] = ()
+    """Points to predict, such as `flops=1e21` or `params=1e9,tokens=2e10`."""
+    allocate: tuple[float, ...] = ()
+    """Budgets in FLOPs for which the best size and data are worked out."""
+    compare: tuple[str, ...] = ()
+    """Two groups to compare; all pairs, when there are two or three groups, if empty."""
+    published: bool = False
+    """Draws VAR's published laws beside ours."""
+    holdout: bool = True
+    """Refits with runs left out, and reports the errors."""
+    bootstrap_draws: int = 1000
+    """Draws of the bootstrap."""
+    seed: int = 0
+    """Seed of the bootstrap."""

@@ -1,0 +1,138 @@
+"""From tables to written laws: contents of laws.json, files, exclusions, and the held-out prediction."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from tables import sweep_table
+
+from analysis.errors import TableError
+from analysis.holdout import largest_budget_check
+from analysis.options import FitOptions
+from analysis.pipeline import fit_laws, write
+
+FIT_KEYS = {
+    "name",
+    "law",
+    "target",
+    "x",
+    "data",
+    "objective",
+    "parameters",
+    "standard_errors",
+    "ci95",
+    "covariance",
+    "pearson_r",
+    "starts",
+    "holdout",
+    "warnings",
+}
+
+
+@pytest.fixture(scope="module")
+def result():
+    return fit_laws(sweep_table(depths=(3, 4, 6, 8, 12, 16), budgets=6, seeds=3), FitOptions(title="planted"))
+
+
+def test_everything_is_written_and_laws_json_follows_the_schema(result, tmp_path):
+    written = write(result, tmp_path / "laws")
+    content = json.loads(written.laws_json.read_text())
+    assert content["schema"] == 1
+    for entry in content["fits"]:
+        assert set(entry) >= FIT_KEYS
+        assert set(entry["data"]) == {"n_runs", "sha256", "filters"}
+        assert set(entry["objective"]) == {"name", "delta", "space", "value"}
+        assert set(entry["starts"]) == {"count", "agreeing"}
+        assert entry["objective"]["name"] == "huber"
+        assert entry["objective"]["delta"] == 1e-3
+        for name, (low, high) in entry["ci95"].items():
+            assert low <= entry["parameters"][name] <= high
+    names = {path.name for path in (tmp_path / "laws").iterdir()}
+    for stem in ("loss_vs_compute", "error_vs_compute", "loss_vs_parameters", "isoflop", "residuals", "holdout"):
+        assert {f"{stem}.svg", f"{stem}.png"} <= names
+    assert not [name for name in names if "partial" in name]
+    html = written.report_html.read_text()
+    assert html.count("<figure") == len(written.figures) // 2
+    assert "http" not in html.replace("http://www.w3.org", "")
+
+
+def test_frontier_is_the_best_cell_of_each_budget(result):
+    table = result.table.frame
+    grid = result.grids["loss"]
+    best = table.groupby(["budget", "params"])["loss"].mean().groupby("budget").min()
+    np.testing.assert_allclose(grid.frontier["loss"], best)
+    assert grid.noise is not None
+    assert grid.noise.degrees_of_freedom == 2
+
+
+def test_prediction_of_the_largest_budget_uses_the_smaller_ones_only(result):
+    check = result.grids["loss"].check
+    assert check is not None
+    assert check.n_budgets == 5
+    changed = sweep_table(depths=(3, 4, 6, 8, 12, 16), budgets=6, seeds=3)
+    changed.loc[changed["budget_flops"] == changed["budget_flops"].max(), "loss"] *= 0.9
+    other = fit_laws(changed, FitOptions()).grids["loss"].check
+    assert other is not None
+    assert other.predicted == check.predicted
+    assert other.ci95 == check.ci95
+    assert check.held
+    assert not other.held
+
+
+def test_prediction_of_a_planted_frontier_is_inside_its_interval_about_as_often_as_stated():
+    inside = []
+    for seed in range(100):
+        table = sweep_table(depths=(4, 6, 8), budgets=5, noise=0.003, seed=seed)
+        best = table.groupby("budget_flops")["loss"].min()
+        budgets = best.index.to_numpy(dtype=float)
+        inside.append(largest_budget_check(budgets, best.to_numpy(), budgets, "loss").inside)
+    assert 0.90 <= np.mean(inside) <= 1.0
+
+
+def test_three_sizes_are_refused_by_name_and_everything_else_goes_on():
+    result = fit_laws(sweep_table(depths=(12, 16, 20), budgets=5), FitOptions())
+    assert all("3 sizes" in found.refused for found in result.grids["loss"].minima)
+    assert "few-sizes" in {caution.code for caution in result.cautions}
+    assert result.grids["loss"].check is not None
+
+
+def test_diverged_cells_and_other_variants_are_left_out_and_recorded():
+    table = sweep_table(depths=(4, 6, 8, 12), budgets=4)
+    table.loc[0, "status"] = "diverged"
+    table.loc[0, "loss"] = np.nan
+    table.loc[1, "variant"] = "lr x2"
+    result = fit_laws(table, FitOptions())
+    reasons = {each.reason: each.rows for each in result.table.exclusions}
+    assert reasons == {"status is not finished": ("1",), "variant of the base recipe": ("2",)}
+    assert result.as_json()["fits"][0]["data"]["n_runs"] <= len(table) - 2
+
+
+def test_any_table_maps_its_columns():
+    rng = np.random.default_rng(0)
+    params, tokens = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
+    loss = 1.7 + 400 * params**-0.34 + 400 * tokens**-0.28
+    table = pd.DataFrame({"Model Size": params.ravel(), "seen": tokens.ravel(), "nll": loss.ravel()})
+    table["nll"] *= np.exp(1e-4 * rng.standard_normal(len(table)))
+    options = FitOptions(params="Model Size", tokens="seen", loss="nll", law=("chinchilla",))
+    entry = fit_laws(table, options).find("chinchilla")
+    assert entry is not None
+    assert entry.fitted.parameters["alpha"] == pytest.approx(0.34, abs=0.01)
+    assert entry.as_json()["data"]["n_runs"] == 25
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (FitOptions(loss="lss"), "no column 'lss'; did you mean 'loss'"),
+        (FitOptions(law=("powr",)), "unknown law 'powr'"),
+        (FitOptions(objective="mean"), "unknown objective 'mean'"),
+        (FitOptions(where=("loss < 0",)), "no rows are left"),
+        (FitOptions(where=("loss <",)), "--where 'loss <'"),
+        (FitOptions(drop_highest=99), "leaves none"),
+    ],
+)
+def test_errors_are_one_clear_line(options, message):
+    with pytest.raises(TableError, match=message) as caught:
+        fit_laws(sweep_table(depths=(4, 6), budgets=3), options)
+    assert "\n" not in str(caught.value)
