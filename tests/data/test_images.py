@@ -48,11 +48,14 @@ def test_wrong_level_and_empty_folders_are_explained(tmp_path):
         DataError, match=r"2 class folders \(train, val\), num_classes is 3; expected .*/<class>/<image>"
     ):
         FolderSource(tmp_path, Crop(12), num_classes=3)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file: a file; expected a folder .*/<class>/<image>"):
+        FolderSource(tmp_path / "file", Crop(12))
     with pytest.raises(DataError, match=r"val: no images; expected .*\.png"):
         FolderSource(tmp_path / "val", Crop(12))
 
 
-def test_undecodable_images_are_named_counted_and_replaced_by_the_next(tmp_path):
+def test_undecodable_images_are_named_counted_and_replaced_by_the_next(tmp_path, caplog):
     write_folder(tmp_path, {"a": 4, "b": 2})
     whole = FolderSource(tmp_path, Crop(12, 1.0))
     expected = whole.load(4)
@@ -67,6 +70,9 @@ def test_undecodable_images_are_named_counted_and_replaced_by_the_next(tmp_path)
         assert labels_B.tolist() == [expected[1]] * 3
     assert set(source.undecodable) == {str(file) for file in broken}
     assert "UnidentifiedImageError" in source.undecodable[str(broken[1])]
+    assert len(caplog.records) == 2
+    assert f"{broken[0]} does not decode" in caplog.text
+    assert "(2 so far, at most 2)" in caplog.text
 
     strict = FolderSource(tmp_path, Crop(12, 1.0), max_undecodable=1)
     with pytest.raises(DataError, match=r"2 images do not decode, max_undecodable is 1; the last is .*a/3\.png"):

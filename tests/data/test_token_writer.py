@@ -153,7 +153,8 @@ def test_two_writers_encode_once(tmp_path):
         writer.start()
     for writer in writers:
         writer.join(60)
-    assert [writer.exitcode for writer in writers] == [0, 0]
+    with FileLock(tmp_path / "store" / LOCK, timeout=0):  # released
+        assert [writer.exitcode for writer in writers] == [0, 0]
     assert len(list(log.iterdir())) == 7
 
 

@@ -4,6 +4,7 @@ Letters: B batch, s side of an image in pixels.
 """
 
 import difflib
+import logging
 import struct
 import threading
 from abc import ABC, abstractmethod
@@ -24,6 +25,7 @@ MAX_UNDECODABLE = 10
 
 # What Pillow raises for broken files: mostly OSError, for some formats and headers the others.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_log = logging.getLogger(__name__)
 
 
 class DecodedSource(ABC):
@@ -92,7 +94,15 @@ class DecodedSource(ABC):
 
     def _record_undecodable(self, picture: str, error: Exception) -> None:
         with self._record_lock:
-            self.undecodable.setdefault(picture, f"{type(error).__name__}: {error}")
+            if picture not in self.undecodable:
+                self.undecodable[picture] = f"{type(error).__name__}: {error}"
+                _log.warning(
+                    "%s does not decode (%s); the next image stands in for it (%d so far, at most %d)",
+                    picture,
+                    self.undecodable[picture],
+                    len(self.undecodable),
+                    self.max_undecodable,
+                )
             if len(self.undecodable) > self.max_undecodable:
                 raise DataError(
                     f"{self.name}: {len(self.undecodable)} images do not decode, max_undecodable is "
@@ -116,6 +126,8 @@ class FolderSource(DecodedSource):
         max_undecodable: int = MAX_UNDECODABLE,
     ) -> None:
         self.root = existing(Path(root))
+        if not self.root.is_dir():
+            raise DataError(f"{root}: a file; expected a folder {root}/<class>/<image>")
         self.classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
         if num_classes is not None and len(self.classes) != num_classes:
             found = ", ".join(self.classes[:3]) + (", …" if len(self.classes) > 3 else "")
@@ -165,9 +177,9 @@ class Cifar10Source(DecodedSource):
         num_classes: int = 10,
         max_undecodable: int = MAX_UNDECODABLE,
     ) -> None:
-        existing(Path(root))
+        folder = existing(Path(root))
         try:
-            stored = CIFAR10(str(root), train=train, download=False)
+            stored = CIFAR10(str(folder), train=train, download=False)
         except (RuntimeError, OSError, KeyError) as error:
             raise DataError(
                 f"{root}: no intact cifar-10-batches-py inside ({error}); "
@@ -192,11 +204,12 @@ class Cifar10Source(DecodedSource):
 
 
 def existing(path: Path) -> Path:
-    """The path, if there is such a file or folder.
+    """The path, `~` resolved, if there is such a file or folder.
 
     Raises:
         DataError: If there isn't; the message names the nearest that exists.
     """
+    path = path.expanduser()
     if path.exists():
         return path
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())

@@ -7,7 +7,8 @@ import errno
 import io
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,8 +248,9 @@ class _StoreWriter:
         return replace(self._wanted, undecodable=dict(sorted(self._source.undecodable.items())), shards=shards)
 
 
-def _locked(directory: Path, timeout: float) -> FileLock:
-    """The store's lock, acquired; the system releases it when its owner dies."""
+@contextmanager
+def _locked(directory: Path, timeout: float) -> Iterator[None]:
+    """Hold the store's lock; the system releases it when its owner dies."""
     lock = FileLock(directory / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -261,4 +263,7 @@ def _locked(directory: Path, timeout: float) -> FileLock:
                 f"{directory}: another process is still encoding this token store after {timeout:g} s; "
                 "wait for it or end it"
             ) from None
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
