@@ -1,0 +1,91 @@
+"""Import rules: which package knows which, what stays light, and torchvision beside a CPU build of torch."""
+
+import pkgutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import analysis
+import sweeps
+import varscale
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "torchvision", "lightning", "pandas", "scipy", "matplotlib", "mlflow", "optuna", "pyarrow"}
+PACKAGES = [
+    name
+    for package in (varscale, sweeps, analysis)
+    for name in (
+        package.__name__,
+        *(m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if m.ispkg),
+    )
+]
+LIGHT_MODULES = ["varscale.accounting", "varscale.cli", "varscale.config", "varscale.config_files", "varscale.files"]
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_rules_hold() -> None:
+    lint_imports = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([str(lint_imports), "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", [*PACKAGES, *LIGHT_MODULES])
+def test_these_import_nothing_heavy(module: str) -> None:
+    loaded = python(f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})").split()
+    assert HEAVY.intersection(loaded) == set()
+
+
+def test_help_answers_within_a_second() -> None:
+    command, times = [sys.executable, "-m", "varscale.cli"], []
+    for _ in range(3):  # the best of three: other processes may be busy
+        start = time.perf_counter()
+        done = subprocess.run([*command, "--help"], capture_output=True, cwd=ROOT, check=True)
+        times.append(time.perf_counter() - start)
+    assert b"sweep" in done.stdout
+    assert min(times) < 1.0
+
+
+# -------------------------------------------------------------------------------------------- torchvision's repair
+
+
+def test_what_needs_torchvision_imports_after_varscale() -> None:
+    code = (
+        "import varscale, torchvision, lightning, torchmetrics, torch_fidelity; from torchvision.transforms import v2"
+    )
+    assert python(f"{code}; print(v2.functional.resize.__name__)") == "resize"
+
+
+def test_the_repair_leaves_a_working_torchvision_alone() -> None:
+    """Where torchvision's extension loads, its operators compute; where it doesn't, only their names exist."""
+    code = """
+import varscale, torch, torchvision
+boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9], [5.0, 5.0, 6.0, 6.0]])
+if torchvision.extension._has_ops():
+    print(torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist())
+else:
+    assert torch.ops.torchvision.nms.default is not None
+    print([0, 2])
+"""
+    assert python(code) == "[0, 2]"
+
+
+def test_the_repair_is_installed_once_and_leaves() -> None:
+    code = """
+import sys, varscale
+from varscale import torchvision_repair
+torchvision_repair.install()
+count = lambda: sum(type(finder).__module__ == "varscale.torchvision_repair" for finder in sys.meta_path)
+before = count()
+import torchvision
+torchvision_repair.install()
+print(before, count())
+"""
+    assert python(code) == "1 0"
