@@ -2,7 +2,8 @@
 
 Tian et al. 2024, section 3.2; the modulation is DiT's (Peebles and Xie 2023), with gates that begin near zero.
 
-Letters in tensor names: B batch, L tokens, M tokens being added to a cache, C width, H heads, d channels of a head.
+Letters in tensor names: B batch, L tokens, M tokens being added to a cache, C width, H heads, d channels of a head,
+J joint channels of queries, keys and values (3·C).
 """
 
 import math
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varscale.models.attention import block_causal_attention, sliced_attention
+from varscale.models.attention import block_causal_attention, scale_bounds, sliced_attention
+from varscale.models.native.attention import available, native_attention
 
 NORM_EPSILON = 1e-6
 INITIAL_SCALE = 4.0
@@ -115,7 +117,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.patch_nums = patch_nums
-        self.fixed_scale = 0.25 / math.sqrt(width // heads)
+        self.ends = tuple(end for _, end in scale_bounds(patch_nums))
+        self.head_channels = width // heads
+        self.fixed_scale = 0.25 / math.sqrt(self.head_channels)
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.query_bias_C = nn.Parameter(torch.empty(width))
         self.value_bias_C = nn.Parameter(torch.empty(width))
@@ -125,8 +129,11 @@ class Attention(nn.Module):
     def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
         """Attend to all tokens that the mask shows, or to all cached ones."""
         bias_3C = torch.cat((self.query_bias_C, torch.zeros_like(self.query_bias_C), self.value_bias_C))
-        joint_BLC = F.linear(x_BLC, self.queries_keys_values.weight, bias_3C)
-        joint_BL3Hd = joint_BLC.unflatten(2, (3, self.heads, -1))
+        joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, bias_3C)
+        if mask_LL is not None and self._native(joint_BLJ):
+            ends = [end for end in self.ends if end <= joint_BLJ.shape[1]]
+            return cast(Tensor, self.projection(native_attention(joint_BLJ, self._scale(), ends)))
+        joint_BL3Hd = joint_BLJ.unflatten(2, (3, self.heads, -1))
         values_BLHd = joint_BL3Hd[:, :, 2]
         queries_keys_BL2Hd = self._scaled(joint_BL3Hd[:, :, :2]).to(values_BLHd.dtype)
         queries_BHLd = queries_keys_BL2Hd[:, :, 0].transpose(1, 2)
@@ -142,13 +149,21 @@ class Attention(nn.Module):
             out_BHLd = block_causal_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL)
         return cast(Tensor, self.projection(out_BHLd.transpose(1, 2).flatten(2)))
 
+    def _native(self, joint_BLJ: Tensor) -> bool:
+        fits = self.log_scale_H is not None and joint_BLJ.device.type == "cpu" and joint_BLJ.dtype == torch.float32
+        return fits and available(self.head_channels)
+
+    def _scale(self) -> Tensor:
+        assert self.log_scale_H is not None
+        return self.log_scale_H.float().clamp_max(math.log(LARGEST_SCALE)).exp()
+
     def _scaled(self, queries_keys_BL2Hd: Tensor) -> Tensor:
         if self.log_scale_H is None:
             factor_2 = queries_keys_BL2Hd.new_tensor([self.fixed_scale, 1.0])
             return queries_keys_BL2Hd * factor_2[:, None, None]
         # float32 also under autocast: a scale of up to 100 magnifies rounding of the directions
         queries_keys_BL2Hd = queries_keys_BL2Hd.float()
-        scale_H = self.log_scale_H.float().clamp_max(math.log(LARGEST_SCALE)).exp()
+        scale_H = self._scale()
         factor_2H1 = torch.stack((scale_H, torch.ones_like(scale_H))).unsqueeze(2)
         inverse_BL2H1 = queries_keys_BL2Hd.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
         return queries_keys_BL2Hd * (inverse_BL2H1 * factor_2H1)

@@ -1,0 +1,279 @@
+// Block-causal self-attention of short sequences with few channels a head, on a CPU, forward and backward.
+//
+// PyTorch's kernels spend most of their time around the arithmetic when a head has 4 to 32 channels. Here one (sample, head)
+// stays in the first-level cache: keys and values are laid out channel by channel, so that a vector holds one channel of
+// neighbouring tokens, and several queries share what is loaded. Pairs that the mask hides are never computed. Queries and
+// keys are given length 1 on the way in, and the gradient of that is taken on the way out.
+//
+// Layouts, row-major: joint (batch, tokens, 3, heads, CHANNELS) holds queries, keys and values; output and its gradient
+// (batch, tokens, heads, CHANNELS); log_sum (batch, heads, tokens); scale (heads); scale_gradient (batch, heads).
+// ends[k] is where the tokens of scale k end; a token sees all tokens before the end of its own scale.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+constexpr int CHANNELS = HEAD_CHANNELS;  // given on the compiler's command line
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr float SMALLEST_SQUARE = 1e-24f;
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+namespace {
+
+inline Vector all(float value) { return value - Vector{}; }
+
+template <typename Combine>
+inline float reduce(Vector vector, Combine combine) {
+    float lanes[LANES];
+    memcpy(lanes, &vector, sizeof lanes);
+#pragma GCC unroll 8
+    for (int width = LANES / 2; width; width /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < width; i++) lanes[i] = combine(lanes[i], lanes[i + width]);
+    return lanes[0];
+}
+inline float sum(Vector vector) { return reduce(vector, [](float a, float b) { return a + b; }); }
+inline float largest(Vector vector) { return reduce(vector, [](float a, float b) { return a > b ? a : b; }); }
+
+// e^x for x <= 0, to 2e-7 (Cephes' polynomial); below -87 it is taken for e^-87, about 1e-38
+inline Vector exponential(Vector x) {
+    x = x < -87.0f ? all(-87.0f) : x;
+    const Vector magic = all(12582912.0f);  // adding 1.5 * 2^23 rounds to whole numbers
+    Vector whole = (x * 1.44269504088896341f + magic) - magic;
+    Vector rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Vector series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    series = series * rest + 8.3334519073e-3f;
+    series = series * rest + 4.1665795894e-2f;
+    series = series * rest + 1.6666665459e-1f;
+    series = series * rest + 5.0000001201e-1f;
+    series = series * (rest * rest) + rest + 1.0f;
+    Integers exponent = (__builtin_convertvector(whole, Integers) + 127) << 23;
+    return series * (Vector)exponent;
+}
+
+inline Integers hidden_lanes(int64_t block, int64_t visible) {
+    Integers index;
+    for (int i = 0; i < LANES; i++) index[i] = i;
+    return index + (int32_t)(block * LANES) >= (int32_t)visible;
+}
+
+inline float inverse_length(const float *row) {
+    float square = 0;
+    for (int c = 0; c < CHANNELS; c++) square += row[c] * row[c];
+    return 1.0f / std::sqrt(square > SMALLEST_SQUARE ? square : SMALLEST_SQUARE);
+}
+
+// What one thread works in: [channel][block of tokens] for keys, values and their gradients, [query][block] for scores.
+struct Scratch {
+    int64_t blocks;
+    Vector *keys, *values, *key_gradient, *value_gradient, *scores;
+    float *key_inverse_length;
+
+    explicit Scratch(int64_t tokens) : blocks((tokens + LANES - 1) / LANES) {
+        const int64_t map = blocks * CHANNELS;
+        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (4 * map + 5 * blocks) + 63) / 64 * 64);
+        values = keys + map;
+        key_gradient = values + map;
+        value_gradient = key_gradient + map;
+        scores = value_gradient + map;
+        key_inverse_length = (float *)(scores + 4 * blocks);
+    }
+    ~Scratch() { free(keys); }
+
+    // keys are normalised, values are not
+    void load(const float *key_row, const float *value_row, int64_t stride, int64_t tokens) {
+        memset(keys, 0, sizeof(Vector) * 2 * blocks * CHANNELS);
+        float *key = (float *)keys, *value = (float *)values;
+        for (int64_t t = 0; t < tokens; t++, key_row += stride, value_row += stride) {
+            const float factor = key_inverse_length[t] = inverse_length(key_row);
+            for (int c = 0; c < CHANNELS; c++) {
+                key[c * blocks * LANES + t] = key_row[c] * factor;
+                value[c * blocks * LANES + t] = value_row[c];
+            }
+        }
+    }
+
+    void store_gradients(const float *key_row, float *key_out, float *value_out, int64_t stride, int64_t tokens) const {
+        const float *key = (const float *)key_gradient, *value = (const float *)value_gradient;
+        for (int64_t t = 0; t < tokens; t++, key_row += stride, key_out += stride, value_out += stride) {
+            const float factor = key_inverse_length[t];
+            float along = 0;
+            for (int c = 0; c < CHANNELS; c++) along += key[c * blocks * LANES + t] * key_row[c] * factor;
+            for (int c = 0; c < CHANNELS; c++) {
+                key_out[c] = factor * (key[c * blocks * LANES + t] - along * factor * key_row[c]);
+                value_out[c] = value[c * blocks * LANES + t];
+            }
+        }
+    }
+};
+
+// The outputs of ROWS neighbouring queries that see the first `visible` tokens.
+template <int ROWS>
+inline void forward_rows(const float *query_row, int64_t stride, int64_t visible, float scale, Scratch &s, float *output,
+                         int64_t output_stride, float *log_sum) {
+    const int64_t used = (visible + LANES - 1) / LANES;
+    float query[ROWS][CHANNELS];
+    Vector most[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        const float factor = scale * inverse_length(query_row + r * stride);
+        for (int c = 0; c < CHANNELS; c++) query[r][c] = query_row[r * stride + c] * factor;
+        most[r] = all(-INFINITY);
+    }
+    for (int64_t b = 0; b < used; b++) {
+        Vector score[ROWS];
+        for (int r = 0; r < ROWS; r++) score[r] = Vector{};
+        for (int c = 0; c < CHANNELS; c++)
+            for (int r = 0; r < ROWS; r++) score[r] += s.keys[c * s.blocks + b] * query[r][c];
+        const Integers hidden = hidden_lanes(b, visible);
+        for (int r = 0; r < ROWS; r++) {
+            score[r] = hidden ? all(-INFINITY) : score[r];
+            s.scores[r * s.blocks + b] = score[r];
+            most[r] = score[r] > most[r] ? score[r] : most[r];
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        const float top = largest(most[r]);
+        Vector total{}, weighted[CHANNELS];
+        for (int c = 0; c < CHANNELS; c++) weighted[c] = Vector{};
+        for (int64_t b = 0; b < used; b++) {
+            const Vector score = s.scores[r * s.blocks + b];
+            const Vector weight = score == -INFINITY ? Vector{} : exponential(score - top);
+            total += weight;
+            for (int c = 0; c < CHANNELS; c++) weighted[c] += weight * s.values[c * s.blocks + b];
+        }
+        const float normaliser = sum(total);
+        log_sum[r] = top + std::log(normaliser);
+        for (int c = 0; c < CHANNELS; c++) output[r * output_stride + c] = sum(weighted[c]) / normaliser;
+    }
+}
+
+// Adds to the gradients of keys and values, writes those of ROWS queries, and returns that of the scale.
+template <int ROWS>
+inline float backward_rows(const float *query_row, int64_t stride, int64_t visible, float scale, Scratch &s,
+                           const float *output, const float *output_gradient, int64_t output_stride,
+                           const float *log_sum, float *query_gradient) {
+    const int64_t used = (visible + LANES - 1) / LANES;
+    float query[ROWS][CHANNELS], incoming[ROWS][CHANNELS], inverse[ROWS], dot[ROWS];
+    Vector gradient[ROWS][CHANNELS];
+    for (int r = 0; r < ROWS; r++) {
+        inverse[r] = inverse_length(query_row + r * stride);
+        dot[r] = 0;
+        for (int c = 0; c < CHANNELS; c++) {
+            query[r][c] = query_row[r * stride + c] * inverse[r] * scale;
+            incoming[r][c] = output_gradient[r * output_stride + c];
+            dot[r] += incoming[r][c] * output[r * output_stride + c];
+            gradient[r][c] = Vector{};
+        }
+    }
+    for (int64_t b = 0; b < used; b++) {
+        Vector weight[ROWS], score_gradient[ROWS];
+        for (int r = 0; r < ROWS; r++) weight[r] = score_gradient[r] = Vector{};
+        for (int c = 0; c < CHANNELS; c++)
+            for (int r = 0; r < ROWS; r++) {
+                weight[r] += s.keys[c * s.blocks + b] * query[r][c];
+                score_gradient[r] += s.values[c * s.blocks + b] * incoming[r][c];
+            }
+        const Integers hidden = hidden_lanes(b, visible);
+        for (int r = 0; r < ROWS; r++) {
+            weight[r] = hidden ? Vector{} : exponential(weight[r] - log_sum[r]);
+            score_gradient[r] = weight[r] * (score_gradient[r] - dot[r]);
+        }
+        for (int c = 0; c < CHANNELS; c++) {
+            const Vector key = s.keys[c * s.blocks + b];
+            Vector key_sum = s.key_gradient[c * s.blocks + b], value_sum = s.value_gradient[c * s.blocks + b];
+            for (int r = 0; r < ROWS; r++) {
+                gradient[r][c] += score_gradient[r] * key;
+                key_sum += score_gradient[r] * query[r][c];
+                value_sum += weight[r] * incoming[r][c];
+            }
+            s.key_gradient[c * s.blocks + b] = key_sum;
+            s.value_gradient[c * s.blocks + b] = value_sum;
+        }
+    }
+    float scale_gradient = 0;
+    for (int r = 0; r < ROWS; r++) {
+        const float *raw = query_row + r * stride;
+        float flat[CHANNELS], along = 0;
+        for (int c = 0; c < CHANNELS; c++) {
+            flat[c] = sum(gradient[r][c]);
+            along += flat[c] * raw[c] * inverse[r];
+        }
+        scale_gradient += along;
+        for (int c = 0; c < CHANNELS; c++)
+            query_gradient[r * stride + c] = scale * inverse[r] * (flat[c] - along * inverse[r] * raw[c]);
+    }
+    return scale_gradient;
+}
+
+constexpr int ROWS_FORWARD = 4;
+constexpr int ROWS_BACKWARD = CHANNELS <= 4 ? 4 : 2;  // more would not fit into the registers
+
+}  // namespace
+
+extern "C" void attention_forward(const float *joint, const float *scale, float *output, float *log_sum, int64_t batch,
+                                  int64_t heads, const int64_t *ends, int64_t scales, int64_t threads) {
+    const int64_t tokens = ends[scales - 1], width = heads * CHANNELS, stride = 3 * width;
+#pragma omp parallel num_threads(threads)
+    {
+        Scratch scratch(tokens);
+#pragma omp for
+        for (int64_t n = 0; n < batch * heads; n++) {
+            const int64_t head = n % heads, first = n / heads * tokens;
+            const float *rows = joint + first * stride + head * CHANNELS;
+            float *outputs = output + first * width + head * CHANNELS;
+            scratch.load(rows + width, rows + 2 * width, stride, tokens);
+            int64_t t = 0;
+            for (int64_t k = 0; k < scales; k++) {
+                for (; t + ROWS_FORWARD <= ends[k]; t += ROWS_FORWARD)
+                    forward_rows<ROWS_FORWARD>(rows + t * stride, stride, ends[k], scale[head], scratch,
+                                               outputs + t * width, width, log_sum + n * tokens + t);
+                for (; t < ends[k]; t++)
+                    forward_rows<1>(rows + t * stride, stride, ends[k], scale[head], scratch, outputs + t * width,
+                                    width, log_sum + n * tokens + t);
+            }
+        }
+    }
+}
+
+extern "C" void attention_backward(const float *joint, const float *scale, const float *output, const float *log_sum,
+                                   const float *output_gradient, float *joint_gradient, float *scale_gradient,
+                                   int64_t batch, int64_t heads, const int64_t *ends, int64_t scales, int64_t threads) {
+    const int64_t tokens = ends[scales - 1], width = heads * CHANNELS, stride = 3 * width;
+#pragma omp parallel num_threads(threads)
+    {
+        Scratch scratch(tokens);
+#pragma omp for
+        for (int64_t n = 0; n < batch * heads; n++) {
+            const int64_t head = n % heads, first = n / heads * tokens;
+            const float *rows = joint + first * stride + head * CHANNELS;
+            const float *outputs = output + first * width + head * CHANNELS;
+            const float *incoming = output_gradient + first * width + head * CHANNELS;
+            float *gradients = joint_gradient + first * stride + head * CHANNELS;
+            scratch.load(rows + width, rows + 2 * width, stride, tokens);
+            memset(scratch.key_gradient, 0, sizeof(Vector) * 2 * scratch.blocks * CHANNELS);
+            float total = 0;
+            int64_t t = 0;
+            for (int64_t k = 0; k < scales; k++) {
+                for (; t + ROWS_BACKWARD <= ends[k]; t += ROWS_BACKWARD)
+                    total += backward_rows<ROWS_BACKWARD>(rows + t * stride, stride, ends[k], scale[head], scratch,
+                                                          outputs + t * width, incoming + t * width, width,
+                                                          log_sum + n * tokens + t, gradients + t * stride);
+                for (; t < ends[k]; t++)
+                    total += backward_rows<1>(rows + t * stride, stride, ends[k], scale[head], scratch,
+                                              outputs + t * width, incoming + t * width, width,
+                                              log_sum + n * tokens + t, gradients + t * stride);
+            }
+            scale_gradient[n] = total;
+            scratch.store_gradients(rows + width, gradients + width, gradients + 2 * width, stride, tokens);
+        }
+    }
+}

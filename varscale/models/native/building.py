@@ -1,0 +1,67 @@
+"""Compiles a C++ source of this package for the machine at hand, once, and loads it."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+BUILD_SECONDS = 120
+
+logger = logging.getLogger(__name__)
+
+
+def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
+    """The compiled library, or None (with the reason in the log) where it cannot be had.
+
+    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source, the flags, the
+    compiler and the processor, so that machines that share a home directory don't take each other's.
+    `VARSCALE_NATIVE=0` switches all such libraries off.
+
+    Args:
+        source: The C++ file.
+        definitions: Preprocessor constants.
+    """
+    if os.environ.get("VARSCALE_NATIVE") == "0":
+        return None
+    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    if compiler is None or platform.system() != "Linux":
+        logger.info("no C++ compiler on Linux: PyTorch's own kernels are used instead of %s", source.name)
+        return None
+    flags = [*FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        identity = "\n".join((source.read_text(), *flags, version, _processor()))
+        library = _cache() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+        if not library.exists():
+            _compile([compiler, *flags, "-shared", "-fPIC", str(source)], library)
+        return ctypes.CDLL(str(library))
+    except subprocess.CalledProcessError as error:
+        reason = str(error.stderr).strip() or str(error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    logger.warning("%s could not be compiled, PyTorch's own kernels are used: %s", source.name, reason)
+    return None
+
+
+def _compile(command: list[str], library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built = Path(folder) / library.name
+        subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
+        built.replace(library)  # atomic: another process sees all of it or nothing
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varscale" / "kernels"
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
