@@ -1,0 +1,221 @@
+"""Delivers runs to MLflow while they are being written, without ever holding them up."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from varscale.files import ExperimentFiles
+from varscale.tracking.delivery import Delivery, OutOfTimeError
+from varscale.tracking.records import RECORD_SUFFIX, SweepRecord, pending_metrics, read_record, run_folders
+from varscale.tracking.store import Store, check_tracking_uri
+
+LONGEST_BACKOFF = 60.0
+
+
+@dataclass(frozen=True)
+class ForwarderState:
+    """What the forwarder did and what it still has to do."""
+
+    delivered: int
+    """Numbers given to MLflow by this forwarder."""
+    pending: int
+    """Numbers in the files of watched runs that MLflow was not given."""
+    problem: str
+    """Why the last delivery failed, one line; empty where it didn't."""
+
+
+class Forwarder:
+    """Delivers the runs of one experiment to MLflow while they write their files."""
+
+    def __init__(self, tracking_uri: str, files: ExperimentFiles, notify: Callable[[str], None] | None = None) -> None:
+        """Check the URI; neither MLflow is imported nor the store touched.
+
+        Args:
+            tracking_uri: `sqlite:///path`, `http(s)://host:port` or another database's URI.
+            files: Layout of the experiment, whose name is the MLflow experiment's.
+            notify: Called with a line when the store stops or starts answering; default: this module's logger.
+
+        Raises:
+            TrackingError: The URI can't work.
+        """
+        check_tracking_uri(tracking_uri)
+        self._uri = tracking_uri
+        self._files = files
+        self._notify = notify or logging.getLogger(__name__).warning
+        self._watched: dict[Path, None] = {}
+        self._store: Store | None = None
+        self._delivery: Delivery | None = None
+        self._delivering = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._delivered = 0
+        self._problem = ""
+
+    def prepare(self) -> bool:
+        """Create database and MLflow experiment, before anyone else opens them; False (and a notice) where that fails.
+
+        Optional: the first delivery does the same.
+        """
+        return self._guarded(lambda: self._connect()[0].experiment_id(self._files.experiment) != "")
+
+    def sweep(self, key: str, name: str, params: Mapping[str, Any], run_folders: Iterable[Path]) -> Path:
+        """Make `run_folders` (tokenizer, trunks, cells) children of a parent run, and watch them.
+
+        The sweep is written down in `sweeps/<key>.sweep.json`, so that it can be rebuilt; the same key later is the
+        same parent run, continued. Runs that an older sweep lists stay that sweep's; this one lists their MLflow ids.
+
+        Returns:
+            The record's file, a handle for `attach` and `finish`.
+        """
+        file = self._files.sweep(key).with_suffix(RECORD_SUFFIX)
+        old = read_record(file)
+        folders = [folder.resolve() for folder in run_folders]
+        runs = tuple(dict.fromkeys([*(old.runs if old else ()), *map(self._relative, folders)]))
+        created = old.created if old else time.time()
+        attachments = old.attachments if old else ()
+        SweepRecord(file, name, created, dict(params), runs, attachments).write()
+        for folder in folders:
+            self.watch(folder)
+        return file
+
+    def watch(self, folder: Path) -> None:
+        """Deliver this run's files from now on; they need not exist yet."""
+        self._watched[folder.resolve()] = None
+
+    def attach(self, sweep: Path, paths: Iterable[Path]) -> None:
+        """Show files (law figures, laws.json, report) as artifacts of a sweep's parent run, again when they change."""
+        if record := read_record(sweep):
+            new = [str(path.resolve()) for path in paths]
+            replace(record, attachments=tuple(dict.fromkeys([*record.attachments, *new]))).write()
+
+    def finish(self, sweep: Path, status: str = "FINISHED") -> None:
+        """Note that a sweep ended: FINISHED, FAILED or KILLED; its trunks, which have no result, end with it."""
+        if record := read_record(sweep):
+            replace(record, status=status, ended=time.time()).write()
+
+    def deliver(self, seconds: float = 20.0) -> bool:
+        """Deliver what is new, for about `seconds` at most; True when nothing is left.
+
+        Never raises: a store that does not answer ends this call, and the next one tries again.
+        """
+        deadline = time.monotonic() + seconds
+        with self._delivering:
+            lock = filelock.FileLock(self._files.runs / ".mlflow.lock")
+            try:
+                self._files.runs.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=min(2.0, seconds))
+            except (filelock.Timeout, OSError):
+                return False  # another process delivers from these files right now
+            try:
+                return self._guarded(lambda: self._deliver(deadline))
+            finally:
+                lock.release()
+
+    def start(self, interval_seconds: float = 5.0) -> None:
+        """Deliver every few seconds in a background thread, which also prepares the store."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, args=(interval_seconds,), name="mlflow", daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float = 15.0) -> int:
+        """End the thread and deliver the rest, for `seconds` at most; numbers left, with a notice saying so."""
+        deadline = time.monotonic() + seconds
+        self._stopping.set()
+        last = threading.Thread(target=self._last_delivery, args=(deadline,), daemon=True)
+        last.start()
+        last.join(max(0.0, deadline - time.monotonic()))
+        state = self.state
+        if state.pending or self._problem or last.is_alive():
+            reason = self._problem or "out of time"
+            self._notify(
+                f"{state.pending} points not delivered to MLflow at {self._uri} ({reason}); they are in "
+                f"{self._files.runs}: `varscale dashboard` with the same tracking URI delivers them later"
+            )
+        return state.pending
+
+    @property
+    def state(self) -> ForwarderState:
+        """What was delivered and what is pending, read from the files."""
+        pending = sum(pending_metrics(folder, self._uri) for folder in list(self._watched))
+        return ForwarderState(self._delivered, pending, self._problem)
+
+    def _run(self, interval: float) -> None:
+        wait = interval
+        while not self._stopping.is_set():
+            self.deliver()
+            wait = min(2 * wait, max(interval, LONGEST_BACKOFF)) if self._problem else interval
+            self._stopping.wait(wait)
+
+    def _last_delivery(self, deadline: float) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        while not self.deliver(max(0.0, deadline - time.monotonic())) and not self._problem:
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.1)
+
+    def _deliver(self, deadline: float) -> bool:
+        delivery = self._connect()[1]
+        before = delivery.delivered
+        try:
+            delivery.deliver(list(self._watched), deadline)
+        except OutOfTimeError:
+            return False
+        finally:
+            self._delivered += delivery.delivered - before
+        return True
+
+    def _guarded(self, action: Callable[[], bool]) -> bool:
+        """Run `action`; on any failure remember why, say so once, and return False."""
+        try:
+            complete = action()
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            if not self._problem:
+                self._notify(f"MLflow at {self._uri}: {line}. The run goes on; MLflow gets its data later")
+            self._problem, self._store, self._delivery = line, None, None
+            return False
+        if self._problem:
+            self._notify(f"MLflow at {self._uri} takes data again")
+            self._problem = ""
+        return complete
+
+    def _connect(self) -> tuple[Store, Delivery]:
+        if self._store is None or self._delivery is None:
+            self._store = Store(self._uri)
+            self._delivery = Delivery(self._store, self._uri, self._files.runs)
+        return self._store, self._delivery
+
+    def _relative(self, folder: Path) -> str:
+        return folder.resolve().relative_to(self._files.runs.resolve()).as_posix()
+
+
+def deliver_all(
+    runs: Path, tracking_uri: str, *, seconds: float = 600.0, notify: Callable[[str], None] | None = None
+) -> ForwarderState:
+    """Deliver everything under the runs folder: what earlier sweeps could not, or all of it to a fresh store.
+
+    Args:
+        runs: Folder of experiments, `--runs-dir`.
+        tracking_uri: The store.
+        seconds: Time to give up after.
+        notify: As for `Forwarder`.
+
+    Raises:
+        TrackingError: The URI can't work.
+    """
+    deadline = time.monotonic() + seconds
+    forwarder = Forwarder(tracking_uri, ExperimentFiles(runs, ""), notify)
+    for folder in run_folders(runs):
+        forwarder.watch(folder)
+    while not forwarder.deliver(deadline - time.monotonic()):
+        if forwarder.state.problem or time.monotonic() >= deadline:
+            break
+        time.sleep(0.2)  # another process delivers from the same folder right now
+    return forwarder.state

@@ -1,0 +1,207 @@
+"""The MLflow store: everything that calls MLflow's client. MLflow is imported when a `Store` is made, not before."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from varscale.tracking.dashboard import EXPERIMENT_TAGS
+from varscale.tracking.records import OPEN, Point
+
+KEY_TAG = "varscale.run"
+METRICS_A_CALL = 1000
+ITEMS_A_CALL = 100
+LONGEST_TAG = 8000
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the forwarder tries again itself
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Settings of MLflow's client, unless the user set them: a server that is down or slow is left alone soon."""
+
+
+class TrackingError(ValueError):
+    """A tracking URI or experiment that can't be used, with what would be right."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as the store has it."""
+
+    run_id: str
+    """MLflow's name of it."""
+    steps: dict[str, int]
+    """The last step of each metric."""
+
+
+def check_tracking_uri(tracking_uri: str) -> None:
+    """Raise `TrackingError` where a URI can't work, without importing MLflow."""
+    right = "use sqlite:///path/to/mlflow.db or http://host:port (MLflow's file store is no longer supported)"
+    scheme = tracking_uri.split(":", 1)[0].split("+", 1)[0] if "://" in tracking_uri else ""
+    if scheme not in ("sqlite", "http", "https", "postgresql", "mysql", "mssql"):
+        raise TrackingError(f"MLflow tracking URI {tracking_uri!r}: {right}")
+    if scheme == "sqlite" and sqlite_file(tracking_uri) is None:
+        raise TrackingError(f"MLflow tracking URI {tracking_uri!r}: names no file; {right}")
+    if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
+        raise TrackingError(f"MLflow tracking URI {tracking_uri!r}: names no host; {right}")
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The database file of a `sqlite:///` URI, or None."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", tracking_uri)
+    return Path(match.group(1)) if match and match.group(1) != ":memory:" else None
+
+
+class Store:
+    """MLflow's client, reduced to what varscale does with it. Every method may raise when the store does not answer."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        """Import MLflow and, for a database, create or open it.
+
+        Raises:
+            TrackingError: The URI can't work.
+        """
+        check_tracking_uri(tracking_uri)
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._database = sqlite_file(tracking_uri)
+        if self._database is not None:
+            self._database.parent.mkdir(parents=True, exist_ok=True)
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as one line, by the forwarder
+        self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+        self._experiments: dict[str, str] = {}
+
+    def experiment_id(self, name: str) -> str:
+        """MLflow's experiment of that name, created with the dashboard's view where there is none.
+
+        Raises:
+            TrackingError: It was deleted in MLflow.
+        """
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"the experiment {name!r} was deleted in MLflow: "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
+                )
+            place = self._database and (self._database.resolve().parent / "mlartifacts" / name).as_uri()
+            number = found.experiment_id if found else self._client.create_experiment(name, place)
+            for key, value in EXPERIMENT_TAGS.items():
+                if found is None or found.tags.get(key) != value:
+                    self._client.set_experiment_tag(number, key, value)
+            self._experiments[name] = number
+        return self._experiments[name]
+
+    def find_experiment(self, name: str) -> str | None:
+        """MLflow's experiment of that name, or None."""
+        found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id) if found else None
+
+    def find(self, experiment: str, key: str, run_id: str = "") -> StoredRun | None:
+        """The run with this key (`run_id`: where it was last seen); None: there is none.
+
+        Raises:
+            RunDeletedError: The user deleted it in MLflow.
+        """
+        run = self._get(run_id) if run_id else None
+        if run is None or run.data.tags.get(KEY_TAG) != key:
+            number = self.experiment_id(experiment)
+            runs = self._client.search_runs([number], f"tags.`{KEY_TAG}` = '{key}'", run_view_type=3, max_results=1)
+            run = self._get(runs[0].info.run_id) if runs else None
+        if run is None:
+            return None
+        if run.info.lifecycle_stage == "deleted":
+            raise RunDeletedError(key)
+        return StoredRun(run.info.run_id, {metric.key: metric.step for metric in run.data.to_proto().metrics})
+
+    def create(self, experiment: str, key: str, name: str, start: int, tags: Mapping[str, str]) -> StoredRun:
+        """A new run that started at `start` (Unix milliseconds)."""
+        tags = {**tags, KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
+        run = self._client.create_run(self.experiment_id(experiment), start_time=start, tags=tags, run_name=name)
+        return StoredRun(run.info.run_id, {})
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Parameters, written so that Python reads the same number again."""
+        from mlflow.entities import Param
+
+        items = [Param(key, _text(value)) for key, value in params.items() if value is not None]
+        for start in range(0, len(items), ITEMS_A_CALL):
+            self._client.log_batch(run_id, params=items[start : start + ITEMS_A_CALL], synchronous=True)
+
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Points of curves, with their own times; the same points again change nothing."""
+        from mlflow.entities import Metric
+
+        items = [Metric(k, v, point.milliseconds, point.images) for point in points for k, v in point.metrics.items()]
+        for start in range(0, len(items), METRICS_A_CALL):
+            self._client.log_batch(run_id, metrics=items[start : start + METRICS_A_CALL], synchronous=True)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set or replace tags."""
+        from mlflow.entities import RunTag
+
+        if tags:
+            items = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+            self._client.log_batch(run_id, tags=items, synchronous=True)
+
+    def set_status(self, run_id: str, status: str, end: int) -> None:
+        """RUNNING, or ended as FINISHED, FAILED or KILLED at `end` (Unix milliseconds)."""
+        if status == OPEN:
+            self._client.update_run(run_id, status=OPEN)
+        else:
+            self._client.set_terminated(run_id, status, end)
+
+    def upload(self, run_id: str, file: Path, folder: str | None = None) -> None:
+        """Add or replace an artifact."""
+        self._client.log_artifact(run_id, str(file), folder)
+
+    def search(self, experiment: str, filter_string: str) -> Iterator[Any]:
+        """MLflow's runs of an experiment, oldest first; nothing where there is no such experiment."""
+        found = self._client.get_experiment_by_name(experiment)
+        token: str | None = ""
+        while found is not None and token is not None:
+            page = self._client.search_runs(
+                [found.experiment_id],
+                filter_string,
+                max_results=1000,
+                order_by=["start_time"],
+                page_token=token or None,
+            )
+            yield from page
+            token = page.token or None
+
+    def get(self, run_id: str) -> Any:
+        """MLflow's run of that id, or None."""
+        return self._get(run_id)
+
+    def _get(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+class RunDeletedError(LookupError):
+    """The user deleted a run in MLflow; it stays deleted."""
+
+
+def is_rejection(error: Exception) -> bool:
+    """Whether the store answered and refused this one request, so that other runs may be delivered still."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404, 409, 413, 422)
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
