@@ -28,6 +28,7 @@ help: ## list the targets
 	@echo "  make test takes ARGS for pytest; PYTHON=… names the Python that makes .venv."
 
 setup: .venv ## make .venv: the exact packages of constraints.txt and varscale itself, editable
+	@echo "Ready: .venv/bin/varscale"
 
 .venv: $(STAMP)
 
@@ -44,7 +45,8 @@ $(STAMP): pyproject.toml constraints.txt $(if $(READY),,force)
 		echo "Making .venv with $$("$$python" --version), once; this takes a few minutes (details: .venv/setup.log) …"; \
 		"$$python" -m venv --clear .venv; \
 	fi; \
-	.venv/bin/python -m pip install -qq --disable-pip-version-check --log .venv/setup.log -c constraints.txt -e '.[dev]'; \
+	.venv/bin/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+		> .venv/setup.log 2>&1 || { tail -n 20 .venv/setup.log >&2; exit 1; }; \
 	printf '%s\n' "$$(pwd -P)" > $(STAMP)
 
 sweep: .venv ## train a grid from nothing and fit its laws: make sweep DEPTHS=12,16,20
@@ -68,4 +70,4 @@ dashboard: .venv ## open MLflow on the runs of this folder, on loopback
 
 clean: ## remove build products and caches; keeps .venv and runs/
 	@rm -rf dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	@find varscale sweeps analysis tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+	@find . \( -path ./.venv -o -path ./runs -o -path ./.git \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
