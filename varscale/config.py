@@ -162,6 +162,9 @@ class TokenizerTraining(Section):
     """Share of the training after which the adversarial term sets in."""
     discriminator_channels: Count = 64
     """Base channels of the PatchGAN discriminator."""
+    quantize_after: Fraction = 0.0
+    """Share of the training in which images pass unquantized (with a small penalty on the features' squares), before
+    codes are initialised from the features. Short trainings converge several times faster with about 0.2."""
     restart_every_steps: Count = 50
     """Steps between restarts of dead codes; none in the last fifth of training."""
     restart_usage: Fraction = 0.1

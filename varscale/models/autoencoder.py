@@ -16,6 +16,10 @@ from torch.nn import functional as F
 from varscale.models.quantizer import MultiScaleQuantizer
 
 
+FEATURE_PENALTY = 1e-3
+"""Weight of the features' mean square while they are not quantized."""
+
+
 class TokenizerOutput(NamedTuple):
     """What one training pass of the tokenizer gives.
 
@@ -102,6 +106,7 @@ class MultiScaleTokenizer(nn.Module):
         self.residual_blocks = residual_blocks
         self.attention = attention
         self.norm_groups = norm_groups
+        self.phi_count = phi_count
         self.downsampling = 2 ** (len(channels) - 1)
         self.image_size = self.patch_nums[-1] * self.downsampling
 
@@ -110,9 +115,23 @@ class MultiScaleTokenizer(nn.Module):
         """The weight of the decoder's last convolution, to which VQGAN's adaptive adversarial weight refers."""
         return self.decoder.output.weight
 
-    def forward(self, images_B3HW: Tensor) -> TokenizerOutput:
-        """Reconstruct images in [-1, 1] for training."""
-        features_hat_BChw, loss, tokens, residuals = self.quantizer(self.features(images_B3HW))
+    def forward(self, images_B3HW: Tensor, *, quantize: bool = True) -> TokenizerOutput:
+        """Reconstruct images in [-1, 1] for training.
+
+        Args:
+            images_B3HW: Images.
+            quantize: False passes the features on as they are: no tokens, and as quantizer loss a small penalty on the
+                features' squares, so that codes can be initialised from features of moderate size later.
+        """
+        features_BChw = self.features(images_B3HW)
+        if not quantize:
+            # DistributedDataParallel wants a gradient, if only zero, for every parameter
+            nothing = sum(
+                (0.0 * parameter.sum() for parameter in self.quantizer.parameters()), features_BChw.new_zeros(())
+            )
+            penalty = FEATURE_PENALTY * features_BChw.square().mean()
+            return TokenizerOutput(self._decoded(features_BChw), penalty + nothing, [], [])
+        features_hat_BChw, loss, tokens, residuals = self.quantizer(features_BChw)
         return TokenizerOutput(self._decoded(features_hat_BChw), loss, tokens, residuals)
 
     def features(self, images_B3HW: Tensor) -> Tensor:

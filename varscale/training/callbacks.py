@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from varscale.training.schedules import Schedule
+
 
 class Diverged(RuntimeError):
     """The training loss is not a number, or infinite."""
@@ -21,11 +23,10 @@ class Checkpoints(Callback):
     Whether a checkpoint is due is decided by rank 0 and shared, since all ranks take part in sharded saving.
     """
 
-    def __init__(self, last: Path, seconds: float, milestones: Mapping[int, Path], batch_size: int) -> None:
+    def __init__(self, last: Path, seconds: float, milestones: Mapping[int, Path]) -> None:
         self._last = last
         self._seconds = seconds
         self._milestones = milestones
-        self._batch_size = batch_size
         self._saved = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -44,27 +45,24 @@ class Checkpoints(Callback):
 class ScheduleCallback(Callback):
     """Sets learning rate and weight decay of every step from images seen; nothing is kept in checkpoints."""
 
-    def __init__(self, lr: Callable[[int], float], decay: Callable[[int], float], batch_size: int) -> None:
-        self._lr = lr
-        self._decay = decay
-        self._batch_size = batch_size
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Set the rates of the coming step."""
         images = pl_module.images_seen
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self._lr(images)
+                group["lr"] = self._schedule.lr(images)
                 if group["weight_decay"] > 0:
-                    group["weight_decay"] = self._decay(images)
+                    group["weight_decay"] = self._schedule.decay(images)
 
 
 class Progress(Callback):
     """Tells a listener how far the run is, in images, a few times a second at most."""
 
-    def __init__(self, report: Callable[[int], None], batch_size: int) -> None:
+    def __init__(self, report: Callable[[int], None]) -> None:
         self._report = report
-        self._batch_size = batch_size
         self._told = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

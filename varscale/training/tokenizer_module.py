@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from varscale.metrics.codebook import CodebookUsage, count_codes
+from varscale.metrics.codebook import count_codes
 from varscale.metrics.perceptual import load_lpips
+from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer, TokenizerOutput
 from varscale.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from varscale.training.callbacks import check_finite
@@ -60,6 +60,7 @@ class TokenizerModule(LightningModule):
         adversarial_weight: float = 0.0,
         adversarial_start: float = 0.3,
         discriminator_channels: int = 64,
+        quantize_after: float = 0.0,
         restart_every_steps: int = 50,
         restart_usage: float = 0.1,
         seed: int = 0,
@@ -90,14 +91,13 @@ class TokenizerModule(LightningModule):
         self.betas, self.weight_decay, self.grad_clip = betas, weight_decay, grad_clip
         self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
+        self.quantize_from_step = round(quantize_after * total_images / batch_size)
         self.restart_every_steps, self.restart_usage, self.seed = restart_every_steps, restart_usage, seed
         # LPIPS is frozen and rebuilt from its file: kept out of the modules, hence out of checkpoints and DDP
         self._lpips = [load_lpips(Path(perceptual_weights_path))] if perceptual_weights_path else []
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("usage_V", torch.zeros(vocab_size, dtype=torch.int64))
-        self.codebook_usage = CodebookUsage(len(tuple(patch_nums)), vocab_size)
-        self.psnr = PeakSignalNoiseRatio(data_range=2.0)
-        self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
+        self.meter = ReconstructionMeter(len(patch_nums), vocab_size)
 
     steps: Tensor
     usage_V: Tensor
@@ -132,14 +132,15 @@ class TokenizerModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """One step of the tokenizer, then one of the discriminator where it has set in."""
         images_B3HW = batch["images_B3HW"]
-        if int(self.steps) == 0:
+        if int(self.steps) == self.quantize_from_step:
             self._initialise_codes(images_B3HW)
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.lr(self.images_seen)
-        output: TokenizerOutput = self.tokenizer(images_B3HW)
+        quantizes = int(self.steps) >= self.quantize_from_step
+        output: TokenizerOutput = self.tokenizer(images_B3HW, quantize=quantizes)
         loss, figures = self._losses(images_B3HW, output)
         check_finite(loss, self.images_seen)
         optimizers[0].zero_grad()
@@ -150,32 +151,17 @@ class TokenizerModule(LightningModule):
         if self._adversarial:
             self._train_discriminator(optimizers[1], images_B3HW, output.reconstruction_B3HW.detach())
         self.steps += 1
-        self._keep_codes_alive(optimizers[0], output)
+        if quantizes:
+            self._keep_codes_alive(optimizers[0], output)
         self.log_dict({"train_loss": loss.detach(), **figures})
 
     def on_validation_epoch_start(self) -> None:
-        """The first averaging copies the weights; before it there is nothing to measure."""
-        for metric in (self.psnr, self.ssim, self.codebook_usage):
-            metric.reset()
+        """Measure anew."""
+        self.meter.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Measure the averaged tokenizer on a batch."""
-        images_B3HW = batch["images_B3HW"]
-        tokens = self.averaged.encode(images_B3HW)
-        reconstruction_B3HW = self.averaged.decode(tokens)
-        self.psnr.update(reconstruction_B3HW, images_B3HW)
-        self.ssim.update(reconstruction_B3HW, images_B3HW)
-        self.codebook_usage.update(tokens)
-
-    def figures(self) -> dict[str, float]:
-        """After validation: PSNR (dB), SSIM, mean squared error on [-1, 1], usage and perplexity of each scale."""
-        psnr = float(self.psnr.compute())
-        return {
-            "psnr": psnr,
-            "ssim": float(self.ssim.compute()),
-            "mean_squared_error": 4.0 * 10 ** (-psnr / 10),
-            **self.codebook_usage.compute(),
-        }
+        """Measure the averaged tokenizer on a batch; `meter.compute()` afterwards."""
+        self.meter.update(self.averaged, batch["images_B3HW"])
 
     @property
     def _adversarial(self) -> bool:
@@ -214,6 +200,7 @@ class TokenizerModule(LightningModule):
         features_BChw = self.tokenizer.features(images_B3HW)
         vectors_Nc = _replacements(quantizer(features_BChw).residuals, quantizer.vocab_size, self.seed)
         quantizer.initialise_codes(self._from_first_process(vectors_Nc), seed=self.seed)
+        self.averaged.quantizer.codebook_Vc.copy_(quantizer.codebook_Vc)
 
     @torch.no_grad()
     def _keep_codes_alive(self, optimizer: Any, output: TokenizerOutput) -> None:

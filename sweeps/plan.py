@@ -1,0 +1,79 @@
+"""What a sweep has to do: its cells, their trunks, what is done already, and what the rest costs. Pure but for reading."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from varscale.cells import Cell, Numerics, Trunk, grid_cells
+from varscale.config import Experiment
+from varscale.files import ExperimentFiles, RunFiles
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep, identified: precision and inputs are known."""
+
+    experiment: Experiment
+    files: ExperimentFiles
+    cells: tuple[Cell, ...]
+    tokens: str
+    """Fingerprint of the token stores."""
+    numerics: Numerics
+
+    def cell_fingerprint(self, cell: Cell) -> str:
+        """Identity of a cell."""
+        return cell.fingerprint(self.tokens, self.numerics)
+
+    def cell_files(self, cell: Cell) -> RunFiles:
+        """A cell's files: where it finished (perhaps in another study), or where it will run."""
+        print_ = self.cell_fingerprint(cell)
+        return self.files.finished_cell(cell.name, print_) or self.files.cell(cell.name, print_)
+
+    def trunk_files(self, trunk: Trunk) -> RunFiles:
+        """A trunk's files."""
+        return self.files.trunk(trunk.name, trunk.fingerprint(self.tokens, self.numerics))
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a cell has its result, diverged ones included."""
+        return self.cell_files(cell).finished(self.cell_fingerprint(cell))
+
+    @cached_property
+    def missing(self) -> tuple[Cell, ...]:
+        """Cells without result when the plan was made."""
+        return tuple(cell for cell in self.cells if not self.finished(cell))
+
+    def trunks(self) -> dict[str, tuple[Trunk, tuple[int, ...]]]:
+        """Trunks that missing cells need, by name: each with the milestones at which these branch."""
+        found: dict[str, tuple[Trunk, tuple[int, ...]]] = {}
+        for cell in self.missing:
+            name = self.trunk_files(cell.trunk).folder.name
+            _, milestones = found.get(name, (cell.trunk, ()))
+            found[name] = (cell.trunk, tuple(sorted({*milestones, cell.branch_images})))
+        return found
+
+
+def train_images(cells: Iterable[Cell]) -> int:
+    """Images that the longest run sees: as many unique ones are made of a procedural source."""
+    return max(cell.images for cell in cells)
+
+
+def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
+    """Each trunk of the cells with the images that it and its branches take together."""
+    trunks: dict[str, Trunk] = {}
+    longest: Counter[str] = Counter()
+    branches: Counter[str] = Counter()
+    for cell in cells:
+        name = cell.trunk.name
+        trunks.setdefault(name, cell.trunk)
+        longest[name] = max(longest[name], cell.branch_images)
+        branches[name] += cell.decay_images
+    return [(trunk, longest[name] + branches[name]) for name, trunk in trunks.items()]
+
+
+def selected_cells(experiment: Experiment) -> tuple[Cell, ...]:
+    """The cells of the experiment's grid and variants, each once; raises `ExperimentError` for too short ones."""
+    unique: dict[tuple[str, float], Cell] = {}
+    for cell in grid_cells(experiment):
+        unique.setdefault((cell.trunk.name, cell.budget_flops), cell)
+    return tuple(unique.values())

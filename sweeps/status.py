@@ -1,0 +1,111 @@
+"""Tables of a study: what it would cost, and how far it is."""
+
+from typing import Any
+
+from rich.table import Table
+
+from sweeps.plan import Plan, selected_cells
+from varscale.cells import Cell, Numerics
+from varscale.config import Experiment
+from varscale.files import ExperimentFiles, read_json
+from varscale.identity import stored_numerics, tokenizer_fingerprint, tokens_fingerprint
+
+
+def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
+    """Each cell's parameters, FLOPs, steps and memory, and its hours where the machine's speed is known from runs.
+
+    Raises:
+        ExperimentError: cells that are too short.
+    """
+    speeds = _flops_per_second(files)
+    table = Table(title=f"{experiment.name}: {len(selected_cells(experiment))} cells", title_justify="left")
+    for column in ("model", "width", "parameters", "budget, FLOPs", "steps", "images", "memory, GiB", "hours"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for cell in selected_cells(experiment):
+        shape = cell.trunk.shape
+        speed = speeds.get(cell.trunk.depth) or (min(speeds.values()) if speeds else None)
+        flops = cell.images * cell.trunk.flops_per_image
+        table.add_row(
+            cell.trunk.name,
+            f"{shape.width}",
+            f"{shape.parameters:,}",
+            f"{cell.budget_flops:.3g}",
+            f"{cell.steps:,}",
+            f"{cell.images:,}",
+            f"{shape.training_memory_bytes(cell.trunk.batch_size) / 2**30:.2f}",
+            f"{flops / speed / 3600:.2f}" if speed else "not measured yet",
+        )
+    return table
+
+
+def status_table(experiment: Experiment, files: ExperimentFiles) -> Table:
+    """Each cell's state, loss and log."""
+    table = Table(title=f"{experiment.name} in {files.root}", title_justify="left")
+    for column in ("cell", "state", "loss", "log"):
+        table.add_column(column, overflow="fold")
+    plan = known_plan(experiment, files)
+    for cell in selected_cells(experiment):
+        if plan is None:
+            table.add_row(cell.title, "not begun", "", "")
+            continue
+        run = plan.cell_files(cell)
+        result = run.read_result()
+        loss = f"{result['metrics']['loss']:.4f}" if result and "loss" in result["metrics"] else ""
+        log = run.log if run.log.exists() else plan.trunk_files(cell.trunk).log
+        table.add_row(cell.title, _state(plan, cell), loss, str(log) if log.exists() else "")
+    return table
+
+
+def finished_rows(files: ExperimentFiles) -> list[dict[str, Any]]:
+    """The runs table of everything that finished or diverged in an experiment's folder."""
+    results = (read_json(path) for path in sorted(files.root.glob("cells/*/result.json")))
+    return [result["row"] for result in results if result is not None]
+
+
+def known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
+    """The plan, if the study's numerics are decided."""
+    from varscale.data.experiment_sources import data_identity
+
+    numerics: Numerics | None = stored_numerics(experiment, files)
+    if numerics is None:
+        return None
+    data = data_identity(experiment.data)
+    tokenizer = tokenizer_fingerprint(experiment, data, numerics.tokenizer_threads)
+    tokens = tokens_fingerprint(experiment, data, tokenizer)
+    return Plan(experiment, files, selected_cells(experiment), tokens, numerics)
+
+
+def _state(plan: Plan, cell: Cell) -> str:
+    run = plan.cell_files(cell)
+    if plan.finished(cell):
+        return str((run.read_result() or {})["status"])
+    if run.identity.exists():
+        return "in its branch"
+    trunk = plan.trunk_files(cell.trunk)
+    if trunk.milestone(cell.branch_images).exists():
+        return "ready to branch"
+    return "in its trunk" if trunk.identity.exists() else "not begun"
+
+
+def _flops_per_second(files: ExperimentFiles) -> dict[int, float]:
+    """Training FLOPs a second of each depth's last run, from metrics files."""
+    speeds = {}
+    for path in sorted(files.root.glob("trunks/*/run.json")):
+        identity = read_json(path)
+        metrics = path.with_name("metrics.jsonl")
+        if identity is None or not metrics.exists():
+            continue
+        rates = [
+            read["metrics"]["images_per_second"] for read in _points(metrics) if "images_per_second" in read["metrics"]
+        ]
+        if rates:
+            speeds[int(identity["params"]["depth"])] = (
+                identity["params"]["flops_per_image"] * sorted(rates)[len(rates) // 2]
+            )
+    return speeds
+
+
+def _points(path: Any) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -1,0 +1,188 @@
+"""What a person sees while a sweep runs: stages with estimates, then a live table of depth × budget."""
+
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.jobs import CellJob, Job, TrunkJob
+from sweeps.plan import Plan
+from varscale.cells import Cell
+
+_STAGES = {
+    "tokenizer": "training the tokenizer",
+    "tokens": "encoding images into tokens",
+    "numerics": "measuring precision and compilation",
+    "peak": "measuring the machine's matrix-multiply peak",
+}
+_LINE_SECONDS = 15.0
+
+
+class SweepView:
+    """Draws on a terminal; elsewhere (a log, CI) prints a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._plan: Plan | None = None
+        self._done: dict[str, float] = {}
+        self._total = 0.0
+        self._states: dict[str, str] = {}
+        self._stage_started: dict[str, float] = {}
+        self._stage_first: dict[str, tuple[float, int]] = {}
+        self._printed = 0.0
+        self._began = time.monotonic()
+        self._status = None
+
+    def stage(self, stage: str, done: int | None, total: int | None) -> None:
+        """A stage before training is at `done` of `total` images, or just still going on."""
+        now = time.monotonic()
+        text = _STAGES[stage]
+        self._stage_started.setdefault(stage, now)
+        if done is not None and total is not None:
+            first_time, first_done = self._stage_first.setdefault(stage, (now, done))
+            rate = (done - first_done) / (now - first_time) if now > first_time else 0.0
+            left = f", {_duration((total - done) / rate)} left" if rate > 0 else ""
+            self._say(f"{text}: {done:,} of {total:,} images ({done / total:.0%}{left})")
+        elif stage not in self._stage_first:
+            self._say(f"{text} … {_duration(now - self._stage_started[stage])}")
+
+    def stage_done(self, stage: str) -> None:
+        """A stage is over."""
+        seconds = time.monotonic() - self._stage_started.get(stage, time.monotonic())
+        self._clear()
+        if seconds > 1:
+            self._console.print(f"[green]✓[/green] {_STAGES[stage]}, {_duration(seconds)}")
+        self._printed = 0.0
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+        self._console.print(Text(text, style="yellow"))
+
+    def begin(self, plan: Plan) -> None:
+        """Training starts."""
+        self._clear()
+        self._plan = plan
+        self._began = time.monotonic()
+        self._done = {}
+        self._total = sum(trunk.flops_per_image * milestones[-1] for trunk, milestones in plan.trunks().values()) + sum(
+            cell.trunk.flops_per_image * cell.decay_images for cell in plan.missing
+        )
+        if self._console.is_terminal:
+            self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+            self._live.start()
+
+    def started(self, job: Job) -> None:
+        """A worker took a job."""
+        self._states[_key(job)] = "0%"
+
+    def progress(self, job: Job, images: int) -> None:
+        """A job has reached `images` images of its run."""
+        start, end, flops = _extent(job)
+        share = min(1.0, max(0.0, (images - start) / max(1, end - start)))
+        self._done[_key(job)] = share * (end - start) * flops
+        self._states[_key(job)] = f"{share:.0%}"
+
+    def finished(self, job: Job) -> None:
+        """A job is over."""
+        start, end, flops = _extent(job)
+        self._done[_key(job)] = (end - start) * flops
+        self._states[_key(job)] = "done"
+
+    def refresh(self) -> None:
+        """Draw anew."""
+        if self._live is not None:
+            self._live.update(self._render())
+        elif time.monotonic() - self._printed > _LINE_SECONDS:
+            self._printed = time.monotonic()
+            self._console.print(self._summary())
+
+    def end(self) -> None:
+        """Training is over: leave the finished table on the screen."""
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+            self._live = None
+        else:
+            self._console.print(self._render())
+
+    def _render(self) -> Group:
+        assert self._plan is not None
+        cells = self._plan.cells
+        budgets = sorted({cell.budget_flops for cell in cells})
+        table = Table(title=f"{self._plan.experiment.name}: loss of each cell, nats a token", title_justify="left")
+        table.add_column("model")
+        table.add_column("trunk", justify="right")
+        for budget in budgets:
+            table.add_column(f"{budget:.3g}", justify="right")
+        rows: dict[str, dict[float, Cell]] = {}
+        for cell in cells:
+            rows.setdefault(cell.trunk.name, {})[cell.budget_flops] = cell
+        for name, row in rows.items():
+            first = next(iter(row.values()))
+            trunk_state = self._states.get(f"trunk {name}", "")
+            texts = [self._cell_text(row[budget]) if budget in row else Text("") for budget in budgets]
+            table.add_row(f"{name} · width {first.trunk.shape.width}", trunk_state, *texts)
+        return Group(table, Text(self._summary()))
+
+    def _cell_text(self, cell: Cell) -> Text:
+        assert self._plan is not None
+        result = self._plan.cell_files(cell).read_result()
+        if result is not None:
+            if result["status"] == "diverged":
+                return Text("diverged", style="red")
+            return Text(f"{result['metrics']['loss']:.4f}", style="green")
+        return Text(self._states.get(cell.name, "·"), style="cyan" if cell.name in self._states else "dim")
+
+    def _summary(self) -> str:
+        assert self._plan is not None
+        done, seconds = sum(self._done.values()), time.monotonic() - self._began
+        finished = sum(1 for cell in self._plan.cells if self._plan.finished(cell))
+        text = f"{finished} of {len(self._plan.cells)} cells, {done / max(self._total, 1):.0%} of training"
+        text += f", {_duration(seconds)} passed"
+        if done > 0.02 * self._total:
+            text += f", {_duration(seconds * (self._total - done) / done)} left"
+        return text
+
+    def _say(self, text: str) -> None:
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(Text(text), console=self._console, transient=True, refresh_per_second=4)
+                self._live.start()
+            self._live.update(Text(text))
+        elif time.monotonic() - self._printed > _LINE_SECONDS:
+            self._printed = time.monotonic()
+            self._console.print(text)
+
+    def _clear(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _key(job: Job) -> str:
+    return f"trunk {job.trunk.name}" if isinstance(job, TrunkJob) else _cell(job).name
+
+
+def _cell(job: Job) -> Cell:
+    assert isinstance(job, CellJob)
+    return job.cell
+
+
+def _extent(job: Job) -> tuple[int, int, int]:
+    """First and last image of a job's run, and training FLOPs of an image."""
+    if isinstance(job, TrunkJob):
+        return 0, job.milestones[-1], job.trunk.flops_per_image
+    cell = _cell(job)
+    return cell.branch_images, cell.images, cell.trunk.flops_per_image
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,231 @@
+"""What a cell is: one model size trained on one budget, as a branch of its size's trunk. Pure; no torch.
+
+A trunk is the constant-rate run of one size (depth, seed, variant); a cell branches off it after 1 - decay_fraction of
+its own images and decays the rate over the rest (warm-up, stable, decay).
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from varscale.accounting import VARShape
+from varscale.config import Experiment
+from varscale.config_files import ExperimentError, changed
+from varscale.files import fingerprint
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a whole sweep computes; decided once, the same for every size, and part of every fingerprint."""
+
+    precision: Literal["float32", "bfloat16"]
+    """Arithmetic of the transformers' matrix products."""
+    compiled: bool
+    """Whether transformer blocks are compiled."""
+    threads: int
+    """CPU threads of a transformer's run."""
+    tokenizer_threads: int
+    """CPU threads of the tokenizer's run."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The warm-up and stable part that all cells of one size, seed and variant share."""
+
+    experiment: Experiment
+    """Settings, the variant's changes made."""
+    depth: int
+    """Transformer blocks."""
+    seed: int
+    """Seed of initialisation, data order, label dropout and stochastic depth."""
+    smallest_budget: float
+    """Training FLOPs that the warm-up is a share of."""
+    variant: str = ""
+    """Name of the study's variant, empty for the grid itself."""
+
+    @cached_property
+    def shape(self) -> VARShape:
+        """Sizes that parameters and FLOPs follow from."""
+        tokenizer, model = self.experiment.tokenizer, self.experiment.model
+        return VARShape(
+            patch_nums=tokenizer.patch_nums,
+            vocab_size=tokenizer.vocab_size,
+            latent_channels=tokenizer.latent_channels,
+            num_classes=self.experiment.data.num_classes,
+            depth=self.depth,
+            width=model.width(self.depth),
+            heads=model.heads(self.depth),
+            mlp_ratio=model.mlp_ratio,
+            shared_adaln=model.shared_adaln,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+        return self.experiment.optim.batch_size
+
+    @cached_property
+    def flops_per_image(self) -> int:
+        """Training FLOPs of an image: 3 × the forward pass with all L × L attention pairs."""
+        return self.shape.training_flops_per_image
+
+    @property
+    def warmup_images(self) -> int:
+        """Length of the warm-up, a whole number of steps."""
+        return round(self.experiment.optim.warmup_fraction * self.steps(self.smallest_budget)) * self.batch_size
+
+    @property
+    def name(self) -> str:
+        """Readable name, unique within an experiment together with the fingerprint."""
+        return "-".join(filter(None, (f"d{self.depth}", f"s{self.seed}", self.variant)))
+
+    def steps(self, budget: float) -> int:
+        """Whole steps that a budget pays for."""
+        return int(budget // (self.flops_per_image * self.batch_size))
+
+    def cell(self, budget: float) -> "Cell":
+        """The cell of this trunk at a budget."""
+        return Cell(self, budget)
+
+    def fingerprint(self, tokens: str, numerics: Numerics) -> str:
+        """Identity: every setting that changes the trunk's numbers, and its tokens' fingerprint."""
+        optim = self.experiment.optim
+        return fingerprint(
+            kind="trunk",
+            tokens=tokens,
+            numerics={"precision": numerics.precision, "compiled": numerics.compiled, "threads": numerics.threads},
+            shape=asdict(self.shape),
+            model=self.experiment.model.model_dump(mode="json"),
+            depth=self.depth,
+            seed=self.seed,
+            peak_lr=optim.peak_lr,
+            batch_size=optim.batch_size,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            grad_clip=optim.grad_clip,
+            warmup_images=self.warmup_images,
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid."""
+
+    trunk: Trunk
+    """The run it branches off."""
+    budget_flops: float
+    """Training FLOPs it may spend."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps from the start of the trunk to the end of the branch."""
+        return self.trunk.steps(self.budget_flops)
+
+    @property
+    def images(self) -> int:
+        """Images seen at the end."""
+        return self.steps * self.trunk.batch_size
+
+    @property
+    def decay_images(self) -> int:
+        """Images over which the rate decays."""
+        return round(self.trunk.experiment.optim.decay_fraction * self.steps) * self.trunk.batch_size
+
+    @property
+    def branch_images(self) -> int:
+        """Images seen where the branch leaves the trunk."""
+        return self.images - self.decay_images
+
+    @property
+    def name(self) -> str:
+        """Readable name, unique within an experiment together with the fingerprint."""
+        return "-".join(
+            filter(
+                None, (f"d{self.trunk.depth}", f"c{self.budget_flops:.3g}", f"s{self.trunk.seed}", self.trunk.variant)
+            )
+        ).replace("+", "")
+
+    @property
+    def title(self) -> str:
+        """Name for people: tables, MLflow."""
+        variant = f" · {self.trunk.variant}" if self.trunk.variant else ""
+        return f"depth {self.trunk.depth} · {self.budget_flops:.3g} FLOPs · seed {self.trunk.seed}{variant}"
+
+    def fingerprint(self, tokens: str, numerics: Numerics) -> str:
+        """Identity: the trunk's, where and how the branch ends, and what it is measured on."""
+        return fingerprint(
+            kind="cell",
+            trunk=self.trunk.fingerprint(tokens, numerics),
+            images=self.images,
+            decay_images=self.decay_images,
+            final_lr_ratio=self.trunk.experiment.optim.final_lr_ratio,
+            validation_images=self.trunk.experiment.data.validation_images,
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """What describes the cell, under the names of the runs table."""
+        experiment, shape = self.trunk.experiment, self.trunk.shape
+        tokens_per_image = experiment.tokenizer.tokens_per_image
+        return {
+            "experiment": experiment.name,
+            "family": experiment.model.family,
+            "depth": self.trunk.depth,
+            "width": shape.width,
+            "heads": shape.heads,
+            "seed": self.trunk.seed,
+            "variant": self.trunk.variant,
+            "budget_flops": self.budget_flops,
+            "train_flops": float(self.images * self.trunk.flops_per_image),
+            "flops_per_image": float(self.trunk.flops_per_image),
+            "params_total": shape.parameters,
+            "params_active": shape.active_parameters,
+            "images_seen": self.images,
+            "tokens_seen": self.images * tokens_per_image,
+            "steps": self.steps,
+            "batch_size": self.trunk.batch_size,
+            "lr": experiment.optim.peak_lr,
+            "warmup_images": self.trunk.warmup_images,
+        }
+
+
+def grid_cells(experiment: Experiment) -> list[Cell]:
+    """All cells of an experiment's grid and variants, sizes in order, budgets rising.
+
+    Raises:
+        ExperimentError: cells of fewer than `grid.min_steps` steps, or a variant whose settings are invalid.
+    """
+    grid = experiment.grid
+    cells = [
+        cell
+        for depth in grid.depths
+        for seed in grid.seeds
+        for cell in _cells(experiment, depth, seed, "", grid.budgets)
+    ]
+    for variant in grid.variants:
+        source = f"grid.variants: {variant.name}"
+        for key in variant.settings:
+            if not key.startswith(("model.", "optim.")):
+                raise ExperimentError(f"{source}: {key}: only fields of model and optim can vary within a study")
+        altered = changed(experiment, variant.settings, source)
+        for depth in variant.depths:
+            for seed in variant.seeds:
+                cells += _cells(altered, depth, seed, variant.name, variant.budgets)
+    _check(cells, grid.min_steps)
+    return cells
+
+
+def _cells(experiment: Experiment, depth: int, seed: int, variant: str, budgets: Iterable[float]) -> Iterable[Cell]:
+    trunk = Trunk(experiment, depth, seed, min(experiment.grid.budgets), variant)
+    return [trunk.cell(budget) for budget in sorted(budgets)]
+
+
+def _check(cells: Iterable[Cell], min_steps: int) -> None:
+    short = [cell for cell in cells if cell.steps < min_steps]
+    if short:
+        worst = min(short, key=lambda cell: cell.steps)
+        needed = (min_steps + 1) * worst.trunk.flops_per_image * worst.trunk.batch_size
+        raise ExperimentError(
+            f"grid.budgets: {len(short)} cells have fewer than grid.min_steps = {min_steps} steps; depth "
+            f"{worst.trunk.depth} at {worst.budget_flops:.3g} FLOPs has {worst.steps} and needs {needed:.3g} FLOPs"
+        )

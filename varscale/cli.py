@@ -1,0 +1,347 @@
+"""The `varscale` command: one short function a verb; each imports what it needs when it runs, so --help is quick."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from varscale.config import Experiment
+from varscale.config_files import ExperimentError, load_experiment
+from varscale.files import ExperimentFiles
+
+if TYPE_CHECKING:
+    from analysis.options import FitOptions
+
+app = typer.Typer(
+    help="Scaling-law studies of visual autoregressive (next-scale prediction) image models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field, such as optim.lr=3e-4.")
+]
+Depths = Annotated[str | None, typer.Option(help="Depths of the grid, such as 12,16,20.")]
+RunsDir = Annotated[Path, typer.Option(help="Where everything is written.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's store; default: SQLite in the runs folder."),
+]
+Workers = Annotated[int | None, typer.Option(help="Runs at once; default: one a GPU, or one a processor.")]
+DEFAULT_RUNS = Path("runs")
+
+
+@app.command()
+def sweep(
+    experiment: ExperimentName,
+    depths: Depths = None,
+    workers: Workers = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    set_: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Train the grid (what is finished is not trained again), then fit the laws."""
+    settings = _load(experiment, set_, depths, workers)
+    if dry_run:
+        _print_plan(settings, runs_dir)
+        return
+    from rich.console import Console
+
+    from sweeps.orchestrator import run_sweep
+    from sweeps.view import SweepView
+    from varscale.tracking import Forwarder
+
+    files = ExperimentFiles(runs_dir, settings.name)
+    console = Console()
+    forwarder = Forwarder(tracking_uri or files.tracking_uri, files, notify=console.print)
+    forwarder.start()
+    try:
+        outcome = run_sweep(settings, files, SweepView(console), forwarder)
+        for title, reason in outcome.failed.items():
+            console.print(f"[red]failed:[/red] {title}: {reason}", highlight=False)
+        if not outcome.rows:
+            raise typer.Exit(1)
+        import pandas as pd
+
+        from analysis.options import FitOptions
+
+        written = _fit(pd.DataFrame(outcome.rows), FitOptions(title=settings.name), files.laws)
+        forwarder.attach(outcome.record, [written.laws_json, written.report_html, *written.figures])
+        forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
+    finally:
+        forwarder.stop()
+    _print_paths(written)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS
+) -> None:
+    """Show the cells: parameters, FLOPs, steps, memory, and hours where the machine was measured."""
+    _print_plan(_load(experiment, set_, depths), runs_dir)
+
+
+@app.command()
+def status(
+    experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS
+) -> None:
+    """Show each cell's state, and where its log is."""
+    from rich.console import Console
+
+    from sweeps.status import status_table
+
+    settings = _load(experiment, set_, depths)
+    Console().print(status_table(settings, ExperimentFiles(runs_dir, settings.name)))
+
+
+@app.command()
+def train(
+    experiment: ExperimentName,
+    depth: Annotated[int, typer.Option(help="Transformer blocks.")],
+    budget: Annotated[float | None, typer.Option(help="Training FLOPs; default: optim.epochs passes.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    set_: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Train one model in a single run, without trunk and branch; with `by_depth`'s recipe where no budget is given."""
+    from sweeps.single import train_single
+
+    result = train_single(_load(experiment, set_), depth, budget, seed, runs_dir)
+    typer.echo(result)
+
+
+@app.command(name="train-tokenizer")
+def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+    """Train and measure the tokenizer."""
+    from sweeps.single import make_tokenizer
+
+    typer.echo(make_tokenizer(_load(experiment, set_), runs_dir).result)
+
+
+@app.command()
+def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+    """Encode the images into the token store."""
+    from sweeps.single import make_tokens
+
+    typer.echo(make_tokens(_load(experiment, set_), runs_dir))
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished cell.")],
+    labels: Annotated[str, typer.Option(help="Classes, such as 0,1,2.")] = "0",
+    count: Annotated[int, typer.Option(help="Images of each class.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance at the last scale.")] = 1.5,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+) -> None:
+    """Sample images of a finished cell."""
+    from varscale.generation.from_files import draw
+
+    draw(run, [int(label) for label in labels.split(",")], count, guidance, top_k, top_p, seed, out)
+    typer.echo(out)
+
+
+@app.command(name="fit-laws")
+def fit_laws(
+    experiment: Annotated[str | None, typer.Argument(help="Experiment whose results to fit.")] = None,
+    runs: Annotated[list[Path] | None, typer.Option(help="CSV, Parquet or JSON-lines table; repeatable.")] = None,
+    from_mlflow: Annotated[bool, typer.Option("--from-mlflow", help="Read MLflow's runs.")] = False,
+    params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Parameters, N.")] = None,
+    flops: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training FLOPs, C.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training tokens, D.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="Loss.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="COLUMN", help="Nominal budget, of IsoFLOP sets.")] = None,
+    run_id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Name of the run.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="COLUMN", help="Groups, fitted apart and compared.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.")] = None,
+    drop_highest: Annotated[int, typer.Option(help="Leave out so many rows of the highest loss.")] = 0,
+    tokens_from_flops: Annotated[float | None, typer.Option(help="Set D = C / (k N) with this k, such as 6.")] = None,
+    law: Annotated[list[str] | None, typer.Option(metavar="ID", help="Law to fit; repeatable.")] = None,
+    target: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit; repeatable.")] = None,
+    x: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit it against; repeatable.")] = None,
+    objective: Annotated[str, typer.Option(help="huber, lad, lsq-log or lsq.")] = "huber",
+    offset: Annotated[float | None, typer.Option(help="Pin the offset E.")] = None,
+    offset_source: Annotated[str, typer.Option(help="Where the pinned offset comes from.")] = "",
+    predict: Annotated[list[str] | None, typer.Option(help="Point to predict, such as flops=1e21.")] = None,
+    allocate: Annotated[list[float] | None, typer.Option(help="Budget (FLOPs) to find the best size for.")] = None,
+    bootstrap_draws: Annotated[int, typer.Option(help="Draws of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for laws.json, report and figures.")] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Fit scaling laws to an experiment's results, MLflow's runs, or any table."""
+    from analysis.options import FitOptions
+    from analysis.table import read_runs
+
+    if (experiment is None) == (not runs):
+        raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
+    name = "laws" if experiment is None else _load(experiment, None).name
+    files = ExperimentFiles(runs_dir, name)
+    if runs:
+        table = read_runs(runs)
+    elif from_mlflow:
+        from varscale.tracking import runs_table
+
+        table = runs_table(tracking_uri or files.tracking_uri, name)
+    else:
+        table = _results(files)
+    options = FitOptions(
+        title=name,
+        params=params,
+        flops=flops,
+        tokens=tokens,
+        loss=loss,
+        budget=budget,
+        run_id=run_id,
+        group=group,
+        where=tuple(where or ()),
+        drop_highest=drop_highest,
+        tokens_from_flops=tokens_from_flops,
+        law=tuple(law or ()),
+        target=tuple(target or ()),
+        x=tuple(x or ()),
+        objective=objective,
+        offset=offset,
+        offset_source=offset_source,
+        predict=tuple(predict or ()),
+        allocate=tuple(allocate or ()),
+        bootstrap_draws=bootstrap_draws,
+        seed=seed,
+    )
+    _print_paths(_fit(table, options, out or (files.laws if experiment else Path("laws"))))
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Deliver what MLflow has not got yet, then serve its dashboard on loopback."""
+    import subprocess
+
+    from varscale.tracking import dashboard_command, dashboard_environment, dashboard_url, deliver_all
+
+    uri = tracking_uri or ExperimentFiles(runs_dir, "").tracking_uri
+    deliver_all(runs_dir, uri, notify=typer.echo)
+    typer.echo(dashboard_url(uri, port))
+    raise typer.Exit(subprocess.call(dashboard_command(uri, port), env=dashboard_environment()))
+
+
+@app.command(name="import-official")
+def import_official(
+    checkpoint: Annotated[Path, typer.Argument(help="The reference's vae_*.pth or var_*.pth.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
+    patch_nums: Annotated[str, typer.Option(help="Sides of the token maps.")] = "1,2,3,4,5,6,8,10,13,16",
+    tokenizer: Annotated[Path | None, typer.Option(help="Imported tokenizer, for a var_*.pth.")] = None,
+) -> None:
+    """Turn a checkpoint of FoundationVision/VAR into ours."""
+    from varscale.official_files import import_checkpoint
+
+    import_checkpoint(checkpoint, out, [int(side) for side in patch_nums.split(",")], tokenizer)
+    typer.echo(out)
+
+
+@app.command(name="export-official")
+def export_official(
+    model: Annotated[Path, typer.Argument(help="Our tokenizer or weights, .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .pth.")],
+) -> None:
+    """Turn our model into a checkpoint of FoundationVision/VAR."""
+    from varscale.official_files import export_checkpoint
+
+    export_checkpoint(model, out)
+    typer.echo(out)
+
+
+def main() -> None:
+    """Run the command; errors that a person can mend are one line, without traceback."""
+    _refuse_shadowed_packages()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit("varscale: interrupted; call it again to go on")
+    except Exception as error:
+        if not _mendable(error):
+            raise
+        sys.exit(f"varscale: {error}")
+
+
+def _load(
+    experiment: str, overrides: list[str] | None, depths: str | None = None, workers: int | None = None
+) -> Experiment:
+    overrides = list(overrides or ())
+    if depths is not None:
+        if not all(part.strip().isdigit() and int(part) > 0 for part in depths.split(",")):
+            raise ExperimentError(f"--depths {depths}: expected whole numbers above 0, such as 12,16,20")
+        overrides.append(f"grid.depths=[{depths}]")
+    if workers is not None:
+        overrides.append(f"runtime.workers={workers}")
+    return load_experiment(experiment, overrides)
+
+
+def _print_plan(experiment: Experiment, runs_dir: Path) -> None:
+    from rich.console import Console
+
+    from sweeps.status import plan_table
+
+    Console().print(plan_table(experiment, ExperimentFiles(runs_dir, experiment.name)))
+
+
+def _results(files: ExperimentFiles) -> Any:
+    import pandas as pd
+
+    from sweeps.status import finished_rows
+
+    rows = finished_rows(files)
+    if not rows:
+        raise ExperimentError(f"{files.root}: no finished cells; run `varscale sweep {files.experiment}` first")
+    return pd.DataFrame(rows)
+
+
+def _fit(table: Any, options: "FitOptions", folder: Path) -> Any:
+    from rich.console import Console
+
+    from analysis.pipeline import fit_laws, write
+    from analysis.report import terminal_summary
+
+    result = fit_laws(table, options)
+    Console().print(terminal_summary(result))
+    return write(result, folder)
+
+
+def _print_paths(written: Any) -> None:
+    typer.echo(written.laws_json)
+    typer.echo(written.report_html)
+
+
+def _mendable(error: Exception) -> bool:
+    """Whether an error is about what the user gave us, by its type's name: naming the types would import torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ExperimentError", "DataError", "TableError", "SweepError", "TrackingError", "OSError"})
+
+
+def _refuse_shadowed_packages() -> None:
+    """Stop when `sweeps` or `analysis` of another project would be imported instead of ours."""
+    from importlib.util import find_spec
+
+    home = Path(__file__).resolve().parent.parent
+    for package in ("sweeps", "analysis"):
+        spec = find_spec(package)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != home / package:
+            found = "missing" if spec is None else f"shadowed by {spec.origin or spec.submodule_search_locations}"
+            sys.exit(f"varscale: its package {package!r} is {found}; run varscale from another folder or environment")
+
+
+if __name__ == "__main__":
+    main()

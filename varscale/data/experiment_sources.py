@@ -1,0 +1,85 @@
+"""The image sources that an experiment's `data` section describes."""
+
+from typing import Literal
+
+from varscale.config import Cifar10Data, DataConfig, FolderData, ParquetData, RingsData
+from varscale.data.images import Cifar10Source, FolderSource
+from varscale.data.loading import whole_windows
+from varscale.data.parquet import ParquetSource
+from varscale.data.sources import ImageSource, RingsSource, SubsetSource
+from varscale.data.transforms import Crop
+
+
+def training_source(data: DataConfig, images: int) -> ImageSource:
+    """Training images: of a procedural source at least `images`, so that none repeats; of any other, all.
+
+    Raises:
+        DataError: missing or malformed data.
+    """
+    if isinstance(data, RingsData):
+        return _rings(data, "train", whole_windows(images))
+    return _stored(data, "train")
+
+
+def validation_source(data: DataConfig) -> ImageSource:
+    """Validation images, `data.validation_images` of them.
+
+    Raises:
+        DataError: missing or malformed data, or fewer images than asked for.
+    """
+    if isinstance(data, RingsData):
+        assert data.validation_images is not None  # checked with the experiment
+        return _rings(data, "validation", data.validation_images)
+    source = _stored(data, "validation")
+    return source if data.validation_images is None else SubsetSource(source, data.validation_images)
+
+
+def _rings(data: RingsData, split: Literal["train", "validation"], images: int) -> RingsSource:
+    return RingsSource(
+        num_images=images,
+        image_size=data.image_size,
+        split=split,
+        seed=data.seed,
+        min_rings=data.min_rings,
+        max_rings=data.max_rings,
+        radius=data.radius,
+        width=data.width,
+        colours=data.colours,
+    )
+
+
+def _stored(data: FolderData | ParquetData | Cifar10Data, split: Literal["train", "validation"]) -> ImageSource:
+    training = split == "train"
+    # without room to move there is one crop; rectangles still leave room along their longer side
+    crop = Crop(
+        image_size=data.image_size,
+        resize_ratio=data.resize_ratio,
+        random=training and (data.views > 1 or data.resize_ratio > 1),
+        flip=training and data.horizontal_flip,
+        seed=data.seed,
+    )
+    common = {"num_classes": data.num_classes, "max_undecodable": data.max_undecodable}
+    match data:
+        case FolderData():
+            return FolderSource(data.train_path if training else data.validation_path, crop, **common)
+        case ParquetData():
+            return ParquetSource(
+                data.train_path if training else data.validation_path,
+                crop,
+                image_column=data.image_column,
+                label_column=data.label_column,
+                **common,
+            )
+        case Cifar10Data():
+            return Cifar10Source(data.path, crop, train=training, **common)
+
+
+def data_identity(data: DataConfig) -> dict[str, object]:
+    """What the training images depend on, JSON values, for fingerprints; opens stored data.
+
+    The number of procedural images is left out: image i is the same however many there are.
+    """
+    settings: dict[str, object] = data.model_dump(mode="json", exclude={"validation_images", "max_undecodable"})
+    if not isinstance(data, RingsData):
+        settings = {"settings": settings, "content": training_source(data, 1).fingerprint}
+    return settings

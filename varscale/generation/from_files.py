@@ -1,0 +1,32 @@
+"""Sampling from a finished cell's files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torchvision.utils import make_grid, save_image
+
+from varscale.files import ExperimentFiles, read_json
+from varscale.generation.sampling import sample
+from varscale.models.storage import load_tokenizer, load_var
+
+
+def draw(
+    run: Path, classes: Sequence[int], count: int, guidance: float, top_k: int, top_p: float, seed: int, out: Path
+) -> None:
+    """Sample `count` images of each class into one picture, a row a class.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished cell.
+        ValueError: a class or a sampling parameter is out of range.
+    """
+    row = (read_json(run / "result.json") or {}).get("row")
+    if row is None:
+        raise FileNotFoundError(f"{run}: no finished cell (result.json is missing); `varscale status` lists them")
+    files = ExperimentFiles(run.resolve().parent.parent.parent, run.resolve().parent.parent.name)
+    tokenizer = load_tokenizer(files.tokenizer(row["tokenizer"]).tokenizer_checkpoint, row["tokenizer"])
+    var = load_var(run / "weights.safetensors", row["fingerprint"])
+    labels_B = torch.tensor(classes).repeat_interleave(count)
+    drawn = sample(var, tokenizer, labels_B, cfg=guidance, top_k=top_k, top_p=top_p, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_image(make_grid(drawn.images, nrow=count, padding=1), out)

@@ -1,0 +1,56 @@
+"""Fingerprints of a tokenizer and of the tokens it makes, and the numerics that a study is held to. No torch."""
+
+import hashlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from varscale.cells import Numerics
+from varscale.config import Experiment
+from varscale.files import ExperimentFiles, fingerprint, read_json, write_json
+
+
+def tokenizer_fingerprint(experiment: Experiment, data: dict[str, object], threads: int) -> str:
+    """Identity of the experiment's tokenizer: its settings and data, or its checkpoint file's content.
+
+    Args:
+        experiment: The settings.
+        data: `data_identity` of its data.
+        threads: CPU threads of the tokenizer's run.
+    """
+    settings = experiment.tokenizer
+    if settings.checkpoint is not None:
+        content = hashlib.sha256(Path(settings.checkpoint).read_bytes()).hexdigest()
+        return fingerprint(kind="tokenizer", checkpoint=content, patch_nums=settings.patch_nums)
+    return fingerprint(kind="tokenizer", data=data, tokenizer=settings.model_dump(mode="json"), threads=threads)
+
+
+def tokens_fingerprint(experiment: Experiment, data: dict[str, object], tokenizer: str) -> str:
+    """Identity of the token stores: the tokenizer's and the images'."""
+    return fingerprint(kind="tokens", tokenizer=tokenizer, data=data, validation=experiment.data.validation_images)
+
+
+def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics | None:
+    """What earlier runs of the study decided, unless the experiment now says otherwise; None: to be measured."""
+    stored = read_json(files.numerics)
+    if stored is None:
+        return None
+    numerics = Numerics(**{name: stored[name] for name in ("precision", "compiled", "threads", "tokenizer_threads")})
+    runtime = experiment.runtime
+    wanted_compiled = {"auto": numerics.compiled, "on": True, "off": False}[runtime.compile]
+    agrees = (
+        runtime.precision in ("auto", numerics.precision)
+        and numerics.compiled == wanted_compiled
+        and runtime.threads in (0, numerics.threads)
+    )
+    return numerics if agrees else None
+
+
+def store_numerics(files: ExperimentFiles, numerics: Numerics, measured_seconds: dict[str, float]) -> None:
+    """Hold all later runs of the study to this choice; with what was measured for each way, seconds of the sweep."""
+    write_json(files.numerics, {**asdict(numerics), "estimated_sweep_seconds": measured_seconds})
+
+
+def processors() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

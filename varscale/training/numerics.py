@@ -1,0 +1,125 @@
+"""Which precision and whether to compile, measured once for a whole sweep; and the machine's matrix-multiply peak."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from varscale.accounting import VARShape
+from varscale.cells import Numerics, Trunk
+from varscale.config import RuntimeConfig
+from varscale.models.var import VAR
+
+_PEAK_SIDES = {"cpu": 1024, "cuda": 8192}
+
+
+def measure_matmul_peak(precision: str, threads: int) -> float:
+    """FLOPs a second of a large square matrix product on this device in this precision: what utilisation refers to."""
+    torch.set_num_threads(threads)
+    device = _device()
+    side = _PEAK_SIDES[device.type]
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(_timings(lambda: a @ b, repeats=5))
+
+
+def choose_numerics(
+    trunks: Sequence[tuple[Trunk, int]], runtime: RuntimeConfig, threads: int, tokenizer_threads: int
+) -> tuple[Numerics, dict[str, float]]:
+    """Measure a training step of the smallest and the largest size in each way that the experiment leaves open.
+
+    The way that needs the fewest seconds for the whole sweep wins; the time to compile counts, once for each size.
+    One choice serves all sizes, since losses of different arithmetic must not be compared.
+
+    Args:
+        trunks: The sizes of a sweep, each with the images that all of its runs take together.
+        runtime: What is already decided.
+        threads: CPU threads of a transformer's run.
+        tokenizer_threads: CPU threads of the tokenizer's run, recorded with the choice.
+
+    Returns:
+        The choice, and the estimated seconds of every way measured, named `<precision>, compiled|eager`.
+    """
+    torch.set_num_threads(threads)
+    precisions = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
+    compilations = (False, True) if runtime.compile == "auto" else (runtime.compile == "on",)
+    choices = [Numerics(p, c, threads, tokenizer_threads) for p in precisions for c in compilations]
+    if len(choices) == 1:
+        return choices[0], {}
+    measured = sorted(trunks, key=lambda item: item[0].flops_per_image)
+    measured = measured if len(measured) == 1 else [measured[0], measured[-1]]
+    sizes = len({trunk.shape for trunk, _ in trunks})
+    total_flops = sum(trunk.flops_per_image * images for trunk, images in trunks)
+    seconds = {}
+    for choice in choices:
+        costs = [_step_cost(trunk, choice) for trunk, _ in measured]
+        per_flop = statistics.fmean(
+            step / (trunk.flops_per_image * trunk.batch_size)
+            for (trunk, _), (step, _) in zip(measured, costs, strict=True)
+        )
+        start = statistics.fmean(start for _, start in costs) * sizes
+        seconds[choice] = total_flops * per_flop + start
+    best = min(choices, key=lambda choice: seconds[choice])
+    names = {choice: f"{choice.precision}, {'compiled' if choice.compiled else 'eager'}" for choice in choices}
+    return best, {names[choice]: value for choice, value in seconds.items()}
+
+
+def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
+    """Seconds of a training step, and of the first one beyond that (compilation)."""
+    device = _device()
+    var = build_var(trunk.shape).to(device)
+    if numerics.compiled:
+        var.compile_blocks()
+    optimizer = torch.optim.AdamW(var.parameters(), fused=True)
+    labels_B = torch.zeros(trunk.batch_size, dtype=torch.int64, device=device)
+    later = var.tokens - var.first_tokens
+    inputs_BMc = torch.randn(trunk.batch_size, later, var.latent_channels, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=numerics.precision == "bfloat16"):
+            loss = var(labels_B, inputs_BMc).logsumexp(-1).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    (first,) = _timings(step, repeats=1, warmup=0)
+    later_steps = _timings(step, repeats=4, warmup=1)
+    return statistics.median(later_steps), max(0.0, first - statistics.median(later_steps))
+
+
+def build_var(shape: VARShape) -> VAR:
+    """The transformer of a shape."""
+    return VAR(
+        shape.patch_nums,
+        shape.vocab_size,
+        shape.latent_channels,
+        shape.num_classes,
+        shape.depth,
+        shape.width,
+        shape.heads,
+        mlp_ratio=shape.mlp_ratio,
+        shared_adaln=shape.shared_adaln,
+    )
+
+
+def _timings(work: Callable[[], object], repeats: int, warmup: int = 1) -> list[float]:
+    for _ in range(warmup):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        _synchronise()
+        started = time.perf_counter()
+        work()
+        _synchronise()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

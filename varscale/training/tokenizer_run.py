@@ -1,0 +1,160 @@
+"""One tokenizer run, and the token stores that it makes: from an experiment to files."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torchvision.utils import make_grid, save_image
+
+from varscale.config import Experiment
+from varscale.data.experiment_sources import training_source, validation_source
+from varscale.data.loading import ImageBatches
+from varscale.data.token_writer import encode_store
+from varscale.data.tokens import unigram_entropy
+from varscale.data.transforms import to_model_range
+from varscale.files import RunFiles, read_json, write_json
+from varscale.metrics.reconstruction import ReconstructionMeter
+from varscale.models.autoencoder import MultiScaleTokenizer
+from varscale.models.storage import load_tokenizer, save_model
+from varscale.official import load_tokenizer as load_official_tokenizer
+from varscale.training.callbacks import Checkpoints, Progress
+from varscale.training.tokenizer_module import TokenizerModule
+from varscale.training.trainer import Fingerprint, check_fingerprint, loader, make_trainer
+
+Report = Callable[[int, int], None]
+"""Called with the images done and in all."""
+
+_PICTURES = 8
+
+
+def train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> None:
+    """Train (or go on training, or import) the experiment's tokenizer, measure it, and write its files; result last."""
+    if files.finished(fingerprint):
+        return
+    started = time.time()
+    settings = experiment.tokenizer
+    write_json(
+        files.identity,
+        {
+            "name": f"tokenizer · {settings.vocab_size} codes · {settings.tokens_per_image} tokens",
+            "role": "tokenizer",
+            "fingerprint": fingerprint,
+            "params": settings.model_dump(mode="json", exclude={"training"})
+            | settings.training.model_dump(mode="json"),
+        },
+    )
+    if settings.checkpoint is not None:
+        tokenizer = _imported(Path(settings.checkpoint), settings.patch_nums)
+    else:
+        tokenizer = _fit(experiment, files, fingerprint, report).averaged
+    save_model(files.tokenizer_checkpoint, tokenizer, fingerprint)
+    figures = _measure(experiment, tokenizer, files)
+    write_json(
+        files.result,
+        {
+            "fingerprint": fingerprint,
+            "status": "finished",
+            "time": time.time(),
+            "metrics": {**figures, "wall_seconds": time.time() - started},
+            "pictures": ["reconstructions.png"],
+        },
+    )
+    files.last_checkpoint.unlink(missing_ok=True)
+
+
+def encode_tokens(
+    experiment: Experiment, tokenizer_files: RunFiles, tokenizer: str, folder: Path, train_images: int, report: Report
+) -> None:
+    """Encode the validation images and `train_images` training images (all, of a stored data set) into `folder`."""
+    model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+
+    def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
+        return [scale_BL.cpu() for scale_BL in model.encode(images_B3HW.to(device))]
+
+    sources = {
+        "validation": validation_source(experiment.data),
+        "train": training_source(experiment.data, train_images),
+    }
+    views = {"validation": 1, "train": experiment.data.views}
+    total = sum(len(source) * views[split] for split, source in sources.items())
+    done = 0
+    for split, source in sources.items():
+        before = done
+        store = encode_store(
+            folder / split,
+            source,
+            encode,
+            patch_nums=model.patch_nums,
+            vocab_size=model.vocab_size,
+            tokenizer_fingerprint=tokenizer,
+            views=views[split],
+            progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
+        )
+        done += len(source) * views[split]
+    summary = folder / "summary.json"
+    if (read_json(summary) or {}).get("images") != len(sources["train"]):
+        entropy = unigram_entropy(store)
+        write_json(summary, {"images": len(sources["train"]), "unigram_entropy": entropy.mean})
+
+
+def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> TokenizerModule:
+    settings, training = experiment.tokenizer, experiment.tokenizer.training
+    steps = max(1, round(training.images / training.batch_size))
+    module = TokenizerModule(
+        **settings.model_dump(exclude={"training", "checkpoint"}),
+        total_images=steps * training.batch_size,
+        **training.model_dump(exclude={"images"}),
+    )
+    start_step, resume = 0, None
+    if files.last_checkpoint.exists():
+        checkpoint = torch.load(files.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        check_fingerprint(files.last_checkpoint, checkpoint, fingerprint)
+        start_step, resume = int(checkpoint["state_dict"]["steps"]), files.last_checkpoint
+    if start_step >= steps:
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
+    batches = ImageBatches(
+        training_source(experiment.data, steps * training.batch_size),
+        seed=training.seed,
+        batch_size=training.batch_size,
+        start_step=start_step,
+        num_steps=steps - start_step,
+    )
+    callbacks = [
+        Fingerprint(fingerprint),
+        Checkpoints(files.last_checkpoint, experiment.runtime.checkpoint_seconds, {}),
+        Progress(lambda images: report(images, steps * training.batch_size)),
+    ]
+    trainer = make_trainer(
+        files, training.batch_size, callbacks, precision="float32", log_every_steps=experiment.runtime.log_every_steps
+    )
+    trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
+    return module
+
+
+def _imported(path: Path, patch_nums: tuple[int, ...]) -> MultiScaleTokenizer:
+    if path.suffix == ".safetensors":
+        return load_tokenizer(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return load_official_tokenizer(state, patch_nums)
+
+
+@torch.no_grad()
+def _measure(experiment: Experiment, tokenizer: MultiScaleTokenizer, files: RunFiles) -> dict[str, float]:
+    """Figures on the whole validation set, and a picture: originals above, reconstructions below."""
+    meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size)
+    source = validation_source(experiment.data)
+    tokenizer.eval()
+    for start in range(0, len(source), experiment.evaluation.batch_size):
+        indices = range(start, min(start + experiment.evaluation.batch_size, len(source)))
+        images_B3HW = to_model_range(source.load_batch(list(indices), [0] * len(indices))[0])
+        meter.update(tokenizer, images_B3HW)
+    shown = list(range(min(_PICTURES, len(source))))
+    images_B3HW = to_model_range(source.load_batch(shown, [0] * len(shown))[0])
+    pair = torch.cat((images_B3HW, tokenizer.decode(tokenizer.encode(images_B3HW))))
+    save_image(make_grid(pair, nrow=len(shown), padding=1, value_range=(-1, 1), normalize=True), files.picture("part"))
+    files.picture("part").replace(files.picture("reconstructions"))
+    return meter.compute()

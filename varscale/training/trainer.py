@@ -1,0 +1,76 @@
+"""Lightning trainers as every run of varscale uses them."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.utils.data import DataLoader, IterableDataset
+
+from varscale.files import RunFiles
+from varscale.training.metrics_file import MetricsFile
+
+FINGERPRINT_KEY = "varscale_fingerprint"
+
+_EXPECTED_WARNINGS = (
+    "You defined a `validation_step` but have no `val_dataloader`",  # evaluated once, after training
+    ".*does not have many workers",  # batches come from memory-mapped tokens or loader threads
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    ".*Your `IterableDataset` has `__len__` defined",
+    ".*The dataloader, .*, is not resumable|.*resuming from a checkpoint that ended before the epoch ended",  # StepBatches is
+    ".*lr_scheduler.step\\(\\)",
+    ".*Checkpoint directory .* exists and is not empty",
+)
+
+
+def make_trainer(
+    files: RunFiles, batch_size: int, callbacks: Sequence[Callback], *, precision: str, log_every_steps: int
+) -> Trainer:
+    """A trainer of one device that logs to the run's metrics file and leaves checkpoints to our callbacks."""
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,  # the data ends where the run ends
+        max_steps=-1,
+        precision="bf16-mixed" if precision == "bfloat16" else "32-true",
+        logger=MetricsFile(files.metrics, batch_size),
+        callbacks=list(callbacks),
+        plugins=[LightningEnvironment()],  # under Slurm too: one device, and requeuing is the launcher's
+        log_every_n_steps=log_every_steps,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+class Fingerprint(Callback):
+    """Writes the run's fingerprint into its checkpoints, and refuses those of another."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Sign the checkpoint."""
+        checkpoint[FINGERPRINT_KEY] = self._fingerprint
+
+
+def check_fingerprint(path: Path, checkpoint: Mapping[str, Any], expected: str) -> None:
+    """Raise ValueError when a checkpoint was written by a run of other settings."""
+    found = checkpoint.get(FINGERPRINT_KEY)
+    if found != expected:
+        raise ValueError(
+            f"{path}: checkpoint of fingerprint {found}, expected {expected}: it was made with other settings; "
+            "delete the file to start this run anew"
+        )
+
+
+def loader(batches: IterableDataset[dict[str, Any]]) -> DataLoader[dict[str, Any]]:
+    """Batches are made in the training process: they are lookups, and never wait."""
+    return DataLoader(batches, batch_size=None)
