@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from varscale.models.quantizer import MultiScaleQuantizer
 
-
 FEATURE_PENALTY = 1e-3
 """Weight of the features' mean square while they are not quantized."""
 

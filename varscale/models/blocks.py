@@ -132,7 +132,8 @@ class Attention(nn.Module):
         joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, bias_3C)
         if mask_LL is not None and self._native(joint_BLJ):
             ends = [end for end in self.ends if end <= joint_BLJ.shape[1]]
-            return cast(Tensor, self.projection(native_attention(joint_BLJ, self._scale(), ends)))
+            out_BLC = native_attention(joint_BLJ.float(), self._scale(), ends)
+            return cast(Tensor, self.projection(out_BLC.to(joint_BLJ.dtype)))
         joint_BL3Hd = joint_BLJ.unflatten(2, (3, self.heads, -1))
         values_BLHd = joint_BL3Hd[:, :, 2]
         queries_keys_BL2Hd = self._scaled(joint_BL3Hd[:, :, :2]).to(values_BLHd.dtype)
@@ -150,8 +151,9 @@ class Attention(nn.Module):
         return cast(Tensor, self.projection(out_BHLd.transpose(1, 2).flatten(2)))
 
     def _native(self, joint_BLJ: Tensor) -> bool:
-        fits = self.log_scale_H is not None and joint_BLJ.device.type == "cpu" and joint_BLJ.dtype == torch.float32
-        return fits and available(self.head_channels)
+        # float32 inside, and even with bfloat16 around it faster than PyTorch's kernel with its slow backward pass
+        on_cpu = joint_BLJ.device.type == "cpu" and joint_BLJ.dtype in (torch.float32, torch.bfloat16)
+        return on_cpu and self.log_scale_H is not None and available(self.head_channels)
 
     def _scale(self) -> Tensor:
         assert self.log_scale_H is not None
@@ -179,7 +181,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) to (B, L, C)."""
-        return cast(Tensor, self.contract(F.gelu(self.expand(x_BLC), approximate="tanh")))
+        hidden_BLF = self.expand(x_BLC)
+        if torch.compiler.is_compiling():  # the same function, without the slow tanh
+            activated_BLF = hidden_BLF * torch.sigmoid(1.5957691216057308 * hidden_BLF * (1 + 0.044715 * hidden_BLF**2))
+        else:
+            activated_BLF = F.gelu(hidden_BLF, approximate="tanh")
+        return cast(Tensor, self.contract(activated_BLF))
 
 
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:

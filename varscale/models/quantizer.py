@@ -125,7 +125,8 @@ class MultiScaleQuantizer(nn.Module):
             tokens = []
             for k in range(len(self.patch_nums)):
                 tokens.append(self._nearest(self._vectors(residual_BChw, k)).view(len(residual_BChw), -1))
-                residual_BChw.sub_(self._contribution(tokens[-1], k))
+                if k + 1 < len(self.patch_nums):
+                    residual_BChw.sub_(self._contribution(tokens[-1], k))
             return tokens
 
     def decode_features(self, tokens: Sequence[Tensor]) -> Tensor:
