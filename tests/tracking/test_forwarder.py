@@ -15,7 +15,7 @@ import pytest
 from fake_runs import START, append_points, finished_cell, unfinished_trunk, write_identity, write_result
 
 from varscale.files import ExperimentFiles, RunFiles, read_json, write_json
-from varscale.tracking import Forwarder, TrackingError, check_tracking_uri, deliver_all, runs_table
+from varscale.tracking import Forwarder, TrackingError, check_tracking_uri, choose_tracking_uri, deliver_all, runs_table
 
 BUDGETS = (1e12, 2e12)
 
@@ -268,6 +268,18 @@ def test_a_database_that_can_not_be_opened_costs_one_line(tmp_path: Path) -> Non
 def test_uris_that_can_not_work(uri: str) -> None:
     with pytest.raises(TrackingError, match="use sqlite:///"):
         check_tracking_uri(uri)
+
+
+def test_which_store_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ExperimentFiles(tmp_path, "rings")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert choose_tracking_uri(None, files) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert choose_tracking_uri(None, files) == "http://host:5000"
+    assert choose_tracking_uri("http://other:1", files) == "http://other:1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(TrackingError, match="'mlruns'"):
+        choose_tracking_uri(None, files)
 
 
 def test_importing_tracking_imports_no_mlflow() -> None:

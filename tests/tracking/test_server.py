@@ -106,7 +106,7 @@ class Broken(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(500, "broken")
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_GET
 
     def log_message(self, *args: object) -> None:
         """Quiet."""

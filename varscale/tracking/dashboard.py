@@ -15,6 +15,8 @@ _WIDTHS = {
     "metrics.`error`": 110,
     "metrics.`params_total`": 120,
     "metrics.`images_seen`": 120,
+    "metrics.`images_per_second`": 150,
+    "metrics.`model_flops_utilisation`": 190,
     "params.`depth`": 80,
     "params.`width`": 80,
     "params.`budget_flops`": 150,
@@ -41,6 +43,7 @@ def _view(order_by: str) -> dict[str, Any]:
         "columnWidths": {_RUN_NAME: 300, _CREATED: 130, **_WIDTHS},
         # MLflow nests child runs only while sorted by date; grouped by this tag they stay under their sweep.
         "groupBy": {"aggregateFunction": "min", "groupByKeys": [{"mode": "tag", "groupByData": "sweep"}]},
+        "useGroupedValuesInCharts": False,  # a curve a run, not one a sweep
         "runsHiddenMode": "FIRST_20_RUNS",
     }
 

@@ -132,10 +132,10 @@ class Forwarder:
         last.join(max(0.0, deadline - time.monotonic()))
         state = self.state
         if state.pending or self._problem or last.is_alive():
-            reason = self._problem or "out of time"
+            what = f"{state.pending} points" if state.pending else "states and pictures"
             self._notify(
-                f"{state.pending} points not delivered to MLflow at {self._uri} ({reason}); they are in "
-                f"{self._files.runs}: `varscale dashboard` with the same tracking URI delivers them later"
+                f"{what} not delivered to MLflow at {self._uri} ({self._problem or 'out of time'}); nothing is lost: "
+                f"`varscale dashboard` with the same runs folder and tracking URI delivers them later"
             )
         return state.pending
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from varscale.files import ExperimentFiles
 from varscale.tracking.dashboard import EXPERIMENT_TAGS
 from varscale.tracking.records import OPEN, Point
 
@@ -36,6 +37,17 @@ class StoredRun:
     """MLflow's name of it."""
     steps: dict[str, int]
     """The last step of each metric."""
+
+
+def choose_tracking_uri(given: str | None, files: ExperimentFiles) -> str:
+    """The store to use: the one given, else MLFLOW_TRACKING_URI's, else a SQLite file in the runs folder.
+
+    Raises:
+        TrackingError: It can't work.
+    """
+    tracking_uri = given or os.environ.get("MLFLOW_TRACKING_URI") or files.tracking_uri
+    check_tracking_uri(tracking_uri)
+    return tracking_uri
 
 
 def check_tracking_uri(tracking_uri: str) -> None:
