@@ -46,12 +46,15 @@ def test_the_wheel_holds_the_three_packages_and_the_experiments(wheel: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     packages = {"varscale", "sweeps", "analysis"}
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == packages
     experiments = {str(Path("varscale") / path.relative_to(ROOT)) for path in (ROOT / "experiments").rglob("*.yaml")}
-    assert {name for name in names if name.endswith((".yaml", ".yml"))} == experiments
-    modules = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
-    assert {name for name in names if name.endswith(".py")} == modules
-    assert {f"{package}/py.typed" for package in packages} <= set(names)
+    sources = {
+        str(path.relative_to(ROOT))
+        for package in packages
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".so")
+    }
+    assert {name for name in names if ".dist-info/" not in name} == sources | experiments
+    assert {f"{package}/py.typed" for package in packages} <= sources
     assert not [name for name in names if "__pycache__" in name or Path(name).name.startswith("test_")]
     assert len(names) == len(set(names))
 
