@@ -15,7 +15,7 @@ import pytest
 from fake_runs import START, append_points, finished_cell, unfinished_trunk, write_identity, write_result
 
 from varscale.files import ExperimentFiles, RunFiles, read_json, write_json
-from varscale.tracking import Forwarder, TrackingError, check_tracking_uri, choose_tracking_uri, deliver_all, runs_table
+from varscale.tracking import Forwarder, TrackingError, check_tracking_uri, deliver_all, runs_table
 
 BUDGETS = (1e12, 2e12)
 
@@ -207,6 +207,30 @@ def test_the_table_has_the_numbers_of_the_files(files: ExperimentFiles) -> None:
     assert snapshot(files.tracking_uri)[f"rings/cells/{run.folder.name}"][0][1] == "FAILED"
 
 
+def test_the_table_equals_the_rows_of_the_results(files: ExperimentFiles) -> None:
+    rows = []
+    for seed, budget in enumerate(BUDGETS):
+        run = RunFiles(finished_cell(files, 12, budget, seed=seed))
+        identity, result = read_json(run.identity) or {}, read_json(run.result) or {}
+        row = {
+            **{"run": f"d12-s{seed}", "experiment": "rings", "family": "var", "depth": 12, "width": 24, "seed": seed},
+            **{"variant": "", "budget_flops": budget, "train_flops": budget * 0.999, "images_seen": 640 + seed},
+            **{"lr": 3e-3 / 7, "loss": 3.1 + seed / 3, "loss_scale_1": 4.0, "loss_scale_2": 2.0 / 3},
+            **{"tokenizer": "1e12345678901234", "fingerprint": result["fingerprint"], "status": "finished"},
+            **{"wall_seconds": 12.5, "precision": "float32", "compiled": False, "threads": 1},
+        }
+        metrics = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        write_json(run.identity, {**identity, "params": {key: row[key] for key in list(row)[1:11]}})
+        write_json(run.result, {**result, "metrics": metrics, "row": row})
+        rows.append(row)
+    deliver_all(files.runs, files.tracking_uri)
+    table = runs_table(files.tracking_uri, "rings").sort_values("run", ignore_index=True)
+    pandas.testing.assert_frame_equal(table, pandas.DataFrame(rows), check_exact=True)
+    [metrics, *_] = [histories for _, histories, _ in snapshot(files.tracking_uri).values()]
+    assert "train_flops" in metrics
+    assert "depth" not in metrics  # a parameter; metrics stay few
+
+
 def test_an_unknown_experiment_is_named(files: ExperimentFiles) -> None:
     with pytest.raises(TrackingError, match="no finished cell of an experiment 'absent'"):
         runs_table(files.tracking_uri, "absent")
@@ -268,18 +292,6 @@ def test_a_database_that_can_not_be_opened_costs_one_line(tmp_path: Path) -> Non
 def test_uris_that_can_not_work(uri: str) -> None:
     with pytest.raises(TrackingError, match="use sqlite:///"):
         check_tracking_uri(uri)
-
-
-def test_which_store_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = ExperimentFiles(tmp_path, "rings")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert choose_tracking_uri(None, files) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert choose_tracking_uri(None, files) == "http://host:5000"
-    assert choose_tracking_uri("http://other:1", files) == "http://other:1"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
-    with pytest.raises(TrackingError, match="'mlruns'"):
-        choose_tracking_uri(None, files)
 
 
 def test_importing_tracking_imports_no_mlflow() -> None:

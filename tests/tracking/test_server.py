@@ -99,7 +99,7 @@ def test_a_server_that_is_late_dies_and_comes_back(files: ExperimentFiles) -> No
         assert deliver_all(files.runs, uri).pending == 0
         assert steps(uri) == [32 * (index + 1) for index in range(15)]
         assert dashboard_command(uri) == []
-        assert dashboard_url(uri, "rings").startswith(f"{uri}/#/experiments/1/runs?")
+        assert dashboard_url(uri).startswith(f"{uri}/#/experiments/1/runs?")
 
 
 class Broken(http.server.BaseHTTPRequestHandler):
@@ -152,6 +152,7 @@ def test_the_dashboard_in_a_browser(files: ExperimentFiles, tmp_path: Path) -> N
     forwarder.finish(forwarder.sweep("b", "rings · depths 12, 20", {}, [folders[2], finished_cell(files, 20, 1e12)]))
     assert forwarder.deliver()
     port = free_port()
+    assert dashboard_url(files.tracking_uri, port, "absent") == f"http://127.0.0.1:{port}"
 
     def dump(address: str) -> str:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=2200,1400"]
@@ -161,8 +162,8 @@ def test_the_dashboard_in_a_browser(files: ExperimentFiles, tmp_path: Path) -> N
         ).stdout
 
     with served(files.runs / "mlflow.db", port):
-        by_loss = dump(dashboard_url(files.tracking_uri, "rings", port))
-        by_flops = dump(dashboard_url(files.tracking_uri, "rings", port, order_by="train_flops"))
+        by_loss = dump(dashboard_url(files.tracking_uri, port))
+        by_flops = dump(dashboard_url(files.tracking_uri, port, "rings", "train_flops"))
     names = [f"d{depth} · {budget} FLOPs · seed 0" for depth in (12, 16, 20) for budget in ("1e12", "2e12")]
     # Each sweep is a group: its name, then its cells in order. d12 is in both and shown once, where it was trained.
     first, second = "Group: rings · depths 12, 16", "Group: rings · depths 12, 20"

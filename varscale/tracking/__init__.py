@@ -11,7 +11,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any import of MLflow, 
 
 from varscale.tracking.dashboard import dashboard_command, dashboard_environment, dashboard_url
 from varscale.tracking.forwarder import Forwarder, ForwarderState, deliver_all
-from varscale.tracking.store import TrackingError, check_tracking_uri, choose_tracking_uri
+from varscale.tracking.store import TrackingError, check_tracking_uri
 from varscale.tracking.table import runs_table
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "ForwarderState",
     "TrackingError",
     "check_tracking_uri",
-    "choose_tracking_uri",
     "dashboard_command",
     "dashboard_environment",
     "dashboard_url",

@@ -3,10 +3,7 @@
 import json
 import os
 import sys
-from typing import Any
-
-ORDERS = ("loss", "train_flops")
-"""Metrics that a view can be sorted by."""
+from typing import Any, Literal
 
 _RUN_NAME, _CREATED = "attributes.`Run Name`", "attributes.`Created`"
 _WIDTHS = {
@@ -16,7 +13,7 @@ _WIDTHS = {
     "metrics.`params_total`": 120,
     "metrics.`images_seen`": 120,
     "metrics.`images_per_second`": 150,
-    "metrics.`model_flops_utilisation`": 190,
+    "metrics.`utilisation`": 110,
     "params.`depth`": 80,
     "params.`width`": 80,
     "params.`budget_flops`": 150,
@@ -50,7 +47,7 @@ def _view(order_by: str) -> dict[str, Any]:
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # opens on runs, not on traces of an application
-    **{f"mlflow.sharedViewState.varscale-{order}": json.dumps(_view(order)) for order in ORDERS},
+    **{f"mlflow.sharedViewState.varscale-{order}": json.dumps(_view(order)) for order in ("loss", "train_flops")},
 }
 """Tags of every MLflow experiment that varscale makes."""
 
@@ -68,16 +65,26 @@ def dashboard_environment() -> dict[str, str]:
     return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def dashboard_url(tracking_uri: str, experiment: str, port: int = 5000, order_by: str = "loss") -> str:
-    """The address that opens an experiment's runs grouped by sweep and sorted by `order_by`, one of `ORDERS`.
+def dashboard_url(
+    tracking_uri: str,
+    port: int = 5000,
+    experiment: str | None = None,
+    order_by: Literal["loss", "train_flops"] = "loss",
+) -> str:
+    """The address that opens an experiment's runs, grouped by sweep and sorted.
 
-    The front page's where the store has no such experiment yet.
+    Args:
+        tracking_uri: The store; need not be served yet.
+        port: Where `dashboard_command` serves it.
+        experiment: Its name; default: the one whose run began last. The front page's address where there is none.
+        order_by: Metric to sort by.
     """
     from varscale.tracking.store import Store
 
     server = tracking_uri.startswith(("http://", "https://"))
     base = tracking_uri.rstrip("/") if server else f"http://127.0.0.1:{port}"
-    number = Store(tracking_uri).find_experiment(experiment)
+    store = Store(tracking_uri)
+    number = store.find_experiment(experiment) if experiment else store.newest_experiment()
     if number is None:
         return base
     return f"{base}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=varscale-{order_by}"

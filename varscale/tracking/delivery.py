@@ -25,6 +25,8 @@ from varscale.tracking.store import METRICS_A_CALL, RunDeletedError, Store, is_r
 PARENT_TAG = "mlflow.parentRunId"
 REUSED_TAG = "reused_runs"
 IDS_A_TAG = 200
+SORTABLE = ("train_flops", "params_total", "params_active", "images_seen")
+"""Parameters that are metrics too: MLflow sorts parameters as text. The others are not, to keep the metrics few."""
 
 
 class OutOfTimeError(Exception):
@@ -97,14 +99,14 @@ class Delivery:
         parent = self._position(owner.state).run_id if owner else ""
         links = {PARENT_TAG: parent, "sweep": owner.name} if owner and parent else {}
         tags = {"role": str(identity.get("role", "run")), "fingerprint": str(identity.get("fingerprint", ""))}
-        began = first.milliseconds if first else _milliseconds((result or {}).get("time", 0))
+        began = first.milliseconds if first else _began(result or {})
         position = self._open(state, folder, identity.get("name", folder.name), began, {**tags, **links})
         self._params(state, position, identity.get("params", {}))
         self._tags(state, position, links)
         self._points(state, position, run.metrics)
         status, ended = (owner.status, owner.ended or 0) if owner else (OPEN, 0)
         if result is not None:
-            self._result(state, position, run, result)
+            self._result(state, position, run, result, identity.get("params", {}))
             status, ended = "FAILED" if result.get("status") == "diverged" else "FINISHED", result.get("time", 0)
         self._status(state, position, status, _milliseconds(ended))
         self._settled[folder] = signature
@@ -172,14 +174,20 @@ class Delivery:
             position.steps.update(dict.fromkeys(point.metrics, point.images))
         self._save(state, position)
 
-    def _result(self, state: Path, position: Position, run: RunFiles, result: dict[str, Any]) -> None:
+    def _result(
+        self, state: Path, position: Position, run: RunFiles, result: dict[str, Any], params: dict[str, Any]
+    ) -> None:
         for name in result.get("pictures", ()):
             self._artifact(state, position, run.folder / name, None)
         checksum = file_checksum(run.result)
         if checksum == position.result:
             return
-        metrics = numbers(result.get("metrics", {}))
-        images = int(metrics.get("images_seen", max(position.steps.values(), default=0)))
+        everything = numbers(result.get("metrics", {}))
+        metrics = {key: value for key, value in everything.items() if key not in params or key in SORTABLE}
+        known = {*everything, *params, "fingerprint", "status"}
+        words = {key: value for key, value in result.get("row", {}).items() if key not in known}
+        self._store.log_params(position.run_id, words)
+        images = int(everything.get("images_seen", max(position.steps.values(), default=0)))
         point = Point(_milliseconds(result.get("time", 0)), images, metrics, 0, 0)
         self._store.log_points(position.run_id, [point])
         self.delivered += len(metrics)
@@ -225,6 +233,11 @@ class Delivery:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _began(result: dict[str, Any]) -> int:
+    """When a run without curves began, Unix milliseconds."""
+    return _milliseconds(result.get("time", 0) - result.get("metrics", {}).get("wall_seconds", 0))
 
 
 def _stamp(file: Path) -> list[int] | None:

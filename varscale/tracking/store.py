@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from varscale.files import ExperimentFiles
 from varscale.tracking.dashboard import EXPERIMENT_TAGS
 from varscale.tracking.records import OPEN, Point
 
@@ -37,17 +36,6 @@ class StoredRun:
     """MLflow's name of it."""
     steps: dict[str, int]
     """The last step of each metric."""
-
-
-def choose_tracking_uri(given: str | None, files: ExperimentFiles) -> str:
-    """The store to use: the one given, else MLFLOW_TRACKING_URI's, else a SQLite file in the runs folder.
-
-    Raises:
-        TrackingError: It can't work.
-    """
-    tracking_uri = given or os.environ.get("MLFLOW_TRACKING_URI") or files.tracking_uri
-    check_tracking_uri(tracking_uri)
-    return tracking_uri
 
 
 def check_tracking_uri(tracking_uri: str) -> None:
@@ -111,8 +99,16 @@ class Store:
             self._experiments[name] = number
         return self._experiments[name]
 
+    def newest_experiment(self) -> str | None:
+        """The id of the experiment whose varscale run began last, or None."""
+        experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
+        runs = self._client.search_runs(
+            experiments, f"tags.`{KEY_TAG}` LIKE '%/%'", max_results=1, order_by=["start_time DESC"]
+        )
+        return str(runs[0].info.experiment_id) if runs else None
+
     def find_experiment(self, name: str) -> str | None:
-        """MLflow's experiment of that name, or None."""
+        """The id of the experiment of that name, or None."""
         found = self._client.get_experiment_by_name(name)
         return str(found.experiment_id) if found else None
 

@@ -22,6 +22,7 @@ _WHOLE = {
     *("depth", "width", "heads", "seed", "params_total", "params_active", "images_seen", "tokens_seen", "steps"),
     *("batch_size", "unique_images", "validation_images", "warmup_images", "threads"),
 }
+_TEXT = {"run", "experiment", "family", "variant", "tokenizer", "fingerprint", "status", "precision"}
 
 
 def runs_table(tracking_uri: str, experiment: str) -> "pandas.DataFrame":
@@ -63,15 +64,20 @@ def _row(run: Any, experiment: str) -> dict[str, Any]:
     tags = run.data.tags
     if "status" not in tags or run.info.lifecycle_stage == "deleted":
         return {}
-    params = {key: _value(text) for key, text in run.data.params.items()}
-    values = {**run.data.metrics, **params}  # a curve may have a parameter's name: lr
-    known = {key: value for key, value in values.items() if key in _COLUMNS or _SCALES.fullmatch(key)}
-    names = {"run": run.info.run_name, "experiment": experiment}
-    return {**known, **names, "fingerprint": tags.get("fingerprint", ""), "status": tags["status"]}
+    params = {key: _value(key, text) for key, text in run.data.params.items() if _known(key)}
+    metrics = {key: value for key, value in run.data.metrics.items() if _known(key)}
+    names = {"run": run.info.run_name, "experiment": experiment, "fingerprint": tags.get("fingerprint", "")}
+    return {**metrics, **names, **params, "status": tags["status"]}  # a curve may have a parameter's name: lr
 
 
-def _value(text: str) -> Any:
-    """A parameter as Python had it: number, truth value or text."""
+def _known(column: str) -> bool:
+    return column in _COLUMNS or _SCALES.fullmatch(column) is not None
+
+
+def _value(column: str, text: str) -> Any:
+    """A parameter as Python had it: text, truth value or number."""
+    if column in _TEXT:
+        return text
     if text in ("True", "False"):
         return text == "True"
     for kind in (int, float):
