@@ -90,12 +90,13 @@ class VARShape(_Shape):
             cache: Keep keys and values; else each pass computes all scales so far anew.
         """
         branches = 2 if guidance else 1
-        total, end = 0, 0
+        total, end = (branches * self._modulation() if self.shared_adaln else 0), 0
         for index, side in enumerate(self.patch_nums):
             added = side**2
             end += added
             rows = added if cache else end
-            blocks = self._blocks(rows) + self._attention(rows * end) + self._modulation()
+            blocks = self._blocks(rows) + self._attention(rows * end)
+            blocks += 0 if self.shared_adaln else self._modulation()
             predictions = branches if index else 1
             total += branches * blocks + predictions * self._head(added) + (self._embedding(added) if index else 0)
         return total

@@ -230,10 +230,10 @@ class VAR(nn.Module):
             x_BMC = block(x_BMC, modulation, mask_MM, keeps[index], None if caches is None else caches[index])
         return x_BMC
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the blocks in place: one compilation serves all of them, and state-dict keys stay as they are."""
         for block in self.blocks:
-            block.compile(fullgraph=True, dynamic=False)
+            block.compile(fullgraph=True, dynamic=False, backend=backend)
 
     def parameter_names_without_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: biases, and place, start, scale and offset tables."""

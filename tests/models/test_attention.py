@@ -1,0 +1,154 @@
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from requirements import require_program
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from varscale.models import attention
+from varscale.models.native import attention as native
+from varscale.models.native import building
+
+PATCH_NUMS = (1, 2, 3, 5)
+TOKENS = 39
+
+
+@pytest.fixture
+def compiler() -> None:
+    require_program("c++")
+    assert native.available(8)
+
+
+needs_compiler = pytest.mark.usefixtures("compiler")
+
+
+def naive(queries: Tensor, keys: Tensor, values: Tensor, patch_nums: tuple[int, ...]) -> Tensor:
+    """Each query by itself over what it may see; (B, H, L, d)."""
+    level = [k for k, side in enumerate(patch_nums) for _ in range(side**2)]
+    rows = []
+    for i, own in enumerate(level):
+        seen = [j for j, other in enumerate(level) if other <= own]
+        weights = torch.softmax(torch.einsum("bhd,bhnd->bhn", queries[:, :, i], keys[:, :, seen]), -1)
+        rows.append(torch.einsum("bhn,bhnd->bhd", weights, values[:, :, seen]))
+    return torch.stack(rows, 2)
+
+
+def test_mask_and_slices() -> None:
+    mask = attention.block_causal_mask((1, 2), torch.device("cpu"))
+    hidden = -math.inf
+    assert mask.tolist() == [[0.0] + [hidden] * 4] + [[0.0] * 5] * 4
+    assert attention.scale_bounds((1, 2, 4)) == ((0, 1), (1, 5), (5, 21))
+    assert attention.level_of_tokens((1, 2), torch.device("cpu")).tolist() == [0, 1, 1, 1, 1]
+    assert attention.query_slices((1, 2, 3, 4, 6, 8, 10)) == ((0, 130), (130, 230))
+    assert attention.query_slices((16, 20)) == ((0, 256), (256, 656))
+
+
+@pytest.mark.parametrize("patch_nums", [(1, 2, 3), (1, 2, 3, 4, 6, 8, 9), (13,)])
+def test_library_kernels_equal_the_definition(patch_nums: tuple[int, ...]) -> None:
+    tokens = attention.scale_bounds(patch_nums)[-1][1]
+    queries, keys, values = torch.randn(3, 2, 2, tokens, 6)
+    mask = attention.block_causal_mask(patch_nums, torch.device("cpu"))
+    expected = naive(queries, keys, values, patch_nums)
+    dense = attention.block_causal_attention(queries, keys, values, mask)
+    sliced = attention.sliced_attention(queries, keys, values, mask, patch_nums)
+    torch.testing.assert_close(dense, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sliced, expected, atol=1e-5, rtol=1e-5)
+    if len(patch_nums) > 1:  # and for the first scales alone
+        end = attention.scale_bounds(patch_nums)[-2][1]
+        parts = (part[:, :, :end] for part in (queries, keys, values))
+        prefix = attention.sliced_attention(*parts, mask[:end, :end], patch_nums)
+        torch.testing.assert_close(prefix, expected[:, :, :end], atol=1e-5, rtol=1e-5)
+
+
+def normalised(joint: Tensor, scale: Tensor, patch_nums: tuple[int, ...]) -> Tensor:
+    batch, tokens, _ = joint.shape
+    queries, keys, values = joint.view(batch, tokens, 3, len(scale), -1).permute(2, 0, 3, 1, 4)
+    queries = torch.nn.functional.normalize(queries, dim=-1) * scale[:, None, None]
+    out = naive(queries, torch.nn.functional.normalize(keys, dim=-1), values, patch_nums)
+    return out.transpose(1, 2).reshape(batch, tokens, -1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("head_channels", [1, 3, 4, 8, 16, 24, 64])
+@pytest.mark.parametrize("patch_nums", [PATCH_NUMS, (4,)])
+def test_native_kernel_equals_the_definition(head_channels: int, patch_nums: tuple[int, ...]) -> None:
+    heads = 3
+    ends = [end for _, end in attention.scale_bounds(patch_nums)]
+    joint = torch.randn(2, ends[-1], 3 * heads * head_channels, dtype=torch.float64)
+    scale = torch.tensor([0.5, 4.0, 100.0], dtype=torch.float64)
+    weights = torch.randn(2, ends[-1], heads * head_channels, dtype=torch.float64)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        inputs = (joint.to(dtype).requires_grad_(), scale.to(dtype).requires_grad_())
+        exact = dtype == torch.float64
+        out = normalised(*inputs, patch_nums) if exact else native.native_attention(*inputs, ends)
+        gradients = torch.autograd.grad((out * weights.to(dtype)).sum(), inputs)
+        results.append([out, *gradients])
+    for name, exact, ours in zip(("output", "joint gradient", "scale gradient"), *results, strict=True):
+        worst = (exact - ours).abs().max() / exact.abs().max().clamp_min(1e-3)
+        assert worst < 2e-4, name
+
+
+@needs_compiler
+def test_native_kernel_survives_extremes() -> None:
+    joint = torch.zeros(1, TOKENS, 3 * 8, requires_grad=True)
+    out = native.native_attention(joint, torch.tensor([100.0]), [1, 5, 14, 39])
+    out.sum().backward()
+    assert out.abs().max() == 0
+    assert joint.grad is not None
+    assert joint.grad.isfinite().all()
+    # opposite directions under the largest scale: every weight but the best one's is e^-200
+    joint = torch.ones(1, 2, 3)
+    joint[0, 0, 1] = -1
+    assert native.native_attention(joint, torch.tensor([100.0]), [2])[0, 1, 0] == 1
+
+
+@needs_compiler
+def test_native_kernel_gives_the_same_bits_on_any_number_of_threads() -> None:
+    joint, scale = torch.randn(4, TOKENS, 3 * 16), torch.tensor([4.0, 5.0])
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(native.native_attention(joint, scale, [1, 5, 14, 39]))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@needs_compiler
+def test_native_kernel_counts_flops_of_all_pairs() -> None:
+    joint = torch.randn(2, TOKENS, 3 * 16, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        native.native_attention(joint, torch.tensor([4.0, 5.0]), [1, 5, 14, 39]).sum().backward()
+    forward = 2 * 2 * 2 * TOKENS**2 * 16
+    assert counter.get_total_flops() == 3 * forward
+
+
+@needs_compiler
+def test_without_a_compiler_the_library_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "kernel.cpp"
+    source.write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = building.load(source, {})
+    assert library is not None
+    assert library.answer() == 42
+    assert len(list((tmp_path / "cache/varscale/kernels").iterdir())) == 1
+    source.write_text("this is not C++")
+    assert building.load(source, {}) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert building.load(source, {}) is None
+    monkeypatch.setenv("VARSCALE_NATIVE", "0")
+    assert building.load(source, {}) is None
+
+
+def test_a_slow_compiler_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired(command, 1)
+
+    source = tmp_path / "kernel.cpp"
+    source.write_text("")
+    monkeypatch.setattr(building.subprocess, "run", hang)
+    assert building.load(source, {}) is None
