@@ -1,4 +1,4 @@
-"""What a sweep has to do: its cells, their trunks, what is done already, and what the rest costs. Pure but for reading."""
+"""What a sweep has to do: its cells, their trunks, and what is done already. Pure but for reading result files."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,5 +1,8 @@
 """Tables of a study: what it would cost, and how far it is."""
 
+import json
+import statistics
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -28,11 +31,11 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
         table.add_row(
             cell.trunk.name,
             f"{shape.width}",
-            f"{shape.parameters:,}",
+            f"{shape.parameters():,}",
             f"{cell.budget_flops:.3g}",
             f"{cell.steps:,}",
             f"{cell.images:,}",
-            f"{shape.training_memory_bytes(cell.trunk.batch_size) / 2**30:.2f}",
+            f"{(shape.training_state_bytes() + shape.activation_bytes(cell.trunk.batch_size)) / 2**30:.3g}",
             f"{flops / speed / 3600:.2f}" if speed else "not measured yet",
         )
     return table
@@ -95,17 +98,12 @@ def _flops_per_second(files: ExperimentFiles) -> dict[int, float]:
         metrics = path.with_name("metrics.jsonl")
         if identity is None or not metrics.exists():
             continue
-        rates = [
-            read["metrics"]["images_per_second"] for read in _points(metrics) if "images_per_second" in read["metrics"]
-        ]
+        rates = [point["images_per_second"] for point in _points(metrics) if "images_per_second" in point]
         if rates:
-            speeds[int(identity["params"]["depth"])] = (
-                identity["params"]["flops_per_image"] * sorted(rates)[len(rates) // 2]
-            )
+            params = identity["params"]
+            speeds[int(params["depth"])] = params["flops_per_image"] * statistics.median(rates)
     return speeds
 
 
-def _points(path: Any) -> list[dict[str, Any]]:
-    import json
-
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+def _points(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line)["metrics"] for line in path.read_text().splitlines() if line.endswith("}")]

@@ -74,7 +74,6 @@ def test_patch_nums_must_end_at_the_latent_size(patch_nums: list[int]) -> None:
         ("optim", "decay_fraction", 1.0),
         ("optim", "betas", [0.9]),
         ("model", "label_dropout", 1.1),
-        ("model", "head_dim", 24),
         ("tokenizer", "norm_groups", 24),
         ("tokenizer", "channel_multipliers", []),
         ("tokenizer", "training", {"perceptual_weight": 1.0}),

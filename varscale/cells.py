@@ -14,12 +14,14 @@ from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
 from varscale.files import fingerprint
 
+Precision = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class Numerics:
     """How a whole sweep computes; decided once, the same for every size, and part of every fingerprint."""
 
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     """Arithmetic of the transformers' matrix products."""
     compiled: bool
     """Whether transformer blocks are compiled."""
@@ -58,6 +60,7 @@ class Trunk:
             heads=model.heads(self.depth),
             mlp_ratio=model.mlp_ratio,
             shared_adaln=model.shared_adaln,
+            normalise_queries_keys=model.normalise_queries_keys,
         )
 
     @property
@@ -68,7 +71,7 @@ class Trunk:
     @cached_property
     def flops_per_image(self) -> int:
         """Training FLOPs of an image: 3 × the forward pass with all L × L attention pairs."""
-        return self.shape.training_flops_per_image
+        return self.shape.training_flops()
 
     @property
     def warmup_images(self) -> int:
@@ -140,11 +143,9 @@ class Cell:
     @property
     def name(self) -> str:
         """Readable name, unique within an experiment together with the fingerprint."""
-        return "-".join(
-            filter(
-                None, (f"d{self.trunk.depth}", f"c{self.budget_flops:.3g}", f"s{self.trunk.seed}", self.trunk.variant)
-            )
-        ).replace("+", "")
+        trunk = self.trunk
+        parts = (f"d{trunk.depth}", f"c{self.budget_flops:.3g}".replace("+", ""), f"s{trunk.seed}", trunk.variant)
+        return "-".join(filter(None, parts))
 
     @property
     def title(self) -> str:
@@ -159,7 +160,9 @@ class Cell:
             trunk=self.trunk.fingerprint(tokens, numerics),
             images=self.images,
             decay_images=self.decay_images,
+            schedule=self.trunk.experiment.optim.schedule,
             final_lr_ratio=self.trunk.experiment.optim.final_lr_ratio,
+            final_weight_decay=self.trunk.experiment.optim.final_weight_decay,
             validation_images=self.trunk.experiment.data.validation_images,
         )
 
@@ -178,8 +181,8 @@ class Cell:
             "budget_flops": self.budget_flops,
             "train_flops": float(self.images * self.trunk.flops_per_image),
             "flops_per_image": float(self.trunk.flops_per_image),
-            "params_total": shape.parameters,
-            "params_active": shape.active_parameters,
+            "params_total": shape.parameters(),
+            "params_active": shape.active_parameters(),
             "images_seen": self.images,
             "tokens_seen": self.images * tokens_per_image,
             "steps": self.steps,
@@ -196,6 +199,8 @@ def grid_cells(experiment: Experiment) -> list[Cell]:
         ExperimentError: cells of fewer than `grid.min_steps` steps, or a variant whose settings are invalid.
     """
     grid = experiment.grid
+    if experiment.optim.schedule != "wsd":
+        raise ExperimentError("optim.schedule: a grid branches its cells off trunks, which only wsd allows")
     cells = [
         cell
         for depth in grid.depths

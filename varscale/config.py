@@ -239,7 +239,8 @@ class ModelConfig(Section):
     width_per_depth: Count = 64
     """Transformer width = width_per_depth · depth."""
     head_dim: Count = 64
-    """Channels of an attention head; heads = width / head_dim (the paper's 64 makes heads = depth)."""
+    """Channels of an attention head, at least: a size has as many heads as divide its width and leave each that many
+    (64, the paper's, with width 64 · depth makes heads = depth)."""
     mlp_ratio: Positive = 4.0
     """Hidden width of the feed-forward layers as a multiple of the width."""
     drop_path_at_depth_24: Fraction = 0.1
@@ -263,7 +264,8 @@ class ModelConfig(Section):
 
     def heads(self, depth: int) -> int:
         """Attention heads of a model of `depth` blocks: at least one."""
-        return max(1, self.width(depth) // self.head_dim)
+        width = self.width(depth)
+        return max((heads for heads in range(1, width // self.head_dim + 1) if width % heads == 0), default=1)
 
     def drop_path_rate(self, depth: int) -> float:
         """Stochastic-depth rate of the last block of a model of `depth` blocks."""
@@ -413,10 +415,4 @@ class Experiment(Section):
                 f"{downsampling} (channel_multipliers has {len(self.tokenizer.channel_multipliers)} entries) "
                 f"is {self.data.image_size / downsampling:g}"
             )
-        for depth in self.grid.depths:
-            width = self.model.width(depth)
-            if width >= self.model.head_dim and width % self.model.head_dim:
-                raise ValueError(
-                    f"model.head_dim: {self.model.head_dim} does not divide width {width} of depth {depth}"
-                )
         return self

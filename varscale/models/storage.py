@@ -72,8 +72,8 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> MultiScal
 
 
 def _tokenizer_arguments(tokenizer: MultiScaleTokenizer) -> dict[str, Any]:
-    names = ("patch_nums", "vocab_size", "latent_channels", "base_channels", "channel_multipliers")
-    names += ("residual_blocks", "attention", "norm_groups")
+    names = ["patch_nums", "vocab_size", "latent_channels", "base_channels", "channel_multipliers"]
+    names += ["residual_blocks", "attention", "norm_groups"]
     quantizer = tokenizer.quantizer
     return {
         **{name: getattr(tokenizer, name) for name in names},
@@ -84,6 +84,6 @@ def _tokenizer_arguments(tokenizer: MultiScaleTokenizer) -> dict[str, Any]:
 
 
 def _var_arguments(var: VAR) -> dict[str, Any]:
-    names = ("patch_nums", "vocab_size", "latent_channels", "num_classes", "depth", "width", "heads", "mlp_ratio")
-    names += ("shared_adaln", "normalise_queries_keys")
+    names = ["patch_nums", "vocab_size", "latent_channels", "num_classes", "depth", "width", "heads", "mlp_ratio"]
+    names += ["shared_adaln", "normalise_queries_keys"]
     return {**{name: getattr(var, name) for name in names}, "drop_path_rate": var.drop_path_rates[-1]}

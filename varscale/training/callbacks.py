@@ -90,16 +90,16 @@ class Throughput(Callback):
         if self._batch_ended is not None:
             self._data_seconds += now - self._batch_ended
         if self._since is None:
-            self._since = (now, trainer.global_step)
+            self._since = (now, pl_module.images_seen)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log at every `every_steps`-th step."""
-        now = time.perf_counter()
+        now, images = time.perf_counter(), pl_module.images_seen
         self._batch_ended = now
-        if self._since is None or trainer.global_step % self._every:
+        if self._since is None or (images // self._batch_size) % self._every:
             return
         seconds = now - self._since[0]
-        images_per_second = (trainer.global_step - self._since[1]) * self._batch_size / seconds
+        images_per_second = (images - self._since[1]) / seconds
         pl_module.log_dict(
             {
                 "images_per_second": images_per_second,
@@ -107,7 +107,7 @@ class Throughput(Callback):
                 "data_wait_share": self._data_seconds / seconds,
             }
         )
-        self._since, self._data_seconds = (now, trainer.global_step), 0.0
+        self._since, self._data_seconds = (now, images), 0.0
 
 
 def check_finite(loss: torch.Tensor, images: int) -> None:

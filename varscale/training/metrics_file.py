@@ -37,8 +37,8 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one point; `step` is the step's number, from 0."""
-        images = ((step or 0) + 1) * self._batch_size
+        """Append one point; `step` is the number of steps taken since the run's start, which the modules log."""
+        images = (step or 0) * self._batch_size
         values = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
         if not values or images <= self._written:
             return

@@ -19,7 +19,7 @@ from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback,
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_run import Report
-from varscale.training.trainer import Fingerprint, check_fingerprint, loader, make_trainer
+from varscale.training.trainer import Continuation, check_fingerprint, loader, make_trainer
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,8 @@ def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs
     pictures = _draw_samples(module, cell, inputs, files)
     weights = files.folder / "weights.safetensors"
     save_model(weights, module.var, fingerprint)
-    write_json(
-        files.result, cell_result(cell, inputs, fingerprint, "finished", figures, time.time() - started, pictures)
-    )
+    seconds = time.time() - started
+    write_json(files.result, cell_result(cell, inputs, fingerprint, "finished", figures, seconds, pictures))
     files.last_checkpoint.unlink(missing_ok=True)
 
 
@@ -144,7 +143,7 @@ def _fit(
     module = _module(trunk, inputs)
     seen = 0
     if resume is not None:
-        seen = torch.load(resume, map_location="cpu", weights_only=True, mmap=True)["global_step"] * batch
+        seen = int(torch.load(resume, map_location="cpu", weights_only=True, mmap=True)["state_dict"]["steps"]) * batch
     if seen >= total_images:
         assert resume is not None
         module.load_state_dict(torch.load(resume, map_location="cpu", weights_only=True)["state_dict"])
@@ -158,15 +157,13 @@ def _fit(
         num_steps=(total_images - seen) // batch,
     )
     callbacks = [
-        Fingerprint(fingerprint),
+        Continuation(fingerprint),
         ScheduleCallback(schedule),
-        Throughput(batch, runtime.log_every_steps, trunk.shape.executed_training_flops_per_image, inputs.peak_flops),
+        Throughput(batch, runtime.log_every_steps, 3 * trunk.shape.executed_forward_flops(), inputs.peak_flops),
         Checkpoints(files.last_checkpoint, runtime.checkpoint_seconds, milestones),
         Progress(lambda images: report(images, total_images)),
     ]
-    trainer = make_trainer(
-        files, batch, callbacks, precision=inputs.numerics.precision, log_every_steps=runtime.log_every_steps
-    )
+    trainer = make_trainer(files, batch, callbacks, precision=inputs.numerics.precision)
     trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
     return module
 
@@ -207,10 +204,10 @@ def _schedule(trunk: Trunk, total_images: int | None, decay_images: int) -> Sche
         optim.batch_size,
         trunk.warmup_images,
         total_images,
-        decay_images,
+        decay_images if optim.schedule == "wsd" else 0,
         optim.final_lr_ratio,
         optim.weight_decay,
-        optim.final_weight_decay,
+        optim.final_weight_decay if optim.schedule == "linear" else None,
     )
 
 
@@ -223,7 +220,7 @@ def _latest(paths: Sequence[Path], before_or_at: int, fingerprint: str, trunk: T
     reached = {}
     for path in paths:
         if path.exists():
-            images = _read_checkpoint(path, fingerprint)["global_step"] * trunk.batch_size
+            images = int(_read_checkpoint(path, fingerprint)["state_dict"]["steps"]) * trunk.batch_size
             if images <= before_or_at:
                 reached[path] = images
     return max(reached, key=lambda path: reached[path], default=None)
@@ -245,7 +242,7 @@ def _evaluate(module: TokenModelModule, cell: Cell, inputs: Inputs) -> dict[str,
     store = TokenStore.open(inputs.tokens / "validation", inputs.tokenizer_fingerprint)
     batches = EvaluationBatches(store, batch_size=cell.trunk.experiment.evaluation.batch_size)
     files = RunFiles(inputs.tokens)
-    trainer = make_trainer(files, 1, [], precision=inputs.numerics.precision, log_every_steps=1)
+    trainer = make_trainer(files, 1, [], precision=inputs.numerics.precision)
     module.prediction.reset()
     trainer.validate(module, loader(batches), verbose=False)
     return module.prediction.compute()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from varscale.accounting import VARShape
-from varscale.cells import Numerics, Trunk
+from varscale.cells import Numerics, Precision, Trunk
 from varscale.config import RuntimeConfig
 from varscale.models.var import VAR
 
@@ -42,7 +42,7 @@ def choose_numerics(
         The choice, and the estimated seconds of every way measured, named `<precision>, compiled|eager`.
     """
     torch.set_num_threads(threads)
-    precisions = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
     compilations = (False, True) if runtime.compile == "auto" else (runtime.compile == "on",)
     choices = [Numerics(p, c, threads, tokenizer_threads) for p in precisions for c in compilations]
     if len(choices) == 1:

@@ -4,6 +4,7 @@ Letters: B batch, K scales, L tokens of an image, c latent channels, D depth, V 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -82,13 +83,16 @@ class TokenModelModule(LightningModule):
         self.batch_size, self.lr, self.betas, self.weight_decay = batch_size, lr, betas, weight_decay
         self.grad_clip, self.label_dropout, self.seed = grad_clip, label_dropout, seed
         self.log_every_steps = log_every_steps
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.prediction = TokenPrediction(tokenizer.patch_nums)
         self._scale_sizes = [side * side for side in tokenizer.patch_nums]
 
+    steps: Tensor
+
     @property
     def images_seen(self) -> int:
-        """Images of all finished steps."""
-        return int(self.trainer.global_step) * self.batch_size
+        """Images of all finished steps, those before this trainer included."""
+        return int(self.steps) * self.batch_size
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW; no decay on biases, norms, 1-d and position, level and scale parameters."""
@@ -131,7 +135,13 @@ class TokenModelModule(LightningModule):
             self.log_dict(by_scale("train_loss", loss_BL.detach().mean(0), self.var.patch_nums))
             self.log_dict(by_scale("train_error", errors_L, self.var.patch_nums))
             self.log("lr", self.optimizers().param_groups[0]["lr"])
+            self.log("step", float(self.steps + 1))  # Lightning counts from the last resume
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and count."""
+        super().optimizer_step(*args, **kwargs)
+        self.steps += 1
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Without label dropout and stochastic depth."""
@@ -140,7 +150,7 @@ class TokenModelModule(LightningModule):
 
     @property
     def _logs_now(self) -> bool:
-        return (int(self.trainer.global_step) + 1) % self.log_every_steps == 0
+        return (int(self.steps) + 1) % self.log_every_steps == 0
 
     def _inputs(self, tokens_BL: Tensor) -> Tensor:
         quantizer: MultiScaleQuantizer = self._quantizer[0].to(tokens_BL.device)

@@ -64,6 +64,7 @@ class TokenizerModule(LightningModule):
         restart_every_steps: int = 50,
         restart_usage: float = 0.1,
         seed: int = 0,
+        log_every_steps: int = 20,
     ) -> None:
         """The model's arguments (see `MultiScaleTokenizer`), then the training's (see `TokenizerTraining`)."""
         super().__init__()
@@ -83,6 +84,7 @@ class TokenizerModule(LightningModule):
                 phi_ratio=phi_ratio,
                 commitment_weight=commitment_weight,
             )
+            self.tokenizer.to(memory_format=torch.channels_last)  # a third faster on CPUs
             self.discriminator = PatchDiscriminator(discriminator_channels) if adversarial_weight > 0 else None
         self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._averaged.requires_grad_(False)
@@ -93,6 +95,7 @@ class TokenizerModule(LightningModule):
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.quantize_from_step = round(quantize_after * total_images / batch_size)
         self.restart_every_steps, self.restart_usage, self.seed = restart_every_steps, restart_usage, seed
+        self.log_every_steps = log_every_steps
         # LPIPS is frozen and rebuilt from its file: kept out of the modules, hence out of checkpoints and DDP
         self._lpips = [load_lpips(Path(perceptual_weights_path))] if perceptual_weights_path else []
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -131,7 +134,7 @@ class TokenizerModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """One step of the tokenizer, then one of the discriminator where it has set in."""
-        images_B3HW = batch["images_B3HW"]
+        images_B3HW = batch["images_B3HW"].contiguous(memory_format=torch.channels_last)
         if int(self.steps) == self.quantize_from_step:
             self._initialise_codes(images_B3HW)
         optimizers = self.optimizers()
@@ -149,11 +152,13 @@ class TokenizerModule(LightningModule):
         optimizers[0].step()
         self._averaged.update_parameters(self.tokenizer)
         if self._adversarial:
-            self._train_discriminator(optimizers[1], images_B3HW, output.reconstruction_B3HW.detach())
+            fake_B3HW = output.reconstruction_B3HW.detach()
+            figures["train_discriminator"] = self._train_discriminator(optimizers[1], images_B3HW, fake_B3HW)
         self.steps += 1
         if quantizes:
             self._keep_codes_alive(optimizers[0], output)
-        self.log_dict({"train_loss": loss.detach(), **figures})
+        if int(self.steps) % self.log_every_steps == 0:
+            self.log_dict({"train_loss": loss.detach(), "step": float(self.steps), **figures})
 
     def on_validation_epoch_start(self) -> None:
         """Measure anew."""
@@ -185,13 +190,13 @@ class TokenizerModule(LightningModule):
             figures["train_adversarial"] = adversarial.detach()
         return loss, figures
 
-    def _train_discriminator(self, optimizer: Any, real_B3HW: Tensor, fake_B3HW: Tensor) -> None:
+    def _train_discriminator(self, optimizer: Any, real_B3HW: Tensor, fake_B3HW: Tensor) -> Tensor:
         assert self.discriminator is not None
         optimizer.zero_grad()
         loss = discriminator_loss(self.discriminator(real_B3HW), self.discriminator(fake_B3HW))
         self.manual_backward(loss)
         optimizer.step()
-        self.log("train_discriminator", loss.detach())
+        return loss.detach()
 
     @torch.no_grad()
     def _initialise_codes(self, images_B3HW: Tensor) -> None:
@@ -216,7 +221,6 @@ class TokenizerModule(LightningModule):
             return
         dead_V = self.usage_V < self.restart_usage * self.usage_V.sum() / quantizer.vocab_size
         self.usage_V.zero_()
-        self.log("restarted_codes", dead_V.sum().float())
         if not bool(dead_V.any()):
             return
         seed = self.seed * 1_000_003 + int(self.steps)

@@ -20,7 +20,7 @@ from varscale.models.storage import load_tokenizer, save_model
 from varscale.official import load_tokenizer as load_official_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import Fingerprint, check_fingerprint, loader, make_trainer
+from varscale.training.trainer import Continuation, check_fingerprint, loader, make_trainer
 
 Report = Callable[[int, int], None]
 """Called with the images done and in all."""
@@ -69,10 +69,10 @@ def encode_tokens(
     """Encode the validation images and `train_images` training images (all, of a stored data set) into `folder`."""
     model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)
 
     def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
-        return [scale_BL.cpu() for scale_BL in model.encode(images_B3HW.to(device))]
+        return model.encode(images_B3HW.to(device, memory_format=torch.channels_last))
 
     sources = {
         "validation": validation_source(experiment.data),
@@ -107,6 +107,7 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
         **settings.model_dump(exclude={"training", "checkpoint"}),
         total_images=steps * training.batch_size,
         **training.model_dump(exclude={"images"}),
+        log_every_steps=experiment.runtime.log_every_steps,
     )
     start_step, resume = 0, None
     if files.last_checkpoint.exists():
@@ -124,13 +125,11 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
         num_steps=steps - start_step,
     )
     callbacks = [
-        Fingerprint(fingerprint),
+        Continuation(fingerprint),
         Checkpoints(files.last_checkpoint, experiment.runtime.checkpoint_seconds, {}),
         Progress(lambda images: report(images, steps * training.batch_size)),
     ]
-    trainer = make_trainer(
-        files, training.batch_size, callbacks, precision="float32", log_every_steps=experiment.runtime.log_every_steps
-    )
+    trainer = make_trainer(files, training.batch_size, callbacks, precision="float32")
     trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
     return module
 
