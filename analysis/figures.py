@@ -23,7 +23,7 @@ from analysis.holdout import OffsetAverage
 from analysis.laws import Array
 
 if TYPE_CHECKING:
-    from analysis.pipeline import FitEntry, LawsResult, TargetGrid
+    from analysis.results import FitEntry, LawsResult, TargetGrid
 
 COLUMN_INCHES = 3.4
 INK = "#16181d"

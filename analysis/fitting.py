@@ -28,6 +28,7 @@ OBJECTIVES: dict[str, str] = {
 }
 _LAD_DELTA = 1e-9
 _AGREEMENT = 1e-6
+_ROWS_FOR_STARTS = 2000
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def fit(
     objective: Objective | None = None,
     offset: float | None = None,
     weights: Array | None = None,
+    few_starts: bool = False,
 ) -> Fit:
     """Fits a law to rows.
 
@@ -121,6 +123,7 @@ def fit(
         objective: what to minimise; the sum of Huber losses of log residuals by default.
         offset: holds E at this value.
         weights: how often each row counts (all once by default).
+        few_starts: a coarser grid of starts, for refits of rows that have been fitted before.
 
     Raises:
         FitRefused: too few distinct rows for the law's parameters, or values that the law can't take.
@@ -132,10 +135,7 @@ def fit(
     check(law, inputs, y, offset)
     problem = Problem.of(law, inputs, offset)
     weights_n = np.ones_like(y) if weights is None else np.asarray(weights, dtype=float)
-    starts_SP = starting_points(problem, y, weights_n, raw=objective.raw)
-    theta_SP, values_S = minimise(
-        problem, y, np.broadcast_to(weights_n, (len(starts_SP), len(y))), starts_SP, objective
-    )
+    theta_SP, values_S, count = _from_many_starts(problem, y, weights_n, objective, few_starts)
     best = int(np.argmin(values_S))
     theta_1P, polished_1 = minimise(
         problem, y, weights_n[None], theta_SP[[best]], objective, smooth=False, iterations=400
@@ -157,7 +157,7 @@ def fit(
         problem=problem,
         y_n=y,
         residuals_n=residuals_n,
-        starts=len(starts_SP),
+        starts=count,
         agreeing=agreeing,
         offset=offset,
         at_bound=tuple(name for name, hit in zip(problem.free, edge, strict=True) if hit),
@@ -194,19 +194,20 @@ def respond(law: Law, u: Array) -> Array:
     return np.asarray(1.0 / (1.0 + np.exp(-u)) if law.link == "logit" else np.exp(u))
 
 
-def starting_points(problem: Problem, y: Array, weights_n: Array, raw: bool) -> Array:
+def starting_points(problem: Problem, y: Array, weights_n: Array, raw: bool, few: bool = False) -> Array:
     """A grid over the exponents with the best non-negative coefficients at each point, (S, P)."""
     law = problem.law
     t_n = problem.log_inputs_In[0]
     values_n = target(law, y, raw=False)
     if len(law.terms) == 1:
         slope, intercept = np.polyfit(t_n, values_n, 1)
-        spread = np.array([0.0, -0.5, 0.5, -1.0, 1.0])
-        return np.stack([np.full(5, intercept), -slope + spread * max(abs(slope), 0.05)], axis=1)
+        spread = np.zeros(1) if few else np.array([0.0, -0.5, 0.5, -1.0, 1.0])
+        return np.stack([np.full(len(spread), intercept), -slope + spread * max(abs(slope), 0.05)], axis=1)
     if not law.terms:
         return _break_starts(t_n, values_n)
     exponents = [name for name in problem.free if name in ("alpha", "beta")]
-    grid = np.geomspace(0.02, 2.5, 8 if len(exponents) > 1 else 24)
+    points = (4 if few else 8) if len(exponents) > 1 else (6 if few else 24)
+    grid = np.geomspace(0.02, 2.5, points)
     # Coefficients minimise relative residuals, which are log residuals to first order.
     scale_n = np.sqrt(weights_n) / (np.ones_like(y) if raw else y)
     offset = np.exp(problem.pinned_log_offset) if problem.pinned_log_offset is not None else 0.0
@@ -235,7 +236,6 @@ def minimise(
     *,
     smooth: bool = True,
     iterations: int = 200,
-    final_delta: float | None = None,
 ) -> tuple[Array, Array]:
     """Damped Newton from each start: the θ reached, (S, P), and the objectives there, (S,).
 
@@ -247,9 +247,8 @@ def minimise(
         objective: what to minimise.
         smooth: approach Huber and LAD through larger δ.
         iterations: at most so many steps for each δ.
-        final_delta: stop at this δ instead of the objective's own.
     """
-    last = final_delta or objective.final_delta
+    last = objective.final_delta
     if last is None:
         theta_SP = _newton(problem, y, weights_Sn, start_SP, objective.raw, None, iterations, 1e-13)
     else:
@@ -272,6 +271,33 @@ def with_objective(fitted: Fit, name: ObjectiveName) -> Fit:
     )
     objective = replace(fitted.objective, name=name)
     return fit(fitted.law, inputs, fitted.y_n, objective=objective, offset=fitted.offset)
+
+
+def _from_many_starts(
+    problem: Problem, y: Array, weights_n: Array, objective: Objective, few: bool
+) -> tuple[Array, Array, int]:
+    """Where the starts ended (S, P), their objectives and how many there were.
+
+    With very many rows the starts run on an even subset of them, and what they find is then refined on all rows, each
+    distinct optimum once.
+    """
+    every = len(y) // _ROWS_FOR_STARTS + 1
+    if every == 1:
+        starts_SP = starting_points(problem, y, weights_n, objective.raw, few)
+        weights_Sn = np.broadcast_to(weights_n, (len(starts_SP), len(y)))
+        theta_SP, values_S = minimise(problem, y, weights_Sn, starts_SP, objective)
+        return theta_SP, values_S, len(starts_SP)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(y))[: len(y) // every])
+    subset = replace(problem, log_inputs_In=problem.log_inputs_In[:, chosen])
+    starts_SP = starting_points(subset, y[chosen], weights_n[chosen], objective.raw, few)
+    weights_Sn = np.broadcast_to(weights_n[chosen], (len(starts_SP), len(chosen)))
+    theta_SP, values_S = minimise(subset, y[chosen], weights_Sn, starts_SP, objective)
+    _, first, inverse = np.unique(np.round(np.log(values_S + 1e-300), 4), return_index=True, return_inverse=True)
+    first, kept = first[:5], np.minimum(inverse, 4)
+    refined_SP, refined_S = minimise(
+        problem, y, np.broadcast_to(weights_n, (len(first), len(y))), theta_SP[first], objective
+    )
+    return refined_SP[kept], refined_S[kept], len(starts_SP)
 
 
 def _break_starts(t_n: Array, values_n: Array) -> Array:
@@ -363,7 +389,8 @@ def _newton(
         hessian_SPP = problem.curvature(now_SP, shares, curvature_outer, -w_Sn * psi_Sn * first_Sn)
         metric_SPP = problem.curvature(now_SP, shares, w_Sn * reweight_Sn * first_Sn**2, np.zeros_like(r_Sn))
         diagonal_SP = np.einsum("spp->sp", metric_SPP)
-        metric_SPP += identity * (1e-9 * diagonal_SP + 1e-300 + 1e-12 * diagonal_SP.max(axis=1, keepdims=True))[:, None]
+        ridge_SP = 1e-9 * diagonal_SP + 1e-12 * diagonal_SP.max(axis=1, keepdims=True) + 1e-300
+        metric_SPP = metric_SPP + identity * ridge_SP[:, None]
         system_SPP = hessian_SPP + damping_S[active, None, None] * metric_SPP
         step_SP = _solve(system_SPP, metric_SPP, gradient_SP)
         trial_SP = np.clip(now_SP - step_SP, lower_P, upper_P)

@@ -19,13 +19,13 @@ class SeedNoise:
     degrees_of_freedom: int
 
 
-def with_budgets(table: RunsTable) -> pd.DataFrame | None:
+def with_budgets(table: RunsTable, curves: bool = False) -> pd.DataFrame | None:
     """The rows with a `budget`: the declared one, or FLOPs that agree within 2% where several sizes share them.
 
-    None where the table is no grid: fewer than two budgets that two or more sizes share.
+    None where the table is no grid (fewer than two budgets that two or more sizes share), or rows are points on curves.
     """
     frame = table.frame
-    if "flops" not in frame.columns or "params" not in frame.columns:
+    if curves or "flops" not in frame.columns or "params" not in frame.columns:
         return None
     if "budget" not in frame.columns:
         frame = frame.assign(budget=_cluster(frame["flops"].to_numpy(dtype=float)))
@@ -67,6 +67,13 @@ def envelope(grid_cells: pd.DataFrame, target: str) -> pd.DataFrame:
     usable = grid_cells[grid_cells[target].notna()]
     best = usable.loc[usable.groupby("budget")[target].idxmin()]
     return best.sort_values("budget").reset_index(drop=True)
+
+
+def curve_envelope(frame: pd.DataFrame, target: str) -> pd.DataFrame:
+    """The rows that no row with less or equal compute matches: the lower envelope of whole curves (approach 1)."""
+    ordered = frame.sort_values(["flops", target])
+    lowest = ordered[target].cummin().shift(fill_value=np.inf)
+    return ordered[ordered[target] < lowest].reset_index(drop=True)
 
 
 def largest_common_budget(grid_cells: pd.DataFrame) -> float | None:

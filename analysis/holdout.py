@@ -23,8 +23,8 @@ class OffsetAverage:
     of freedom around the fit, with variance s²(1 + leverage). The prediction is the median of that mixture and the
     interval its quantiles, so it holds the parameters' uncertainty, a new run's own scatter and the doubt between
     `power` and `power-offset`. Two things join S and ν: the pooled variance of runs repeated with other seeds, with its
-    degrees of freedom, and one degree of freedom with a scatter of 0.2%, so that three or four points that happen to lie
-    on a line don't make a new run certain.
+    degrees of freedom, and one degree of freedom with a scatter of 0.2%, so that three or four points that happen to
+    lie on a line don't make a new run certain.
 
     Attributes:
         x_n: inputs of the fitted points.
@@ -168,6 +168,18 @@ def largest_budget_check(
         baseline=float(y_n[-2]),
         extrapolation=float(x_n[-1] / x_n[-2]),
     )
+
+
+def roll_forward(
+    x_n: Array, y_n: Array, budgets_n: Array, target: str, noise: SeedNoise | None = None
+) -> list[LargestBudgetCheck]:
+    """Each budget from the fourth on predicted from the smaller ones; the last check is that of the largest budget.
+
+    Raises:
+        FitRefused: fewer than four budgets.
+    """
+    counts = range(min(4, len(x_n)), len(x_n) + 1)
+    return [largest_budget_check(x_n[:n], y_n[:n], budgets_n[:n], target, noise) for n in counts]
 
 
 def _curve(t_m: Array, offsets_G: Array, theta_G2: Array) -> tuple[Array, Array]:

@@ -1,11 +1,17 @@
-"""Standard errors, covariance and intervals of a fit from its curvature."""
+"""Standard errors, covariance and intervals from draws of the bootstrap.
+
+The interval of a quantity is its estimate ± Student's t (n - p degrees of freedom) × the draws' spread. Exponents
+and the offset are taken as they are, the coefficients A and B and predictions on the logarithmic scale.
+docs/laws.md has the coverage measured on planted laws.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from analysis.fitting import Fit
+from analysis.bootstrap import Draws, scatter
+from analysis.fitting import Fit, respond
 from analysis.laws import Array
 
 
@@ -14,57 +20,95 @@ class Uncertainty:
     """How well the parameters are known.
 
     Attributes:
-        method: how the intervals were found.
-        standard_errors: by parameter name.
+        method: how the draws were made.
+        standard_errors: by parameter name: the draws' spread.
         ci95: 95% intervals by parameter name.
         covariance: of the parameters, in the law's order.
-        covariance_theta_PP: of the internal parameters.
+        correlations: of the internal parameters (centred inputs), in the problem's order.
         scatter: standard deviation of a single row around the law, in the residuals' space.
-        degrees_of_freedom: rows minus free parameters.
+        degrees_of_freedom: independent rows (or runs) minus free parameters.
+        draws: the draws themselves.
     """
 
     method: str
     standard_errors: dict[str, float]
     ci95: dict[str, tuple[float, float]]
     covariance: list[list[float]]
-    covariance_theta_PP: Array
+    correlations: Array
     scatter: float
     degrees_of_freedom: int
+    draws: Draws
 
 
-def linearised(fitted: Fit) -> Uncertainty | None:
-    """Normal theory around the optimum, with Student's t; coefficients on the logarithmic scale.
+@dataclass(frozen=True)
+class Prediction:
+    """A law's value at one point, with an interval for the curve and one for a new run."""
 
-    The covariance is s²(JᵀJ)⁻¹, times π/2 for the objectives that weigh residuals by size rather than by square (the
-    asymptotic variance of a median against a mean, for normal errors). None where no degrees of freedom are left.
-    """
-    degrees = len(fitted.y_n) - fitted.free_count
-    if degrees < 1:
-        return None
-    _, shares_J1n = fitted.problem.evaluate(fitted.theta_P[None])
-    jacobian_nP = fitted.problem.jacobian(fitted.theta_P[None], shares_J1n)[0]
-    if fitted.objective.raw:
-        jacobian_nP = jacobian_nP * (fitted.y_n - fitted.residuals_n)[:, None]
-    scatter = float(np.sqrt((fitted.residuals_n**2).sum() / degrees))
-    inflation = np.pi / 2 if fitted.objective.name in ("huber", "lad") else 1.0
-    covariance_PP = inflation * scatter**2 * np.linalg.pinv(jacobian_nP.T @ jacobian_nP, hermitian=True)
-    transform = fitted.problem.natural_jacobian(fitted.theta_P)
-    natural_covariance = transform @ covariance_PP @ transform.T
-    errors = np.sqrt(np.maximum(np.diag(natural_covariance), 0.0))
-    quantile = float(stats.t.ppf(0.975, degrees))
-    intervals = {}
-    for name, value, error in zip(fitted.law.parameters, fitted.parameters.values(), errors, strict=True):
-        if name in ("alpha", "beta"):
-            intervals[name] = (value - quantile * float(error), value + quantile * float(error))
+    value: float
+    curve_ci95: tuple[float, float]
+    new_run_ci95: tuple[float, float]
+
+
+def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
+    """Intervals of the reported parameters."""
+    degrees = max(draws.units - fitted.free_count, 1)
+    quantile = t_quantile(degrees)
+    natural_SP = fitted.problem.natural(draws.theta_SP)
+    errors, intervals = {}, {}
+    for place, (name, value) in enumerate(fitted.parameters.items()):
+        drawn_S = natural_SP[:, place]
+        if name in ("alpha", "beta", "E"):
+            half = quantile * draws.spread(drawn_S)
+            low = value - half
+            intervals[name] = (max(low, 0.0) if name == "E" else low, value + half)
         else:
-            factor = float(np.exp(min(quantile * float(error) / value, 700.0))) if value > 0 else 1.0
-            intervals[name] = (value / factor, value * factor)
+            half = min(quantile * draws.spread(np.log(np.maximum(drawn_S, 1e-300))), 700.0)
+            intervals[name] = (value * np.exp(-half), value * np.exp(half))
+        errors[name] = draws.spread(drawn_S)
     return Uncertainty(
-        method="linearised",
-        standard_errors=dict(zip(fitted.law.parameters, errors.tolist(), strict=True)),
-        ci95=intervals,
-        covariance=natural_covariance.tolist(),
-        covariance_theta_PP=covariance_PP,
-        scatter=scatter,
+        method=draws.method,
+        standard_errors=errors,
+        ci95={name: (float(low), float(high)) for name, (low, high) in intervals.items()},
+        covariance=_covariance(natural_SP, np.array(list(errors.values()))).tolist(),
+        correlations=_correlations(draws.theta_SP),
+        scatter=scatter(fitted),
         degrees_of_freedom=degrees,
+        draws=draws,
     )
+
+
+def predict(fitted: Fit, uncertainty: Uncertainty, *inputs: Array) -> list[Prediction]:
+    """The law at points given, each with both intervals."""
+    problem = fitted.at(*inputs)
+    u_m = problem.evaluate(fitted.theta_P[None])[0][0]
+    drawn_Sm = problem.evaluate(uncertainty.draws.theta_SP)[0]
+    quantile = t_quantile(uncertainty.degrees_of_freedom)
+    found = []
+    for u, drawn_S in zip(u_m, drawn_Sm.T, strict=True):
+        own = uncertainty.draws.spread(drawn_S)
+        value = float(respond(fitted.law, u))
+        # Raw residuals have the values' unit; relative to the value they are a scatter of the logarithm.
+        around = uncertainty.scatter / value if fitted.objective.raw else uncertainty.scatter
+        pairs = []
+        for size in (own, float(np.hypot(own, around))):
+            low, high = respond(fitted.law, u - quantile * size), respond(fitted.law, u + quantile * size)
+            pairs.append((float(low), float(high)))
+        found.append(Prediction(value, pairs[0], pairs[1]))
+    return found
+
+
+def t_quantile(degrees: int, probability: float = 0.95) -> float:
+    """Student's t at the upper end of a two-sided interval."""
+    return float(special.stdtrit(degrees, 0.5 + probability / 2))
+
+
+def _covariance(natural_SP: Array, errors_P: Array) -> Array:
+    """Correlations of the draws with the standard errors reported, so that the diagonal is their squares."""
+    return np.asarray(_correlations(natural_SP) * np.outer(errors_P, errors_P))
+
+
+def _correlations(values_SP: Array) -> Array:
+    deviations = values_SP - values_SP.mean(axis=0)
+    sizes = np.sqrt((deviations**2).sum(axis=0))
+    sizes = np.where(sizes > 0, sizes, 1.0)
+    return np.asarray((deviations / sizes).T @ (deviations / sizes))

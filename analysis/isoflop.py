@@ -1,15 +1,20 @@
 """IsoFLOP minima: at one budget, the size with the lowest loss (Hoffmann et al. 2022, approach 2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
+from analysis.bootstrap import QUARTILES_APART
+from analysis.frontier import SeedNoise
+from analysis.intervals import t_quantile
 from analysis.laws import Array
 
 MINIMUM_SIZES = 4
 METHODS = ("parabola", "cubic", "akima")
+_DRAWS = 400
+_GRID = 2001
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,26 @@ class Minimum:
     coefficients: tuple[float, ...] = ()
 
 
-def minima(grid_cells: pd.DataFrame, target: str, method: str = "parabola") -> list[Minimum]:
-    """The minimum of each budget, refused by name where the sizes don't bracket one."""
-    found = []
-    for budget, rows in grid_cells[grid_cells[target].notna()].groupby("budget"):
-        found.append(minimum(rows.sort_values("params"), target, float(str(budget)), method))
-    return found
+def minima(
+    grid_cells: pd.DataFrame, target: str, method: str = "parabola", noise: SeedNoise | None = None, seed: int = 0
+) -> list[Minimum]:
+    """The minimum of each budget, refused by name where the sizes don't bracket one.
+
+    The interval of a minimum comes from refits to the curve plus normal errors (parametric bootstrap). Their size is
+    pooled over the budgets' parabolas, and with the scatter between seeds where runs were repeated.
+    """
+    usable = grid_cells[grid_cells[target].notna()].sort_values(["budget", "params"])
+    found = [minimum(rows, target, float(str(budget)), method) for budget, rows in usable.groupby("budget")]
+    size, degrees = _pooled_scatter(usable, target, noise)
+    if degrees < 1:
+        return found
+    generator = np.random.default_rng(seed)
+    return [
+        each
+        if each.params is None
+        else replace(each, params_ci95=_interval(each, usable, target, size, degrees, generator))
+        for each in found
+    ]
 
 
 def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parabola") -> Minimum:
@@ -57,24 +76,16 @@ def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parab
         return Minimum(budget, sizes, method, refused=reason)
     centre = float(np.log(params).mean())
     logs = np.log(params) - centre
-    place: float | None
-    value: float | None
-    if method == "akima":
-        place, value, coefficients = _akima(logs, values)
-    else:
-        coefficients = tuple(np.polyfit(logs, values, 2 if method == "parabola" or sizes < 5 else 3).tolist())
-        place, value = _polynomial_minimum(logs, coefficients)
-    if place is None or value is None:
+    fine, curve_G1 = _curves(logs, values[:, None], method)
+    best = int(curve_G1[:, 0].argmin())
+    if best in (0, len(fine) - 1):
         return Minimum(budget, sizes, method, refused=f"the {method} has no minimum within the sizes")
+    place, value = float(fine[best]), float(curve_G1[best, 0])
+    coefficients = () if method == "akima" else tuple(np.polyfit(logs, values, _degree(method, sizes)).tolist())
     tokens = None
     if "tokens" in rows.columns:
         tokens = float(np.exp(np.interp(place, logs, np.log(rows["tokens"].to_numpy(dtype=float)))))
     return Minimum(budget, sizes, method, float(np.exp(place + centre)), value, tokens, coefficients=coefficients)
-
-
-def curve(found: Minimum, params: Array, centre: float) -> Array:
-    """The fitted polynomial at sizes given."""
-    return np.asarray(np.polyval(found.coefficients, np.log(params) - centre))
 
 
 def _why_not(params: Array, values: Array, sizes: int) -> str:
@@ -88,19 +99,48 @@ def _why_not(params: Array, values: Array, sizes: int) -> str:
     return ""
 
 
-def _polynomial_minimum(logs: Array, coefficients: tuple[float, ...]) -> tuple[float | None, float | None]:
-    roots = np.roots(np.polyder(np.array(coefficients)))
-    real = roots[np.abs(roots.imag) < 1e-9].real
-    bending = np.polyval(np.polyder(np.array(coefficients), 2), real)
-    inside = real[(bending > 0) & (real >= logs.min()) & (real <= logs.max())]
-    if not len(inside):
-        return None, None
-    values = np.polyval(coefficients, inside)
-    return float(inside[np.argmin(values)]), float(values.min())
+def _pooled_scatter(cells: pd.DataFrame, target: str, noise: SeedNoise | None) -> tuple[float, int]:
+    """Standard deviation around parabolas and its degrees of freedom, over all budgets with more than three sizes."""
+    squares, degrees = 0.0, 0
+    for _, rows in cells.groupby("budget"):
+        if rows["params"].nunique() > 3:
+            logs = np.log(rows["params"].to_numpy(dtype=float))
+            values = rows[target].to_numpy(dtype=float)
+            coefficients = np.polyfit(logs - logs.mean(), values, 2)
+            squares += float(((values - np.polyval(coefficients, logs - logs.mean())) ** 2).sum())
+            degrees += len(rows) - 3
+    if noise is not None:
+        typical = float(cells[target].median())
+        squares += noise.degrees_of_freedom * (noise.relative * typical) ** 2
+        degrees += noise.degrees_of_freedom
+    return float(np.sqrt(squares / max(degrees, 1))), degrees
 
 
-def _akima(logs: Array, values: Array) -> tuple[float, float, tuple[float, ...]]:
-    fine = np.linspace(logs.min(), logs.max(), 2001)
-    curve_values = Akima1DInterpolator(logs, values)(fine)
-    best = int(np.argmin(curve_values))
-    return float(fine[best]), float(curve_values[best]), ()
+def _interval(
+    found: Minimum, cells: pd.DataFrame, target: str, size: float, degrees: int, generator: np.random.Generator
+) -> tuple[float, float]:
+    rows = cells[cells["budget"] == found.budget]
+    logs = np.log(rows["params"].to_numpy(dtype=float))
+    logs = logs - logs.mean()
+    values = rows[target].to_numpy(dtype=float)
+    fitted = np.polyval(found.coefficients, logs) if found.coefficients else values
+    drawn_nS = fitted[:, None] + size * generator.standard_normal((len(values), _DRAWS))
+    fine, curves_GS = _curves(logs, drawn_nS, found.method)
+    quartiles = np.quantile(fine[curves_GS.argmin(axis=0)], [0.25, 0.75])
+    half = t_quantile(degrees) * float(quartiles[1] - quartiles[0]) / QUARTILES_APART
+    middle = float(np.log(found.params or 1.0))
+    return float(np.exp(middle - half)), float(np.exp(middle + half))
+
+
+def _curves(logs: Array, values_nS: Array, method: str) -> tuple[Array, Array]:
+    """The method's curve through each column of values, on a grid of centred log N between the sizes."""
+    fine = np.linspace(logs.min(), logs.max(), _GRID)
+    if method == "akima":
+        return fine, np.asarray(Akima1DInterpolator(logs, values_nS)(fine))
+    degree = _degree(method, len(logs))
+    coefficients = np.polyfit(logs, values_nS, degree)
+    return fine, np.vander(fine, degree + 1) @ coefficients
+
+
+def _degree(method: str, sizes: int) -> int:
+    return 3 if method == "cubic" and sizes >= 5 else 2

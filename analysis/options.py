@@ -64,6 +64,8 @@ class FitOptions:
     """Draws VAR's published laws beside ours."""
     holdout: bool = True
     """Refits with runs left out, and reports the errors."""
+    holdout_where: str = ""
+    """One more held-out check: the rows that meet this condition are predicted from the others."""
     bootstrap_draws: int = 1000
     """Draws of the bootstrap."""
     seed: int = 0

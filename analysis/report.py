@@ -15,7 +15,7 @@ from analysis.holdout import LargestBudgetCheck
 
 if TYPE_CHECKING:
     from analysis.figures import Drawing
-    from analysis.pipeline import FitEntry, LawsResult
+    from analysis.results import FitEntry, LawsResult
 
 SYMBOLS = {"alpha": "α", "beta": "β", "E": "E", "A": "A", "B": "B"}
 AXES = {"flops": "training compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"}
@@ -63,8 +63,6 @@ def parameter_text(entry: "FitEntry", name: str) -> str:
     text = f"{SYMBOLS.get(name, name)} = {number(entry.fitted.parameters[name])}"
     if name == "E" and entry.fitted.offset is not None:
         return text + " (pinned)"
-    if entry.uncertainty is None:
-        return text
     low, high = entry.uncertainty.ci95[name]
     return f"{text} [{number(low)}, {number(high)}]"
 

@@ -1,6 +1,49 @@
 """Known traps of scaling-law fits, each with a code; docs/laws.md explains them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.bootstrap import leave_one_out
+from analysis.fitting import Fit
+from analysis.heldout import Heldout
+from analysis.intervals import Uncertainty
+from analysis.laws import Array
+from analysis.parametric import Allocation
+from analysis.table import RunsTable
+
+CODES: dict[str, str] = {
+    "approaches-disagree": "two ways of finding the best size give exponents whose intervals don't meet",
+    "at-bound": "a parameter ended at the edge of what is allowed",
+    "checkpoints": "rows are checkpoints of runs, not runs",
+    "correlated-parameters": "two parameters are correlated above .99 even with N and D centred (geometric means)",
+    "decisive-point": "leaving out one row moves an exponent or the offset out of its interval",
+    "edge-optimum": "the best size of a budget is the smallest or largest of the grid",
+    "few-budgets": "fewer than four budgets",
+    "few-sizes": "fewer than four sizes",
+    "isoflop-refused": "no IsoFLOP minimum at a budget",
+    "law-skipped": "a law was not fitted, because columns or rows are missing",
+    "long-warmup": "the warm-up is longer than a quarter of the shortest run",
+    "many-epochs": "runs saw their images more than four times",
+    "minority-optimum": "fewer than half of the starts reached the best optimum",
+    "mixed-evaluators": "values come from different evaluators, sample counts or guidance",
+    "mixed-tokenizers": "losses come from different tokenizers",
+    "not-monotone": "the target does not fall with x over the fitted rows",
+    "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
+    "prediction-failed": "the held-out prediction of the largest budget did not hold",
+    "repeated-rows": "rows repeat another row's values",
+    "rows-excluded": "rows were left out",
+    "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
+    "worse-than-baseline": "held out, a simple baseline predicts better than the law",
+}
+EVALUATOR_COLUMNS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "guidance", "cfg")
+TOKENIZER_COLUMNS = ("tokenizer", "vocab_size", "patch_nums")
+LONGEST_WARMUP = 0.25
+MOST_EPOCHS = 4.0
+UNDERTRAINED = 1 / 30
+_DRIFT = 0.1
 
 
 @dataclass(frozen=True)
@@ -12,16 +55,156 @@ class Caution:
     fit: str = ""
 
 
-CODES: dict[str, str] = {
-    "rows-excluded": "rows were left out",
-    "repeated-rows": "rows repeat another row's values",
-    "law-skipped": "a law was not fitted, because columns or rows are missing",
-    "offset-not-identified": "the data can't tell the offset E from zero, or drift with it",
-    "few-sizes": "fewer than four sizes",
-    "few-budgets": "fewer than four budgets",
-    "isoflop-refused": "no IsoFLOP minimum at a budget",
-    "minority-optimum": "fewer than half of the starts reached the best optimum",
-    "at-bound": "a parameter ended at the edge of what is allowed",
-    "prediction-failed": "the held-out prediction did not hold",
-    "not-monotone": "the target does not fall with x over the fitted rows",
-}
+def of_table(table: RunsTable, grid: pd.DataFrame | None, checkpoints: bool) -> list[Caution]:
+    """What is wrong with the rows, whatever is fitted to them."""
+    frame = table.frame
+    found = [
+        Caution("rows-excluded", f"{len(each.rows)} rows left out: {each.reason} (rows {_some(each.rows)})")
+        for each in table.exclusions
+    ]
+    found += [Caution("repeated-rows", note) for note in table.notes if "repeat" in note]
+    if "params" in frame.columns and (sizes := frame["params"].nunique()) < 4:
+        found.append(Caution("few-sizes", f"{sizes} size{'s' if sizes > 1 else ''}; four or more are needed"))
+    levels = grid["budget"] if grid is not None else frame["flops"] if "flops" in frame.columns else None
+    if levels is not None and (budgets := levels.nunique()) < 4:
+        found.append(Caution("few-budgets", f"{budgets} budget{'s' if budgets > 1 else ''}; four or more are needed"))
+    if checkpoints:
+        found.append(
+            Caution(
+                "checkpoints", "rows are checkpoints of runs: their rate hadn't decayed, and they aren't independent"
+            )
+        )
+    for code, columns in (("mixed-evaluators", EVALUATOR_COLUMNS), ("mixed-tokenizers", TOKENIZER_COLUMNS)):
+        for name in columns:
+            if name in frame.columns and (count := frame[name].nunique()) > 1:
+                found.append(Caution(code, f"column {name} has {count} values; values that differ in it don't compare"))
+    return found + _schedule(frame) + _undertrained(grid if grid is not None else frame)
+
+
+def of_fit(
+    name: str, fitted: Fit, uncertainty: Uncertainty | None, rows: pd.DataFrame, inputs: Sequence[str], values: Array
+) -> list[Caution]:
+    """What is wrong with one fit."""
+    found = []
+    if fitted.agreeing * 2 < fitted.starts:
+        message = f"{name}: {fitted.agreeing} of {fitted.starts} starts reached the best optimum"
+        found.append(Caution("minority-optimum", message, name))
+    if fitted.at_bound:
+        message = f"{name}: {', '.join(fitted.at_bound)} ended at the edge of what is allowed"
+        found.append(Caution("at-bound", message, name))
+    if len(inputs) == 1 and fitted.law.name == "power" and fitted.parameters["alpha"] <= 0 and _is_loss(name):
+        found.append(Caution("not-monotone", f"{name}: the target doesn't fall with x over these rows", name))
+    if uncertainty is None:
+        return found
+    found += _correlated(name, fitted, uncertainty)
+    found += _decisive(name, fitted, uncertainty, rows)
+    if fitted.law.has_offset and fitted.offset is None:
+        low, high = uncertainty.ci95["E"]
+        offset = fitted.parameters["E"]
+        if fitted.law.name != "power-floor" and (offset < 1e-3 * values.min() or (high - low) / 2 > _DRIFT * offset):
+            message = f"{name}: E = {offset:.4g} [{low:.4g}, {high:.4g}] is not identified by {len(values)} rows"
+            found.append(Caution("offset-not-identified", message, name))
+    return found
+
+
+def of_heldout(name: str, fitted: Fit, checks: Sequence[Heldout]) -> list[Caution]:
+    """Held out: worse than a baseline, or an offset that drifts in one direction as rows are added."""
+    found = []
+    for check in checks:
+        if check.beaten_by and not check.name.startswith("roll") and check.mean_percent > 0.1:
+            message = (
+                f"{name}, {check.name} held out: off by {check.mean_percent:.2f}%, "
+                f"{check.beaten_by} by {check.baselines[check.beaten_by]:.2f}%"
+            )
+            found.append(Caution("worse-than-baseline", message, name))
+    if fitted.law.has_offset and fitted.offset is None:
+        offsets = [check.parameters["E"] for check in checks if check.name.startswith("roll")]
+        offsets.append(fitted.parameters["E"])
+        steps = np.diff(offsets)
+        one_way = len(steps) >= 2 and (np.all(steps > 0) or np.all(steps < 0))
+        if one_way and abs(offsets[-1] - offsets[0]) > _DRIFT * abs(offsets[-1]):
+            message = f"{name}: E drifts from {offsets[0]:.4g} to {offsets[-1]:.4g} as budgets are added"
+            found.append(Caution("offset-not-identified", message, name))
+    return found
+
+
+def of_allocations(target: str, allocations: Sequence[Allocation]) -> list[Caution]:
+    """Approaches whose exponents' intervals don't meet."""
+    apart = ("isoflop-cubic", "isoflop-akima")  # other readings of the same minima
+    known = [each for each in allocations if each.params_ci95 is not None and each.approach not in apart]
+    intervals = [each.params_ci95 for each in known if each.params_ci95 is not None]
+    if not intervals or max(low for low, _ in intervals) <= min(high for _, high in intervals):
+        return []
+    each_way = ", ".join(f"{each.params_exponent:.3f} by {each.approach}" for each in known)
+    return [Caution("approaches-disagree", f"{target}: N_opt grows as C to the power {each_way}")]
+
+
+def _schedule(frame: pd.DataFrame) -> list[Caution]:
+    found = []
+    if {"warmup_images", "images_seen"} <= set(frame.columns):
+        share = float((frame["warmup_images"] / frame["images_seen"]).max())
+        if share > LONGEST_WARMUP:
+            found.append(Caution("long-warmup", f"the warm-up is {share:.0%} of the shortest run"))
+    if "epochs" in frame.columns and (most := float(frame["epochs"].max())) > MOST_EPOCHS:
+        found.append(Caution("many-epochs", f"a run saw its images {most:.1f} times; new images count for more"))
+    return found
+
+
+def _undertrained(frame: pd.DataFrame) -> list[Caution]:
+    """Sizes whose longest run has far fewer tokens a parameter than the best run of the largest budget."""
+    if not {"params", "tokens", "flops"} <= set(frame.columns):
+        return []
+    level = "budget" if "budget" in frame.columns else "flops"
+    top = frame[frame[level] >= 0.5 * frame[level].max()]
+    target = "loss" if "loss" in top.columns else None
+    if target is None:
+        return []
+    best = top.loc[top[target].idxmin()]
+    ratio = (frame["tokens"] / frame["params"]).groupby(frame["params"]).max()
+    own = float(best["tokens"] / best["params"])
+    poor = ratio[(ratio < UNDERTRAINED * own) & (ratio < 1.0)]
+    if not len(poor):
+        return []
+    names = ", ".join(f"{size:.3g}" for size in poor.index)
+    message = f"sizes {names} have at most {poor.max():.2g} tokens a parameter; the best run has {own:.3g}"
+    return [Caution("undertrained-sizes", message)]
+
+
+def _correlated(name: str, fitted: Fit, uncertainty: Uncertainty) -> list[Caution]:
+    if len(fitted.problem.law.inputs) < 2:
+        return []
+    worst = np.abs(uncertainty.correlations - np.diag(np.diag(uncertainty.correlations)))
+    if worst.max() <= 0.99:
+        return []
+    first, second = np.unravel_index(int(worst.argmax()), worst.shape)
+    message = f"{name}: {fitted.problem.free[first]} and {fitted.problem.free[second]} are correlated {worst.max():.3f}"
+    return [Caution("correlated-parameters", message, name)]
+
+
+def _decisive(name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame) -> list[Caution]:
+    """One row without which an exponent or the offset leaves its own interval."""
+    count = len(fitted.y_n)
+    if not 4 <= count <= 2000 or count <= fitted.free_count + 1:
+        return []
+    natural_nP = fitted.problem.natural(leave_one_out(fitted))
+    for place, parameter in enumerate(fitted.law.parameters):
+        low, high = uncertainty.ci95[parameter]
+        values = natural_nP[:, place]
+        outside = np.flatnonzero((values < low) | (values > high))
+        if parameter in ("alpha", "beta", "E") and len(outside):
+            worst = outside[np.argmax(np.abs(values[outside] - fitted.parameters[parameter]))]
+            label = rows["row"].iloc[int(worst)] if "row" in rows.columns else str(int(worst) + 1)
+            message = (
+                f"{name}: without row {label}, {parameter} is {values[worst]:.4g} "
+                f"instead of {fitted.parameters[parameter]:.4g}"
+            )
+            return [Caution("decisive-point", message, name)]
+    return []
+
+
+def _is_loss(name: str) -> bool:
+    return name.startswith(("loss", "error"))
+
+
+def _some(rows: tuple[str, ...]) -> str:
+    return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

@@ -1,0 +1,181 @@
+"""Refits with runs left out: how well a law predicts what it hasn't seen, beside simple baselines."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import FitRefused
+from analysis.fitting import Fit, fit
+from analysis.frontier import SeedNoise
+from analysis.laws import Array
+
+MOST_STEPS = 6
+_MANY = 30
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Errors of a refit on the rows left out.
+
+    Attributes:
+        name: which rows were left out.
+        n_fitted: rows that the refit used.
+        n_held: rows left out.
+        mean_percent: mean absolute error, per cent of the observed value.
+        worst_percent: the largest.
+        noise_units: mean absolute error over the seeds' standard deviation; None without repeated seeds.
+        baselines: mean absolute error of each baseline, per cent.
+        parameters: of the refit.
+        place: the input (compute, or size) up to which the refit saw rows.
+    """
+
+    name: str
+    n_fitted: int
+    n_held: int
+    mean_percent: float
+    worst_percent: float
+    noise_units: float | None
+    baselines: dict[str, float]
+    parameters: dict[str, float]
+    place: float
+
+    @property
+    def beaten_by(self) -> str:
+        """The baseline that did better than the law; empty when none did."""
+        best = min(self.baselines, key=lambda name: self.baselines[name])
+        return best if self.baselines[best] < self.mean_percent else ""
+
+
+def heldout_checks(
+    fitted: Fit, rows: pd.DataFrame, inputs: tuple[str, ...], target: str, noise: SeedNoise | None, above: str = ""
+) -> list[Heldout]:
+    """Leaves out the largest budget, the largest size, and rolls forward from few to many.
+
+    A law of three parameters is held out only where five or more distinct budgets remain, a law of more where there
+    remain twice as many rows as parameters.
+
+    Args:
+        fitted: the fit of all rows.
+        rows: its rows.
+        inputs: the columns it takes.
+        target: the column it was fitted to.
+        noise: scatter between seeds.
+        above: a condition in pandas' query syntax; rows that meet it are left out together, as a check of its own.
+    """
+    checks = []
+    for name, column, held in _splits(rows, inputs, above):
+        check = _refit(name, column, fitted, rows, held, inputs, target, noise)
+        if check is not None:
+            checks.append(check)
+    return checks
+
+
+def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tuple[str, str, Array]]:
+    """Names, the column that decides, and which rows are left out."""
+    order = next((name for name in ("budget", "flops") if name in rows.columns), inputs[0])
+    column = order if inputs != ("params",) and not set(inputs) - {"params", "tokens", "flops"} else inputs[0]
+    splits = [(_name("largest", column), column, _top(rows[column].to_numpy(dtype=float)))]
+    if len(inputs) > 1:
+        splits.append(("largest params", "params", _top(rows["params"].to_numpy(dtype=float))))
+    if above:
+        splits.append((f"where {above}", column, np.asarray(rows.eval(above, engine="python"), dtype=bool)))
+    levels = _levels(rows[column].to_numpy(dtype=float))
+    last = len(levels) - 1
+    for count in sorted({*np.linspace(3, last, MOST_STEPS).astype(int).tolist()}) if last >= 3 else []:
+        inside = rows[column].to_numpy() <= levels[count - 1]
+        following = rows[column].to_numpy() <= levels[count]
+        splits.append(
+            (f"roll forward {count} of {len(levels)}", column, np.where(inside, 0, np.where(following, 1, 2)))
+        )
+    return splits
+
+
+def _name(prefix: str, column: str) -> str:
+    return f"{prefix} {'budget' if column in ('budget', 'flops') else column}"
+
+
+def _levels(values: Array) -> Array:
+    """Distinct values; twelve even quantiles where there are very many."""
+    distinct = np.unique(values)
+    return distinct if len(distinct) <= _MANY else np.unique(np.quantile(values, np.linspace(0.1, 1.0, 12)))
+
+
+def _top(values: Array) -> Array:
+    """The rows at the largest value, or the top tenth where nearly every row has its own."""
+    distinct = np.unique(values)
+    limit = distinct[-1] * (1 - 1e-9) if len(distinct) <= _MANY else float(np.quantile(values, 0.9))
+    return np.asarray(values >= limit)
+
+
+def _refit(
+    name: str,
+    column: str,
+    fitted: Fit,
+    rows: pd.DataFrame,
+    held: Array,
+    inputs: tuple[str, ...],
+    target: str,
+    noise: SeedNoise | None,
+) -> Heldout | None:
+    # Zero is fitted, one is predicted, two is neither (later than the next step of a roll forward).
+    known, unknown = rows[held == 0], rows[held == 1]
+    if not len(unknown) or not len(known):
+        return None
+    if fitted.free_count == 3 and known[column].nunique() < 5:
+        return None
+    if fitted.free_count > 3 and len(known) < 2 * fitted.free_count:
+        return None
+    try:
+        again = fit(
+            fitted.law,
+            _columns(known, inputs),
+            known[target].to_numpy(dtype=float),
+            objective=fitted.objective,
+            offset=fitted.offset,
+            few_starts=True,
+        )
+    except FitRefused:
+        return None
+    observed = unknown[target].to_numpy(dtype=float)
+    errors = 100 * np.abs(again.predict(*_columns(unknown, inputs)) / observed - 1)
+    return Heldout(
+        name=name,
+        n_fitted=len(known),
+        n_held=len(unknown),
+        mean_percent=float(errors.mean()),
+        worst_percent=float(errors.max()),
+        noise_units=float(errors.mean() / (100 * noise.relative)) if noise and noise.relative > 0 else None,
+        baselines=_baselines(known, unknown, inputs, target, column, fitted.law.name != "power"),
+        parameters=again.parameters,
+        place=float(known[column].max()),
+    )
+
+
+def _columns(rows: pd.DataFrame, inputs: tuple[str, ...]) -> tuple[Array, ...]:
+    return tuple(rows[name].to_numpy(dtype=float) for name in inputs)
+
+
+def _baselines(
+    known: pd.DataFrame, unknown: pd.DataFrame, inputs: tuple[str, ...], target: str, column: str, with_power: bool
+) -> dict[str, float]:
+    """No change: the row before along the column left out, alike otherwise. Power law: no offset. Nearest run."""
+    observed = unknown[target].to_numpy(dtype=float)
+    logs_known, logs_unknown = (np.log(np.stack(_columns(rows, inputs), axis=1)) for rows in (known, unknown))
+    scale = np.maximum(logs_known.std(axis=0), 1e-9)
+    distances = (((logs_unknown[:, None] - logs_known[None]) / scale) ** 2).sum(axis=2)
+    values = known[target].to_numpy(dtype=float)
+    nearest = values[distances.argmin(axis=1)]
+    before = nearest.copy()
+    # Alike otherwise: the same size when budgets are left out, the same budget when a size is.
+    alike = "params" if column != "params" else ("budget" if "budget" in known.columns else None)
+    if alike in known.columns:
+        for place, own in enumerate(unknown[alike]):
+            same = known[known[alike] == own]
+            if len(same):
+                before[place] = float(same[target].loc[same[column].idxmax()])
+    design = np.column_stack([np.ones(len(known)), logs_known])
+    slopes, *_ = np.linalg.lstsq(design, np.log(values), rcond=None)
+    power = np.exp(np.column_stack([np.ones(len(unknown)), logs_unknown]) @ slopes)
+    candidates = {"no change": before, "nearest run": nearest} | ({"power law": power} if with_power else {})
+    return {name: float(100 * np.abs(each / observed - 1).mean()) for name, each in candidates.items()}
