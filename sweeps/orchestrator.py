@@ -99,6 +99,10 @@ class _Sweep:
                 record = self._record(plan)
                 trained = len(plan.missing)
                 failed = self._train(plan)
+        except BaseException:
+            if record is not None:
+                self._forwarder.finish(record, "KILLED")
+            raise
         finally:
             if self._launcher is not None:
                 self._launcher.stop()

@@ -235,7 +235,9 @@ def dashboard(
     uri = tracking_uri or ExperimentFiles(runs_dir, "").tracking_uri
     deliver_all(runs_dir, uri, notify=typer.echo)
     typer.echo(dashboard_url(uri, port))
-    raise typer.Exit(subprocess.call(dashboard_command(uri, port), env=dashboard_environment()))
+    command = dashboard_command(uri, port)
+    if command:  # a tracking server is its own dashboard
+        raise typer.Exit(subprocess.call(command, env=dashboard_environment()))
 
 
 @app.command(name="import-official")

@@ -96,7 +96,11 @@ class LocalLauncher:
     def _start(self, number: int) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(number, theirs), daemon=True)
-        environment = {"OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
+        environment = {
+            "OMP_NUM_THREADS": str(self._threads),
+            "MKL_NUM_THREADS": str(self._threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down all else on a busy machine
+        }
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)
         with _environment(environment):  # read by libraries when the new process imports them

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,41 +74,60 @@ class Progress(Callback):
 
 
 class Throughput(Callback):
-    """Images a second since the last logged point, and what share of the measured matrix-multiply peak that uses."""
+    """Images a second, the share of the measured matrix-multiply peak that uses, and the share of waiting for data.
+
+    Logged for the steps since the last logged point; `figures` has them for the whole run, its first step (which may
+    compile) left out.
+    """
 
     def __init__(self, batch_size: int, every_steps: int, executed_flops_per_image: float, peak_flops: float) -> None:
         self._batch_size = batch_size
         self._every = every_steps
         self._flops = executed_flops_per_image
         self._peak = peak_flops
-        self._since: tuple[float, int] | None = None
-        self._data_seconds = 0.0
-        self._batch_ended: float | None = None
+        self._ended: float | None = None
+        self._window = _Window()
+        self._whole = _Window()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count the time since the last batch ended as waiting for data."""
-        now = time.perf_counter()
-        if self._batch_ended is not None:
-            self._data_seconds += now - self._batch_ended
-        if self._since is None:
-            self._since = (now, pl_module.images_seen)
+        if self._ended is not None:
+            waited = time.perf_counter() - self._ended
+            self._window.waited += waited
+            self._whole.waited += waited
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log at every `every_steps`-th step."""
-        now, images = time.perf_counter(), pl_module.images_seen
-        self._batch_ended = now
-        if self._since is None or (images // self._batch_size) % self._every:
+        now, before = time.perf_counter(), self._ended
+        self._ended = now
+        if before is None:
             return
-        seconds = now - self._since[0]
-        images_per_second = (images - self._since[1]) / seconds
-        pl_module.log_dict(
-            {
-                "images_per_second": images_per_second,
-                "utilisation": images_per_second * self._flops / self._peak,
-                "data_wait_share": self._data_seconds / seconds,
-            }
-        )
-        self._since, self._data_seconds = (now, images), 0.0
+        for window in (self._window, self._whole):
+            window.images += self._batch_size
+            window.seconds += now - before
+        if pl_module.images_seen // self._batch_size % self._every == 0:
+            pl_module.log_dict(self._of(self._window))
+            self._window = _Window()
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Over the whole run; empty where it had less than two steps."""
+        return self._of(self._whole) if self._whole.images else {}
+
+    def _of(self, window: "_Window") -> dict[str, float]:
+        images_per_second = window.images / window.seconds
+        return {
+            "images_per_second": images_per_second,
+            "utilisation": images_per_second * self._flops / self._peak,
+            "data_wait_share": window.waited / window.seconds,
+        }
+
+
+@dataclass
+class _Window:
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
 
 def check_finite(loss: torch.Tensor, images: int) -> None:

@@ -73,8 +73,8 @@ def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs
     if start is None and trunk_files is not None:
         start = trunk_files.milestone(cell.branch_images)
         _read_checkpoint(start, trunk.fingerprint(inputs.tokens_fingerprint, inputs.numerics))
-    module = _fit(trunk, files, inputs, fingerprint, _schedule_of(cell), cell.images, start, {}, report)
-    figures = _evaluate(module, cell, inputs)
+    module, speed = _fit(trunk, files, inputs, fingerprint, _schedule_of(cell), cell.images, start, {}, report)
+    figures = {**_evaluate(module, cell, inputs), **speed}
     pictures = _draw_samples(module, cell, inputs, files)
     weights = files.folder / "weights.safetensors"
     save_model(weights, module.var, fingerprint)
@@ -137,7 +137,8 @@ def _fit(
     resume: Path | None,
     milestones: Mapping[int, Path],
     report: Report,
-) -> TokenModelModule:
+) -> tuple[TokenModelModule, dict[str, float]]:
+    """Train up to `total_images`; the module, and how fast it went."""
     experiment, batch = trunk.experiment, trunk.batch_size
     runtime = experiment.runtime
     module = _module(trunk, inputs)
@@ -147,7 +148,7 @@ def _fit(
     if seen >= total_images:
         assert resume is not None
         module.load_state_dict(torch.load(resume, map_location="cpu", weights_only=True)["state_dict"])
-        return module
+        return module, {}
     store = TokenStore.open(inputs.tokens / "train", inputs.tokenizer_fingerprint)
     batches = StepBatches(
         store,
@@ -156,16 +157,17 @@ def _fit(
         start_step=seen // batch,
         num_steps=(total_images - seen) // batch,
     )
+    throughput = Throughput(batch, runtime.log_every_steps, 3 * trunk.shape.executed_forward_flops(), inputs.peak_flops)
     callbacks = [
         Continuation(fingerprint),
         ScheduleCallback(schedule),
-        Throughput(batch, runtime.log_every_steps, 3 * trunk.shape.executed_forward_flops(), inputs.peak_flops),
+        throughput,
         Checkpoints(files.last_checkpoint, runtime.checkpoint_seconds, milestones),
         Progress(lambda images: report(images, total_images)),
     ]
     trainer = make_trainer(files, batch, callbacks, precision=inputs.numerics.precision)
     trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
-    return module
+    return module, throughput.figures
 
 
 def _module(trunk: Trunk, inputs: Inputs) -> TokenModelModule:
