@@ -17,7 +17,14 @@ from sweeps.view import SweepView
 from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
 from varscale.files import ExperimentFiles, fingerprint, read_json
-from varscale.identity import processors, store_numerics, stored_numerics, tokenizer_fingerprint, tokens_fingerprint
+from varscale.identity import (
+    processors,
+    store_numerics,
+    stored_numerics,
+    tokenizer_fingerprint,
+    tokenizer_threads,
+    tokens_fingerprint,
+)
 from varscale.tracking import Forwarder
 
 _FINAL_ERRORS = {"DataError", "TokenStoreError", "ValueError", "ExperimentError"}
@@ -80,7 +87,7 @@ class _Sweep:
         self._gpus = gpus
         self._threads = experiment.runtime.threads or max(1, processors() // self._workers)
         stored = stored_numerics(experiment, files)
-        self._tokenizer_threads = stored.tokenizer_threads if stored else processors()
+        self._tokenizer_threads = tokenizer_threads(experiment, files)
         self._tokenizer = tokenizer_fingerprint(experiment, data, self._tokenizer_threads)
         self._tokens = tokens_fingerprint(experiment, data, self._tokenizer)
         self._launcher: LocalLauncher | None = None

@@ -7,11 +7,18 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from varscale.cells import Cell, Numerics, Trunk
+from varscale.cells import Cell, Trunk
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
 from varscale.files import ExperimentFiles, RunFiles, read_json
-from varscale.identity import processors, store_numerics, stored_numerics, tokenizer_fingerprint, tokens_fingerprint
+from varscale.identity import (
+    processors,
+    store_numerics,
+    stored_numerics,
+    tokenizer_fingerprint,
+    tokenizer_threads,
+    tokens_fingerprint,
+)
 
 
 def make_tokenizer(experiment: Experiment, runs: Path) -> RunFiles:
@@ -19,7 +26,7 @@ def make_tokenizer(experiment: Experiment, runs: Path) -> RunFiles:
     from varscale.training.tokenizer_run import train_tokenizer
 
     files, fingerprint, _ = _tokenizer(experiment, runs)
-    _set_threads(_tokenizer_threads(experiment, runs))
+    _set_threads(tokenizer_threads(experiment, ExperimentFiles(runs, experiment.name)))
     with _bar("tokenizer") as report:
         train_tokenizer(experiment, files, fingerprint, report)
     return files
@@ -63,7 +70,9 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
     numerics = stored_numerics(experiment, files)
     if numerics is None:
         threads = experiment.runtime.threads or processors()
-        numerics, seconds = choose_numerics([(trunk, cell.images)], experiment.runtime, threads, processors())
+        numerics, seconds = choose_numerics(
+            [(trunk, cell.images)], experiment.runtime, threads, tokenizer_threads(experiment, files)
+        )
         store_numerics(files, numerics, seconds)
     peak = measure_matmul_peak(numerics.precision, numerics.threads)
     inputs = Inputs(tokenizer.tokenizer_checkpoint, tokenizer_print, folder, tokens, numerics, peak)
@@ -93,13 +102,8 @@ def _tokenizer(experiment: Experiment, runs: Path) -> tuple[RunFiles, str, str]:
 
     files = ExperimentFiles(runs, experiment.name)
     data = data_identity(experiment.data)
-    print_ = tokenizer_fingerprint(experiment, data, _tokenizer_threads(experiment, runs))
+    print_ = tokenizer_fingerprint(experiment, data, tokenizer_threads(experiment, files))
     return files.tokenizer(print_), print_, tokens_fingerprint(experiment, data, print_)
-
-
-def _tokenizer_threads(experiment: Experiment, runs: Path) -> int:
-    stored: Numerics | None = stored_numerics(experiment, ExperimentFiles(runs, experiment.name))
-    return stored.tokenizer_threads if stored else processors()
 
 
 def _set_threads(threads: int) -> None:

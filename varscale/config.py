@@ -373,6 +373,8 @@ class RuntimeConfig(Section):
     """torch.compile of the transformer block."""
     threads: CountOrZero = 0
     """CPU threads a worker; 0: processors / workers."""
+    tokenizer_threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the tokenizer's run and of encoding, which have the machine to themselves; 0: all processors."""
     workers: CountOrZero = 0
     """Runs at once; 0: one a GPU, or one a processor without GPUs."""
     log_every_steps: Count = 20

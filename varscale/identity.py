@@ -42,8 +42,15 @@ def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics 
         runtime.precision in ("auto", numerics.precision)
         and numerics.compiled == wanted_compiled
         and runtime.threads in (0, numerics.threads)
+        and runtime.tokenizer_threads in (0, numerics.tokenizer_threads)
     )
     return numerics if agrees else None
+
+
+def tokenizer_threads(experiment: Experiment, files: ExperimentFiles) -> int:
+    """CPU threads of the tokenizer's run: the experiment's, or what earlier runs of the study used, or all."""
+    stored = read_json(files.numerics) or {}
+    return experiment.runtime.tokenizer_threads or stored.get("tokenizer_threads") or processors()
 
 
 def store_numerics(files: ExperimentFiles, numerics: Numerics, measured_seconds: dict[str, float]) -> None:
