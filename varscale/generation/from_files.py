@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torchvision.utils import make_grid, save_image
 
 from varscale.files import ExperimentFiles, read_json
+from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.models.storage import load_tokenizer, load_var
 
@@ -28,5 +28,4 @@ def draw(
     var = load_var(run / "weights.safetensors", row["fingerprint"])
     labels_B = torch.tensor(classes).repeat_interleave(count)
     drawn = sample(var, tokenizer, labels_B, cfg=guidance, top_k=top_k, top_p=top_p, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(drawn.images, nrow=count, padding=1), out)
+    save_pictures(drawn.images, out, count)

@@ -68,8 +68,9 @@ def sample(
         tokens: list[Tensor] = []
         features_hat_BChw, inputs_BMc = None, None
         for k in range(len(var.patch_nums)):
-            logits_BMV = filtered(predictor.predict(inputs_BMc), top_k, top_p)
-            tokens.append(choose(logits_BMV, uniform(seed, "sampling", k, indices_B, logits_BMV.shape[1])))
+            logits_BMV = predictor.predict(inputs_BMc)
+            uniform_BM = uniform(seed, "sampling", k, indices_B, logits_BMV.shape[1])
+            tokens.append(draw(logits_BMV, uniform_BM, top_k=top_k, top_p=top_p))
             features_hat_BChw, inputs_BMc = tokenizer.quantizer.accumulate(features_hat_BChw, tokens[-1], k)
         assert features_hat_BChw is not None
         images_B3HW = tokenizer.decode_features(features_hat_BChw).float()
@@ -121,29 +122,31 @@ class ScalePredictor:
         return (1 + guidance) * conditional_BMV - guidance * unconditional_BMV
 
 
-def filtered(logits_BMV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits with -inf for the tokens that top-k and then top-p remove; 0 switches either off.
+def draw(logits_BMV: Tensor, uniform_BM: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Draw tokens (B, M) by inverting the distribution function at uniform numbers in [0, 1).
 
-    Tokens as likely as the k-th stay. Top-p removes the least likely tokens as long as what is removed has together a
-    probability of at most 1 - p; the likeliest always stays.
+    Args:
+        logits_BMV: Logits.
+        uniform_BM: float32.
+        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_p: Of these, leave out the least likely as long as what is left out has together a probability of at most
+            1 - p; the likeliest always stays. 0 keeps all.
     """
+    order_BMV = None
     if 0 < top_k < logits_BMV.shape[-1]:
-        smallest_BM1 = logits_BMV.topk(top_k, dim=-1).values[..., -1:]
-        logits_BMV = logits_BMV.masked_fill(logits_BMV < smallest_BM1, -torch.inf)
-    if top_p > 0:
-        ascending_BMV, order_BMV = logits_BMV.sort(dim=-1)
-        removed_BMV = ascending_BMV.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        removed_BMV[..., -1] = False
-        logits_BMV = logits_BMV.masked_fill(removed_BMV.scatter(-1, order_BMV, removed_BMV), -torch.inf)
-    return logits_BMV
-
-
-def choose(logits_BMV: Tensor, uniform_BM: Tensor) -> Tensor:
-    """Tokens (B, M) drawn by inverting the distribution function at uniform numbers in [0, 1)."""
-    # float64, so that no rounding of the sum reaches a token of probability 0
-    distribution_BMV = logits_BMV.double().softmax(dim=-1).cumsum(dim=-1)
-    threshold_BM1 = uniform_BM.double().unsqueeze(-1) * distribution_BMV[..., -1:]
-    return torch.searchsorted(distribution_BMV, threshold_BM1, right=True).squeeze(-1)
+        logits_BMV, order_BMV = logits_BMV.topk(top_k, dim=-1)
+    elif top_p:
+        logits_BMV, order_BMV = logits_BMV.sort(dim=-1, descending=True)
+    probability_BMV = logits_BMV.softmax(dim=-1)
+    distribution_BMV = probability_BMV.cumsum(dim=-1)
+    last_BM1 = torch.full_like(uniform_BM, logits_BMV.shape[-1] - 1, dtype=torch.int64).unsqueeze(-1)
+    if top_p:  # the likeliest come first; the last one kept has less than p before it
+        before_BMV = distribution_BMV - probability_BMV
+        last_BM1 = ((before_BMV < top_p).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
+    threshold_BM1 = uniform_BM.unsqueeze(-1) * distribution_BMV.gather(-1, last_BM1)
+    # rounding may lift the threshold to the whole sum
+    place_BM1 = torch.searchsorted(distribution_BMV, threshold_BM1, right=True).minimum(last_BM1)
+    return (place_BM1 if order_BMV is None else order_BMV.gather(-1, place_BM1)).squeeze(-1)
 
 
 @contextlib.contextmanager

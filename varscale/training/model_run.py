@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.utils import make_grid, save_image
 
 from varscale.cells import Cell, Numerics, Trunk
 from varscale.data.loading import EvaluationBatches, StepBatches
 from varscale.data.tokens import TokenStore
 from varscale.files import RunFiles, read_json, write_json
+from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.models.storage import load_tokenizer, save_model
 from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback, Throughput
@@ -268,7 +268,7 @@ def _draw_samples(module: TokenModelModule, cell: Cell, inputs: Inputs, files: R
         seed=cell.trunk.seed,
     )
     path = files.picture("samples")
-    save_image(make_grid(drawn.images.cpu(), nrow=evaluation.samples_per_class, padding=1), path)
+    save_pictures(drawn.images, path, evaluation.samples_per_class)
     return [path.name]
 
 

@@ -12,7 +12,8 @@ class Schedule:
     `wsd`: linear warm-up, constant, then linear decay over the last `decay_images` (warm-up–stable–decay). A trunk is
     the same schedule without an end (`total_images` None); its branch, from any point before the decay, is equal to a
     separate run of the whole schedule.
-    `linear`: the reference VAR's `lin0`: warm-up, 5% of the rest constant, then linear to `final_ratio`.
+    `linear`: the reference VAR's `lin0`: warm-up, 5% of the rest constant, then linear to `final_ratio`, which the last
+    step has. (Its warm-up begins at 0.5% of the peak, ours at the first of equal steps.)
     `cosine`: warm-up, then half a cosine to `final_ratio` (tokenizers).
 
     Raises:
@@ -47,7 +48,8 @@ class Schedule:
         if self.kind == "wsd":
             decayed = (images - (self.total_images - self.decay_images)) / max(1, self.decay_images)
         else:
-            decayed = (images - self.warmup_images) / max(1, self.total_images - self.warmup_images)
+            last_images = self.total_images - (self.batch_size if self.kind == "linear" else 0)
+            decayed = (images - self.warmup_images) / max(1, last_images - self.warmup_images)
         if self.kind == "linear":
             decayed = (decayed - 0.05) / 0.95
         decayed = min(max(decayed, 0.0), 1.0)
@@ -59,7 +61,7 @@ class Schedule:
         """Weight decay of that step: constant, or half a cosine to `final_weight_decay` as in the reference."""
         if self.final_weight_decay is None or self.total_images is None:
             return self.weight_decay
-        passed = min(images / self.total_images, 1.0)
+        passed = min(images / max(1, self.total_images - self.batch_size), 1.0)
         return self.final_weight_decay + (self.weight_decay - self.final_weight_decay) * (
             0.5 + 0.5 * math.cos(math.pi * passed)
         )

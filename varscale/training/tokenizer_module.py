@@ -84,7 +84,8 @@ class TokenizerModule(LightningModule):
                 phi_ratio=phi_ratio,
                 commitment_weight=commitment_weight,
             )
-            self.tokenizer.to(memory_format=torch.channels_last)  # a third faster on CPUs
+            # a third faster on CPUs; PyTorch's stub lacks this overload
+            self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.discriminator = PatchDiscriminator(discriminator_channels) if adversarial_weight > 0 else None
         self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._averaged.requires_grad_(False)

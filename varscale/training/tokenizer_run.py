@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torchvision.utils import make_grid, save_image
 
 from varscale.config import Experiment
 from varscale.data.experiment_sources import training_source, validation_source
@@ -14,6 +13,7 @@ from varscale.data.token_writer import encode_store
 from varscale.data.tokens import unigram_entropy
 from varscale.data.transforms import to_model_range
 from varscale.files import RunFiles, read_json, write_json
+from varscale.generation.pictures import save_pictures
 from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import load_tokenizer, save_model
@@ -69,7 +69,7 @@ def encode_tokens(
     """Encode the validation images and `train_images` training images (all, of a stored data set) into `folder`."""
     model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
 
     def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
         return model.encode(images_B3HW.to(device, memory_format=torch.channels_last))
@@ -154,6 +154,5 @@ def _measure(experiment: Experiment, tokenizer: MultiScaleTokenizer, files: RunF
     shown = list(range(min(_PICTURES, len(source))))
     images_B3HW = to_model_range(source.load_batch(shown, [0] * len(shown))[0])
     pair = torch.cat((images_B3HW, tokenizer.decode(tokenizer.encode(images_B3HW))))
-    save_image(make_grid(pair, nrow=len(shown), padding=1, value_range=(-1, 1), normalize=True), files.picture("part"))
-    files.picture("part").replace(files.picture("reconstructions"))
+    save_pictures((pair + 1) / 2, files.picture("reconstructions"), len(shown))
     return meter.compute()
