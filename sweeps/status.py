@@ -21,22 +21,24 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
         ExperimentError: cells that are too short.
     """
     speeds = _flops_per_second(files)
-    table = Table(title=f"{experiment.name}: {len(selected_cells(experiment))} cells", title_justify="left")
-    for column in ("model", "width", "parameters", "budget, FLOPs", "steps", "images", "memory, GiB", "hours"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for cell in selected_cells(experiment):
-        shape = cell.trunk.shape
+    cells = selected_cells(experiment)
+    table = Table(title=f"{experiment.name}: {len(cells)} cells", title_justify="left")
+    for column in ("model", "width", "params", "FLOPs", "steps", "images", "GiB", "hours"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    if not speeds:
+        table.caption = "hours follow once a size of this study was trained here"
+    for cell in cells:
+        shape, batch = cell.trunk.shape, cell.trunk.batch_size
         speed = speeds.get(cell.trunk.depth) or (min(speeds.values()) if speeds else None)
-        flops = cell.images * cell.trunk.flops_per_image
         table.add_row(
             cell.trunk.name,
             f"{shape.width}",
-            f"{shape.parameters():,}",
+            f"{shape.parameters():.3g}" if shape.parameters() >= 1e7 else f"{shape.parameters():,}",
             f"{cell.budget_flops:.3g}",
             f"{cell.steps:,}",
             f"{cell.images:,}",
-            f"{(shape.training_state_bytes() + shape.activation_bytes(cell.trunk.batch_size)) / 2**30:.3g}",
-            f"{flops / speed / 3600:.2f}" if speed else "not measured yet",
+            f"{(shape.training_state_bytes() + shape.activation_bytes(batch)) / 2**30:.2g}",
+            f"{cell.images * cell.trunk.flops_per_image / speed / 3600:.2g}" if speed else "",
         )
     return table
 

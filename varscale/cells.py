@@ -213,9 +213,10 @@ def grid_cells(experiment: Experiment) -> list[Cell]:
             if not key.startswith(("model.", "optim.")):
                 raise ExperimentError(f"{source}: {key}: only fields of model and optim can vary within a study")
         altered = changed(experiment, variant.settings, source)
+        name = variant.name if variant.settings else ""  # further seeds of the same recipe are cells like any other
         for depth in variant.depths:
             for seed in variant.seeds:
-                cells += _cells(altered, depth, seed, variant.name, variant.budgets)
+                cells += _cells(altered, depth, seed, name, variant.budgets)
     _check(cells, grid.min_steps)
     return cells
 
