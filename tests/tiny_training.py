@@ -1,0 +1,108 @@
+"""A tokenizer, token stores and an experiment so small that a training of many steps takes a second.
+
+Letters: B batch, L tokens of an image.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_experiment import SMALL
+from torch.nn import functional as F
+
+from varscale.cells import Cell, Numerics, Trunk
+from varscale.config import Experiment
+from varscale.config_files import validate
+from varscale.data.sources import RingsSource
+from varscale.data.token_writer import encode_store
+from varscale.data.tokens import TokenStore, unigram_entropy
+from varscale.files import RunFiles, write_json
+from varscale.models.autoencoder import MultiScaleTokenizer
+from varscale.models.storage import save_model
+from varscale.training.model_run import Inputs
+
+PATCH_NUMS = (1, 2, 4)
+VOCAB_SIZE = 16
+TOKENS = 21
+NUMERICS = Numerics("float32", False, 1, 1)
+
+TOKENIZER: dict[str, Any] = {
+    "patch_nums": PATCH_NUMS,
+    "vocab_size": VOCAB_SIZE,
+    "latent_channels": 4,
+    "base_channels": 4,
+    "channel_multipliers": (1, 2),
+    "residual_blocks": 1,
+    "attention": False,
+    "norm_groups": 2,
+}
+
+
+def little_experiment(**sections: dict[str, Any]) -> Experiment:
+    """8 × 8 rings, 21 tokens, batches of 8; `sections` changes fields of whole sections."""
+    settings: dict[str, Any] = {
+        **SMALL,
+        "data": {"kind": "rings", "image_size": 8, "num_classes": 3, "validation_images": 40},
+        "tokenizer": TOKENIZER,
+        "model": {"width_per_depth": 8, "head_dim": 8, "drop_path_at_depth_24": 0.9, "adaln_gamma_init": 0.1},
+        "optim": {"lr": 5e-3, "lr_batch_size": 8, "batch_size": 8, "warmup_fraction": 0.25},
+        "grid": {"depths": [2], "budgets": [1e12]},
+        "evaluation": {"samples_per_class": 0},
+        "runtime": {"log_every_steps": 5, "checkpoint_seconds": 1000.0},
+    }
+    return validate({name: {**part, **sections.get(name, {})} if isinstance(part, dict) else part
+                     for name, part in settings.items()}, "a test")  # fmt: skip
+
+
+def cell_of_steps(experiment: Experiment, steps: int, smallest: int | None = None, depth: int = 2) -> Cell:
+    """The cell of exactly `steps` steps; its trunk's warm-up belongs to `smallest` steps."""
+    flops = Trunk(experiment, depth, 0, 1.0).flops_per_image * experiment.optim.batch_size
+    return Trunk(experiment, depth, 0, float((smallest or steps) * flops)).cell(float(steps * flops))
+
+
+def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
+    """Brightness of each cell of each scale's grid: tokens with structure that no training has to find."""
+    grey_B1HW = (images_B3HW.mean(1, keepdim=True) + 1) / 2
+    levels = (VOCAB_SIZE - 1) * grey_B1HW.clamp(0, 0.999) ** 0.5
+    return [F.adaptive_avg_pool2d(levels, side).round().long().flatten(1) for side in PATCH_NUMS]
+
+
+def save_tokenizer(path: Path) -> Path:
+    """An untrained tokenizer's file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        tokenizer = MultiScaleTokenizer(**TOKENIZER)
+        torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
+    save_model(path, tokenizer, "tokenizer-print")
+    return path
+
+
+def make_inputs(folder: Path, train_images: int = 400) -> Inputs:
+    """Tokenizer file and token stores of a sweep."""
+    stores: dict[str, TokenStore] = {}
+    for split, images in (("train", train_images), ("validation", 40)):
+        stores[split] = encode_store(
+            folder / "tokens" / split,
+            RingsSource(images, 8, "train" if split == "train" else "validation"),
+            encode,
+            patch_nums=PATCH_NUMS,
+            vocab_size=VOCAB_SIZE,
+            tokenizer_fingerprint="tokenizer-print",
+            shard_images=512,
+            batch_size=64,
+            workers=0,
+        )
+    entropy = unigram_entropy(stores["train"]).mean
+    write_json(folder / "tokens" / "summary.json", {"images": train_images, "unigram_entropy": entropy})
+    tokenizer = save_tokenizer(folder / "tokenizer.safetensors")
+    return Inputs(tokenizer, "tokenizer-print", folder / "tokens", "tokens-print", NUMERICS, 1e10)
+
+
+def points(files: RunFiles) -> list[dict[str, Any]]:
+    """A run's metrics file."""
+    return [json.loads(line) for line in files.metrics.read_text().splitlines()]
+
+
+def ignore(done: int, total: int) -> None:
+    """A listener to progress that doesn't care."""
