@@ -93,7 +93,6 @@ class TrunkJob:
         """Do it."""
         from varscale.training.model_run import train_trunk
 
-        _set_threads(self.inputs.numerics.threads)
         train_trunk(self.trunk, self.milestones, self.files, self.inputs, report)
 
 
@@ -110,7 +109,6 @@ class CellJob:
         """Do it."""
         from varscale.training.model_run import train_cell
 
-        _set_threads(self.inputs.numerics.threads)
         train_cell(self.cell, self.trunk, self.files, self.inputs, report)
 
 

@@ -77,7 +77,6 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
     peak = measure_matmul_peak(numerics.precision, numerics.threads)
     inputs = Inputs(tokenizer.tokenizer_checkpoint, tokenizer_print, folder, tokens, numerics, peak)
     run = files.cell(cell.name, cell.fingerprint(tokens, numerics))
-    _set_threads(numerics.threads)
     with _bar(cell.title) as report:
         train_cell(cell, None, run, inputs, report)
     return run.result

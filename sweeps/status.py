@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from sweeps.plan import Plan, selected_cells
@@ -22,7 +23,9 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     """
     speeds = _flops_per_second(files)
     cells = selected_cells(experiment)
-    table = Table(title=f"{experiment.name}: {len(cells)} cells", title_justify="left")
+    table = Table(
+        title=f"{experiment.name}: {len(cells)} cells", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
     for column in ("model", "width", "params", "FLOPs", "steps", "images", "GiB", "hours"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     if not speeds:

@@ -25,6 +25,8 @@ class Numerics:
     """Arithmetic of the transformers' matrix products."""
     compiled: bool
     """Whether transformer blocks are compiled."""
+    native_kernels: bool
+    """Whether attention on a CPU uses our compiled kernel (it differs from torch's in the last bits)."""
     threads: int
     """CPU threads of a transformer's run."""
     tokenizer_threads: int
@@ -97,7 +99,7 @@ class Trunk:
         return fingerprint(
             kind="trunk",
             tokens=tokens,
-            numerics={"precision": numerics.precision, "compiled": numerics.compiled, "threads": numerics.threads},
+            numerics={name: value for name, value in asdict(numerics).items() if name != "tokenizer_threads"},
             shape=asdict(self.shape),
             model=self.experiment.model.model_dump(mode="json"),
             depth=self.depth,

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from varscale.cells import Numerics
@@ -35,7 +35,10 @@ def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics 
     stored = read_json(files.numerics)
     if stored is None:
         return None
-    numerics = Numerics(**{name: stored[name] for name in ("precision", "compiled", "threads", "tokenizer_threads")})
+    names = [field.name for field in fields(Numerics)]
+    if not set(names) <= stored.keys():
+        return None
+    numerics = Numerics(**{name: stored[name] for name in names})
     runtime = experiment.runtime
     wanted_compiled = {"auto": numerics.compiled, "on": True, "off": False}[runtime.compile]
     agrees = (

@@ -3,7 +3,7 @@
 Tian et al. 2024, section 3.2; the modulation is DiT's (Peebles and Xie 2023), with gates that begin near zero.
 
 Letters in tensor names: B batch, L tokens, M tokens being added to a cache, C width, H heads, d channels of a head,
-J joint channels of queries, keys and values (3·C).
+J joint channels of queries, keys and values (3·C), X channels of a cache's rows.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.models.attention import block_causal_attention, scale_bounds, sliced_attention
-from varscale.models.native.attention import available, native_attention
+from varscale.models.native.attention import available, native_attention, native_attention_to_all
 
 NORM_EPSILON = 1e-6
 INITIAL_SCALE = 4.0
@@ -22,23 +22,20 @@ LARGEST_SCALE = 100.0
 
 
 class KeyValueCache:
-    """Keys and values of one block for the tokens sampled so far, in memory set aside once for all of them."""
+    """What one block keeps of the tokens sampled so far, in memory set aside once for all of them."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.length = 0
-        self.keys_values_2BHLd: Tensor | None = None
+        self.rows_BLX: Tensor | None = None
 
-    def extend(self, keys_BHMd: Tensor, values_BHMd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the next tokens; returns all keys and all values so far, (B, H, length, d) each."""
-        batch, heads, added, channels = keys_BHMd.shape
-        if self.keys_values_2BHLd is None:  # only now are batch and precision known
-            self.keys_values_2BHLd = keys_BHMd.new_empty(2, batch, heads, self.tokens, channels)
-        begin, self.length = self.length, self.length + added
-        self.keys_values_2BHLd[0, :, :, begin : self.length] = keys_BHMd
-        self.keys_values_2BHLd[1, :, :, begin : self.length] = values_BHMd
-        keys_BHLd, values_BHLd = self.keys_values_2BHLd[:, :, :, : self.length].unbind(0)
-        return keys_BHLd, values_BHLd
+    def append(self, rows_BMX: Tensor) -> Tensor:
+        """Add the next tokens' rows (keys and values, and what else the kernel wants); returns all so far."""
+        if self.rows_BLX is None:  # only now are batch and precision known
+            self.rows_BLX = rows_BMX.new_empty(len(rows_BMX), self.tokens, rows_BMX.shape[2])
+        begin, self.length = self.length, self.length + rows_BMX.shape[1]
+        self.rows_BLX[:, begin : self.length] = rows_BMX
+        return self.rows_BLX[:, : self.length]
 
 
 class Block(nn.Module):
@@ -130,25 +127,33 @@ class Attention(nn.Module):
         """Attend to all tokens that the mask shows, or to all cached ones."""
         bias_3C = torch.cat((self.query_bias_C, torch.zeros_like(self.query_bias_C), self.value_bias_C))
         joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, bias_3C)
-        if mask_LL is not None and self._native(joint_BLJ):
-            ends = [end for end in self.ends if end <= joint_BLJ.shape[1]]
-            out_BLC = native_attention(joint_BLJ.float(), self._scale(), ends)
-            return cast(Tensor, self.projection(out_BLC.to(joint_BLJ.dtype)))
-        joint_BL3Hd = joint_BLJ.unflatten(2, (3, self.heads, -1))
-        values_BLHd = joint_BL3Hd[:, :, 2]
-        queries_keys_BL2Hd = self._scaled(joint_BL3Hd[:, :, :2]).to(values_BLHd.dtype)
-        queries_BHLd = queries_keys_BL2Hd[:, :, 0].transpose(1, 2)
-        keys_BHLd = queries_keys_BL2Hd[:, :, 1].transpose(1, 2)
-        values_BHLd = values_BLHd.transpose(1, 2)
+        if self._native(joint_BLJ):
+            out_BLC = self._by_native_kernel(joint_BLJ.float(), cache).to(joint_BLJ.dtype)
+        else:
+            out_BLC = self._by_library_kernel(joint_BLJ, mask_LL, cache)
+        return cast(Tensor, self.projection(out_BLC))
+
+    def _by_native_kernel(self, joint_BLJ: Tensor, cache: KeyValueCache | None) -> Tensor:
         if cache is not None:
-            keys_BHLd, values_BHLd = cache.extend(keys_BHLd, values_BHLd)
+            return native_attention_to_all(cache.append(joint_BLJ), self._scale(), queries=joint_BLJ.shape[1])
+        return native_attention(joint_BLJ, self._scale(), [end for end in self.ends if end <= joint_BLJ.shape[1]])
+
+    def _by_library_kernel(self, joint_BLJ: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        joint_BL3Hd = joint_BLJ.unflatten(2, (3, self.heads, -1))
+        queries_keys_BL2Hd = self._scaled(joint_BL3Hd[:, :, :2]).to(joint_BLJ.dtype)
+        queries_BLHd, keys_BLHd = queries_keys_BL2Hd.unbind(2)
+        values_BLHd = joint_BL3Hd[:, :, 2]
+        if cache is not None:
+            rows_BLX = cache.append(torch.stack((keys_BLHd, values_BLHd), dim=2).flatten(2))
+            keys_BLHd, values_BLHd = rows_BLX.unflatten(2, (2, self.heads, -1)).unbind(2)
+        queries_BHLd, keys_BHLd, values_BHLd = (x.transpose(1, 2) for x in (queries_BLHd, keys_BLHd, values_BLHd))
         if mask_LL is None:
             out_BHLd = F.scaled_dot_product_attention(queries_BHLd, keys_BHLd, values_BHLd, scale=1.0)
         elif queries_BHLd.device.type == "cuda" and queries_BHLd.dtype != torch.float32:
             out_BHLd = sliced_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL, self.patch_nums)
         else:
             out_BHLd = block_causal_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL)
-        return cast(Tensor, self.projection(out_BHLd.transpose(1, 2).flatten(2)))
+        return out_BHLd.transpose(1, 2).flatten(2)
 
     def _native(self, joint_BLJ: Tensor) -> bool:
         # float32 inside, and even with bfloat16 around it faster than PyTorch's kernel with its slow backward pass

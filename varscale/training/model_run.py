@@ -16,6 +16,7 @@ from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.models.storage import load_tokenizer, save_model
 from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback, Throughput
+from varscale.training.numerics import apply_numerics
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_run import Report
@@ -114,6 +115,7 @@ def cell_result(
         "wall_seconds": wall_seconds,
         "precision": inputs.numerics.precision,
         "compiled": inputs.numerics.compiled,
+        "native_kernels": inputs.numerics.native_kernels,
         "threads": inputs.numerics.threads,
     }
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
@@ -172,6 +174,7 @@ def _fit(
 
 def _module(trunk: Trunk, inputs: Inputs) -> TokenModelModule:
     experiment, shape = trunk.experiment, trunk.shape
+    apply_numerics(inputs.numerics, shape.width // shape.heads)
     model, optim = experiment.model, experiment.optim
     return TokenModelModule(
         str(inputs.tokenizer),

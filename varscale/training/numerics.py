@@ -1,5 +1,6 @@
 """Which precision and whether to compile, measured once for a whole sweep; and the machine's matrix-multiply peak."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ import torch
 from varscale.accounting import VARShape
 from varscale.cells import Numerics, Precision, Trunk
 from varscale.config import RuntimeConfig
+from varscale.models.native.attention import available
+from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
 
 _PEAK_SIDES = {"cpu": 1024, "cuda": 8192}
@@ -44,7 +47,8 @@ def choose_numerics(
     torch.set_num_threads(threads)
     precisions: tuple[Precision, ...] = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
     compilations = (False, True) if runtime.compile == "auto" else (runtime.compile == "on",)
-    choices = [Numerics(p, c, threads, tokenizer_threads) for p in precisions for c in compilations]
+    native = _device().type == "cpu" and all(available(trunk.shape.width // trunk.shape.heads) for trunk, _ in trunks)
+    choices = [Numerics(p, c, native, threads, tokenizer_threads) for p in precisions for c in compilations]
     if len(choices) == 1:
         return choices[0], {}
     measured = sorted(trunks, key=lambda item: item[0].flops_per_image)
@@ -86,6 +90,22 @@ def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
     (first,) = _timings(step, repeats=1, warmup=0)
     later_steps = _timings(step, repeats=4, warmup=1)
     return statistics.median(later_steps), max(0.0, first - statistics.median(later_steps))
+
+
+def apply_numerics(numerics: Numerics, head_channels: int) -> None:
+    """Make this process compute as decided; to be called before a run.
+
+    Raises:
+        ValueError: this machine can't build the attention kernel that the study was begun with.
+    """
+    torch.set_num_threads(numerics.threads)
+    if not numerics.native_kernels:
+        os.environ[SWITCH] = "0"
+    elif not available(head_channels):
+        raise ValueError(
+            "this study was begun with the compiled attention kernel, which can't be built here, and losses of "
+            "different arithmetic must not be mixed: install a C++ compiler, or use another --runs-dir"
+        )
 
 
 def build_var(shape: VARShape) -> VAR:

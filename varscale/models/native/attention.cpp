@@ -7,7 +7,8 @@
 //
 // Layouts, row-major: joint (batch, tokens, 3, heads, CHANNELS) holds queries, keys and values; output and its gradient
 // (batch, tokens, heads, CHANNELS); log_sum (batch, heads, tokens); scale (heads); scale_gradient (batch, heads).
-// ends[k] is where the tokens of scale k end; a token sees all tokens before the end of its own scale.
+// ends[k] is where the tokens of scale k end; a token sees all tokens before the end of its own scale. The forward pass can
+// leave out the queries before `first`, and the samples of `joint` can lie `capacity` tokens apart: so it reads a cache.
 
 #include <cmath>
 #include <cstdint>
@@ -68,15 +69,30 @@ inline Integers hidden_lanes(int64_t block, int64_t visible) {
 
 inline float inverse_length(const float *row) {
     float square = 0;
+#pragma omp simd reduction(+ : square)
     for (int c = 0; c < CHANNELS; c++) square += row[c] * row[c];
     return 1.0f / std::sqrt(square > SMALLEST_SQUARE ? square : SMALLEST_SQUARE);
+}
+
+// Neighbouring tokens' rows to one vector a channel, with zeros where there are fewer tokens than lanes, and back.
+inline void to_columns(const float *rows, int64_t stride, int64_t count, Vector *columns) {
+    alignas(64) float lanes[CHANNELS][LANES];
+    if (count < LANES) memset(lanes, 0, sizeof lanes);
+    for (int64_t i = 0; i < count; i++)
+        for (int c = 0; c < CHANNELS; c++) lanes[c][i] = rows[i * stride + c];
+    memcpy(columns, lanes, sizeof lanes);
+}
+inline void to_rows(const Vector *columns, float *rows, int64_t stride, int64_t count) {
+    alignas(64) float lanes[CHANNELS][LANES];
+    memcpy(lanes, columns, sizeof lanes);
+    for (int64_t i = 0; i < count; i++)
+        for (int c = 0; c < CHANNELS; c++) rows[i * stride + c] = lanes[c][i];
 }
 
 // What one thread works in: [channel][block of tokens] for keys, values and their gradients, [query][block] for scores.
 struct Scratch {
     int64_t blocks;
-    Vector *keys, *values, *key_gradient, *value_gradient, *scores;
-    float *key_inverse_length;
+    Vector *keys, *values, *key_gradient, *value_gradient, *scores, *key_inverse_length;
 
     explicit Scratch(int64_t tokens) : blocks((tokens + LANES - 1) / LANES) {
         const int64_t map = blocks * CHANNELS;
@@ -85,33 +101,39 @@ struct Scratch {
         key_gradient = values + map;
         value_gradient = key_gradient + map;
         scores = value_gradient + map;
-        key_inverse_length = (float *)(scores + 4 * blocks);
+        key_inverse_length = scores + 4 * blocks;
     }
     ~Scratch() { free(keys); }
 
     // keys are normalised, values are not
-    void load(const float *key_row, const float *value_row, int64_t stride, int64_t tokens) {
-        memset(keys, 0, sizeof(Vector) * 2 * blocks * CHANNELS);
-        float *key = (float *)keys, *value = (float *)values;
-        for (int64_t t = 0; t < tokens; t++, key_row += stride, value_row += stride) {
-            const float factor = key_inverse_length[t] = inverse_length(key_row);
+    void load(const float *key_rows, const float *value_rows, int64_t stride, int64_t tokens) {
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t first = b * LANES, count = tokens - first < LANES ? tokens - first : LANES;
+            Vector key[CHANNELS], value[CHANNELS], square = all(0), inverse;
+            to_columns(key_rows + first * stride, stride, count, key);
+            to_columns(value_rows + first * stride, stride, count, value);
+            for (int c = 0; c < CHANNELS; c++) square += key[c] * key[c];
+            square = square > SMALLEST_SQUARE ? square : all(SMALLEST_SQUARE);
+            for (int i = 0; i < LANES; i++) inverse[i] = 1.0f / std::sqrt(square[i]);
+            key_inverse_length[b] = inverse;
             for (int c = 0; c < CHANNELS; c++) {
-                key[c * blocks * LANES + t] = key_row[c] * factor;
-                value[c * blocks * LANES + t] = value_row[c];
+                keys[c * blocks + b] = key[c] * inverse;
+                values[c * blocks + b] = value[c];
             }
         }
     }
 
-    void store_gradients(const float *key_row, float *key_out, float *value_out, int64_t stride, int64_t tokens) const {
-        const float *key = (const float *)key_gradient, *value = (const float *)value_gradient;
-        for (int64_t t = 0; t < tokens; t++, key_row += stride, key_out += stride, value_out += stride) {
-            const float factor = key_inverse_length[t];
-            float along = 0;
-            for (int c = 0; c < CHANNELS; c++) along += key[c * blocks * LANES + t] * key_row[c] * factor;
+    void store_gradients(float *key_rows, float *value_rows, int64_t stride, int64_t tokens) const {
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t first = b * LANES, count = tokens - first < LANES ? tokens - first : LANES;
+            Vector key[CHANNELS], value[CHANNELS], along = all(0);
+            for (int c = 0; c < CHANNELS; c++) along += key_gradient[c * blocks + b] * keys[c * blocks + b];
             for (int c = 0; c < CHANNELS; c++) {
-                key_out[c] = factor * (key[c * blocks * LANES + t] - along * factor * key_row[c]);
-                value_out[c] = value[c * blocks * LANES + t];
+                key[c] = key_inverse_length[b] * (key_gradient[c * blocks + b] - along * keys[c * blocks + b]);
+                value[c] = value_gradient[c * blocks + b];
             }
+            to_rows(key, key_rows + first * stride, stride, count);
+            to_rows(value, value_rows + first * stride, stride, count);
         }
     }
 };
@@ -166,13 +188,15 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
     Vector gradient[ROWS][CHANNELS];
     for (int r = 0; r < ROWS; r++) {
         inverse[r] = inverse_length(query_row + r * stride);
-        dot[r] = 0;
+        float product = 0;
+#pragma omp simd reduction(+ : product)
         for (int c = 0; c < CHANNELS; c++) {
             query[r][c] = query_row[r * stride + c] * inverse[r] * scale;
             incoming[r][c] = output_gradient[r * output_stride + c];
-            dot[r] += incoming[r][c] * output[r * output_stride + c];
-            gradient[r][c] = Vector{};
+            product += incoming[r][c] * output[r * output_stride + c];
         }
+        dot[r] = product;
+        for (int c = 0; c < CHANNELS; c++) gradient[r][c] = Vector{};
     }
     for (int64_t b = 0; b < used; b++) {
         Vector weight[ROWS], score_gradient[ROWS];
@@ -203,10 +227,9 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
     for (int r = 0; r < ROWS; r++) {
         const float *raw = query_row + r * stride;
         float flat[CHANNELS], along = 0;
-        for (int c = 0; c < CHANNELS; c++) {
-            flat[c] = sum(gradient[r][c]);
-            along += flat[c] * raw[c] * inverse[r];
-        }
+        for (int c = 0; c < CHANNELS; c++) flat[c] = sum(gradient[r][c]);
+#pragma omp simd reduction(+ : along)
+        for (int c = 0; c < CHANNELS; c++) along += flat[c] * raw[c] * inverse[r];
         scale_gradient += along;
         for (int c = 0; c < CHANNELS; c++)
             query_gradient[r * stride + c] = scale * inverse[r] * (flat[c] - along * inverse[r] * raw[c]);
@@ -220,25 +243,27 @@ constexpr int ROWS_BACKWARD = CHANNELS <= 4 ? 4 : 2;  // more would not fit into
 }  // namespace
 
 extern "C" void attention_forward(const float *joint, const float *scale, float *output, float *log_sum, int64_t batch,
-                                  int64_t heads, const int64_t *ends, int64_t scales, int64_t threads) {
-    const int64_t tokens = ends[scales - 1], width = heads * CHANNELS, stride = 3 * width;
+                                  int64_t heads, const int64_t *ends, int64_t scales, int64_t threads, int64_t first,
+                                  int64_t capacity) {
+    const int64_t tokens = ends[scales - 1], width = heads * CHANNELS, stride = 3 * width, queries = tokens - first;
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(tokens);
 #pragma omp for
         for (int64_t n = 0; n < batch * heads; n++) {
-            const int64_t head = n % heads, first = n / heads * tokens;
-            const float *rows = joint + first * stride + head * CHANNELS;
-            float *outputs = output + first * width + head * CHANNELS;
+            const int64_t head = n % heads, sample = n / heads;
+            const float *rows = joint + sample * capacity * stride + head * CHANNELS;
+            float *outputs = output + (sample * queries - first) * width + head * CHANNELS;
+            float *log_sums = log_sum + n * queries - first;
             scratch.load(rows + width, rows + 2 * width, stride, tokens);
-            int64_t t = 0;
+            int64_t t = first;
             for (int64_t k = 0; k < scales; k++) {
                 for (; t + ROWS_FORWARD <= ends[k]; t += ROWS_FORWARD)
                     forward_rows<ROWS_FORWARD>(rows + t * stride, stride, ends[k], scale[head], scratch,
-                                               outputs + t * width, width, log_sum + n * tokens + t);
+                                               outputs + t * width, width, log_sums + t);
                 for (; t < ends[k]; t++)
                     forward_rows<1>(rows + t * stride, stride, ends[k], scale[head], scratch, outputs + t * width,
-                                    width, log_sum + n * tokens + t);
+                                    width, log_sums + t);
             }
         }
     }
@@ -273,7 +298,7 @@ extern "C" void attention_backward(const float *joint, const float *scale, const
                                               log_sum + n * tokens + t, gradients + t * stride);
             }
             scale_gradient[n] = total;
-            scratch.store_gradients(rows + width, gradients + width, gradients + 2 * width, stride, tokens);
+            scratch.store_gradients(gradients + width, gradients + 2 * width, stride, tokens);
         }
     }
 }

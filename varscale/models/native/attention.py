@@ -4,7 +4,8 @@ Forward and backward, batch 32, 130 tokens, against normalisation and `scaled_do
 (milliseconds on one core, torch 2.13): 12 heads of 4 channels 10 against 33, 8 of 8 12 against 31, 3 of 16 8 against
 14, 4 of 64 43 against 59.
 
-Letters in tensor names: B batch, L tokens, J joint channels (queries, keys and values of all heads), C width, H heads.
+Letters in tensor names: B batch, L tokens, M the last of them, J joint channels (queries, keys and values of all
+heads), C width, H heads.
 """
 
 import ctypes
@@ -43,13 +44,39 @@ def native_attention(joint_BLJ: Tensor, scale_H: Tensor, ends: Sequence[int]) ->
     return result[0]
 
 
+@torch.no_grad()
+def native_attention_to_all(joint_BLJ: Tensor, scale_H: Tensor, *, queries: int) -> Tensor:
+    """Attention of the last tokens to all tokens, without gradients: a step of cached sampling.
+
+    Args:
+        joint_BLJ: float32 (B, L, 3·C), a prefix of a contiguous cache of more tokens.
+        scale_H: Factor on the logits of each head.
+        queries: How many tokens at the end ask.
+
+    Returns:
+        (B, queries, C).
+    """
+    batch, tokens, channels = joint_BLJ.shape
+    out_BMC, log_sum_BHM = _empty_results(joint_BLJ[:, :queries], scale_H)
+    _loaded(joint_BLJ, len(scale_H)).attention_forward(
+        *_pointers(joint_BLJ, scale_H.contiguous(), out_BMC, log_sum_BHM),
+        *_sizes(batch, len(scale_H), [tokens]),
+        ctypes.c_int64(tokens - queries),
+        ctypes.c_int64(joint_BLJ.stride(0) // channels),
+    )
+    return out_BMC
+
+
 @torch.library.custom_op("varscale::block_causal_attention", mutates_args=(), device_types="cpu")
 def _forward(joint_BLJ: Tensor, scale_H: Tensor, ends: list[int]) -> tuple[Tensor, Tensor]:
     joint_BLJ, scale_H = joint_BLJ.contiguous(), scale_H.contiguous()
     out_BLC, log_sum_BHL = _empty_results(joint_BLJ, scale_H)
     batch, heads = len(joint_BLJ), len(scale_H)
     _loaded(joint_BLJ, heads).attention_forward(
-        *_pointers(joint_BLJ, scale_H, out_BLC, log_sum_BHL), *_sizes(batch, heads, ends)
+        *_pointers(joint_BLJ, scale_H, out_BLC, log_sum_BHL),
+        *_sizes(batch, heads, ends),
+        ctypes.c_int64(0),
+        ctypes.c_int64(joint_BLJ.shape[1]),
     )
     return out_BLC, log_sum_BHL
 

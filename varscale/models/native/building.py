@@ -12,6 +12,8 @@ from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 BUILD_SECONDS = 120
+SWITCH = "VARSCALE_NATIVE"
+"""Environment variable that switches compiled kernels off when it is 0."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
         source: The C++ file.
         definitions: Preprocessor constants.
     """
-    if os.environ.get("VARSCALE_NATIVE") == "0":
+    if os.environ.get(SWITCH) == "0":
         return None
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     if compiler is None or platform.system() != "Linux":
