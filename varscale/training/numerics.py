@@ -4,6 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -30,10 +31,11 @@ def measure_matmul_peak(precision: str, threads: int) -> float:
 def choose_numerics(
     trunks: Sequence[tuple[Trunk, int]], runtime: RuntimeConfig, threads: int, tokenizer_threads: int
 ) -> tuple[Numerics, dict[str, float]]:
-    """Measure a training step of the smallest and the largest size in each way that the experiment leaves open.
+    """Choose what the experiment leaves open by measuring training steps; the fewest seconds for the sweep win.
 
-    The way that needs the fewest seconds for the whole sweep wins; the time to compile counts, once for each size.
-    One choice serves all sizes, since losses of different arithmetic must not be compared.
+    First the precision, on the smallest and the largest size. Then whether compiling blocks pays, on the largest size
+    in that precision; the time to compile counts, once for each size. One choice serves all sizes, since losses of
+    different arithmetic must not be compared.
 
     Args:
         trunks: The sizes of a sweep, each with the images that all of its runs take together.
@@ -45,27 +47,33 @@ def choose_numerics(
         The choice, and the estimated seconds of every way measured, named `<precision>, compiled|eager`.
     """
     torch.set_num_threads(threads)
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
-    compilations = (False, True) if runtime.compile == "auto" else (runtime.compile == "on",)
     native = _device().type == "cpu" and all(available(trunk.shape.width // trunk.shape.heads) for trunk, _ in trunks)
-    choices = [Numerics(p, c, native, threads, tokenizer_threads) for p in precisions for c in compilations]
-    if len(choices) == 1:
-        return choices[0], {}
-    measured = sorted(trunks, key=lambda item: item[0].flops_per_image)
-    measured = measured if len(measured) == 1 else [measured[0], measured[-1]]
-    sizes = len({trunk.shape for trunk, _ in trunks})
+    ordered = sorted((trunk for trunk, _ in trunks), key=lambda trunk: trunk.flops_per_image)
+    sizes = len({trunk.shape for trunk in ordered})
     total_flops = sum(trunk.flops_per_image * images for trunk, images in trunks)
-    seconds = {}
-    for choice in choices:
-        costs = [_step_cost(trunk, choice) for trunk, _ in measured]
-        per_flop = statistics.fmean(
-            step / (trunk.flops_per_image * trunk.batch_size)
-            for (trunk, _), (step, _) in zip(measured, costs, strict=True)
-        )
-        start = statistics.fmean(start for _, start in costs) * sizes
-        seconds[choice] = total_flops * per_flop + start
-    best = min(choices, key=lambda choice: seconds[choice])
-    names = {choice: f"{choice.precision}, {'compiled' if choice.compiled else 'eager'}" for choice in choices}
+    compiled = runtime.compile == "on"
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
+    seconds: dict[Numerics, float] = {}
+
+    def sweep_seconds(numerics: Numerics, measured: Sequence[Trunk]) -> float:
+        costs = [_step_cost(trunk, numerics) for trunk in measured]
+        per_flop = [
+            step / (trunk.flops_per_image * trunk.batch_size) for trunk, (step, _) in zip(measured, costs, strict=True)
+        ]
+        return total_flops * statistics.fmean(per_flop) + sizes * statistics.fmean(start for _, start in costs)
+
+    best = Numerics(precisions[0], compiled, native, threads, tokenizer_threads)
+    if len(precisions) > 1:
+        for precision in precisions:
+            choice = replace(best, precision=precision)
+            seconds[choice] = sweep_seconds(choice, [ordered[0], ordered[-1]])
+        best = min(seconds, key=lambda choice: seconds[choice])
+    if runtime.compile == "auto":
+        pair = {replace(best, compiled=compiles): 0.0 for compiles in (False, True)}
+        pair = {choice: sweep_seconds(choice, [ordered[-1]]) for choice in pair}
+        seconds |= pair
+        best = min(pair, key=lambda choice: pair[choice])
+    names = {choice: f"{choice.precision}, {'compiled' if choice.compiled else 'eager'}" for choice in seconds}
     return best, {names[choice]: value for choice, value in seconds.items()}
 
 
