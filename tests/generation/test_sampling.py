@@ -3,10 +3,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from varscale.generation.sampling import ScalePredictor, choose, filtered, sample
+from varscale.generation.sampling import ScalePredictor, draw, sample
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.var import VAR
 
@@ -88,28 +87,22 @@ def allowed_by_brute_force(logits: list[float], top_k: int, top_p: float) -> set
 
 @pytest.mark.parametrize("top_k", [0, 1, 3, 50])
 @pytest.mark.parametrize("top_p", [0.0, 0.3, 0.8, 1.0])
-def test_filters_keep_what_brute_force_keeps(top_k: int, top_p: float) -> None:
-    logits = torch.randn(2, 5, 12) * 2
-    kept = filtered(logits, top_k, top_p) > -torch.inf
-    for row, mask in zip(logits.view(-1, 12), kept.view(-1, 12), strict=True):
-        assert set(mask.nonzero().flatten().tolist()) == allowed_by_brute_force(row.tolist(), top_k, top_p)
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (4, 0.0), (0, 0.7), (5, 0.9)])
 def test_tokens_are_drawn_with_their_probability(top_k: int, top_p: float) -> None:
-    logits, count = torch.randn(1, 1, 9), 20_000
-    allowed = allowed_by_brute_force(logits.flatten().tolist(), top_k, top_p)
-    weights = torch.tensor([math.exp(x) if i in allowed else 0.0 for i, x in enumerate(logits.flatten().tolist())])
-    grid: Tensor = (torch.arange(count) + 0.5) / count
-    drawn = choose(filtered(logits, top_k, top_p).expand(1, count, 9), grid[None])[0]
-    frequencies = torch.bincount(drawn, minlength=9)
-    torch.testing.assert_close(frequencies / count, weights / weights.sum(), atol=2 / count, rtol=0)
+    count = 20_000
+    grid = (torch.arange(count) + 0.5) / count
+    for logits in torch.randn(4, 9) * 2:
+        allowed = allowed_by_brute_force(logits.tolist(), top_k, top_p)
+        weights = torch.tensor([math.exp(x) if i in allowed else 0.0 for i, x in enumerate(logits.tolist())])
+        drawn = draw(logits.expand(1, count, 9), grid[None], top_k=top_k, top_p=top_p)[0]
+        frequencies = torch.bincount(drawn, minlength=9) / count
+        torch.testing.assert_close(frequencies, weights / weights.sum(), atol=3 / count, rtol=0)
 
 
-def test_the_ends_of_the_distribution_are_never_overrun() -> None:
+@pytest.mark.parametrize("settings", [{}, {"top_k": 2}, {"top_p": 0.999}])
+def test_the_ends_of_the_distribution_are_never_overrun(settings: dict[str, float]) -> None:
     logits = torch.full((1, 2, 4096), -torch.inf)
-    logits[..., [7, 9]] = 0.0
-    assert choose(logits, torch.tensor([[0.0, 1 - 2**-24]])).tolist() == [[7, 9]]
+    logits[..., [7, 9]] = torch.tensor([0.1, 0.0])
+    assert draw(logits, torch.tensor([[0.0, 1 - 2**-24]]), **settings).tolist() == [[7, 9]]  # type: ignore[arg-type]
 
 
 def test_modes_are_restored_part_by_part(models: tuple[VAR, MultiScaleTokenizer]) -> None:

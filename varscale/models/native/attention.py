@@ -44,7 +44,6 @@ def native_attention(joint_BLJ: Tensor, scale_H: Tensor, ends: Sequence[int]) ->
     return result[0]
 
 
-@torch.no_grad()
 def native_attention_to_all(joint_BLJ: Tensor, scale_H: Tensor, *, queries: int) -> Tensor:
     """Attention of the last tokens to all tokens, without gradients: a step of cached sampling.
 
@@ -56,6 +55,12 @@ def native_attention_to_all(joint_BLJ: Tensor, scale_H: Tensor, *, queries: int)
     Returns:
         (B, queries, C).
     """
+    out_BMC: Tensor = _to_all(joint_BLJ, scale_H, queries)
+    return out_BMC
+
+
+@torch.library.custom_op("varscale::attention_to_all", mutates_args=(), device_types="cpu")
+def _to_all(joint_BLJ: Tensor, scale_H: Tensor, queries: int) -> Tensor:
     batch, tokens, channels = joint_BLJ.shape
     out_BMC, log_sum_BHM = _empty_results(joint_BLJ[:, :queries], scale_H)
     _loaded(joint_BLJ, len(scale_H)).attention_forward(
@@ -129,6 +134,12 @@ def _forward_flops(joint_shape: Sequence[int], *_: object, **__: object) -> int:
 @register_flop_formula(torch.ops.varscale.block_causal_attention_backward)
 def _backward_flops(joint_shape: Sequence[int], *_: object, **__: object) -> int:
     return 2 * _forward_flops(joint_shape)
+
+
+@register_flop_formula(torch.ops.varscale.attention_to_all)
+def _to_all_flops(joint_shape: Sequence[int], _: object, queries: int, **__: object) -> int:
+    batch, tokens, channels = joint_shape
+    return 4 * batch * queries * tokens * (channels // 3)
 
 
 @functools.lru_cache(maxsize=16)
