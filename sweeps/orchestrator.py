@@ -4,7 +4,9 @@ Everything that is finished is left alone, everything half-done goes on: the sta
 may be killed at any moment and called again.
 """
 
+import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from sweeps.jobs import CellJob, Job, NumericsJob, PeakJob, TokenizerJob, TokensJob, TrunkJob
 from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
-from sweeps.plan import Plan, images_by_trunk, selected_cells, train_images
+from sweeps.plan import Plan, bytes_to_write, images_by_trunk, selected_cells, train_images
 from sweeps.view import SweepView
 from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
@@ -61,6 +63,7 @@ def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, f
     cells = selected_cells(experiment)
     data = data_identity(experiment.data)
     files.root.mkdir(parents=True, exist_ok=True)
+    _check_space(files, cells)
     lock = FileLock(files.root / ".sweep.lock")
     try:
         lock.acquire(timeout=0)
@@ -165,7 +168,7 @@ class _Sweep:
                         return event.value
                     case Failed():
                         attempts += 1
-                        if event.kind in _FINAL_ERRORS or attempts > self._experiment.runtime.retries:
+                        if event.kind in _FINAL_ERRORS | {"Diverged"} or attempts > self._experiment.runtime.retries:
                             raise SweepError(f"{stage}: {event.message}")
                         self._view.note(f"{stage} failed ({event.message}); trying again")
                         self._launcher.submit(0, job)
@@ -273,6 +276,15 @@ class _Pool:
         ]
         self._waiting = [waiting for waiting in self._waiting if waiting not in lost]
         return lost
+
+
+def _check_space(files: ExperimentFiles, cells: Iterable[Cell]) -> None:
+    needed, free = bytes_to_write(cells), shutil.disk_usage(files.root).free
+    if free < needed:
+        raise SweepError(
+            f"{files.root}: the sweep writes up to {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+            "free some space, or choose another --runs-dir"
+        )
 
 
 def _ready(job: Job) -> bool:

@@ -77,3 +77,12 @@ def selected_cells(experiment: Experiment) -> tuple[Cell, ...]:
     for cell in grid_cells(experiment):
         unique.setdefault((cell.trunk.name, cell.budget_flops), cell)
     return tuple(unique.values())
+
+
+def bytes_to_write(cells: Iterable[Cell]) -> int:
+    """About what a sweep leaves on the disk at most: a checkpoint where each branch starts, weights, and tokens."""
+    cells = list(cells)
+    tokenizer = cells[0].trunk.experiment.tokenizer
+    token_bytes = 2 if tokenizer.vocab_size <= 2**16 else 4
+    tokens = train_images(cells) * (tokenizer.tokens_per_image + 1) * token_bytes
+    return tokens + sum(2 * cell.trunk.shape.training_state_bytes() for cell in cells)

@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -65,7 +66,8 @@ class LocalLauncher:
         if not process.is_alive():
             self._workers[worker] = process, connection = self._start(worker)
         self._busy[worker] = job
-        connection.send(job)
+        with suppress(OSError):  # it died just now: `events` will say so
+            connection.send(job)
 
     def events(self, timeout: float) -> Iterator[Event]:
         """What happened, waiting at most `timeout` seconds for the first."""
@@ -75,7 +77,7 @@ class LocalLauncher:
                 continue
             try:
                 event: Event = connection.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # between messages, or within one
                 process.join()
                 self._workers[number] = self._start(number)
                 if number not in self._busy:
@@ -103,7 +105,9 @@ class LocalLauncher:
         }
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)
-        with _environment(environment):  # read by libraries when the new process imports them
+        # the environment is read by libraries when the new process imports them; Ctrl-C reaches all processes of a
+        # terminal, and is the orchestrator's to handle
+        with _environment(environment), _interrupts_held_back():
             process.start()
         theirs.close()
         return process, ours
@@ -145,6 +149,16 @@ def _redirect_output(path: Path | None) -> None:
         sys.stderr.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the end here, and never reaches processes started meanwhile: they inherit the mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
