@@ -1,10 +1,15 @@
 """The `varscale` command: one short function a verb; each imports what it needs when it runs, so --help is quick."""
 
 import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, load_experiment
@@ -13,7 +18,20 @@ from varscale.files import ExperimentFiles
 if TYPE_CHECKING:
     from analysis.options import FitOptions
 
+
+class _Commands(typer.core.TyperGroup):
+    """The verbs; an interrupted one says so, which Typer alone doesn't."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("varscale: interrupted; what is done is kept, call it again to go on", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Scaling-law studies of visual autoregressive (next-scale prediction) image models.",
     no_args_is_help=True,
     add_completion=False,
@@ -57,21 +75,17 @@ def sweep(
 
     files = ExperimentFiles(runs_dir, settings.name)
     console = Console()
-    forwarder = Forwarder(tracking_uri or files.tracking_uri, files, notify=console.print)
+    forwarder = Forwarder(tracking_uri or files.tracking_uri, files, notify=partial(console.print, markup=False))
     forwarder.start()
     try:
         outcome = run_sweep(settings, files, SweepView(console), forwarder)
         for title, reason in outcome.failed.items():
-            console.print(f"[red]failed:[/red] {title}: {reason}", highlight=False)
+            console.print(f"failed: {title}: {reason}", style="red", markup=False, highlight=False)
+        forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
         if not outcome.rows:
             raise typer.Exit(1)
-        import pandas as pd
-
-        from analysis.options import FitOptions
-
-        written = _fit(pd.DataFrame(outcome.rows), FitOptions(title=settings.name), files.laws)
+        written = _fit_sweep(outcome.rows, settings.name, files)
         forwarder.attach(outcome.record, [written.laws_json, written.report_html, *written.figures])
-        forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
     finally:
         forwarder.stop()
     _print_paths(written)
@@ -103,9 +117,9 @@ def status(
 @app.command()
 def train(
     experiment: ExperimentName,
-    depth: Annotated[int, typer.Option(help="Transformer blocks.")],
+    depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")],
     budget: Annotated[float | None, typer.Option(help="Training FLOPs; default: optim.epochs passes.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
     set_: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
 ) -> None:
@@ -136,7 +150,7 @@ def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsD
 def sample(
     run: Annotated[Path, typer.Argument(help="Folder of a finished cell.")],
     labels: Annotated[str, typer.Option(help="Classes, such as 0,1,2.")] = "0",
-    count: Annotated[int, typer.Option(help="Images of each class.")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 4,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance at the last scale.")] = 1.5,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")] = 0.0,
@@ -146,7 +160,8 @@ def sample(
     """Sample images of a finished cell."""
     from varscale.generation.from_files import draw
 
-    draw(run, [int(label) for label in labels.split(",")], count, guidance, top_k, top_p, seed, out)
+    with _mistakes_as_one_line():
+        draw(run, _whole_numbers("--labels", labels), count, guidance, top_k, top_p, seed, out)
     typer.echo(out)
 
 
@@ -233,7 +248,8 @@ def dashboard(
     from varscale.tracking import dashboard_command, dashboard_environment, dashboard_url, deliver_all
 
     uri = tracking_uri or ExperimentFiles(runs_dir, "").tracking_uri
-    deliver_all(runs_dir, uri, notify=typer.echo)
+    if deliver_all(runs_dir, uri, notify=typer.echo).problem:
+        raise typer.Exit(1)  # the reason was printed
     typer.echo(dashboard_url(uri, port))
     command = dashboard_command(uri, port)
     if command:  # a tracking server is its own dashboard
@@ -250,7 +266,8 @@ def import_official(
     """Turn a checkpoint of FoundationVision/VAR into ours."""
     from varscale.official_files import import_checkpoint
 
-    import_checkpoint(checkpoint, out, [int(side) for side in patch_nums.split(",")], tokenizer)
+    with _mistakes_as_one_line():
+        import_checkpoint(checkpoint, out, _whole_numbers("--patch-nums", patch_nums), tokenizer)
     typer.echo(out)
 
 
@@ -262,7 +279,8 @@ def export_official(
     """Turn our model into a checkpoint of FoundationVision/VAR."""
     from varscale.official_files import export_checkpoint
 
-    export_checkpoint(model, out)
+    with _mistakes_as_one_line():
+        export_checkpoint(model, out)
     typer.echo(out)
 
 
@@ -271,8 +289,6 @@ def main() -> None:
     _refuse_shadowed_packages()
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit("varscale: interrupted; call it again to go on")
     except Exception as error:
         if not _mendable(error):
             raise
@@ -284,9 +300,7 @@ def _load(
 ) -> Experiment:
     overrides = list(overrides or ())
     if depths is not None:
-        if not all(part.strip().isdigit() and int(part) > 0 for part in depths.split(",")):
-            raise ExperimentError(f"--depths {depths}: expected whole numbers above 0, such as 12,16,20")
-        overrides.append(f"grid.depths=[{depths}]")
+        overrides.append(f"grid.depths={_whole_numbers('--depths', depths, least=1)}")
     if workers is not None:
         overrides.append(f"runtime.workers={workers}")
     return load_experiment(experiment, overrides)
@@ -298,6 +312,39 @@ def _print_plan(experiment: Experiment, runs_dir: Path) -> None:
     from sweeps.status import plan_table
 
     Console().print(plan_table(experiment, ExperimentFiles(runs_dir, experiment.name)))
+
+
+def _whole_numbers(option: str, text: str, least: int = 0) -> list[int]:
+    if not all(part.strip().isdecimal() and int(part) >= least for part in text.split(",")):
+        raise ExperimentError(f"{option} {text}: expected whole numbers from {least} up, such as 1,2,3")
+    return [int(part) for part in text.split(",")]
+
+
+@contextmanager
+def _mistakes_as_one_line() -> Iterator[None]:
+    """For files and values of the user's that libraries refuse with errors of many kinds."""
+    from pickle import UnpicklingError
+
+    try:
+        yield
+    except (ValueError, RuntimeError, UnpicklingError) as error:
+        raise ExperimentError(textwrap.shorten(str(error), 400, placeholder=" …")) from error
+
+
+def _fit_sweep(rows: list[dict[str, Any]], name: str, files: ExperimentFiles) -> Any:
+    """Fit a sweep's results; where they allow no law, its table is written all the same."""
+    import pandas as pd
+
+    from analysis.errors import TableError
+    from analysis.options import FitOptions
+    from varscale.files import write_atomically
+
+    table = pd.DataFrame(rows)
+    try:
+        return _fit(table, FitOptions(title=name), files.laws)
+    except TableError as error:
+        write_atomically(files.laws / "runs.csv", table.to_csv(index=False).encode())
+        raise ExperimentError(f"{len(rows)} cells are in {files.laws / 'runs.csv'}, but {error}") from error
 
 
 def _results(files: ExperimentFiles) -> Any:
@@ -314,10 +361,14 @@ def _results(files: ExperimentFiles) -> Any:
 def _fit(table: Any, options: "FitOptions", folder: Path) -> Any:
     from rich.console import Console
 
+    from analysis.errors import TableError
     from analysis.pipeline import fit_laws, write
     from analysis.report import terminal_summary
 
-    result = fit_laws(table, options)
+    try:
+        result = fit_laws(table, options)
+    except TableError as error:  # a reason for every law and target
+        raise TableError(textwrap.shorten(str(error), 240, placeholder=" …")) from error
     Console().print(terminal_summary(result))
     return write(result, folder)
 
