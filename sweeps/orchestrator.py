@@ -85,16 +85,11 @@ class _Sweep:
     ) -> None:
         self._experiment, self._files, self._cells = experiment, files, cells
         self._view, self._forwarder = view, forwarder
-        gpus = _gpus()
-        self._workers = experiment.runtime.workers or gpus or processors()
-        self._gpus = gpus
-        self._threads = experiment.runtime.threads or max(1, processors() // self._workers)
-        stored = stored_numerics(experiment, files)
         self._tokenizer_threads = tokenizer_threads(experiment, files)
         self._tokenizer = tokenizer_fingerprint(experiment, data, self._tokenizer_threads)
         self._tokens = tokens_fingerprint(experiment, data, self._tokenizer)
         self._launcher: LocalLauncher | None = None
-        self._numerics = stored
+        self._numerics = stored_numerics(experiment, files)
 
     def run(self) -> Outcome:
         plan = self._plan(self._numerics) if self._numerics else None
@@ -103,7 +98,10 @@ class _Sweep:
         failed: dict[str, str] = {}
         try:
             if plan is None or plan.missing:
-                self._launcher = LocalLauncher(self._workers, self._threads, self._gpus)
+                gpus, runtime = _gpus(), self._experiment.runtime  # asked only now: it imports torch
+                workers = runtime.workers or gpus or processors()
+                self._threads = runtime.threads or max(1, processors() // workers)
+                self._launcher = LocalLauncher(workers, self._threads, gpus)
                 self._prepare_inputs()
                 plan = self._plan(self._numerics or self._measure_numerics())
                 record = self._record(plan)
