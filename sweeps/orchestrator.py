@@ -4,9 +4,10 @@ Everything that is finished is left alone, everything half-done goes on: the sta
 may be killed at any moment and called again.
 """
 
+import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,10 @@ from varscale.tracking import Forwarder
 
 _FINAL_ERRORS = {"DataError", "TokenStoreError", "ValueError", "ExperimentError"}
 """Errors that trying again would only repeat."""
+
+
+MOST_EPOCHS = 4
+"""Beyond as many passes, repeated data count for less than new data (Muennighoff et al. 2023)."""
 
 
 class SweepError(RuntimeError):
@@ -116,6 +121,8 @@ class _Sweep:
                 self._launcher.stop()
         record = record or self._record(plan)
         rows = [row for cell in plan.cells if (row := _row(plan, cell)) is not None]
+        for remark in _remarks(rows):
+            self._view.note(remark)
         return Outcome(rows, failed, trained - len(failed), record)
 
     def _plan(self, numerics: Numerics) -> Plan:
@@ -283,6 +290,21 @@ def _check_space(files: ExperimentFiles, cells: Iterable[Cell]) -> None:
             f"{files.root}: the sweep writes up to {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
             "free some space, or choose another --runs-dir"
         )
+
+
+def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader of the table must know: cells that learnt nothing about images, and repeated data."""
+    unlearnt = [row["run"] for row in rows if row.get("loss", 0.0) >= (row["unigram_entropy"] or math.inf)]
+    repeated = [row["run"] for row in rows if (row["epochs"] or 0.0) > MOST_EPOCHS]
+    remarks = []
+    if unlearnt:
+        remarks.append(
+            f"{len(unlearnt)} cells are no better than the tokens' frequencies at each position "
+            f"({rows[0]['unigram_entropy']:.3f} nats a token): {', '.join(unlearnt)}; a law should not rest on them"
+        )
+    if repeated:
+        remarks.append(f"{len(repeated)} cells saw their images more than {MOST_EPOCHS} times: {', '.join(repeated)}")
+    return remarks
 
 
 def _ready(job: Job) -> bool:
