@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fitting import Fit, minimise, respond
+from analysis.descent import minimise, respond
+from analysis.fitting import Fit
 from analysis.laws import Array
 
 FEW_ROWS = 100

@@ -1,115 +1,76 @@
-"""Figures at the width of a paper's column, as SVG and PNG, in colours that colour-blind readers can tell apart.
+"""The figures of a result, at the width of a paper's column; `drawing.py` says how they look."""
 
-Sizes and budgets have an order, so they are shaded from dark to light (viridis); things without an order use Okabe
-and Ito's palette. In the report the same drawing is inlined with its ink set to the text colour, so that it reads on
-light and dark.
-"""
+from typing import TYPE_CHECKING
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from analysis.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    Drawing,
+    label,
+    legend_below,
+    log_axis,
+    power_of_ten,
+    render,
+    sentence,
+    shades,
+    si,
+    value_axis,
+)
 from analysis.holdout import OffsetAverage
 from analysis.laws import Array
 
 if TYPE_CHECKING:
     from analysis.results import FitEntry, LawsResult, TargetGrid
 
-COLUMN_INCHES = 3.4
-INK = "#16181d"
-ORANGE, BLUE, GREEN, VERMILION, PURPLE = "#e69f00", "#0072b2", "#009e73", "#d55e00", "#cc79a7"
-_STYLE: dict[str, Any] = {
-    "font.size": 8,
-    "font.family": "DejaVu Sans",
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#8a8f98",
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.4,
-    "legend.fontsize": 6.5,
-    "legend.title_fontsize": 6.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-    "legend.labelspacing": 0.25,
-    "legend.borderaxespad": 0.2,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3.5,
-    "svg.fonttype": "path",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "axes.unicode_minus": True,
-}
-NAMES = {
-    "loss": "loss (nats a token)",
-    "loss_last_scale": "loss, last scale (nats a token)",
-    "error": "token error (all scales)",
-    "error_last_scale": "token error (last scale)",
-    "flops": "training compute (FLOPs)",
-    "params": "parameters",
-    "tokens": "training tokens",
-}
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One figure: a stable file name, a caption, and its renderings."""
-
-    name: str
-    caption: str
-    svg: str
-    inline_svg: str
-    png: bytes
+MANY_POINTS = 60
+_LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BLUE))
+# Tian et al. 2024, figure 5: reducible loss = cross-entropy minus the authors' entropy, N in billions (all parameters).
+VAR_PUBLISHED = {"all scales, loss - 5.0": (2.5, 0.20), "last scale, loss - 4.5": (2.0, 0.23)}
 
 
 def draw_all(result: "LawsResult") -> list[Drawing]:
     """Every figure that the result has data for."""
     drawings = []
-    for name, target in (("loss_vs_compute", _first(result, "loss")), ("error_vs_compute", _first(result, "error"))):
-        if target in result.grids:
-            drawings.append(against_compute(result, target, name))
-        elif target and any(entry.x == "flops" and entry.target == target for entry in result.fits):
-            drawings.append(against(result, target, "flops", name))
-    target = result.table.targets[0]
-    if any(entry.x == "params" and entry.target == target for entry in result.fits):
-        drawings.append(against(result, target, "params", "loss_vs_parameters"))
-    if target in result.grids:
-        drawings.append(isoflop(result, target))
-    drawings.append(residuals(result, target))
-    if target in result.grids and result.grids[target].roll_forward:
-        drawings.append(holdout(result, target))
+    for stem in ("loss", "error"):
+        for key, group, target in _keys(result, stem):
+            drawings += _against_compute(result, key, group, target, f"{stem}_vs_compute")
+    for key, group, target in _keys(result, "loss"):
+        suffix = f"_{group}" if group else ""
+        if _entries(result, target, "params", group):
+            drawings.append(against(result, target, "params", f"loss_vs_parameters{suffix}", group))
+        for x in {entry.x for entry in result.fits} - {"flops", "params", "params, tokens"}:
+            if _entries(result, target, x, group):
+                drawings.append(against(result, target, x, f"loss_vs_{x}{suffix}", group))
+        if key in result.grids:
+            drawings.append(isoflop(result, result.grids[key], target, f"isoflop{suffix}"))
+        surface = next((e for e in result.fits if e.target == target and len(e.inputs) == 2 and e.group == group), None)
+        if surface is not None:
+            drawings.append(contour(result, surface, f"contour{suffix}"))
+        drawings.append(residuals(result, _main(result, target, group), f"residuals{suffix}"))
+        if key in result.grids and result.grids[key].roll_forward:
+            drawings.append(holdout(result, key, target, f"holdout{suffix}"))
+        drawings.append(clouds(result, _main(result, target, group), f"clouds{suffix}"))
+    if result.comparisons:
+        drawings.append(groups(result))
+    if result.options.published:
+        drawings += published(result)
     return drawings
 
 
-def against_compute(result: "LawsResult", target: str, name: str) -> Drawing:
+def against_compute(result: "LawsResult", key: str, group: str, target: str, name: str) -> Drawing:
     """Cells as points joined by size, the frontier, its law with the interval for a new run, and the held-out check."""
-    grid = result.grids[target]
-    entry = result.find("power-offset", target, "flops") or result.find("power", target, "flops")
+    grid = result.grids[key]
+    entries = _entries(result, target, "flops", group)
+    entry = next((each for each in entries if each.fitted.law.name == "power-offset"), entries[0] if entries else None)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -120,134 +81,286 @@ def against_compute(result: "LawsResult", target: str, name: str) -> Drawing:
         if entry is not None:
             axes.plot(reach, entry.fitted.predict(reach), color=INK, lw=1.2, label=_formula(entry), zorder=4)
         axes.plot(best["flops"], best[target], "o", mfc="none", mec=INK, ms=6, mew=0.8, zorder=5, label="frontier")
-        if grid.check is not None:
-            _prediction_mark(axes, grid, target)
-        _log_axis(axes, "x")
-        _value_axis(axes, pd.concat([grid.cells[target], best[target]]))
-        axes.set(xlabel=NAMES["flops"], ylabel=NAMES.get(target, target))
-        _legend_below(figure, axes)
+        _prediction_mark(axes, grid)
+        log_axis(axes, "x")
+        value_axis(axes, pd.concat([grid.cells[target], best[target]]))
+        axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
+        legend_below(figure, axes)
 
     caption = (
-        f"{_sentence(target)} against training compute. Points are runs, joined by size; rings mark the best run of "
-        "each budget (the frontier). Line: the law fitted to the frontier. Band: 95% interval for a new run, averaged "
-        "over the offset."
+        f"{sentence(result.table, target)} against training compute. Points are runs, joined by size; rings mark the "
+        "best run of each budget (the frontier). Line: the law fitted to the frontier. Band: 95% interval for a new "
+        "run, averaged over the offset."
     )
     if grid.check is not None:
         caption += " Diamond: the largest budget as predicted from the smaller ones alone, with its 95% interval."
-    return _render(name, caption, draw, height=3.3)
+    return render(name, caption, draw, height=3.3)
 
 
-def against(result: "LawsResult", target: str, x: str, name: str) -> Drawing:
+def against(result: "LawsResult", target: str, x: str, name: str, group: str = "") -> Drawing:
     """The rows of the fits against x, with each law."""
-    entries = [entry for entry in result.fits if entry.target == target and entry.x == x]
+    entries = _entries(result, target, x, group)
     rows = entries[0].rows
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         values = rows[x].to_numpy(dtype=float)
-        axes.plot(values, rows[target], "o", color=BLUE, ms=3.5 if len(rows) < 60 else 2, label="runs", zorder=3)
+        _points(axes, values, rows[target].to_numpy(dtype=float), "runs")
         reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
-        for entry, style, colour in zip(entries, ("-", "--", ":", "-."), (INK, VERMILION, GREEN, PURPLE), strict=False):
+        for entry, (style, colour) in zip(entries, _LINES, strict=False):
             axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry))
-        _log_axis(axes, "x", counts=x == "params")
-        _value_axis(axes, rows[target])
-        axes.set(xlabel=NAMES.get(x, x), ylabel=NAMES.get(target, target))
-        _legend_below(figure, axes)
+        log_axis(axes, "x", counts=x == "params")
+        value_axis(axes, rows[target])
+        axes.set(xlabel=label(result.table, x), ylabel=label(result.table, target))
+        legend_below(figure, axes)
 
     filters = [each for each in entries[0].filters if each not in result.table.filters]
     which = f" ({'; '.join(filters)})" if filters else ""
-    return _render(name, f"{_sentence(target)} against {NAMES.get(x, x)}{which}.", draw, height=2.9)
+    caption = f"{sentence(result.table, target)} against {label(result.table, x)}{which}."
+    return render(name, caption, draw, height=2.9)
 
 
-def isoflop(result: "LawsResult", target: str) -> Drawing:
+def isoflop(result: "LawsResult", grid: "TargetGrid", target: str, name: str) -> Drawing:
     """Target against size, one line a budget, with a parabola and its minimum where one is bracketed."""
-    grid = result.grids[target]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         budgets = sorted(grid.cells["budget"].unique())
-        for budget, colour in zip(budgets, _shades(len(budgets)), strict=True):
+        for budget, colour in zip(budgets, shades(len(budgets)), strict=True):
             rows = grid.cells[grid.cells["budget"] == budget].sort_values("params")
-            found = next(each for each in grid.minima if each.budget == budget)
-            axes.plot(rows["params"], rows[target], "o" if found.coefficients else "o:", color=colour, lw=0.8)
-            axes.plot([], [], "-", color=colour, label=_power_of_ten(budget))
-            if found.params is not None and found.value is not None and found.coefficients:
+            found = next((each for each in grid.minima if each.budget == budget), None)
+            bowl = found is not None and found.params is not None
+            axes.plot(rows["params"], rows[target], "o" if bowl else "o:", color=colour, lw=0.8)
+            axes.plot([], [], "-", color=colour, label=power_of_ten(budget))
+            if found is not None and found.params is not None and found.value is not None:
                 logs = np.log(rows["params"].to_numpy(dtype=float))
                 fine = np.linspace(logs.min(), logs.max(), 80)
                 axes.plot(np.exp(fine), np.polyval(found.coefficients, fine - logs.mean()), color=colour)
                 axes.plot(found.params, found.value, "*", color=colour, ms=8, mec=INK, mew=0.5, zorder=5)
-        _log_axis(axes, "x", counts=True)
-        _value_axis(axes, grid.cells[target])
-        axes.set(xlabel=NAMES["params"], ylabel=NAMES.get(target, target))
-        _legend_below(figure, axes, title="budget (FLOPs)", columns=4)
+                if found.params_ci95 is not None:
+                    axes.plot(found.params_ci95, [found.value] * 2, "-", color=INK, lw=0.7, zorder=4)
+        log_axis(axes, "x", counts=True)
+        value_axis(axes, grid.cells[target])
+        axes.set(xlabel=label(result.table, "params"), ylabel=label(result.table, target))
+        legend_below(figure, axes, title="budget (FLOPs)", columns=4)
 
     bracketed = sum(each.params is not None for each in grid.minima)
     caption = (
-        f"IsoFLOP sets: {_sentence(target).lower()} against size at each budget. "
-        f"{bracketed} of {len(grid.minima)} budgets bracket a minimum (star, on a parabola in log N); "
-        "the others are joined by dots."
+        f"IsoFLOP sets: {sentence(result.table, target).lower()} against size at each budget. "
+        f"{bracketed} of {len(grid.minima)} budgets bracket a minimum (star, on a parabola in log N, with its 95% "
+        "interval); the others are joined by dots."
     )
-    return _render("isoflop", caption, draw, height=3.1)
+    return render(name, caption, draw, height=3.1)
 
 
-def residuals(result: "LawsResult", target: str) -> Drawing:
-    """Relative residuals of the law fitted to most rows."""
-    entries = [entry for entry in result.fits if entry.target == target]
-    wanted = ("chinchilla", "power-offset", "power")
-    entry = next((each for law in wanted for each in entries if each.fitted.law.name == law), entries[0])
-    places = entry.inputs if len(entry.inputs) > 1 else (entry.x,)
+def contour(result: "LawsResult", entry: "FitEntry", name: str) -> Drawing:
+    """The parametric surface over N and D, the runs, and the best size for each budget."""
+    rows = entry.rows
+    keys = [entry.target, f"{entry.target} [{entry.group}]"]
+    found = [each for key in keys for each in result.allocations.get(key, ()) if each.approach.startswith("parametric")]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        params, tokens = (np.geomspace(rows[each].min() / 1.5, rows[each].max() * 1.5, 90) for each in entry.inputs)
+        mesh_params, mesh_tokens = np.meshgrid(params, tokens)
+        surface = entry.fitted.predict(mesh_params.ravel(), mesh_tokens.ravel()).reshape(mesh_params.shape)
+        shading = axes.contourf(params, tokens, surface, levels=14, cmap="viridis")
+        bar = figure.colorbar(shading, ax=axes, pad=0.02)
+        bar.set_label(label(result.table, entry.target))
+        axes.plot(rows["params"], rows["tokens"], "o", color="white", mec=INK, mew=0.5, ms=3.2, label="runs")
+        best = [(each.params, each.tokens) for allocation in found for each in allocation.best if each.tokens]
+        inside = [pair for pair in best if pair[0] <= params[-1] and pair[1] <= tokens[-1]]
+        if inside:
+            axes.plot(
+                *zip(*inside, strict=True), "*", color=VERMILION, ms=8, mec=INK, mew=0.5, label="best for a budget"
+            )
+        log_axis(axes, "x", counts=True)
+        log_axis(axes, "y", counts=True)
+        axes.set(xlabel=label(result.table, "params"), ylabel=label(result.table, "tokens"))
+        axes.grid(visible=False)
+        legend_below(figure, axes)
+
+    caption = f"The surface of {entry.fitted.law.name} over parameters and tokens, with the runs."
+    return render(name, caption, draw, height=3.0)
+
+
+def residuals(result: "LawsResult", entry: "FitEntry", name: str) -> Drawing:
+    """Relative residuals of a law against size and compute."""
+    wanted = ("params", "flops") if len(entry.inputs) > 1 else (entry.x,)
+    places = [each for each in wanted if each in entry.rows.columns] or list(entry.inputs)
 
     def draw(figure: Figure) -> None:
         axes_row = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
-        percent = 100 * (entry.fitted.y_n / _fitted_values(entry) - 1)
+        values = entry.fitted.predict(*(entry.rows[each].to_numpy(dtype=float) for each in entry.inputs))
+        percent = 100 * (entry.fitted.y_n / values - 1)
         for axes, place in zip(axes_row, places, strict=True):
             axes.axhline(0, color=INK, lw=0.6)
-            axes.plot(entry.rows[place], percent, "o", color=BLUE, ms=3 if len(percent) < 60 else 1.8, alpha=0.8)
-            _log_axis(axes, "x", counts=place == "params")
-            axes.set(xlabel=NAMES.get(place, place))
+            _points(axes, entry.rows[place].to_numpy(dtype=float), percent, "")
+            log_axis(axes, "x", counts=place == "params")
+            axes.set(xlabel=label(result.table, place).split(" (")[0])
         axes_row[0].set(ylabel="residual (%)")
 
-    caption = f"Residuals of {entry.name}: observed over fitted, minus one."
-    return _render("residuals", caption, draw, height=2.1)
+    return render(name, f"Residuals of {entry.name}: observed over fitted, minus one.", draw, height=2.1)
 
 
-def holdout(result: "LawsResult", target: str) -> Drawing:
+def holdout(result: "LawsResult", key: str, target: str, name: str) -> Drawing:
     """Each budget predicted from the smaller ones, as the error relative to what was observed."""
-    checks = result.grids[target].roll_forward
+    checks = result.grids[key].roll_forward
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         places = np.arange(len(checks))
-        middle = np.array([100 * check.error / check.observed for check in checks])
-        low = np.array([100 * (check.ci95[0] / check.observed - 1) for check in checks])
-        high = np.array([100 * (check.ci95[1] / check.observed - 1) for check in checks])
-        baseline = np.array([100 * check.baseline_error / check.observed for check in checks])
+        observed = np.array([check.observed for check in checks])
+        middle = 100 * np.array([check.error for check in checks]) / observed
+        low, high = (100 * (np.array([check.ci95[side] for check in checks]) / observed - 1) for side in (0, 1))
+        baseline = 100 * np.array([check.baseline_error for check in checks]) / observed
         axes.axhline(0, color=INK, lw=0.6)
-        axes.errorbar(
-            places, middle, [middle - low, high - middle], fmt="D", color=BLUE, ms=4, lw=1, capsize=2.5, label="law"
-        )
+        bars = [middle - low, high - middle]
+        axes.errorbar(places, middle, bars, fmt="D", color=BLUE, ms=4, lw=1, capsize=2.5, label="law")
         axes.plot(places + 0.12, baseline, "_", color=VERMILION, ms=9, mew=2, label="no change")
-        axes.set_xticks(places, [f"{_power_of_ten(check.budget)}\nfrom {check.n_budgets}" for check in checks])
+        axes.set_xticks(places, [f"{power_of_ten(check.budget)}\nfrom {check.n_budgets}" for check in checks])
         axes.set_xlim(-0.6, len(checks) - 0.4)
         axes.set(xlabel="budget (FLOPs), and from how many smaller ones", ylabel="error (%)")
         axes.grid(axis="x", visible=False)
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
 
     caption = (
-        f"Rolling forward: each budget's best {_sentence(target).lower()} predicted from the smaller budgets alone, "
-        "with the 95% interval for a new run; beside it what the next smaller budget's value, taken as it is, would be "
-        "off by."
+        f"Rolling forward: each budget's best {sentence(result.table, target).lower()} predicted from the smaller "
+        "budgets alone, with the 95% interval for a new run; beside it what the next smaller budget's value, taken "
+        "as it is, would be off by."
     )
-    return _render("holdout", caption, draw, height=2.5)
+    return render(name, caption, draw, height=2.5)
+
+
+def clouds(result: "LawsResult", entry: "FitEntry", name: str) -> Drawing:
+    """The draws of the bootstrap: how two parameters vary together."""
+    names = list(entry.fitted.law.parameters)
+    second = next(each for each in ("beta", "E", "A") if each in names)
+    places = names.index("alpha"), names.index(second)
+    drawn_SP = entry.fitted.problem.natural(entry.uncertainty.draws.theta_SP[:1500])
+    symbol = {"beta": "β", "alpha": "α"}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        x, y = drawn_SP[:, places[0]], drawn_SP[:, places[1]]
+        if second == "A":
+            axes.set_yscale("log")
+        axes.plot(x, y, ".", color=BLUE, ms=2, alpha=0.35, rasterized=True)
+        point = entry.fitted.parameters["alpha"], entry.fitted.parameters[second]
+        axes.plot(*point, "+", color=VERMILION, ms=10, mew=1.6)
+        for interval, line in zip((entry.uncertainty.ci95["alpha"], entry.uncertainty.ci95[second]), "xy", strict=True):
+            for edge in interval:
+                (axes.axvline if line == "x" else axes.axhline)(edge, color=INK, lw=0.6, ls=":")
+        low, high = np.quantile(drawn_SP[:, places], [0.005, 0.995], axis=0)
+        span = np.maximum(high - low, 1e-9)
+        intervals = np.array([entry.uncertainty.ci95["alpha"], entry.uncertainty.ci95[second]])
+        axes.set_xlim(min(low[0], intervals[0, 0]) - 0.1 * span[0], max(high[0], intervals[0, 1]) + 0.1 * span[0])
+        if second != "A":
+            axes.set_ylim(min(low[1], intervals[1, 0]) - 0.1 * span[1], max(high[1], intervals[1, 1]) + 0.1 * span[1])
+        axes.set(xlabel=symbol["alpha"], ylabel=symbol.get(second, second))
+
+    which = f"{entry.uncertainty.method} for {entry.name}"
+    caption = f"Draws of the {which}, with the fit (cross) and the 95% intervals (dotted)."
+    return render(name, caption, draw, height=2.4)
+
+
+def groups(result: "LawsResult") -> Drawing:
+    """Frontiers of the groups with their power laws."""
+    target = result.comparisons[0].target
+    entries = [e for e in result.fits if (e.fitted.law.name, e.target, e.x) == ("power", target, "flops")]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
+            values = entry.rows["flops"].to_numpy(dtype=float)
+            axes.plot(values, entry.rows[target], "o", color=colour)
+            reach = np.geomspace(values.min(), values.max() * 2, 50)
+            axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{entry.group}: {_formula(entry)}")
+        log_axis(axes, "x")
+        value_axis(axes, pd.concat([entry.rows[target] for entry in entries]))
+        axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
+        legend_below(figure, axes, columns=2)
+
+    return render(
+        "comparison", f"{sentence(result.table, target)} of each group's frontier, with power laws.", draw, 3.0
+    )
+
+
+def published(result: "LawsResult") -> list[Drawing]:
+    """Our reducible loss beside VAR's published laws, on total parameters; empty without a fitted or pinned offset."""
+    target = result.table.targets[0]
+    surface = result.find("chinchilla", target) or result.find("power-offset", target)
+    rows = next((entry.rows for entry in result.fits if entry.target == target and entry.x == "params"), None)
+    if surface is None or rows is None:
+        return []
+    offset = surface.fitted.parameters["E"]
+    reducible = rows[target].to_numpy(dtype=float) - offset
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        usable = reducible > 0
+        values = rows["params"].to_numpy(dtype=float)
+        axes.plot(values[usable], reducible[usable], "o-", color=BLUE, label=f"here, loss - {offset:.3g}")
+        reach = np.geomspace(1.8e7, 2e9, 30)
+        for (text, (scale, exponent)), colour in zip(VAR_PUBLISHED.items(), (INK, VERMILION), strict=True):
+            axes.plot(reach, (scale * reach / 1e9) ** -exponent, "--", color=colour, label=f"VAR, {text}")
+        log_axis(axes, "x", counts=True)
+        log_axis(axes, "y")
+        axes.set(xlabel="parameters (all)", ylabel="reducible loss (nats a token)")
+        legend_below(figure, axes, columns=2)
+
+    caption = (
+        "Reducible loss against all parameters: VAR's published laws (other data and tokenizer; the offsets are the "
+        f"authors') and the runs here, with the offset {offset:.4g} of {surface.name}."
+    )
+    return [render("published", caption, draw, height=2.9)]
+
+
+def _keys(result: "LawsResult", stem: str) -> list[tuple[str, str, str]]:
+    """Name of the grid, group and first target of a kind (token error, or anything else as loss), for each group."""
+    names = [name for name in result.table.targets if ("error" in name) == (stem == "error")]
+    if not names:
+        return []
+    found = sorted({entry.group for entry in result.fits if entry.target == names[0]})
+    return [(f"{names[0]} [{group}]" if group else names[0], group, names[0]) for group in found]
+
+
+def _against_compute(result: "LawsResult", key: str, group: str, target: str, name: str) -> list[Drawing]:
+    name = f"{name}_{group}" if group else name
+    if key in result.grids:
+        return [against_compute(result, key, group, target, name)]
+    return [against(result, target, "flops", name, group)] if _entries(result, target, "flops", group) else []
+
+
+def _entries(result: "LawsResult", target: str, x: str, group: str) -> list["FitEntry"]:
+    return [entry for entry in result.fits if (entry.target, entry.x, entry.group) == (target, x, group)]
+
+
+def _main(result: "LawsResult", target: str, group: str) -> "FitEntry":
+    """The fit that says most: the surface, then the curve with an offset, then any."""
+    entries = [entry for entry in result.fits if entry.target == target and entry.group == group]
+    for law in ("chinchilla", "chinchilla-tied", "power-offset"):
+        for entry in entries:
+            if entry.fitted.law.name == law:
+                return entry
+    return entries[0]
+
+
+def _points(axes: Axes, x: Array, y: Array, name: str) -> None:
+    many = len(x) > MANY_POINTS
+    axes.plot(x, y, "o", color=BLUE, ms=1.8 if many else 3.2, alpha=0.8, label=name, zorder=3, rasterized=len(x) > 2000)
 
 
 def _size_lines(axes: Axes, grid: "TargetGrid", target: str) -> None:
     sizes = sorted(grid.cells["params"].unique())
-    for size, colour in zip(sizes, _shades(len(sizes)), strict=True):
+    for place, (size, colour) in enumerate(zip(sizes, shades(len(sizes)), strict=True)):
         rows = grid.cells[grid.cells["params"] == size].sort_values("flops")
         depth = rows["depth"].iloc[0] if "depth" in rows.columns else np.nan
-        label = f"depth {depth:g}, {_si(size)}" if np.isfinite(depth) else f"{_si(size)} parameters"
-        axes.plot(rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=label, zorder=3)
+        name = f"depth {depth:g}, {si(size)}" if np.isfinite(depth) else f"{si(size)} parameters"
+        shown = len(sizes) <= 9 or place in (0, len(sizes) - 1)
+        axes.plot(
+            rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=name if shown else None, zorder=3
+        )
 
 
 def _band(axes: Axes, best: pd.DataFrame, target: str, grid: "TargetGrid", reach: Array) -> None:
@@ -258,7 +371,7 @@ def _band(axes: Axes, best: pd.DataFrame, target: str, grid: "TargetGrid", reach
     axes.fill_between(reach, low, high, color="#8a8f98", alpha=0.28, lw=0, label="95%, new run", zorder=1)
 
 
-def _prediction_mark(axes: Axes, grid: "TargetGrid", target: str) -> None:
+def _prediction_mark(axes: Axes, grid: "TargetGrid") -> None:
     check = grid.check
     if check is None:
         return
@@ -269,112 +382,15 @@ def _prediction_mark(axes: Axes, grid: "TargetGrid", target: str) -> None:
     )
 
 
-def _fitted_values(entry: "FitEntry") -> Array:
-    return entry.fitted.predict(*(entry.rows[each].to_numpy(dtype=float) for each in entry.inputs))
-
-
 def _formula(entry: "FitEntry") -> str:
     p = {name: f"{value:.3g}" for name, value in entry.fitted.parameters.items()}
     x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
+    falling = f"{x}$^{{{-entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
     texts = {
-        "power": f"power, {x}^-{p['alpha']}",
-        "power-offset": f"{p.get('E')} + A·{x}^-{p['alpha']}",
-        "power-floor": f"{p.get('E')} + A·{x}^-{p['alpha']}",
-        "power-logit": f"odds, {x}^-{p['alpha']}",
-        "broken-power": f"broken, {x}^-{p['alpha']} to {x}^-{p.get('beta')}",
+        "power": f"power, {falling}",
+        "power-offset": f"{p.get('E')} + A·{falling}",
+        "power-floor": f"{p.get('E')} + A·{falling}",
+        "power-logit": f"odds, {falling}",
+        "broken-power": f"broken, {falling} bending at {p.get('B')}",
     }
-    return texts.get(entry.fitted.law.name, entry.fitted.law.name).replace("^-", "$^{-").replace("--", "") + (
-        "}$" if "^-" in texts.get(entry.fitted.law.name, "") else ""
-    )
-
-
-def _first(result: "LawsResult", kind: str) -> str:
-    """The first target of a kind: token error, or anything else as loss."""
-    names = [name for name in result.table.targets if ("error" in name) == (kind == "error")]
-    return names[0] if names else ""
-
-
-def _sentence(target: str) -> str:
-    text = NAMES.get(target, target)
-    return text[0].upper() + text[1:]
-
-
-def _shades(count: int) -> Sequence[Any]:
-    return [mpl.colormaps["viridis"](value) for value in np.linspace(0.1, 0.88, max(count, 2))[:count]]
-
-
-def _si(value: float) -> str:
-    """Powers of ten for budgets, SI letters for counts below 10¹³."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size <= value < 1000 * size and value < 1e13:
-            return f"{value / size:.3g}{letter}"
-    exponent = int(np.floor(np.log10(value)))
-    return f"{value / 10.0**exponent:.3g}e{exponent}" if exponent >= 3 else f"{value:.3g}"
-
-
-def _power_of_ten(value: float) -> str:
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    mantissa = f"{value / 10.0**exponent:.3g}"
-    return f"$10^{{{exponent}}}$" if mantissa == "1" else rf"${mantissa}\!\times\!10^{{{exponent}}}$"
-
-
-def _log_axis(axes: Axes, which: str, counts: bool = False) -> None:
-    """A logarithmic axis with at least two labelled ticks, however short it is; counts are written as 20k, 3M."""
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    decades = np.log10(high / low)
-    if decades < 2.2:
-        steps = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0)
-        axis.set_major_locator(LogLocator(subs=steps, numticks=12))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: _si(value) if counts or value < 1e4 else _power_of_ten(value))
-    )
-
-
-def _value_axis(axes: Axes, values: "pd.Series[float]") -> None:
-    """Logarithmic where values span a factor of three, linear otherwise (a short log axis has no ticks)."""
-    low, high = float(values.min()), float(values.max())
-    if high / low > 3:
-        _log_axis(axes, "y")
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        margin = 0.08 * max(high - low, 1e-3 * high)
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(max(bottom, low - 6 * margin), min(top, high + 4 * margin))
-
-
-def _legend_below(figure: Figure, axes: Axes, title: str | None = None, columns: int = 3) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), title=title)
-
-
-def _render(name: str, caption: str, draw: Callable[[Figure], None], height: float) -> Drawing:
-    style: Any = {**_STYLE, "svg.hashsalt": name}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        vector, pixels = io.StringIO(), io.BytesIO()
-        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(pixels, format="png", dpi=300, facecolor="white")
-    inline = _for_inlining(vector.getvalue(), name)
-    return Drawing(name, caption, _on_white(vector.getvalue()), inline, pixels.getvalue())
-
-
-def _on_white(svg: str) -> str:
-    return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
-
-
-def _for_inlining(svg: str, name: str) -> str:
-    """The bare element: ids of its own, the page's text colour for ink, sized by the page."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
-    body = body.replace(INK, "currentColor")
-    return re.sub(
-        r'<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1), count=1
-    )
+    return texts.get(entry.fitted.law.name, entry.fitted.law.name)

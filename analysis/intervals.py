@@ -11,7 +11,8 @@ import numpy as np
 from scipy import special
 
 from analysis.bootstrap import Draws, scatter
-from analysis.fitting import Fit, respond
+from analysis.descent import respond
+from analysis.fitting import Fit
 from analysis.laws import Array
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.descent import respond
 from analysis.errors import FitRefused
-from analysis.fitting import Fit, respond
+from analysis.fitting import Fit
 from analysis.intervals import Uncertainty, t_quantile
 from analysis.isoflop import Minimum
 from analysis.laws import Array

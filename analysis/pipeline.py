@@ -12,21 +12,20 @@ import pandas as pd
 from analysis import traps
 from analysis.bootstrap import resample
 from analysis.compare import Comparison, Side, compare
+from analysis.descent import OBJECTIVES, Objective
 from analysis.errors import FitRefused, TableError
-from analysis.fitting import OBJECTIVES, Objective, fit
-from analysis.frontier import cells, curve_envelope, envelope, largest_common_budget, seed_noise, with_budgets
+from analysis.fitting import fit
+from analysis.frontier import curve_envelope, largest_common_budget, with_budgets
+from analysis.grids import TEN_TIMES, allocations, build_grid, grid_cautions
 from analysis.heldout import heldout_checks
-from analysis.holdout import roll_forward
 from analysis.intervals import from_draws, predict
-from analysis.isoflop import METHODS, minima
 from analysis.laws import LAWS, Array
 from analysis.options import DEFAULT_LAWS, FitOptions
-from analysis.parametric import Allocation, FlopsPerToken, from_law, from_minima, from_points
+from analysis.parametric import Allocation, FlopsPerToken, from_law
 from analysis.results import FitEntry, LawsResult, PredictionAt, TargetGrid, WrittenLaws, inputs_of
 from analysis.table import ROLES, RunsTable, prepare
 from analysis.traps import Caution
 
-_TEN_TIMES = 10.0
 _MOST_GROUPS_PAIRED = 4
 
 
@@ -47,7 +46,7 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
         result = _joined(table, options, parts)
     if not result.fits:
         raise TableError("no law could be fitted: " + "; ".join(caution.message for caution in result.cautions))
-    return result
+    return replace(result, exclusion_effect=_exclusion_effect(runs, options, result))
 
 
 def write(result: LawsResult, out_dir: Path) -> WrittenLaws:
@@ -150,11 +149,11 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     cautions = traps.of_table(table, frame, options.checkpoints)
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
-    allocations: dict[str, tuple[Allocation, ...]] = {}
+    by_target: dict[str, tuple[Allocation, ...]] = {}
     for target in table.targets:
         if frame is not None:
-            grids[target] = _grid(frame, target, table.targets, options)
-            cautions += _grid_cautions(target, grids[target], first=target == table.targets[0])
+            grids[target] = build_grid(frame, target, table.targets, options)
+            cautions += grid_cautions(target, grids[target], first=target == table.targets[0])
         for x, law in _plan(table, options, grid=frame is not None):
             rows, filters = _rows_for(x, law, target, table, grids.get(target), options)
             entry, problems = _one_fit(law, target, x, rows, (*table.filters, *filters), table, grids, options, group)
@@ -162,11 +161,11 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             if entry is not None:
                 fits.append(entry)
         if table.has("params", "flops"):
-            found = _allocations(target, table, grids.get(target), fits, options)
-            if found:
-                allocations[target] = found
-                cautions += traps.of_allocations(target, found)
-    return LawsResult(options, table, tuple(fits), grids, allocations, (), tuple(cautions), _version())
+            best_sizes = allocations(target, table, grids.get(target), fits, options)
+            if best_sizes:
+                by_target[target] = best_sizes
+                cautions += traps.of_allocations(target, best_sizes)
+    return LawsResult(options, table, tuple(fits), grids, by_target, (), tuple(cautions), _version())
 
 
 def _plan(table: RunsTable, options: FitOptions, grid: bool) -> list[tuple[str, str]]:
@@ -255,26 +254,32 @@ def _one_fit(
         cautions=tuple(cautions),
         group=group,
     )
-    return replace(entry, predictions=_predictions(entry, table, options)), cautions
+    return replace(entry, predictions=_predictions(entry, options)), cautions
 
 
-def _predictions(entry: FitEntry, table: RunsTable, options: FitOptions) -> tuple[PredictionAt, ...]:
-    """At the points asked for that name this law's inputs, and at ten times the largest compute fitted."""
+def _predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...]:
+    """At the points asked for that name this law's inputs, and at ten times the largest compute fitted.
+
+    A law of N and D is taken at a compute's best size and data.
+    """
     points = [_parse_point(text) for text in options.predict]
-    points = [point for point in points if set(point) == set(entry.inputs)]
-    if entry.inputs == ("flops",):
-        points.append({"flops": _TEN_TIMES * float(entry.rows["flops"].max())})
-    elif len(entry.inputs) == 2 and "flops" in entry.rows.columns:
-        per_token = FlopsPerToken(entry.rows, options.tokens_from_flops)
-        budget = _TEN_TIMES * float(entry.rows["flops"].max())
-        best = from_law(entry.fitted, entry.uncertainty, entry.rows, (budget,), options.tokens_from_flops).best[0]
-        points.append({"params": best.params, "tokens": float(per_token.tokens(budget, np.array([best.params]))[0])})
-    if not points:
+    if "flops" in entry.rows.columns and entry.x != "params":
+        points.append({"flops": TEN_TIMES * float(entry.rows["flops"].max())})
+    usable = []
+    for point in points:
+        if set(point) == set(entry.inputs):
+            usable.append(point)
+        elif set(point) == {"flops"} and len(entry.inputs) == 2 and "flops" in entry.rows.columns:
+            factor = options.tokens_from_flops
+            best = from_law(entry.fitted, entry.uncertainty, entry.rows, (point["flops"],), factor).best[0]
+            tokens = FlopsPerToken(entry.rows, factor).tokens(point["flops"], np.array([best.params]))
+            usable.append(point | {"params": best.params, "tokens": float(tokens[0])})
+    if not usable:
         return ()
-    inputs = tuple(np.array([point[name] for point in points]) for name in entry.inputs)
+    inputs = tuple(np.array([point[name] for point in usable]) for name in entry.inputs)
     return tuple(
         PredictionAt(point, prediction, {name: _distance(entry.rows[name], point[name]) for name in point})
-        for point, prediction in zip(points, predict(entry.fitted, entry.uncertainty, *inputs), strict=True)
+        for point, prediction in zip(usable, predict(entry.fitted, entry.uncertainty, *inputs), strict=True)
     )
 
 
@@ -299,68 +304,6 @@ def _parse_point(text: str) -> dict[str, float]:
     if unknown and len(point) > 1:
         raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops")
     return point
-
-
-def _grid(frame: pd.DataFrame, target: str, targets: tuple[str, ...], options: FitOptions) -> TargetGrid:
-    grid_cells = cells(frame, targets)
-    frontier = envelope(grid_cells, target)
-    noise = seed_noise(frame[frame[target].notna()], target)
-    x, y, budgets = (frontier[name].to_numpy(dtype=float) for name in ("flops", target, "budget"))
-    refused = ""
-    rolled = []
-    try:
-        rolled = roll_forward(x, y, budgets, target, noise)
-    except FitRefused as refusal:
-        refused = str(refusal)
-    found = {method: tuple(minima(grid_cells, target, method, noise, options.seed)) for method in METHODS}
-    first = found.pop(METHODS[0])
-    return TargetGrid(grid_cells, frontier, first, noise, tuple(rolled), refused, found)
-
-
-def _grid_cautions(target: str, grid: TargetGrid, first: bool) -> list[Caution]:
-    """What the grid doesn't reach; the same for every target, so said of the first one only."""
-    found = []
-    refused = [each for each in grid.minima if each.refused]
-    if refused and first:
-        budgets = ", ".join(f"{each.budget:.3g}" for each in refused)
-        message = f"{target}: no IsoFLOP minimum at {len(refused)} of {len(grid.minima)} budgets ({budgets} FLOPs)"
-        found.append(Caution("isoflop-refused", f"{message}; {refused[-1].refused}"))
-    sizes = grid.cells["params"]
-    edge = grid.frontier[grid.frontier["params"].isin([sizes.min(), sizes.max()])]
-    if len(edge) and sizes.nunique() > 1 and first:
-        budgets = ", ".join(f"{each:.3g}" for each in edge["budget"])
-        found.append(Caution("edge-optimum", f"{target}: the best size is at the edge of the grid at {budgets} FLOPs"))
-    if grid.check and not grid.check.held:
-        found.append(Caution("prediction-failed", f"{target}: the prediction of the largest budget did not hold"))
-    return found
-
-
-def _allocations(
-    target: str, table: RunsTable, grid: TargetGrid | None, fits: list[FitEntry], options: FitOptions
-) -> tuple[Allocation, ...]:
-    """Approaches 1, 2 and 3 side by side, each refused by name where it can't be used."""
-    top = float(table.frame["flops"].max())
-    at = options.allocate or (top, _TEN_TIMES * top)
-    found = []
-    if grid is not None:
-        best = grid.frontier
-        tokens = best["tokens"].to_numpy(dtype=float) if "tokens" in best.columns else None
-        budgets, sizes = best["flops"].to_numpy(dtype=float), best["params"].to_numpy(dtype=float)
-        try:
-            found.append(from_points("envelope", budgets, sizes, tokens, at))
-        except FitRefused as refusal:
-            found.append(Allocation("envelope", len(best), refused=str(refusal)))
-        for method, minima_found in ((METHODS[0], grid.minima), *grid.other_minima.items()):
-            try:
-                found.append(from_minima(list(minima_found), at))
-            except FitRefused as refusal:
-                found.append(Allocation(f"isoflop-{method}", len(minima_found), refused=str(refusal)))
-    parametric = (
-        from_law(entry.fitted, entry.uncertainty, entry.rows, at, options.tokens_from_flops)
-        for entry in fits
-        if entry.target == target and len(entry.inputs) == 2
-    )
-    return (*found, *parametric)
 
 
 def _slope(x: Array, y: Array) -> float:
@@ -392,3 +335,23 @@ def _version() -> str:
         return version("varscale")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _exclusion_effect(runs: pd.DataFrame, options: FitOptions, result: LawsResult) -> str:
+    """What the first surface (or curve) would have been with the rows that filters left out."""
+    if not (options.where or options.drop_highest) or result.table.has("group"):
+        return ""
+    entry = next((each for each in result.fits if len(each.inputs) > 1), result.fits[0])
+    try:
+        table = prepare(runs, replace(options, where=(), drop_highest=0))
+        rows, _ = _rows_for(entry.x, entry.fitted.law.name, entry.target, table, None, options)
+        inputs = tuple(rows[each].to_numpy(dtype=float) for each in entry.inputs)
+        values = rows[entry.target].to_numpy(dtype=float)
+        objective = entry.fitted.objective
+        whole = fit(entry.fitted.law, inputs, values, objective=objective, offset=options.offset, few_starts=True)
+    except (TableError, FitRefused):
+        return ""
+    changes = ", ".join(
+        f"{name} {whole.parameters[name]:.4g} instead of {value:.4g}" for name, value in entry.fitted.parameters.items()
+    )
+    return f"with all {len(rows)} rows, {entry.name} has {changes}"

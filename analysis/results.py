@@ -128,6 +128,7 @@ class LawsResult:
         comparisons: of groups, pairwise.
         cautions: all warnings.
         version: of varscale.
+        exclusion_effect: how the exponents change when rows left out by filters come back.
     """
 
     options: FitOptions
@@ -138,6 +139,7 @@ class LawsResult:
     comparisons: tuple[Comparison, ...] = ()
     cautions: tuple[Caution, ...] = ()
     version: str = ""
+    exclusion_effect: str = ""
 
     def find(self, law: str, target: str | None = None, x: str | None = None) -> FitEntry | None:
         """The first entry of a law, for a target and an x where given."""

@@ -1,0 +1,211 @@
+"""The report's tables, as headings and cells of text; the template knows nothing of what is in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from analysis.compare import Comparison
+from analysis.holdout import LargestBudgetCheck
+
+if TYPE_CHECKING:
+    from analysis.heldout import Heldout
+    from analysis.parametric import Allocation
+    from analysis.results import FitEntry, LawsResult, PredictionAt
+
+SYMBOLS = {"alpha": "α", "beta": "β"}
+AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"}
+_BASELINES = ("no change", "power law", "nearest run")
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table: headings (right-aligned where named in `numeric`), rows of cells, each cell one or more lines."""
+
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[tuple[str, ...], ...]]
+    title: str = ""
+    numeric: frozenset[str] = field(default=frozenset())
+
+
+def laws_table(result: "LawsResult") -> ReportTable:
+    """Every fit with its parameters."""
+    rows = []
+    for entry in result.fits:
+        law = entry.fitted.law
+        cells = (
+            (entry.target, entry.group) if entry.group else (entry.target,),
+            (AXES.get(entry.x, entry.x),),
+            (law.name, law.formula),
+            (str(len(entry.rows)),),
+            tuple(parameter_text(entry, name) for name in law.parameters),
+            (f"{entry.pearson_r:.4f}" if entry.pearson_r is not None else "–",),
+            (number(entry.fitted.value),),
+            (f"{entry.fitted.agreeing} of {entry.fitted.starts}",),
+        )
+        rows.append(cells)
+    headings = ("target", "against", "law", "rows", "parameters [95%]", "Pearson r", "objective", "starts agreeing")
+    return ReportTable(headings, rows, numeric=frozenset({"rows", "Pearson r", "objective", "starts agreeing"}))
+
+
+def predictions_table(result: "LawsResult") -> ReportTable:
+    """Every prediction with both intervals."""
+    rows = [
+        (
+            (entry.name,),
+            (point_text(each),),
+            (number(each.prediction.value),),
+            (interval(each.prediction.curve_ci95),),
+            (interval(each.prediction.new_run_ci95),),
+        )
+        for entry in result.fits
+        for each in entry.predictions
+    ]
+    headings = ("law", "at", "value", "95%, the curve", "95%, a new run")
+    return ReportTable(headings, rows, numeric=frozenset(headings[2:]))
+
+
+def heldout_tables(result: "LawsResult") -> tuple[ReportTable, ReportTable]:
+    """The largest budget and size left out; and rolling forward."""
+    rows, rolled = [], []
+    for entry in result.fits:
+        for check in entry.holdout:
+            if check.name.startswith("roll"):
+                rolled.append(_rolled_row(entry, check))
+                continue
+            errors = tuple((_percent(check.baselines.get(name)),) for name in _BASELINES)
+            rows.append(
+                (
+                    (entry.name,),
+                    (check.name,),
+                    (f"{check.n_fitted} / {check.n_held}",),
+                    (_percent(check.mean_percent),),
+                    (_percent(check.worst_percent),),
+                    (number(check.noise_units),),
+                    *errors,
+                )
+            )
+    headings = ("law", "left out", "fitted / left out", "mean error", "worst", "in seed noise", *_BASELINES)
+    steps = ("law", "step", "rows fitted", "error of the next", "no change", "parameters")
+    return (
+        ReportTable(headings, rows, numeric=frozenset(headings[2:])),
+        ReportTable(steps, rolled, numeric=frozenset(steps[2:5])),
+    )
+
+
+def allocation_tables(result: "LawsResult") -> list[ReportTable]:
+    """The best size and data for a budget, by each approach."""
+    headings = ("approach", "a (N ∝ C^a)", "b (D ∝ C^b)", "at a budget")
+    return [
+        ReportTable(headings, [_allocation_row(each) for each in found], target, frozenset(headings[1:3]))
+        for target, found in result.allocations.items()
+    ]
+
+
+def frontier_tables(result: "LawsResult") -> list[ReportTable]:
+    """Best cells and IsoFLOP minima, budget by budget."""
+    headings = ("budget (FLOPs)", "sizes", "best value", "its N", "minimum at N", "95%", "value there", "remark")
+    tables = []
+    for name, grid in result.grids.items():
+        minima = {found.budget: found for found in grid.minima}
+        values = grid.frontier[name.split(" [")[0]]
+        rows = []
+        for budget, size, value in zip(grid.frontier["budget"], grid.frontier["params"], values, strict=True):
+            found = minima[budget]
+            shown = (budget, None, None, size, found.params)
+            cells = [(number(each),) for each in shown]
+            cells[1], cells[2] = (str(found.sizes),), (f"{value:.4f}",)
+            there = f"{found.value:.4f}" if found.value is not None else "–"
+            rows.append((*cells, (interval(found.params_ci95),), (there,), (found.refused,)))
+        tables.append(ReportTable(headings, rows, name, frozenset(headings[:-1])))
+    return tables
+
+
+def parameter_text(entry: "FitEntry", name: str) -> str:
+    """A parameter with its interval, such as α = 0.347 [0.32, 0.38]."""
+    text = f"{SYMBOLS.get(name, name)} = {number(entry.fitted.parameters[name])}"
+    if name == "E" and entry.fitted.offset is not None:
+        return text + " (pinned)"
+    return f"{text} {interval(entry.uncertainty.ci95[name])}"
+
+
+def check_sentence(check: LargestBudgetCheck) -> str:
+    """The held-out prediction in one sentence that says whether it held."""
+    verdict = "held" if check.held else "did not hold"
+    place = "inside" if check.inside else "outside"
+    share = abs(check.error) / abs(check.baseline_error) if check.baseline_error else float("inf")
+    return (
+        f"Prediction {verdict}: best {check.target} at {number(check.budget)} FLOPs, "
+        f"from {check.n_budgets} smaller budgets, {check.predicted:.4f} "
+        f"[{check.ci95[0]:.4f}, {check.ci95[1]:.4f}]; observed {check.observed:.4f} ({place}), "
+        f"off by {check.error:+.4f}, {share:.0%} of the error of no change ({check.baseline_error:+.4f})."
+    )
+
+
+def comparison_sentence(each: Comparison) -> str:
+    """Two groups in one sentence."""
+    parts = [
+        f"{each.a} against {each.b} ({each.target}): exponent {each.exponent_difference:+.3g} "
+        f"{interval(each.exponent_ci95)}"
+    ]
+    if each.loss_ratio is not None:
+        shown = f" {interval(each.loss_ratio_ci95)}" if each.loss_ratio_ci95 else ""
+        parts.append(f"value × {number(each.loss_ratio)}{shown} at {each.matched_budgets} matched budgets")
+    parts.append(
+        f"{each.a} needs × {number(each.compute_ratio)} {interval(each.compute_ratio_ci95)} the compute to match "
+        f"{each.b} at {number(each.at_flops)} FLOPs"
+    )
+    return "; ".join(parts) + "."
+
+
+def point_text(each: "PredictionAt") -> str:
+    """Where a prediction is made, with how far beyond the data."""
+    parts = [f"{name} = {number(value)}" for name, value in each.at.items()]
+    far = {name: value for name, value in each.extrapolation.items() if not 0.999 < value < 1.001}
+    beyond = ", ".join(f"{name} × {number(value)}" for name, value in far.items())
+    return ", ".join(parts) + (f" (beyond the data: {beyond})" if far else " (inside the data)")
+
+
+def interval(pair: tuple[float, float] | None) -> str:
+    """[low, high]; a dash for none."""
+    return f"[{number(pair[0])}, {number(pair[1])}]" if pair else "–"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; powers of ten from a million on."""
+    if value is None or value != value:
+        return "–"
+    if abs(value) == float("inf"):
+        return "∞" if value > 0 else "−∞"
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}%"
+
+
+def _rolled_row(entry: "FitEntry", check: "Heldout") -> tuple[tuple[str, ...], ...]:
+    return (
+        (entry.name,),
+        (check.name.removeprefix("roll forward "),),
+        (str(check.n_fitted),),
+        (_percent(check.mean_percent),),
+        (_percent(check.baselines.get("no change")),),
+        (", ".join(f"{SYMBOLS.get(name, name)} {number(value)}" for name, value in check.parameters.items()),),
+    )
+
+
+def _allocation_row(each: "Allocation") -> tuple[tuple[str, ...], ...]:
+    if each.refused:
+        return (each.approach,), ("–",), ("–",), (f"refused: {each.refused}",)
+    lines = []
+    for best in each.best:
+        line = f"{number(best.budget)} FLOPs: N = {number(best.params)} {interval(best.params_ci95)}"
+        lines.append(line + (f", D = {number(best.tokens)} {interval(best.tokens_ci95)}" if best.tokens else ""))
+    exponents = (
+        f"{number(each.params_exponent)} {interval(each.params_ci95)}",
+        f"{number(each.tokens_exponent)} {interval(each.tokens_ci95)}" if each.tokens_exponent is not None else "–",
+    )
+    return (each.approach,), (exponents[0],), (exponents[1],), tuple(lines)
