@@ -25,7 +25,7 @@ from varscale.training.model_run import Inputs
 PATCH_NUMS = (1, 2, 4)
 VOCAB_SIZE = 16
 TOKENS = 21
-NUMERICS = Numerics("float32", False, 1, 1)
+NUMERICS = Numerics(precision="float32", compiled=False, native_kernels=False, threads=1, tokenizer_threads=1)
 
 TOKENIZER: dict[str, Any] = {
     "patch_nums": PATCH_NUMS,

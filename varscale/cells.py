@@ -4,7 +4,7 @@ A trunk is the constant-rate run of one size (depth, seed, variant); a cell bran
 its own images and decays the rate over the rest (warm-up, stable, decay).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -198,7 +198,8 @@ def grid_cells(experiment: Experiment) -> list[Cell]:
     """All cells of an experiment's grid and variants, sizes in order, budgets rising.
 
     Raises:
-        ExperimentError: cells of fewer than `grid.min_steps` steps, or a variant whose settings are invalid.
+        ExperimentError: cells of fewer than `grid.min_steps` steps, a warm-up that runs into a decay, or a variant
+            whose settings are invalid.
     """
     grid = experiment.grid
     if experiment.optim.schedule != "wsd":
@@ -228,12 +229,19 @@ def _cells(experiment: Experiment, depth: int, seed: int, variant: str, budgets:
     return [trunk.cell(budget) for budget in sorted(budgets)]
 
 
-def _check(cells: Iterable[Cell], min_steps: int) -> None:
+def _check(cells: Sequence[Cell], min_steps: int) -> None:
     short = [cell for cell in cells if cell.steps < min_steps]
     if short:
         worst = min(short, key=lambda cell: cell.steps)
-        needed = (min_steps + 1) * worst.trunk.flops_per_image * worst.trunk.batch_size
+        # shown with three digits: one per cent more is enough, however they are rounded
+        needed = 1.01 * min_steps * worst.trunk.flops_per_image * worst.trunk.batch_size
         raise ExperimentError(
-            f"grid.budgets: {len(short)} cells have fewer than grid.min_steps = {min_steps} steps; depth "
+            f"grid.budgets: {len(short)} of the cells have fewer than grid.min_steps = {min_steps} steps; depth "
             f"{worst.trunk.depth} at {worst.budget_flops:.3g} FLOPs has {worst.steps} and needs {needed:.3g} FLOPs"
         )
+    for cell in cells:
+        if cell.branch_images < cell.trunk.warmup_images:
+            raise ExperimentError(
+                f"optim.warmup_fraction: the warm-up takes {cell.trunk.warmup_images} images, but the decay of "
+                f"{cell.title} starts at {cell.branch_images} of {cell.images}: lower it, or optim.decay_fraction"
+            )

@@ -1,0 +1,110 @@
+"""Checkpoints, rates, throughput and divergence, each with the least of a trainer."""
+
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from varscale.training.callbacks import Checkpoints, Diverged, Progress, ScheduleCallback, Throughput, check_finite
+from varscale.training.schedules import Schedule
+
+
+class Module:
+    """What callbacks know of a module."""
+
+    def __init__(self) -> None:
+        self.images_seen = 0
+        self.logged: list[dict[str, float]] = []
+
+    def log_dict(self, values: dict[str, float]) -> None:
+        self.logged.append(values)
+
+
+class Saving:
+    """A trainer that only saves."""
+
+    world_size = 1
+    is_global_zero = True
+
+    def __init__(self) -> None:
+        self.saved: list[Path] = []
+        self.strategy = SimpleNamespace(barrier=lambda: None)
+
+    def save_checkpoint(self, path: Path) -> None:
+        self.saved.append(path)
+        path.write_text("weights")
+
+
+def test_milestones_once_and_last_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    last, milestone = tmp_path / "last.ckpt", tmp_path / "run" / "images-24.ckpt"
+    checkpoints, trainer, module = Checkpoints(last, 10.0, {24: milestone}), Saving(), Module()
+    for step in range(1, 6):
+        clock[0], module.images_seen = 4.0 * step, 8 * step
+        checkpoints.on_train_batch_end(trainer, module)
+        assert milestone.exists() == (step >= 3)
+        assert last.exists() == (step >= 3)  # 12 seconds
+    assert len(trainer.saved) == 2
+    assert all(path.name.startswith(".") and not path.exists() for path in trainer.saved)  # written aside, renamed
+    again = Checkpoints(last, 1e9, {24: milestone})
+    module.images_seen = 24
+    again.on_train_batch_end(trainer, module)
+    assert len(trainer.saved) == 2  # the milestone is there
+
+
+def test_rates_are_set_from_images_seen() -> None:
+    schedule = Schedule("linear", 1.0, 10, 0, 1000, final_ratio=0.1, weight_decay=0.05, final_weight_decay=0.08)
+    matrix, bias = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW([{"params": [matrix], "weight_decay": 0.05}, {"params": [bias], "weight_decay": 0.0}])
+    module = Module()
+    for images in (0, 500, 990):
+        module.images_seen = images
+        trainer: Any = SimpleNamespace(optimizers=[optimizer])
+        ScheduleCallback(schedule).on_train_batch_start(trainer, module)
+        decayed, plain = optimizer.param_groups
+        assert decayed["lr"] == plain["lr"] == schedule.lr(images)
+        assert decayed["weight_decay"] == schedule.decay(images)
+        assert plain["weight_decay"] == 0
+
+
+def test_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 8 images: 3 s of work after 1 s of waiting, logged every 2 steps."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    throughput, module = Throughput(8, 2, 10.0, 100.0), Module()
+    trainer: Any = None
+    assert throughput.figures == {}
+    for step in range(6):
+        clock[0] += 1 if step else 100
+        throughput.on_train_batch_start(trainer, module)
+        clock[0] += 3
+        module.images_seen += 8
+        throughput.on_train_batch_end(trainer, module)
+    assert len(module.logged) == 3
+    for logged in (*module.logged, throughput.figures):  # the first step is left out: it may compile
+        assert logged["images_per_second"] == pytest.approx(2)
+        assert logged["utilisation"] == pytest.approx(2 * 10 / 100)
+        assert logged["data_wait_share"] == pytest.approx(0.25)
+
+
+def test_progress_is_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told, module = [100.0], list[int](), Module()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress = Progress(told.append)
+    for _ in range(10):
+        clock[0] += 0.1
+        module.images_seen += 1
+        progress.on_train_batch_end(None, module)
+    assert 2 <= len(told) <= 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_divergence(value: float) -> None:
+    check_finite(torch.tensor(3.0), 8)
+    with pytest.raises(Diverged, match="after 8 images"):
+        check_finite(torch.tensor(value), 8)
