@@ -7,7 +7,7 @@ from analysis.frontier import cells, envelope, seed_noise
 from analysis.holdout import roll_forward
 from analysis.isoflop import METHODS, minima
 from analysis.options import FitOptions
-from analysis.parametric import Allocation, from_law, from_minima, from_points
+from analysis.parametric import Allocation, from_frontier, from_law, from_minima
 from analysis.results import FitEntry, TargetGrid
 from analysis.table import RunsTable
 from analysis.traps import Caution
@@ -59,16 +59,13 @@ def allocations(
     at = options.allocate or (top, TEN_TIMES * top)
     found = []
     if grid is not None:
-        best = grid.frontier
-        tokens = best["tokens"].to_numpy(dtype=float) if "tokens" in best.columns else None
-        budgets, sizes = best["flops"].to_numpy(dtype=float), best["params"].to_numpy(dtype=float)
         try:
-            found.append(from_points("envelope", budgets, sizes, tokens, at))
+            found.append(from_frontier(grid.frontier, grid.cells, at))
         except FitRefused as refusal:
-            found.append(Allocation("envelope", len(best), refused=str(refusal)))
+            found.append(Allocation("envelope", len(grid.frontier), refused=str(refusal)))
         for method, minima_found in ((METHODS[0], grid.minima), *grid.other_minima.items()):
             try:
-                found.append(from_minima(list(minima_found), at))
+                found.append(from_minima(list(minima_found), at, grid.other_minima["cubic"]))
             except FitRefused as refusal:
                 found.append(Allocation(f"isoflop-{method}", len(minima_found), refused=str(refusal)))
     parametric = (

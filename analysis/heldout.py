@@ -71,6 +71,26 @@ def heldout_checks(
     return checks
 
 
+def offset_path(fitted: Fit, rows: pd.DataFrame, x: str, target: str) -> list[float]:
+    """E as rows are added in order of x, from half of them (four at least) to all."""
+    levels = _levels(rows[x].to_numpy(dtype=float))
+    path = []
+    for level in levels[max(4, len(levels) // 2) - 1 : -1]:
+        known = rows[rows[x] <= level]
+        try:
+            again = fit(
+                fitted.law,
+                _columns(known, (x,)),
+                known[target].to_numpy(dtype=float),
+                objective=fitted.objective,
+                few_starts=True,
+            )
+        except FitRefused:
+            continue
+        path.append(again.parameters["E"])
+    return [*path, fitted.parameters["E"]]
+
+
 def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tuple[str, str, Array]]:
     """Names, the column that decides, and which rows are left out."""
     order = next((name for name in ("budget", "flops") if name in rows.columns), inputs[0])

@@ -25,7 +25,7 @@ class Uncertainty:
         standard_errors: by parameter name: the draws' spread.
         ci95: 95% intervals by parameter name.
         covariance: of the parameters, in the law's order.
-        correlations: of the internal parameters (centred inputs), in the problem's order.
+        correlations: of the internal parameters (centred inputs) at the optimum, (JᵀJ)⁻¹ scaled to one on its diagonal.
         scatter: standard deviation of a single row around the law, in the residuals' space.
         degrees_of_freedom: independent rows (or runs) minus free parameters.
         draws: the draws themselves.
@@ -71,7 +71,7 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
         standard_errors=errors,
         ci95={name: (float(low), float(high)) for name, (low, high) in intervals.items()},
         covariance=_covariance(natural_SP, np.array(list(errors.values()))).tolist(),
-        correlations=_correlations(draws.theta_SP),
+        correlations=_local_correlations(fitted),
         scatter=scatter(fitted),
         degrees_of_freedom=degrees,
         draws=draws,
@@ -101,6 +101,15 @@ def predict(fitted: Fit, uncertainty: Uncertainty, *inputs: Array) -> list[Predi
 def t_quantile(degrees: int, probability: float = 0.95) -> float:
     """Student's t at the upper end of a two-sided interval."""
     return float(special.stdtrit(degrees, 0.5 + probability / 2))
+
+
+def _local_correlations(fitted: Fit) -> Array:
+    _, shares_J1n = fitted.problem.evaluate(fitted.theta_P[None])
+    jacobian_nP = fitted.problem.jacobian(fitted.theta_P[None], shares_J1n)[0]
+    sizes_P = np.maximum(np.sqrt((jacobian_nP**2).sum(axis=0)), 1e-300)
+    inverse_PP = np.linalg.pinv((jacobian_nP / sizes_P).T @ (jacobian_nP / sizes_P), hermitian=True)
+    errors_P = np.sqrt(np.maximum(np.diag(inverse_PP), 1e-300))
+    return np.asarray(inverse_PP / np.outer(errors_P, errors_P))
 
 
 def _covariance(natural_SP: Array, errors_P: Array) -> Array:

@@ -87,7 +87,7 @@ def from_points(
     """Power laws through (budget, best size) and (budget, best tokens), by least squares of logarithms.
 
     Their intervals take the points' scatter around the line, or their own standard errors (of log size) if those are
-    larger: smooth minima may lie on a line and yet be uncertain.
+    larger: minima may lie on a line and yet be uncertain, by noise, by the curve chosen, by the steps between sizes.
 
     Raises:
         FitRefused: fewer than three budgets, or one size throughout.
@@ -122,19 +122,41 @@ def from_points(
     )
 
 
-def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
-    """Approach 2, from the budgets whose minimum is bracketed."""
+def from_frontier(frontier: pd.DataFrame, grid_cells: pd.DataFrame, at: tuple[float, ...]) -> Allocation:
+    """Approach 1, from the best cell of each budget; the best size is known to the step between sizes, over √12."""
+    errors = []
+    for budget, params in zip(frontier["budget"], frontier["params"], strict=True):
+        sizes = np.log(np.unique(grid_cells.loc[grid_cells["budget"] == budget, "params"].to_numpy(dtype=float)))
+        gaps = np.diff(sizes)
+        place = int(np.argmin(np.abs(sizes - np.log(params))))
+        near = gaps[max(place - 1, 0) : place + 1]
+        errors.append(float(near.mean()) / np.sqrt(12) if len(near) else 1.0)
+    tokens = frontier["tokens"].to_numpy(dtype=float) if "tokens" in frontier.columns else None
+    budgets, params = frontier["flops"].to_numpy(dtype=float), frontier["params"].to_numpy(dtype=float)
+    return from_points("envelope", budgets, params, tokens, at, np.array(errors))
+
+
+def from_minima(found: list[Minimum], at: tuple[float, ...], other: tuple[Minimum, ...] = ()) -> Allocation:
+    """Approach 2, from the budgets whose minimum is bracketed.
+
+    Each minimum is uncertain by its own interval, and by what another curve (`other`) makes of the same budget.
+    """
     usable = [each for each in found if each.params is not None]
+    others = {each.budget: each.params for each in other if each.params is not None}
     method = found[0].method if found else "parabola"
     tokens = [each.tokens for each in usable if each.tokens is not None]
-    widths = [np.log(each.params_ci95[1] / each.params_ci95[0]) for each in usable if each.params_ci95 is not None]
+    errors = []
+    for each in usable:
+        low, high = each.params_ci95 or (each.params or 1.0, each.params or 1.0)
+        shift = np.log((each.params or 1.0) / others[each.budget]) if each.budget in others else 0.0
+        errors.append(float(np.hypot(np.log(high / low) / (2 * 1.96), shift)))
     return from_points(
         f"isoflop-{method}",
         np.array([each.budget for each in usable]),
         np.array([each.params for each in usable], dtype=float),
         np.array(tokens) if len(tokens) == len(usable) else None,
         at,
-        np.array(widths) / (2 * 1.96) if len(widths) == len(usable) else None,
+        np.array(errors),
     )
 
 

@@ -17,7 +17,7 @@ from analysis.errors import FitRefused, TableError
 from analysis.fitting import fit
 from analysis.frontier import curve_envelope, largest_common_budget, with_budgets
 from analysis.grids import TEN_TIMES, allocations, build_grid, grid_cautions
-from analysis.heldout import heldout_checks
+from analysis.heldout import heldout_checks, offset_path
 from analysis.intervals import from_draws, predict
 from analysis.laws import LAWS, Array
 from analysis.options import DEFAULT_LAWS, FitOptions
@@ -240,7 +240,8 @@ def _one_fit(
     cautions = traps.of_fit(name, fitted, uncertainty, rows, columns, values)
     noise = grids[target].noise if target in grids else None
     checks = heldout_checks(fitted, rows, columns, target, noise, options.holdout_where) if options.holdout else []
-    cautions += traps.of_heldout(name, fitted, checks)
+    free_offset = fitted.law.has_offset and fitted.offset is None and len(columns) == 1
+    cautions += traps.of_heldout(name, checks, offset_path(fitted, rows, x, target) if free_offset else [])
     entry = FitEntry(
         name=name,
         target=target,

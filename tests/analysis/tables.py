@@ -36,3 +36,25 @@ def sweep_table(depths=(4, 6, 8, 12), budgets=5, *, seed=0, noise=0.001, base=2.
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def chinchilla_table(*, sizes=7, budgets=7, noise=0.0003, seed=0):
+    """An IsoFLOP grid with C = 6ND from Epoch's refit of Hoffmann's law, with every budget's best size inside."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for budget in np.geomspace(1e19, 1e21, budgets):
+        centre = 0.1 * (budget / 6) ** 0.5
+        for params in centre * np.geomspace(0.15, 6.0, sizes):
+            tokens = budget / (6 * params)
+            loss = 1.8172 + 482.01 * params**-0.3478 + 2085.43 * tokens**-0.3658
+            rows.append({"N": params, "C": budget, "D": tokens, "loss": loss * np.exp(noise * rng.standard_normal())})
+    return pd.DataFrame(rows)
+
+
+def curve_table(*, rows=12, decades=5.0, noise=0.0005, E=1.7, alpha=0.2, seed=0):
+    """Loss against compute from a power law above an offset."""
+    rng = np.random.default_rng(seed)
+    flops = 1e17 * np.geomspace(1, 10**decades, rows)
+    return pd.DataFrame(
+        {"C": flops, "loss": (E + 2.0 * (flops / 1e17) ** -alpha) * np.exp(noise * rng.standard_normal(rows))}
+    )

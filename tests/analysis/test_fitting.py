@@ -6,8 +6,9 @@ import pytest
 from requirements import shared_path
 from scipy.optimize import minimize
 
+from analysis.descent import Objective
 from analysis.errors import FitRefused
-from analysis.fitting import Objective, fit
+from analysis.fitting import fit
 from analysis.laws import LAWS, Problem
 
 

@@ -1,0 +1,132 @@
+"""Each known trap, planted and caught; a clean table raises none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from requirements import shared_path
+from tables import chinchilla_table, curve_table, sweep_table
+
+from analysis.errors import TableError
+from analysis.options import FitOptions
+from analysis.pipeline import fit_laws
+from analysis.traps import CODES
+
+QUICK = 200
+
+
+def codes(table, **options):
+    if "budget_flops" in table.columns:
+        options.setdefault("target", ("loss",))
+    result = fit_laws(table, FitOptions(bootstrap_draws=QUICK, **options))
+    found = {caution.code for caution in result.cautions}
+    assert found <= set(CODES)
+    return found
+
+
+def test_clean_well_spread_tables_raise_no_warning():
+    assert codes(chinchilla_table(), params="N", flops="C", tokens="D", law=("chinchilla",)) == set()
+    assert codes(curve_table(rows=16), flops="C", law=("power-offset",)) == set()
+
+
+def test_clean_grid_in_the_default_mode_raises_no_warning():
+    assert codes(chinchilla_table(), params="N", flops="C", tokens="D") == set()
+
+
+@pytest.mark.parametrize("offset", [0.05, 1.0])
+def test_offset_that_the_data_cannot_tell(offset):
+    table = curve_table(rows=6, decades=1.0, noise=0.004, E=offset)
+    assert "offset-not-identified" in codes(table, flops="C", law=("power-offset",))
+
+
+def test_offset_that_drifts_as_budgets_are_added():
+    table = pd.read_csv(shared_path("laws/marin.csv"))
+    result = fit_laws(table, FitOptions(flops="C", law=("power-offset",), bootstrap_draws=QUICK))
+    messages = [caution.message for caution in result.cautions if caution.code == "offset-not-identified"]
+    assert any("drifts from 1." in message for message in messages)
+
+
+def test_few_sizes_and_budgets():
+    found = codes(sweep_table(depths=(4, 6, 8), budgets=3))
+    assert {"few-sizes", "few-budgets"} <= found
+
+
+def test_optimum_at_the_edge_and_refused_minima():
+    assert {"edge-optimum", "isoflop-refused"} <= codes(sweep_table(depths=(12, 14, 16, 20), budgets=4))
+
+
+def test_correlated_parameters():
+    # Sizes and tokens that grow together cannot be told apart.
+    rng = np.random.default_rng(0)
+    params = np.geomspace(1e7, 1e9, 25)
+    tokens = 20 * params * np.exp(0.02 * rng.standard_normal(25))
+    loss = (1.8 + 400 * params**-0.34 + 2000 * tokens**-0.37) * np.exp(0.001 * rng.standard_normal(25))
+    table = pd.DataFrame({"N": params, "D": tokens, "loss": loss})
+    assert "correlated-parameters" in codes(table, params="N", tokens="D", law=("chinchilla",))
+
+
+def test_checkpoints():
+    table = sweep_table(depths=(3, 4, 6, 8), budgets=6)
+    table["run"] = "run" + table["depth"].astype(str)
+    with pytest.raises(TableError, match="run ids must be unique"):
+        fit_laws(table, FitOptions())
+    assert "checkpoints" in codes(table, checkpoints=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "code"),
+    [("tokenizer", "mixed-tokenizers"), ("evaluator", "mixed-evaluators"), ("guidance", "mixed-evaluators")],
+)
+def test_mixed_measures(column, code):
+    table = sweep_table()
+    table[column] = ["one", "other"] * (len(table) // 2)
+    assert code in codes(table)
+
+
+def test_law_that_is_worse_than_a_baseline():
+    # A loss that stops falling: a power law goes on falling, no change is right.
+    flops = np.geomspace(1e18, 1e21, 10)
+    loss = np.where(flops < 1.5e20, 4 * (flops / 1e18) ** -0.1, 4 * 150**-0.1)
+    table = pd.DataFrame({"C": flops, "loss": loss})
+    assert "worse-than-baseline" in codes(table, flops="C", law=("power",))
+
+
+def test_long_warmup_and_many_epochs():
+    table = sweep_table()
+    table["warmup_images"] = 0.5 * table["images_seen"].min()
+    table["epochs"] = 5.0
+    assert {"long-warmup", "many-epochs"} <= codes(table)
+
+
+def test_undertrained_sizes():
+    assert "undertrained-sizes" in codes(sweep_table(depths=(3, 4, 6, 24), budgets=4))
+
+
+def test_one_point_that_decides():
+    # Seven runs at nearly the same compute say little of the slope; the eighth, far away, sets it alone.
+    rng = np.random.default_rng(0)
+    flops = np.append(np.geomspace(1e18, 2e18, 7), 1e21)
+    loss = np.append(3.0 * (flops[:7] / 1e18) ** -0.01 * np.exp(1e-4 * rng.standard_normal(7)), 1.5)
+    table = pd.DataFrame({"C": flops, "loss": loss})
+    result = fit_laws(table, FitOptions(flops="C", law=("power",), bootstrap_draws=QUICK))
+    caution = next(each for each in result.cautions if each.code == "decisive-point")
+    assert "row 8" in caution.message
+
+
+def test_failed_prediction():
+    table = sweep_table(depths=(3, 4, 6, 8), budgets=5)
+    table.loc[table["budget_flops"] == table["budget_flops"].max(), "loss"] *= 0.9
+    assert "prediction-failed" in codes(table)
+
+
+def test_repeated_and_excluded_rows_are_mentioned():
+    table = chinchilla_table()
+    table = pd.concat([table, table.iloc[:3]], ignore_index=True)
+    table.loc[5, "loss"] = np.nan
+    assert {"repeated-rows", "rows-excluded"} <= codes(table, params="N", flops="C", tokens="D", law=("chinchilla",))
+
+
+def test_laws_that_lack_a_column_are_skipped_with_a_warning():
+    table = curve_table()
+    result = fit_laws(table, FitOptions(flops="C", law=("power", "chinchilla"), bootstrap_draws=QUICK))
+    assert [entry.fitted.law.name for entry in result.fits] == ["power"]
+    assert "law-skipped" in {caution.code for caution in result.cautions}
