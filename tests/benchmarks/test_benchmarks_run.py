@@ -1,0 +1,37 @@
+"""`make bench` with the least work: everything runs and is written down. Nothing is asserted about speed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_measurement_is_printed_and_written(tmp_path: Path) -> None:
+    names = ("training", "sampling", "data", "utilisation")
+    done = bench("--quick", "--threads", "1", "--runs-dir", str(tmp_path), *names)
+
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert written["machine"]["threads"] == 1
+    assert [report["name"] for report in written["benchmarks"]] == list(names)
+    markdown = (tmp_path / "bench" / "bench.md").read_text()
+    for report in written["benchmarks"]:
+        assert report["rows"]
+        assert report["title"] in markdown
+        for goal in report["goals"]:
+            assert goal["text"] in done.stdout.replace("\n", " ")
+
+
+def test_an_unknown_name_is_one_clear_error(tmp_path: Path) -> None:
+    done = bench("trainign", "--runs-dir", str(tmp_path))
+    assert done.returncode == 2
+    assert "no benchmark 'trainign'" in done.stderr
