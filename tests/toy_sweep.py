@@ -1,0 +1,179 @@
+"""A sweep so small that all of it, through the command and its worker processes, takes seconds; and how to call it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from varscale.config import Experiment
+from varscale.config_files import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGETS = (2e7, 3e7, 4e7, 6e7)
+TOY: dict[str, Any] = {
+    "name": "toy",
+    "data": {"kind": "rings", "image_size": 8, "num_classes": 2, "max_rings": 2, "validation_images": 32},
+    "tokenizer": {
+        "patch_nums": [1, 2, 4],
+        "vocab_size": 16,
+        "latent_channels": 4,
+        "base_channels": 4,
+        "channel_multipliers": [1, 1],
+        "residual_blocks": 1,
+        "attention": False,
+        "norm_groups": 2,
+        "training": {"images": 160, "batch_size": 8, "lr": 5e-3, "warmup_images": 16, "quantize_after": 0.2},
+    },
+    "model": {"width_per_depth": 4, "head_dim": 4, "drop_path_at_depth_24": 1.0, "adaln_gamma_init": 0.1},
+    "optim": {"lr": 5e-3, "lr_batch_size": 4, "batch_size": 4, "warmup_fraction": 0.2},
+    "grid": {"depths": [2, 3], "budgets": list(BUDGETS), "min_steps": 5},
+    "evaluation": {"samples_per_class": 1, "batch_size": 32},
+    "runtime": {
+        "checkpoint_seconds": 0.001,  # after every step
+        "precision": "float32",
+        "compile": "off",
+        "log_every_steps": 2,
+        "threads": 1,
+        "tokenizer_threads": 1,
+        "workers": 1,
+    },
+}
+"""Cells of 5 to 49 steps, a tokenizer of 20."""
+
+
+def toy_settings(**sections: Any) -> dict[str, Any]:
+    """Plain values of the toy experiment; `sections` changes fields of whole sections, or a value beside them."""
+    merged = {**TOY, **{name: value for name, value in sections.items() if not isinstance(value, dict)}}
+    changes = {name: value for name, value in sections.items() if isinstance(value, dict)}
+    return merged | {name: {**merged.get(name, {}), **change} for name, change in changes.items()}
+
+
+def toy_experiment(**sections: Any) -> Experiment:
+    return validate(toy_settings(**sections), "a test")
+
+
+def write_toy(folder: Path, **sections: Any) -> Path:
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_settings(**sections), sort_keys=False))
+    return path
+
+
+def environment() -> dict[str, str]:
+    hidden = ("MLFLOW_TRACKING_URI",)
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONFAULTHANDLER": "1"}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "varscale.cli", *map(str, arguments)]
+
+
+def varscale(
+    *arguments: str | Path, cwd: Path, timeout: float = 240, before: Callable[[], None] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a folder; `before` runs in the new process first."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        preexec_fn=before,  # nothing but limits is set there
+    )
+
+
+def start(*arguments: str | Path, cwd: Path) -> "subprocess.Popen[str]":
+    """Start the command as a process group of its own."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def group_members(group: int) -> list[int]:
+    """Processes of a group, zombies apart."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+def wait_for(
+    condition: Callable[[], Any], seconds: float = 120, process: "subprocess.Popen[str] | None" = None
+) -> None:
+    """Look every few milliseconds until something is so; fails when it takes too long, or the process ends first."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it never came to be"
+        assert process is None or process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+
+
+def results(runs: Path, experiment: str = "toy") -> dict[str, dict[str, Any]]:
+    """Runs-table rows of an experiment's finished cells, by folder name."""
+    paths = sorted((runs / experiment / "cells").glob("*/result.json"))
+    return {path.parent.name: json.loads(path.read_text())["row"] for path in paths}
+
+
+def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal to the bit however a cell came about; not how long it took or what it is part of."""
+    apart = (
+        "wall_seconds",
+        "images_per_second",
+        "utilisation",
+        "data_wait_share",
+        "experiment",
+        "unique_images",
+        "epochs",
+    )
+    return {name: value for name, value in row.items() if name not in apart}
+
+
+def errors(process: "subprocess.CompletedProcess[str]") -> Sequence[str]:
+    """Lines on standard error, those of Python's warnings apart."""
+    return [line for line in process.stderr.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A toy sweep that ran through the command, uninterrupted, from nothing."""
+
+    folder: Path
+    yaml: Path
+    process: "subprocess.CompletedProcess[str]"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def root(self) -> Path:
+        return self.runs / "toy"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_toy(folder)
+    process = varscale("sweep", path, cwd=folder)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return Finished(folder, path, process)
