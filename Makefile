@@ -24,7 +24,7 @@ help: ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  make sweep takes DEPTHS=12,16,20, EXPERIMENT=rings (a shipped name or a YAML file) and ARGS='--seeds …';"
+	@echo "  make sweep takes DEPTHS=12,16,20, EXPERIMENT=rings (a shipped name or a YAML file) and ARGS='--workers 1';"
 	@echo "  make test takes ARGS for pytest; PYTHON=… names the Python that makes .venv."
 
 setup: .venv ## make .venv: the exact packages of constraints.txt and varscale itself, editable
