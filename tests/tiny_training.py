@@ -4,9 +4,11 @@ Letters: B batch, L tokens of an image.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from small_experiment import SMALL
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.files import RunFiles, write_json
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import save_model
+from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.model_run import Inputs
 
 PATCH_NUMS = (1, 2, 4)
@@ -106,3 +109,39 @@ def points(files: RunFiles) -> list[dict[str, Any]]:
 
 def ignore(done: int, total: int) -> None:
     """A listener to progress that doesn't care."""
+
+
+class Killed(RuntimeError):
+    """Stands for a killed process."""
+
+
+def kill_at(images: int) -> Callable[[int, int], None]:
+    """A listener to progress that ends the run after so many images; see `report_every_step`."""
+
+    def report(done: int, total: int) -> None:
+        if done == images:
+            raise Killed
+
+    return report
+
+
+def report_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is reported a few times a second; let it be after every step."""
+
+    def after_step(self: Any, trainer: Any, module: Any, *_: Any) -> None:
+        self._report(module.images_seen)
+
+    monkeypatch.setattr(Progress, "on_train_batch_end", after_step)
+
+
+_SAVE_DUE = Checkpoints.on_train_batch_end
+
+
+def checkpoint_every(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Checkpoints are due by the clock; let it be by steps."""
+
+    def after_step(self: Any, trainer: Any, module: Any, *_: Any) -> None:
+        self._seconds = -1.0 if int(module.steps) % steps == 0 else 1e9
+        _SAVE_DUE(self, trainer, module)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", after_step)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from varscale.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from varscale.models.discriminator import (
+    SMALLEST_IMAGE,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+)
 
 
 def test_hinge_losses() -> None:
@@ -44,3 +50,10 @@ def test_sizes_are_those_of_pix2pix() -> None:
         jump *= convolution.stride[0]
     assert (field, jump) == (70, 8)
     assert [convolution.out_channels for convolution in convolutions] == [2, 4, 8, 16, 1]
+
+
+def test_smallest_image() -> None:
+    discriminator = PatchDiscriminator(2)
+    assert discriminator(torch.zeros(1, 3, SMALLEST_IMAGE, SMALLEST_IMAGE)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError):
+        discriminator(torch.zeros(1, 3, SMALLEST_IMAGE - 1, SMALLEST_IMAGE - 1))

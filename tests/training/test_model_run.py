@@ -1,18 +1,29 @@
 """Trunks and cells: branches, resuming, milestones, results, and checkpoints that don't belong."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_training import TOKENS, cell_of_steps, ignore, little_experiment, make_inputs, points
+from tiny_training import (
+    TOKENS,
+    Killed,
+    cell_of_steps,
+    checkpoint_every,
+    ignore,
+    kill_at,
+    little_experiment,
+    make_inputs,
+    points,
+    report_every_step,
+)
 
 from varscale.cells import Cell
 from varscale.files import RunFiles, read_json, write_json
+from varscale.models.native.building import SWITCH
 from varscale.models.storage import load_var
-from varscale.training import callbacks, model_run
-from varscale.training.callbacks import Checkpoints, Diverged
+from varscale.training import model_run
+from varscale.training.callbacks import Diverged
 from varscale.training.model_run import Inputs, train_cell, train_trunk
 
 RUNS_TABLE = {
@@ -24,29 +35,15 @@ RUNS_TABLE = {
 }
 
 
-class Killed(RuntimeError):
-    """Stands for a killed process."""
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(autouse=True)
-def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress reports come a few times a second; here after every step, so that a test can interrupt any."""
-    monkeypatch.setattr(
-        callbacks.Progress, "on_train_batch_end", lambda self, trainer, module, *_: self._report(module.images_seen)
-    )
-
-
-def kill_at(images: int) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        if done == images:
-            raise Killed
-
-    return report
+def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    report_every_step(monkeypatch)
+    monkeypatch.setenv(SWITCH, "1")  # runs set it; put back afterwards
 
 
 def weights(files: RunFiles) -> dict[str, torch.Tensor]:
@@ -123,7 +120,7 @@ def test_a_trunk_goes_on_to_the_bit(
     files, whole = RunFiles(tmp_path / "killed"), RunFiles(tmp_path / "whole")
     train_trunk(cell.trunk, [cell.branch_images], whole, inputs, ignore)
     for every, last in kills:
-        _checkpoint_every(monkeypatch, every)
+        checkpoint_every(monkeypatch, every)
         with pytest.raises(Killed):
             train_trunk(cell.trunk, [cell.branch_images], files, inputs, kill_at(last * 8))
     train_trunk(cell.trunk, [cell.branch_images], files, inputs, ignore)
@@ -140,7 +137,7 @@ def test_a_cell_goes_on_to_the_bit_and_its_points_are_not_doubled(
     cell, whole = straight
     files = RunFiles(tmp_path)
     for every, last in ((4, 7), (3, 18)):
-        _checkpoint_every(monkeypatch, every)
+        checkpoint_every(monkeypatch, every)
         with pytest.raises(Killed):
             train_cell(cell, None, files, inputs, kill_at(last * 8))
     assert files.last_checkpoint.exists()
@@ -158,7 +155,7 @@ def test_killed_after_the_last_step(inputs: Inputs, straight: tuple[Cell, RunFil
     """The last checkpoint already is the end: only measuring and writing the result are left."""
     cell, whole = straight
     files = RunFiles(tmp_path)
-    _checkpoint_every(monkeypatch, 1)
+    checkpoint_every(monkeypatch, 1)
     with monkeypatch.context() as patch:
         patch.setattr(model_run, "_evaluate", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
@@ -258,16 +255,3 @@ def test_samples_are_drawn(inputs: Inputs, tmp_path: Path) -> None:
     train_cell(cell, None, files, inputs, ignore)
     assert (files.read_result() or {})["pictures"] == ["samples.png"]
     assert files.picture("samples").read_bytes().startswith(b"\x89PNG")
-
-
-_DUE = Checkpoints.on_train_batch_end
-
-
-def _checkpoint_every(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Checkpoints are due by the clock; here by steps."""
-
-    def after_step(self: Checkpoints, trainer: Any, module: Any, *rest: Any) -> None:
-        self._seconds = -1.0 if int(module.steps) % steps == 0 else 1e9
-        _DUE(self, trainer, module, *rest)
-
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", after_step)

@@ -18,7 +18,13 @@ from varscale.metrics.codebook import count_codes
 from varscale.metrics.perceptual import load_lpips
 from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer, TokenizerOutput
-from varscale.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from varscale.models.discriminator import (
+    SMALLEST_IMAGE,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+)
 from varscale.training.callbacks import check_finite
 from varscale.training.schedules import Schedule
 
@@ -66,8 +72,17 @@ class TokenizerModule(LightningModule):
         seed: int = 0,
         log_every_steps: int = 20,
     ) -> None:
-        """The model's arguments (see `MultiScaleTokenizer`), then the training's (see `TokenizerTraining`)."""
+        """The model's arguments (see `MultiScaleTokenizer`), then the training's (see `TokenizerTraining`).
+
+        Raises:
+            ValueError: codes would never be used, images are too small for the discriminator, or what
+                `MultiScaleTokenizer` and `Schedule` refuse.
+        """
         super().__init__()
+        if quantize_after > 0.8:
+            raise ValueError(
+                f"quantize_after: {quantize_after}, but codes settle in the last fifth of the training: at most 0.8"
+            )
         self.automatic_optimization = False  # two optimizers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -87,6 +102,11 @@ class TokenizerModule(LightningModule):
             # a third faster on CPUs; PyTorch's stub lacks this overload
             self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.discriminator = PatchDiscriminator(discriminator_channels) if adversarial_weight > 0 else None
+            if self.discriminator is not None and self.tokenizer.image_size < SMALLEST_IMAGE:
+                raise ValueError(
+                    f"adversarial_weight: {adversarial_weight}, but the discriminator needs images of at least "
+                    f"{SMALLEST_IMAGE} px, not {self.tokenizer.image_size}: set it to 0"
+                )
         self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._averaged.requires_grad_(False)
         self.schedule = Schedule("cosine", lr, batch_size, warmup_images, total_images, final_ratio=final_lr_ratio)
