@@ -7,6 +7,7 @@ from pathlib import Path
 
 from varscale.cells import Numerics
 from varscale.config import Experiment
+from varscale.config_files import ExperimentError
 from varscale.files import ExperimentFiles, fingerprint, read_json, write_json
 
 
@@ -17,12 +18,21 @@ def tokenizer_fingerprint(experiment: Experiment, data: dict[str, object], threa
         experiment: The settings.
         data: `data_identity` of its data.
         threads: CPU threads of the tokenizer's run.
+
+    Raises:
+        ExperimentError: a file that the settings name cannot be read.
     """
     settings = experiment.tokenizer
     if settings.checkpoint is not None:
-        content = hashlib.sha256(Path(settings.checkpoint).read_bytes()).hexdigest()
+        content = _content("tokenizer.checkpoint", settings.checkpoint)
         return fingerprint(kind="tokenizer", checkpoint=content, patch_nums=settings.patch_nums)
-    return fingerprint(kind="tokenizer", data=data, tokenizer=settings.model_dump(mode="json"), threads=threads)
+    described = settings.model_dump(mode="json")
+    backbone = settings.training.perceptual_weights_path
+    if backbone is not None:  # what the file holds counts, not where it lies
+        described["training"]["perceptual_weights_path"] = _content(
+            "tokenizer.training.perceptual_weights_path", backbone
+        )
+    return fingerprint(kind="tokenizer", data=data, tokenizer=described, threads=threads)
 
 
 def tokens_fingerprint(experiment: Experiment, data: dict[str, object], tokenizer: str) -> str:
@@ -64,3 +74,12 @@ def store_numerics(files: ExperimentFiles, numerics: Numerics, measured_seconds:
 def processors() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _content(key: str, path: str) -> str:
+    """Hash of a file that a setting names."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ExperimentError(f"{key}: {path} cannot be read: {error.strerror}") from None

@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
+from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import load_model, load_tokenizer, save_model
 from varscale.models.var import VAR
 from varscale.official import export_tokenizer, export_var, load_var
@@ -24,7 +26,7 @@ def import_checkpoint(checkpoint: Path, out: Path, patch_nums: Sequence[int], to
     Raises:
         ValueError: keys are missing, left over or misshapen, or the tokenizer is not given.
     """
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = _read_state(checkpoint)
     print_ = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     if "quantize.embedding.weight" in state:
         imported = load_official_tokenizer(state, patch_nums)
@@ -36,8 +38,31 @@ def import_checkpoint(checkpoint: Path, out: Path, patch_nums: Sequence[int], to
     save_model(out, var, print_)
 
 
+def read_tokenizer(path: Path, patch_nums: Sequence[int]) -> MultiScaleTokenizer:
+    """A finished tokenizer from a file of ours or the reference's `vae_*.pth`, whatever the file's name.
+
+    Raises:
+        ValueError: the file is neither, or incomplete.
+    """
+    with path.open("rb") as file:
+        ours = file.read(9)[8:] == b"{"  # a safetensors file is a length of 8 bytes, then JSON
+    return load_tokenizer(path) if ours else load_official_tokenizer(_read_state(path), patch_nums)
+
+
 def export_checkpoint(model: Path, out: Path) -> None:
     """Write the reference's checkpoint of our tokenizer or transformer file."""
     loaded = load_model(model)
     state = export_var(loaded) if isinstance(loaded, VAR) else export_tokenizer(loaded)
     torch.save(state, out)
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with path.open("rb") as file:  # given a path, torch.load goes by its suffix
+            state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR ({reason})") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR: it holds no state dict")
+    return state

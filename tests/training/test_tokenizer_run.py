@@ -15,7 +15,9 @@ from varscale.data.experiment_sources import training_source, validation_source
 from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.data.transforms import to_model_range
 from varscale.files import RunFiles, read_json
-from varscale.models.storage import load_tokenizer
+from varscale.models.autoencoder import MultiScaleTokenizer
+from varscale.models.storage import load_tokenizer, save_model
+from varscale.official_files import export_checkpoint, read_tokenizer
 from varscale.training import tokenizer_run
 from varscale.training.callbacks import Diverged
 from varscale.training.tokenizer_run import encode_tokens, train_tokenizer
@@ -143,9 +145,7 @@ def test_divergence(tmp_path: Path) -> None:
 
 
 def test_a_finished_tokenizer_can_be_taken(straight: RunFiles, tmp_path: Path) -> None:
-    brought = tmp_path / "brought.safetensors"
-    brought.write_bytes(straight.tokenizer_checkpoint.read_bytes())
-    settings = little_experiment(tokenizer={"checkpoint": str(brought)})
+    settings = little_experiment(tokenizer={"checkpoint": str(straight.tokenizer_checkpoint)})
     files = RunFiles(tmp_path / "run")
     train_tokenizer(settings, files, "print-c", kill_at(8))
     ours, theirs = load_tokenizer(files.tokenizer_checkpoint, "print-c").state_dict(), weights(straight)
@@ -153,11 +153,27 @@ def test_a_finished_tokenizer_can_be_taken(straight: RunFiles, tmp_path: Path) -
 
 
 def test_a_tokenizer_that_does_not_fit_is_named(straight: RunFiles, tmp_path: Path) -> None:
-    brought = tmp_path / "brought.safetensors"
-    brought.write_bytes(straight.tokenizer_checkpoint.read_bytes())
-    other = {"checkpoint": str(brought), "vocab_size": 32}
-    with pytest.raises(ValueError, match=r"brought\.safetensors: vocab_size is 16, .*tokenizer\.vocab_size.* 32"):
-        train_tokenizer(little_experiment(tokenizer=other), RunFiles(tmp_path / "run"), "print-c", ignore)
+    brought = {"checkpoint": str(straight.tokenizer_checkpoint)}
+    for changes, message in (
+        ({"vocab_size": 32}, r"tokenizer\.pt: vocab_size is 16, but tokenizer\.vocab_size says 32"),
+        ({"patch_nums": (1, 4)}, r"patch_nums is \(1, 2, 4\), but tokenizer\.patch_nums says \(1, 4\)"),
+        ({"patch_nums": (1, 8), "channel_multipliers": (1,)}, "patch_nums is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_tokenizer(little_experiment(tokenizer=brought | changes), RunFiles(tmp_path), "print-c", ignore)
+
+
+def test_the_references_tokenizer_can_be_taken(straight: RunFiles, tmp_path: Path) -> None:
+    """Exported and brought back, by whatever name; a torn file is named."""
+    full_size = MultiScaleTokenizer((1, 2), 16, 4, 32)  # the reference's settings but for the sizes
+    save_model(tmp_path / "ours", full_size, "print-a")
+    theirs = tmp_path / "vae.safetensors"
+    export_checkpoint(tmp_path / "ours", theirs)
+    taken = read_tokenizer(theirs, (1, 2)).state_dict()
+    assert all(torch.equal(taken[name], tensor) for name, tensor in full_size.state_dict().items())
+    theirs.write_bytes(theirs.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"vae\.safetensors: not a checkpoint of FoundationVision/VAR"):
+        read_tokenizer(theirs, (1, 2))
 
 
 def test_tokens_are_the_tokenizers(straight: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

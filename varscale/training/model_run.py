@@ -20,7 +20,7 @@ from varscale.training.numerics import apply_numerics
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_run import Report
-from varscale.training.trainer import Continuation, check_fingerprint, loader, make_trainer
+from varscale.training.trainer import Continuation, loader, make_trainer, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs
     start = _latest([files.last_checkpoint], cell.images, fingerprint, trunk)
     if start is None and trunk_files is not None:
         start = trunk_files.milestone(cell.branch_images)
-        _read_checkpoint(start, trunk.fingerprint(inputs.tokens_fingerprint, inputs.numerics))
+        if not start.exists():
+            raise ValueError(f"{start}: the trunk's checkpoint is missing; run the sweep again to make it anew")
+        read_checkpoint(start, trunk.fingerprint(inputs.tokens_fingerprint, inputs.numerics))
     module, speed = _fit(trunk, files, inputs, fingerprint, _schedule_of(cell), cell.images, start, {}, report)
     figures = {**_evaluate(module, cell, inputs), **speed}
     pictures = _draw_samples(module, cell, inputs, files)
@@ -225,21 +227,10 @@ def _latest(paths: Sequence[Path], before_or_at: int, fingerprint: str, trunk: T
     reached = {}
     for path in paths:
         if path.exists():
-            images = int(_read_checkpoint(path, fingerprint)["state_dict"]["steps"]) * trunk.batch_size
+            images = int(read_checkpoint(path, fingerprint)["state_dict"]["steps"]) * trunk.batch_size
             if images <= before_or_at:
                 reached[path] = images
     return max(reached, key=lambda path: reached[path], default=None)
-
-
-def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
-    if not path.exists():
-        raise ValueError(f"{path}: the trunk's checkpoint is missing; run the sweep again to make it anew")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error}); delete it to make it anew") from None
-    check_fingerprint(path, checkpoint, fingerprint)
-    return checkpoint
 
 
 def _evaluate(module: TokenModelModule, cell: Cell, inputs: Inputs) -> dict[str, float]:

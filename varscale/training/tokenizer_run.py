@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from varscale.config import Experiment
+from varscale.config import Experiment, TokenizerConfig
 from varscale.data.experiment_sources import training_source, validation_source
 from varscale.data.loading import ImageBatches
 from varscale.data.token_writer import encode_store
@@ -17,10 +17,10 @@ from varscale.generation.pictures import save_pictures
 from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import load_tokenizer, save_model
-from varscale.official import load_tokenizer as load_official_tokenizer
+from varscale.official_files import read_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import Continuation, check_fingerprint, loader, make_trainer
+from varscale.training.trainer import Continuation, loader, make_trainer, read_checkpoint
 
 Report = Callable[[int, int], None]
 """Called with the images done and in all."""
@@ -45,7 +45,7 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, r
         },
     )
     if settings.checkpoint is not None:
-        tokenizer = _imported(Path(settings.checkpoint), settings.patch_nums)
+        tokenizer = _imported(Path(settings.checkpoint), settings)
     else:
         tokenizer = _fit(experiment, files, fingerprint, report).averaged
     save_model(files.tokenizer_checkpoint, tokenizer, fingerprint)
@@ -111,8 +111,7 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
     )
     start_step, resume = 0, None
     if files.last_checkpoint.exists():
-        checkpoint = torch.load(files.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        check_fingerprint(files.last_checkpoint, checkpoint, fingerprint)
+        checkpoint = read_checkpoint(files.last_checkpoint, fingerprint)
         start_step, resume = int(checkpoint["state_dict"]["steps"]), files.last_checkpoint
     if start_step >= steps:
         module.load_state_dict(checkpoint["state_dict"])
@@ -134,11 +133,18 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
     return module
 
 
-def _imported(path: Path, patch_nums: tuple[int, ...]) -> MultiScaleTokenizer:
-    if path.suffix == ".safetensors":
-        return load_tokenizer(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return load_official_tokenizer(state, patch_nums)
+def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
+    tokenizer = read_tokenizer(path, settings.patch_nums)
+    for name in ("patch_nums", "vocab_size", "latent_channels"):
+        found, expected = getattr(tokenizer, name), getattr(settings, name)
+        if found != expected:
+            raise ValueError(f"{path}: {name} is {found}, but tokenizer.{name} says {expected}")
+    if tokenizer.downsampling != 2 ** (len(settings.channel_multipliers) - 1):
+        raise ValueError(
+            f"{path}: it shrinks images by {tokenizer.downsampling}, but tokenizer.channel_multipliers has "
+            f"{len(settings.channel_multipliers)} entries, which says {2 ** (len(settings.channel_multipliers) - 1)}"
+        )
+    return tokenizer
 
 
 @torch.no_grad()

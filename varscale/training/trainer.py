@@ -2,10 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, IterableDataset
@@ -64,14 +66,24 @@ class Continuation(Callback):
         checkpoint.pop("loops", None)
 
 
-def check_fingerprint(path: Path, checkpoint: Mapping[str, Any], expected: str) -> None:
-    """Raise ValueError when a checkpoint was written by a run of other settings."""
-    found = checkpoint.get(FINGERPRINT_KEY)
-    if found != expected:
+def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
+    """A checkpoint of the run with this fingerprint, its tensors mapped from the file.
+
+    Raises:
+        ValueError: it is torn, or was written by a run of other settings.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = checkpoint.get(FINGERPRINT_KEY)
+    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, AttributeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to make it anew") from None
+    if found != fingerprint:
         raise ValueError(
-            f"{path}: checkpoint of fingerprint {found}, expected {expected}: it was made with other settings; "
+            f"{path}: checkpoint of fingerprint {found}, expected {fingerprint}: it was made with other settings; "
             "delete the file to start this run anew"
         )
+    return checkpoint
 
 
 def loader(batches: IterableDataset[dict[str, Any]]) -> DataLoader[dict[str, Any]]:

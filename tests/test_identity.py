@@ -1,0 +1,130 @@
+"""Fingerprints of tokenizers and tokens, and the numerics that a study is held to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import NUMERICS, little_experiment
+
+from varscale.config_files import ExperimentError
+from varscale.data.experiment_sources import data_identity
+from varscale.files import ExperimentFiles
+from varscale.identity import (
+    processors,
+    store_numerics,
+    stored_numerics,
+    tokenizer_fingerprint,
+    tokens_fingerprint,
+)
+
+
+def prints(threads: int = 2, **sections: dict[str, Any]) -> tuple[str, str]:
+    """Fingerprints of the tokenizer and of its tokens."""
+    experiment = little_experiment(**sections)
+    data = data_identity(experiment.data)
+    tokenizer = tokenizer_fingerprint(experiment, data, threads)
+    return tokenizer, tokens_fingerprint(experiment, data, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"seed": 1}},
+        {"data": {"width": [0.1, 0.1]}},
+        {"data": {"colours": 5}},
+        {"tokenizer": {"vocab_size": 32}},
+        {"tokenizer": {"phi_ratio": 0.4}},
+        {"tokenizer": {"training": {"lr": 1e-3}}},
+        {"tokenizer": {"training": {"seed": 1}}},
+        {"tokenizer": {"training": {"restart_usage": 0.2}}},
+        {"threads": 1},
+    ],
+)
+def test_what_changes_the_tokenizer_changes_both(sections: dict[str, Any]) -> None:
+    assert not set(prints(**sections)) & set(prints())
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"mlp_ratio": 2.0}},
+        {"optim": {"lr": 1.0}},
+        {"grid": {"depths": [5]}},
+        {"runtime": {"workers": 3, "precision": "bfloat16"}},
+        {"data": {"max_undecodable": 3}},
+    ],
+)
+def test_what_does_not_change_tokens_changes_neither(sections: dict[str, Any]) -> None:
+    assert prints(**sections) == prints()
+
+
+def test_other_validation_images_are_other_tokens() -> None:
+    ours, theirs = prints(), prints(data={"validation_images": 50})
+    assert ours[0] == theirs[0]
+    assert ours[1] != theirs[1]
+
+
+def test_files_count_by_what_they_hold(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
+    for path, content in zip(paths, ("same", "same", "other"), strict=True):
+        path.write_text(content)
+    for settings in (
+        [{"checkpoint": str(path)} for path in paths],
+        [{"training": {"perceptual_weight": 1.0, "perceptual_weights_path": str(path)}} for path in paths],
+    ):
+        first, same, other = (prints(tokenizer=change) for change in settings)
+        assert first == same
+        assert not set(first) & set(other)
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("tokenizer.checkpoint", {"checkpoint": "absent.pth"}),
+        (
+            "tokenizer.training.perceptual_weights_path",
+            {"training": {"perceptual_weight": 1.0, "perceptual_weights_path": "absent.pth"}},
+        ),
+    ],
+)
+def test_files_that_are_not_there_are_named(key: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ExperimentError, match=f"{key}: absent.pth cannot be read: No such file"):
+        prints(tokenizer=settings)
+
+
+def test_a_study_is_held_to_its_numerics(tmp_path: Path) -> None:
+    files = ExperimentFiles(tmp_path, "small")
+    auto = little_experiment()
+    assert stored_numerics(auto, files) is None
+    store_numerics(files, NUMERICS, {"float32, eager": 3.0, "bfloat16, eager": 4.0})
+    assert stored_numerics(auto, files) == NUMERICS
+    assert json.loads(files.numerics.read_text())["estimated_sweep_seconds"]["bfloat16, eager"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("runtime", "agrees"),
+    [
+        ({"precision": "float32", "compile": "off", "threads": 1}, True),
+        ({"precision": "bfloat16"}, False),
+        ({"compile": "on"}, False),
+        ({"threads": 2}, False),
+        ({"workers": 4, "log_every_steps": 1}, True),
+    ],
+)
+def test_settings_that_contradict_are_measured_anew(tmp_path: Path, runtime: dict[str, Any], agrees: bool) -> None:
+    files = ExperimentFiles(tmp_path, "small")
+    store_numerics(files, NUMERICS, {})
+    assert (stored_numerics(little_experiment(runtime=runtime), files) == NUMERICS) == agrees
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"precision": "float32"}'])
+def test_a_torn_record_is_measured_anew(tmp_path: Path, content: str) -> None:
+    files = ExperimentFiles(tmp_path, "small")
+    files.numerics.parent.mkdir(parents=True)
+    files.numerics.write_text(content)
+    assert stored_numerics(little_experiment(), files) is None
+
+
+def test_processors() -> None:
+    assert processors() >= 1
