@@ -252,11 +252,12 @@ class _Pool:
     def _diverged(self, job: Job, reason: str) -> None:
         """End the cell, or every cell whose branch point the trunk did not reach."""
         self._view.note(f"{_title(job)} diverged: {reason}")
+        self._view.finished(job, "diverged")
         for lost in self._dependents(job):
             from varscale.training.model_run import record_divergence
 
             record_divergence(lost.cell, lost.files, self._inputs, reason)
-            self._view.finished(lost)
+            self._view.finished(lost, "diverged")
 
     def _crashed(self, job: Job, event: Failed) -> None:
         title = _title(job)
@@ -266,9 +267,10 @@ class _Pool:
             self._waiting.append(job)
             return
         self._view.note(f"{title} failed: {event.message}")
+        self._view.finished(job, "failed")
         for lost in self._dependents(job):
             self._failed[lost.cell.title] = event.message
-            self._view.finished(lost)
+            self._view.finished(lost, "failed")
 
     def _dependents(self, job: Job) -> list[CellJob]:
         """The cell itself, or the cells whose checkpoint a trunk did not make; they are no longer waited for."""

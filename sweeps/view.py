@@ -28,6 +28,7 @@ class SweepView:
         self._live: Live | None = None
         self._plan: Plan | None = None
         self._done: dict[str, float] = {}
+        self._before: dict[str, float] = {}
         self._total = 0.0
         self._states: dict[str, str] = {}
         self._stage_started: dict[str, float] = {}
@@ -66,10 +67,13 @@ class SweepView:
         self._clear()
         self._plan = plan
         self._began = time.monotonic()
-        self._done = {}
-        self._total = sum(trunk.flops_per_image * milestones[-1] for trunk, milestones in plan.trunks().values()) + sum(
-            cell.trunk.flops_per_image * cell.decay_images for cell in plan.missing
-        )
+        self._done, self._before = {}, {}
+        self._total = float(sum(cell.trunk.flops_per_image * cell.decay_images for cell in plan.missing))
+        for trunk, milestones in plan.trunks().values():
+            if any(not plan.trunk_files(trunk).milestone(images).exists() for images in milestones):
+                self._total += trunk.flops_per_image * milestones[-1]
+            else:
+                self._states[f"trunk {trunk.name}"] = "done"
         if self._console.is_terminal:
             self._live = Live(self._render(), console=self._console, refresh_per_second=4)
             self._live.start()
@@ -83,13 +87,14 @@ class SweepView:
         start, end, flops = _extent(job)
         share = min(1.0, max(0.0, (images - start) / max(1, end - start)))
         self._done[_key(job)] = share * (end - start) * flops
+        self._before.setdefault(_key(job), self._done[_key(job)])  # an interrupted run went on from here
         self._states[_key(job)] = f"{share:.0%}"
 
-    def finished(self, job: Job) -> None:
-        """A job is over."""
+    def finished(self, job: Job, state: str = "done") -> None:
+        """A job is over, well or in another `state`."""
         start, end, flops = _extent(job)
         self._done[_key(job)] = (end - start) * flops
-        self._states[_key(job)] = "done"
+        self._states[_key(job)] = state
 
     def refresh(self) -> None:
         """Draw anew."""
@@ -142,8 +147,9 @@ class SweepView:
         finished = sum(1 for cell in self._plan.cells if self._plan.finished(cell))
         text = f"{finished} of {len(self._plan.cells)} cells, {done / max(self._total, 1):.0%} of training"
         text += f", {_duration(seconds)} passed"
-        if done > 0.02 * self._total:
-            text += f", {_duration(seconds * (self._total - done) / done)} left"
+        now = done - sum(self._before.values())
+        if now > 0.02 * self._total:
+            text += f", {_duration(seconds * (self._total - done) / now)} left"
         return text
 
     def _say(self, text: str) -> None:

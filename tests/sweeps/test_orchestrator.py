@@ -1,0 +1,295 @@
+"""What a sweep does when jobs crash, diverge or were done before; workers are replaced by calls in this process."""
+
+import io
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+from toy_sweep import BUDGETS, Finished, numbers_of, results, toy_experiment
+
+from sweeps import orchestrator
+from sweeps.jobs import CellJob, Job, TokenizerJob, TokensJob, TrunkJob
+from sweeps.launchers.local import Event, Failed, Progress
+from sweeps.launchers.local import Finished as Done
+from sweeps.orchestrator import Outcome, SweepError, run_sweep
+from sweeps.view import SweepView
+from varscale.config import Experiment
+from varscale.config_files import ExperimentError
+from varscale.files import ExperimentFiles, read_json
+
+LR_TOO_HIGH = {"name": "wild", "depths": [2], "budgets": [2e7, 4e7], "settings": {"optim.lr": 1e30}}
+
+
+class Forwarder:
+    """Stands for MLflow's, which has tests of its own."""
+
+    def __init__(self) -> None:
+        self.finished: list[str] = []
+        self.records: list[tuple[str, list[Path]]] = []
+
+    def sweep(self, key: str, name: str, params: dict[str, Any], folders: list[Path]) -> Path:
+        self.records.append((key, folders))
+        return Path(key)
+
+    def watch(self, folder: Path) -> None: ...
+
+    def finish(self, record: Path, status: str = "FINISHED") -> None:
+        self.finished.append(status)
+
+
+class Launcher:
+    """Runs jobs here, one after the other; `break_job` may raise in a job's place."""
+
+    def __init__(self, break_job: Callable[[Job, int], None]) -> None:
+        self.jobs: list[Job] = []
+        self._break = break_job
+        self._waiting: dict[int, Job] = {}
+        self._attempts: Counter[str] = Counter()
+
+    def __call__(self, workers: int, threads: int, gpus: int) -> "Launcher":
+        self._workers = workers
+        return self
+
+    @property
+    def idle(self) -> list[int]:
+        return [number for number in range(self._workers) if number not in self._waiting]
+
+    def submit(self, worker: int, job: Job) -> None:
+        assert worker not in self._waiting
+        self.jobs.append(job)
+        self._waiting[worker] = job
+
+    def events(self, timeout: float) -> Iterator[Event]:
+        worker, job = next(iter(self._waiting.items()))
+        reported: list[Event] = []
+        self._attempts[repr(job)] += 1
+        try:
+            self._break(job, self._attempts[repr(job)])
+            value = job.run(lambda done, total: reported.append(Progress(worker, done, total)))
+            last: Event = Done(worker, value)
+        except Exception as error:
+            last = Failed(worker, type(error).__name__, str(error))
+        del self._waiting[worker]
+        yield from (*reported, last)
+
+    def stop(self) -> None: ...
+
+    def of(self, kind: type) -> list[Any]:
+        return [job for job in self.jobs if isinstance(job, kind)]
+
+
+class Sweeping:
+    """`run_sweep` in a runs folder, with what it printed."""
+
+    def __init__(self, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs, self._monkeypatch = runs, monkeypatch
+        self.output, self.forwarder = "", Forwarder()
+
+    def __call__(
+        self, experiment: Experiment, break_job: Callable[[Job, int], None] = lambda job, attempt: None
+    ) -> Outcome:
+        self.launcher = Launcher(break_job)
+        self._monkeypatch.setattr(orchestrator, "LocalLauncher", self.launcher)
+        console = Console(file=io.StringIO(), width=120, record=True)
+        files = ExperimentFiles(self.runs, experiment.name)
+        self.forwarder = Forwarder()
+        try:
+            return run_sweep(experiment, files, SweepView(console), self.forwarder)  # type: ignore[arg-type]
+        finally:
+            self.output = console.export_text()
+
+
+@pytest.fixture
+def sweeping(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
+    """In a folder where tokenizer and tokens are made, and no cell."""
+    for part in ("tokenizers", "tokens"):
+        shutil.copytree(finished.root / part, tmp_path / "toy" / part)
+    shutil.copy(finished.root / "numerics.json", tmp_path / "toy")
+    return Sweeping(tmp_path, monkeypatch)
+
+
+def test_longest_way_first_and_branches_when_ready(sweeping: Sweeping, finished: Finished) -> None:
+    outcome = sweeping(toy_experiment())
+    assert outcome.failed == {}
+    assert outcome.trained == 8
+    assert [row["fingerprint"] for row in outcome.rows] == [
+        row["fingerprint"]
+        for row in sorted(results(finished.runs).values(), key=lambda row: (row["depth"], row["steps"]))
+    ]
+    for name, row in results(sweeping.runs).items():  # trained in this process, in another order
+        assert numbers_of(row) == numbers_of(results(finished.runs)[name])
+    assert not sweeping.launcher.of(TokenizerJob)
+    assert not sweeping.launcher.of(TokensJob)
+    trunks, cells = sweeping.launcher.of(TrunkJob), sweeping.launcher.of(CellJob)
+    assert sorted(job.trunk.depth for job in trunks) == [2, 3]
+    flops = [job.trunk.flops_per_image * job.milestones[-1] for job in trunks]
+    assert flops == sorted(flops, reverse=True)
+    assert len(cells) == 8
+    for trunk in trunks:
+        branches = [job.cell for job in cells if job.cell.trunk.depth == trunk.trunk.depth]
+        assert trunk.milestones == tuple(sorted(cell.branch_images for cell in branches))
+    ((key, folders),) = sweeping.forwarder.records
+    assert key
+    assert len(folders) == 1 + 2 + 8
+    assert "8 of 8 cells, 100% of training" in sweeping.output
+
+
+def test_finished_cells_are_not_trained_again(sweeping: Sweeping, finished: Finished) -> None:
+    shutil.copytree(finished.root / "cells", sweeping.runs / "toy" / "cells")
+    outcome = sweeping(toy_experiment())
+    assert outcome.trained == 0
+    assert len(outcome.rows) == 8
+    assert not hasattr(sweeping.launcher, "_workers")  # no worker was started
+
+
+def test_another_study_of_the_same_runs_folder_reuses_them(sweeping: Sweeping, finished: Finished) -> None:
+    """Also when it has fewer cells: a cell's identity does not know of the grid."""
+    shutil.copytree(finished.root / "cells", sweeping.runs / "toy" / "cells")
+    shutil.copytree(sweeping.runs / "toy", sweeping.runs / "elsewhere", ignore=shutil.ignore_patterns("cells"))
+    outcome = sweeping(toy_experiment(name="elsewhere", grid={"depths": [3], "budgets": [2e7, 6e7]}))
+    assert outcome.trained == 0
+    assert [row["steps"] for row in outcome.rows] == [5, 16]
+    assert not (sweeping.runs / "elsewhere" / "cells").exists()
+    ((_, folders),) = sweeping.forwarder.records
+    assert {folder.parent.parent.name for folder in folders if folder.parent.name == "cells"} == {"toy"}
+
+
+def test_a_larger_grid_extends_trunks_and_tokens(sweeping: Sweeping, finished: Finished) -> None:
+    """Its cells, and those of the smaller one, equal those of a sweep from nothing."""
+    sweeping(toy_experiment(grid={"budgets": [2e7, 3e7]}))
+    summary = read_json(next(sweeping.runs.glob("toy/tokens/*")) / "summary.json")
+    assert summary is not None
+    outcome = sweeping(toy_experiment(grid={"budgets": list(BUDGETS)}))
+    assert outcome.trained == 4
+    assert all(min(job.milestones) > 2e7 / job.trunk.flops_per_image for job in sweeping.launcher.of(TrunkJob))
+    for name, row in results(sweeping.runs).items():
+        assert numbers_of(row) == numbers_of(results(finished.runs)[name])
+
+
+def test_a_crash_is_tried_again(sweeping: Sweeping, finished: Finished) -> None:
+    def crash_twice(job: Job, attempt: int) -> None:
+        if isinstance(job, TrunkJob | CellJob) and attempt <= 2:
+            raise RuntimeError(f"attempt {attempt}")
+
+    outcome = sweeping(toy_experiment(grid={"depths": [3]}), crash_twice)
+    assert outcome.failed == {}
+    assert "trunk d3-s0 failed (attempt 2); trying again from its last checkpoint" in sweeping.output
+    assert {row["loss"] for row in outcome.rows} == {
+        row["loss"] for row in results(finished.runs).values() if row["depth"] == 3
+    }
+
+
+@pytest.mark.parametrize(
+    ("retries", "error", "attempts"), [(2, RuntimeError, 3), (0, RuntimeError, 1), (2, ValueError, 1)]
+)
+def test_a_cell_that_always_crashes_fails_alone(
+    sweeping: Sweeping, retries: int, error: type[Exception], attempts: int
+) -> None:
+    def crash(job: Job, attempt: int) -> None:
+        if isinstance(job, CellJob) and job.cell.budget_flops == 3e7:
+            raise error("out of [memory]")
+
+    outcome = sweeping(toy_experiment(grid={"depths": [3]}, runtime={"retries": retries}), crash)
+    assert outcome.failed == {"depth 3 · 3e+07 FLOPs · seed 0": "out of [memory]"}
+    assert outcome.trained == 3
+    assert [row["budget_flops"] for row in outcome.rows] == [2e7, 4e7, 6e7]
+    assert len([job for job in sweeping.launcher.of(CellJob) if job.cell.budget_flops == 3e7]) == attempts
+    assert "failed: out of [memory]" in sweeping.output
+
+
+def test_a_trunk_that_always_crashes_takes_its_cells_along(sweeping: Sweeping) -> None:
+    def crash(job: Job, attempt: int) -> None:
+        if isinstance(job, TrunkJob) and job.trunk.depth == 2:
+            raise RuntimeError("no")
+
+    outcome = sweeping(toy_experiment(), crash)
+    assert set(outcome.failed) == {f"depth 2 · {budget:.3g} FLOPs · seed 0" for budget in BUDGETS}
+    assert {row["depth"] for row in outcome.rows} == {3}
+    assert "4 of 8 cells, 100% of training" in sweeping.output
+    (row,) = [line for line in sweeping.output.splitlines() if "d2-s0 · width 8" in line]
+    assert row.count("failed") == 5
+    again = sweeping(toy_experiment())
+    assert again.failed == {}
+    assert again.trained == 4
+
+
+@pytest.mark.parametrize("kind", [TokenizerJob, TokensJob])
+def test_without_inputs_nothing_is_trained(sweeping: Sweeping, kind: type) -> None:
+    for part in ("tokenizers", "tokens"):
+        shutil.rmtree(sweeping.runs / "toy" / part)
+
+    def crash(job: Job, attempt: int) -> None:
+        if isinstance(job, kind):
+            raise RuntimeError("no")
+
+    stage = {TokenizerJob: "tokenizer", TokensJob: "tokens"}[kind]
+    with pytest.raises(SweepError, match=f"^{stage}: no$"):
+        sweeping(toy_experiment(runtime={"retries": 1}), crash)
+    assert len(sweeping.launcher.of(kind)) == 2
+    assert sweeping.launcher.of(TrunkJob) == []
+
+
+def test_a_diverging_tokenizer_is_not_tried_again(sweeping: Sweeping) -> None:
+    experiment = toy_experiment()
+    training = experiment.tokenizer.training.model_dump() | {"lr": 1e30, "quantize_after": 0.0}
+    with pytest.raises(SweepError, match=r"^tokenizer: the training loss is (nan|inf) after"):
+        sweeping(toy_experiment(tokenizer={"training": training}))
+    assert len(sweeping.launcher.of(TokenizerJob)) == 1
+
+
+def test_diverged_cells_end_and_the_rest_goes_on(sweeping: Sweeping) -> None:
+    experiment = toy_experiment(grid={"depths": [3], "variants": [LR_TOO_HIGH]})
+    outcome = sweeping(experiment)
+    assert outcome.failed == {}
+    assert [(row["variant"], row["status"]) for row in outcome.rows] == [("", "finished")] * 4 + [
+        ("wild", "diverged")
+    ] * 2
+    assert all("loss" not in row for row in outcome.rows[4:])
+    assert "trunk d2-s0-wild diverged: the training loss is" in sweeping.output
+    (row,) = [line for line in sweeping.output.splitlines() if "d2-s0-wild · width 8" in line]
+    assert row.count("diverged") == 3
+    assert "6 of 6 cells, 100% of training" in sweeping.output
+    again = sweeping(experiment)
+    assert again.trained == 0
+    assert again.rows == outcome.rows
+
+
+def test_a_branch_that_diverges_ends_alone(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    from varscale.training.callbacks import Diverged
+
+    def diverge(job: Job, attempt: int) -> None:
+        if isinstance(job, CellJob) and job.cell.budget_flops == 4e7:
+            raise Diverged("the training loss is nan after 40 images")
+
+    outcome = sweeping(toy_experiment(grid={"depths": [3]}), diverge)
+    assert [row["status"] for row in outcome.rows] == ["finished", "finished", "diverged", "finished"]
+    result = read_json(next(sweeping.runs.glob("toy/cells/d3-c4e07-*/result.json")))
+    assert result is not None
+    assert result["reason"] == "the training loss is nan after 40 images"
+
+
+def test_two_sweeps_of_one_experiment(sweeping: Sweeping) -> None:
+    with FileLock(sweeping.runs / "toy" / ".sweep.lock"), pytest.raises(SweepError, match="another sweep of this"):
+        sweeping(toy_experiment())
+    assert sweeping.launcher.jobs == []
+
+
+def test_settings_that_cannot_work_start_nothing(sweeping: Sweeping) -> None:
+    with pytest.raises(ExperimentError, match="4 of the cells have fewer than grid.min_steps = 20 steps"):
+        sweeping(toy_experiment(grid={"depths": [3], "min_steps": 20}))
+    assert sweeping.launcher.jobs == []
+
+
+def test_interrupted_sweep_is_marked_as_such(sweeping: Sweeping) -> None:
+    def interrupt(job: Job, attempt: int) -> None:
+        if isinstance(job, CellJob):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweeping(toy_experiment(), interrupt)
+    assert sweeping.forwarder.finished == ["KILLED"]

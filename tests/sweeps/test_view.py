@@ -1,0 +1,175 @@
+"""What a person sees while a sweep runs, on a terminal and in a log."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from toy_sweep import toy_experiment
+
+from sweeps import view
+from sweeps.jobs import CellJob, TrunkJob
+from sweeps.plan import Plan, selected_cells
+from sweeps.view import SweepView
+from varscale.cells import Cell, Numerics
+from varscale.config import Experiment
+from varscale.files import ExperimentFiles, write_json
+
+NUMERICS = Numerics("float32", False, False, 1, 1)
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(view, "time", clock)
+    return clock
+
+
+def log() -> Console:
+    return Console(file=io.StringIO(), width=100, record=True, force_terminal=False)
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), width=100, record=True, force_terminal=True)
+
+
+def make_plan(runs: Path, experiment: Experiment) -> Plan:
+    return Plan(experiment, ExperimentFiles(runs, "toy"), selected_cells(experiment), "tokens", NUMERICS)
+
+
+def jobs_of(plan: Plan) -> tuple[list[TrunkJob], list[CellJob]]:
+    inputs: object = None
+    trunks = [TrunkJob(trunk, stops, plan.trunk_files(trunk), inputs) for trunk, stops in plan.trunks().values()]  # type: ignore[arg-type]
+    cells = [CellJob(cell, plan.trunk_files(cell.trunk), plan.cell_files(cell), inputs) for cell in plan.cells]  # type: ignore[arg-type]
+    return trunks, cells
+
+
+def finish(plan: Plan, cell: Cell, loss: float | None) -> None:
+    status = "diverged" if loss is None else "finished"
+    result = {"fingerprint": plan.cell_fingerprint(cell), "status": status, "metrics": {"loss": loss} if loss else {}}
+    write_json(plan.cell_files(cell).result, result)
+
+
+@pytest.mark.parametrize("console", [log(), terminal()], ids=["log", "terminal"])
+@pytest.mark.parametrize("grid", [{"depths": [2], "budgets": [2e7]}, {"seeds": [0, 1]}], ids=["one cell", "seeds"])
+def test_a_sweep_from_begin_to_end(console: Console, grid: dict[str, object], tmp_path: Path) -> None:
+    plan, shown = make_plan(tmp_path, toy_experiment(grid=grid)), SweepView(console)
+    trunks, cells = jobs_of(plan)
+    shown.begin(plan)
+    for job in (*trunks, *cells):
+        shown.started(job)
+        shown.refresh()
+        shown.progress(job, 12)
+        if isinstance(job, CellJob):
+            finish(plan, job.cell, 1.5 + job.cell.steps)
+        shown.finished(job)
+    shown.end()
+    text = console.export_text(clear=True)
+    assert f"{len(cells)} of {len(cells)} cells, 100% of training" in text
+    for cell in plan.cells:
+        assert f"{1.5 + cell.steps:.4f}" in text
+        assert f"{cell.trunk.name} · width {4 * cell.trunk.depth}" in text
+
+
+def test_states_of_cells(tmp_path: Path) -> None:
+    console = log()
+    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2]})), SweepView(console)
+    (trunk,), cells = jobs_of(plan)
+    shown.begin(plan)
+    shown.progress(trunk, trunk.milestones[-1] // 2)
+    finish(plan, cells[0].cell, 2.3456789)
+    finish(plan, cells[1].cell, None)
+    shown.finished(cells[2], "failed")
+    shown.end()
+    (row,) = [line for line in console.export_text().splitlines() if line.startswith("│ d2-s0")]
+    assert [part.strip() for part in row.strip("│").split("│")] == [
+        *("d2-s0 · width 8", "50%", "2.3457", "diverged", "failed", "·")
+    ]
+
+
+def test_time_left_is_of_the_work_that_is_left(tmp_path: Path, clock: Clock) -> None:
+    """Half of the FLOPs in 20 seconds leave another 20, whichever jobs they were in."""
+    console = log()
+    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2]})), SweepView(console)
+    (trunk,), cells = jobs_of(plan)
+    flops = trunk.trunk.flops_per_image
+    total = flops * (trunk.milestones[-1] + sum(job.cell.decay_images for job in cells))
+    shown.begin(plan)
+    shown.progress(trunk, 0)
+    images = trunk.milestones[-1] // 8 * 4
+    shown.progress(trunk, images)
+    clock.now += 20
+    shown.refresh()
+    share = flops * images / total
+    assert f"{share:.0%} of training, 20 s passed, {round(20 / share - 20)} s left" in console.export_text()
+
+
+def test_time_left_of_a_sweep_that_goes_on(tmp_path: Path, clock: Clock) -> None:
+    """What an earlier call did is no measure of this machine's speed."""
+    console = log()
+    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2], "budgets": [6e7]})), SweepView(console)
+    (trunk,), (cell,) = jobs_of(plan)
+    branch, end = cell.cell.branch_images, cell.cell.images
+    shown.begin(plan)
+    shown.progress(trunk, branch - 20)  # from the last checkpoint
+    clock.now += 20
+    shown.progress(trunk, branch)
+    shown.refresh()
+    assert f"20 s passed, {end - branch} s left" in console.export_text()
+
+
+def test_trunks_that_are_done_are_no_work(tmp_path: Path) -> None:
+    console = log()
+    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2], "budgets": [2e7]})), SweepView(console)
+    (trunk,), (cell,) = jobs_of(plan)
+    trunk.files.folder.mkdir(parents=True)
+    trunk.files.milestone(cell.cell.branch_images).touch()
+    shown.begin(plan)
+    shown.progress(cell, (cell.cell.branch_images + cell.cell.images) // 2)
+    shown.end()
+    text = console.export_text()
+    assert "│  done │" in text
+    share = ((cell.cell.images - cell.cell.branch_images) // 2) / cell.cell.decay_images
+    assert f"0 of 1 cells, {share:.0%} of training" in text
+
+
+def test_stages_say_how_long(clock: Clock) -> None:
+    console = log()
+    shown = SweepView(console)
+    shown.stage("tokenizer", None, None)
+    clock.now += 10
+    shown.stage("tokenizer", 1_000, 5_000)
+    clock.now += 20
+    shown.stage("tokenizer", 2_000, 5_000)
+    clock.now += 60
+    shown.stage_done("tokenizer")
+    lines = console.export_text().splitlines()
+    assert lines == [
+        "training the tokenizer … 0 s",
+        "training the tokenizer: 2,000 of 5,000 images (40%, 1 min 00 s left)",
+        "✓ training the tokenizer, 1 min 30 s",
+    ]
+
+
+def test_notes_are_shown_as_they_are() -> None:
+    console, text = log(), "trunk failed ([enforce fail at file.cc] no [bold]space[/bold])"
+    SweepView(console).note(text)
+    assert console.export_text() == text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3_599.6, "1 h 00 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert view._duration(seconds) == text
