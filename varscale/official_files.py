@@ -60,7 +60,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         with path.open("rb") as file:  # given a path, torch.load goes by its suffix
             state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR ({reason})") from None
     if not isinstance(state, dict):

@@ -76,13 +76,13 @@ def test_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 8 images: 3 s of work after 1 s of waiting, logged every 2 steps."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    throughput, module = Throughput(8, 2, 10.0, 100.0), Module()
+    waited = [0.0]
+    throughput, module = Throughput(8, 2, 10.0, 100.0, lambda: waited[0]), Module()
     trainer: Any = None
     assert throughput.figures == {}
     for step in range(6):
-        clock[0] += 1 if step else 100
-        throughput.on_train_batch_start(trainer, module)
-        clock[0] += 3
+        waited[0] += 1 if step else 100
+        clock[0] += 4 if step else 103
         module.images_seen += 8
         throughput.on_train_batch_end(trainer, module)
     assert len(module.logged) == 3

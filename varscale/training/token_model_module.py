@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from varscale.metrics.token_prediction import TokenPrediction, by_scale, token_losses
@@ -94,6 +96,15 @@ class TokenModelModule(LightningModule):
         """Images of all finished steps, those before this trainer included."""
         return int(self.steps) * self.batch_size
 
+    def configure_model(self) -> None:
+        """Under Lightning's `ModelParallelStrategy`: shard each block, then the rest, over the processes (FSDP2)."""
+        if self.device_mesh is None or isinstance(self.var, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.var.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.var, mesh=mesh)
+
     def configure_optimizers(self) -> Optimizer:
         """AdamW; no decay on biases, norms, 1-d and position, level and scale parameters."""
         plain = self.var.parameter_names_without_decay()
@@ -113,7 +124,7 @@ class TokenModelModule(LightningModule):
         """Clip the norm of the whole gradient, in few calls: narrow, deep models have hundreds of small tensors."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.grad_clip, foreach=True)
         if self._logs_now:
-            self.log("gradient_norm", norm)
+            self.log("gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
         """Teacher-forced logits (B, L, V) of stored tokens."""

@@ -1,0 +1,142 @@
+"""What each of two CPU processes does for test_distributed.py: train, and write what it has in the end.
+
+Arguments: a folder with `tiny_training.make_inputs` in it. The processes meet by the variables that torchrun sets.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import varscale  # noqa: F401, I001  # repairs torchvision before Lightning imports it
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from tiny_training import TOKENIZER
+from varscale.data.loading import EvaluationBatches, ImageBatches, StepBatches
+from varscale.data.sources import RingsSource
+from varscale.data.tokens import TokenStore
+from varscale.training.token_model_module import TokenModelModule
+from varscale.training.tokenizer_module import TokenizerModule
+from varscale.training.trainer import loader
+
+STEPS, BATCH = 8, 8
+ADVERSARIAL = {
+    "patch_nums": (1, 2, 6),
+    "channel_multipliers": (1, 1, 2),
+    "adversarial_weight": 0.3,
+    "adversarial_start": 0.5,
+    "discriminator_channels": 4,
+}
+
+
+class Losses(Callback):
+    """The mean over processes of each step's loss."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        loss = outputs["loss"].detach().clone()
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(loss)
+        self.losses.append(float(loss) / trainer.world_size)
+
+
+def train_model(folder: Path, rank: int, processes: int, strategy: Any, **changes: Any) -> dict[str, Any]:
+    """The transformer: losses, validation figures and weights, whole on every process."""
+    torch.manual_seed(rank)  # the module must not depend on it
+    module = TokenModelModule(
+        str(folder / "tokenizer.safetensors"), 3, 3, 16, 2, batch_size=BATCH, lr=5e-3, adaln_gamma_init=0.1,
+        drop_path_rate=0.3, label_dropout=0.3, grad_clip=0.3, log_every_steps=2, **changes,
+    )  # fmt: skip
+    share = {"rank": rank, "world_size": processes}
+    batches = StepBatches(
+        TokenStore.open(folder / "tokens" / "train"), seed=0, batch_size=BATCH, start_step=0, num_steps=STEPS, **share
+    )
+    recorder = Losses()
+    trainer = make_trainer(strategy, processes, recorder)
+    trainer.fit(module, loader(batches))
+    sharded = isinstance(module.var, FSDPModule)
+    if sharded:
+        assert all(isinstance(parameter, DTensor) for parameter in module.var.parameters())
+        full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(module.var, options=full)
+    else:
+        weights = {name: tensor.detach().clone() for name, tensor in module.var.state_dict().items()}
+    norm = float(trainer.logged_metrics["gradient_norm"])
+    figures: dict[str, float] = {}
+    if not sharded:
+        store = TokenStore.open(folder / "tokens" / "validation")
+        trainer.validate(module, loader(EvaluationBatches(store, batch_size=7, **share)), verbose=False)
+        figures = module.prediction.compute()
+    return {"losses": recorder.losses, "weights": weights, "figures": figures, "norm": norm, "sharded": sharded}
+
+
+def train_tokenizer(rank: int, processes: int, strategy: str, **changes: Any) -> dict[str, Any]:
+    """The tokenizer: codebook, its averaged copy and its moments."""
+    torch.manual_seed(rank)
+    settings = {**TOKENIZER, "total_images": 20 * BATCH, "batch_size": BATCH, "lr": 3e-3, "quantize_after": 0.2,
+                "restart_every_steps": 3, "restart_usage": 0.8, **changes}  # fmt: skip
+    module = TokenizerModule(**settings)
+    source = RingsSource(512, module.tokenizer.image_size)
+    batches = ImageBatches(source, seed=0, batch_size=BATCH, start_step=0, num_steps=20, rank=rank,
+                           world_size=processes, workers=0)  # fmt: skip
+    moved: list[int] = []
+    restart = module.tokenizer.quantizer.restart_codes
+
+    def restart_codes(dead_V: torch.Tensor, vectors_Nc: torch.Tensor) -> torch.Tensor:
+        moved_V = restart(dead_V, vectors_Nc)
+        moved.append(int(moved_V.sum()))
+        return moved_V
+
+    module.tokenizer.quantizer.restart_codes = restart_codes  # type: ignore[method-assign]
+    trainer = make_trainer(strategy, processes)
+    trainer.fit(module, loader(batches))
+    moments = trainer.optimizers[0].state[module.tokenizer.quantizer.codebook_Vc]
+    return {
+        "weights": {name: tensor.detach().clone() for name, tensor in module.state_dict().items()},
+        "moments": {name: tensor.clone() for name, tensor in moments.items()},
+        "moved": moved,
+    }
+
+
+def make_trainer(strategy: Any, processes: int, *callbacks: Callback) -> Trainer:
+    """A trainer without output."""
+    return Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy=strategy,
+        max_epochs=1,
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the batches are split already
+    )
+
+
+def main(folder: Path) -> None:
+    """All cases, one after the other."""
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    sharding = ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend="gloo")
+    results = {
+        "model": train_model(folder, rank, processes, "ddp"),
+        "sharded": train_model(folder, rank, processes, sharding),
+        "tokenizer": train_tokenizer(rank, processes, "ddp"),
+        "adversarial": train_tokenizer(rank, processes, "ddp_find_unused_parameters_true", **ADVERSARIAL),
+    }
+    torch.save(results, folder / f"rank-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
