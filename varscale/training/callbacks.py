@@ -80,31 +80,41 @@ class Throughput(Callback):
     compile) left out.
     """
 
-    def __init__(self, batch_size: int, every_steps: int, executed_flops_per_image: float, peak_flops: float) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        every_steps: int,
+        executed_flops_per_image: float,
+        peak_flops: float,
+        waited_seconds: Callable[[], float],
+    ) -> None:
+        """Count from the second step on.
+
+        Args:
+            batch_size: Images a step.
+            every_steps: Steps between logged points.
+            executed_flops_per_image: What utilisation counts.
+            peak_flops: What utilisation refers to, FLOPs a second.
+            waited_seconds: The time spent waiting for data so far.
+        """
         self._batch_size = batch_size
         self._every = every_steps
         self._flops = executed_flops_per_image
         self._peak = peak_flops
-        self._ended: float | None = None
+        self._waited_seconds = waited_seconds
+        self._last: tuple[float, float] | None = None
         self._window = _Window()
         self._whole = _Window()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Count the time since the last batch ended as waiting for data."""
-        if self._ended is not None:
-            waited = time.perf_counter() - self._ended
-            self._window.waited += waited
-            self._whole.waited += waited
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log at every `every_steps`-th step."""
-        now, before = time.perf_counter(), self._ended
-        self._ended = now
+        before, self._last = self._last, (time.perf_counter(), self._waited_seconds())
         if before is None:
             return
         for window in (self._window, self._whole):
             window.images += self._batch_size
-            window.seconds += now - before
+            window.seconds += self._last[0] - before[0]
+            window.waited += self._last[1] - before[1]
         if pl_module.images_seen // self._batch_size % self._every == 0:
             pl_module.log_dict(self._of(self._window))
             self._window = _Window()

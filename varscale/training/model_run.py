@@ -20,7 +20,7 @@ from varscale.training.numerics import apply_numerics
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_run import Report
-from varscale.training.trainer import Continuation, loader, make_trainer, read_checkpoint
+from varscale.training.trainer import Continuation, TimedBatches, loader, make_trainer, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,17 @@ def _fit(
         module.load_state_dict(torch.load(resume, map_location="cpu", weights_only=True)["state_dict"])
         return module, {}
     store = TokenStore.open(inputs.tokens / "train", inputs.tokenizer_fingerprint)
-    batches = StepBatches(
-        store,
-        seed=trunk.seed,
-        batch_size=batch,
-        start_step=seen // batch,
-        num_steps=(total_images - seen) // batch,
+    batches = TimedBatches(
+        StepBatches(
+            store,
+            seed=trunk.seed,
+            batch_size=batch,
+            start_step=seen // batch,
+            num_steps=(total_images - seen) // batch,
+        )
     )
-    throughput = Throughput(batch, runtime.log_every_steps, 3 * trunk.shape.executed_forward_flops(), inputs.peak_flops)
+    executed_flops = 3 * trunk.shape.executed_forward_flops()
+    throughput = Throughput(batch, runtime.log_every_steps, executed_flops, inputs.peak_flops, lambda: batches.seconds)
     callbacks = [
         Continuation(fingerprint),
         ScheduleCallback(schedule),

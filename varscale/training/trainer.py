@@ -1,8 +1,9 @@
 """Lightning trainers as every run of varscale uses them."""
 
 import logging
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, IterableDataset
 
+from varscale.data.loading import Batch
 from varscale.files import RunFiles
 from varscale.training.metrics_file import MetricsFile
 
@@ -86,6 +88,24 @@ def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
     return checkpoint
 
 
-def loader(batches: IterableDataset[dict[str, Any]]) -> DataLoader[dict[str, Any]]:
+class TimedBatches(IterableDataset[Batch]):
+    """Batches as they come, and the seconds that were spent on getting them."""
+
+    def __init__(self, batches: IterableDataset[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self._batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+
+def loader(batches: IterableDataset[Batch]) -> DataLoader[Batch]:
     """Batches are made in the training process: they are lookups, and never wait."""
     return DataLoader(batches, batch_size=None)
