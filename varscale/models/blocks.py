@@ -7,13 +7,13 @@ J joint channels of queries, keys and values (3·C), X channels of a cache's row
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.models.attention import block_causal_attention, scale_bounds, sliced_attention
+from varscale.models.native import pointwise
 from varscale.models.native.attention import available, native_attention, native_attention_to_all
 
 NORM_EPSILON = 1e-6
@@ -102,9 +102,9 @@ class Block(nn.Module):
         if keep_2B is not None:
             gates_B2C = gates_B2C * keep_2B.T.unsqueeze(2)
         branch_BLC = self.attention(modulate(x_BLC, scales_B2C[:, :1], shifts_B2C[:, :1]), mask_LL, cache)
-        x_BLC = torch.addcmul(x_BLC, gates_B2C[:, :1], branch_BLC)
+        x_BLC = add_projected(x_BLC, gates_B2C[:, :1], branch_BLC, self.attention.projection)
         branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:]))
-        return torch.addcmul(x_BLC, gates_B2C[:, 1:], branch_BLC)
+        return add_projected(x_BLC, gates_B2C[:, 1:], branch_BLC, self.feedforward.contract)
 
 
 class Attention(nn.Module):
@@ -124,14 +124,12 @@ class Attention(nn.Module):
         self.projection = nn.Linear(width, width)
 
     def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        """Attend to all tokens that the mask shows, or to all cached ones."""
+        """Attend to all tokens that the mask shows, or to all cached ones; the block applies the last projection."""
         bias_3C = torch.cat((self.query_bias_C, torch.zeros_like(self.query_bias_C), self.value_bias_C))
         joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, bias_3C)
         if self._native(joint_BLJ):
-            out_BLC = self._by_native_kernel(joint_BLJ.float(), cache).to(joint_BLJ.dtype)
-        else:
-            out_BLC = self._by_library_kernel(joint_BLJ, mask_LL, cache)
-        return cast(Tensor, self.projection(out_BLC))
+            return self._by_native_kernel(joint_BLJ.float(), cache).to(joint_BLJ.dtype)
+        return self._by_library_kernel(joint_BLJ, mask_LL, cache)
 
     def _by_native_kernel(self, joint_BLJ: Tensor, cache: KeyValueCache | None) -> Tensor:
         if cache is not None:
@@ -185,16 +183,26 @@ class FeedForward(nn.Module):
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """(B, L, C) to (B, L, C)."""
-        hidden_BLF = self.expand(x_BLC)
+        """(B, L, C) to the hidden channels; the block applies the second layer."""
+        if not torch.is_autocast_enabled(x_BLC.device.type) and pointwise.usable(x_BLC, self.expand.weight):
+            return pointwise.bias_gelu(F.linear(x_BLC, self.expand.weight), self.expand.bias)
+        hidden_BLF: Tensor = self.expand(x_BLC)
         if torch.compiler.is_compiling():  # the same function, without the slow tanh
-            activated_BLF = hidden_BLF * torch.sigmoid(1.5957691216057308 * hidden_BLF * (1 + 0.044715 * hidden_BLF**2))
-        else:
-            activated_BLF = F.gelu(hidden_BLF, approximate="tanh")
-        return cast(Tensor, self.contract(activated_BLF))
+            return hidden_BLF * torch.sigmoid(1.5957691216057308 * hidden_BLF * (1 + 0.044715 * hidden_BLF**2))
+        return F.gelu(hidden_BLF, approximate="tanh")
 
 
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
     """LayerNorm(x)·(1 + scale) + shift, the normalisation without parameters of its own."""
+    if pointwise.usable(x_BLC, scale_B1C, shift_B1C):
+        return pointwise.modulate(x_BLC, scale_B1C, shift_B1C)
     normalised_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPSILON)
     return torch.addcmul(shift_B1C, normalised_BLC, 1.0 + scale_B1C)
+
+
+def add_projected(x_BLC: Tensor, gate_B1C: Tensor, branch_BLF: Tensor, projection: nn.Linear) -> Tensor:
+    """The residual connection: x plus gate·projection(branch)."""
+    autocast = torch.is_autocast_enabled(x_BLC.device.type)
+    if not autocast and pointwise.usable(x_BLC, gate_B1C, branch_BLF, projection.weight):
+        return pointwise.gated_add(x_BLC, F.linear(branch_BLF, projection.weight), projection.bias, gate_B1C)
+    return torch.addcmul(x_BLC, gate_B1C, projection(branch_BLF))

@@ -24,6 +24,8 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr float SMALLEST_SQUARE = 1e-24f;
+constexpr int CHUNK = 16;  // sums that fit into the registers
+constexpr int GROUP = 4;   // queries that share what is loaded; more were slower
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
@@ -32,18 +34,50 @@ namespace {
 
 inline Vector all(float value) { return value - Vector{}; }
 
-template <typename Combine>
-inline float reduce(Vector vector, Combine combine) {
-    float lanes[LANES];
-    memcpy(lanes, &vector, sizeof lanes);
-#pragma GCC unroll 8
-    for (int width = LANES / 2; width; width /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < width; i++) lanes[i] = combine(lanes[i], lanes[i + width]);
-    return lanes[0];
+// Folds pairs of lane groups: of each group of 2 * WIDTH lanes, its halves are combined; first's and second's alternate.
+template <int WIDTH, typename Combine>
+inline Vector fold(Vector first, Vector second, Combine combine) {
+    Integers low, high;
+    for (int i = 0; i < LANES; i++) {
+        const int group = i / WIDTH, lane = group / 2 * 2 * WIDTH + i % WIDTH + (group % 2 ? LANES : 0);
+        low[i] = lane;
+        high[i] = lane + WIDTH;
+    }
+    return combine(__builtin_shuffle(first, second, low), __builtin_shuffle(first, second, high));
 }
-inline float sum(Vector vector) { return reduce(vector, [](float a, float b) { return a + b; }); }
-inline float largest(Vector vector) { return reduce(vector, [](float a, float b) { return a > b ? a : b; }); }
+
+template <int COUNT, int WIDTH, typename Combine>
+inline Vector fold_all(const Vector *vectors, Combine combine) {
+    if constexpr (WIDTH == 0) {
+        return vectors[0];
+    } else if constexpr (COUNT == 1) {
+        const Vector folded = fold<WIDTH>(vectors[0], vectors[0], combine);
+        return fold_all<1, WIDTH / 2>(&folded, combine);
+    } else {
+        Vector folded[(COUNT + 1) / 2];
+        for (int i = 0; i < COUNT / 2; i++) folded[i] = fold<WIDTH>(vectors[2 * i], vectors[2 * i + 1], combine);
+        if (COUNT % 2) folded[COUNT / 2] = fold<WIDTH>(vectors[COUNT - 1], vectors[COUNT - 1], combine);
+        return fold_all<(COUNT + 1) / 2, WIDTH / 2>(folded, combine);
+    }
+}
+
+// Combines the lanes of each of COUNT vectors into one number: all at once, in a tree.
+template <int COUNT, typename Combine>
+inline void reduce(const Vector *vectors, float *results, Combine combine) {
+    if constexpr (COUNT > LANES) {
+        reduce<LANES>(vectors, results, combine);
+        reduce<COUNT - LANES>(vectors + LANES, results + LANES, combine);
+    } else {
+        const Vector folded = fold_all<COUNT, LANES / 2>(vectors, combine);
+        for (int n = 0; n < COUNT; n++) {
+            int lane = 0;  // each halving put the last bit of the vector's number in front
+            for (int width = LANES / 2, rest = n; width; width /= 2, rest /= 2) lane += rest % 2 * width;
+            results[n] = folded[lane];
+        }
+    }
+}
+const auto add = [](Vector a, Vector b) { return a + b; };
+const auto larger = [](Vector a, Vector b) { return a > b ? a : b; };
 
 // e^x for x <= 0, to 2e-7 (Cephes' polynomial); below -87 it is taken for e^-87, about 1e-38
 inline Vector exponential(Vector x) {
@@ -96,12 +130,12 @@ struct Scratch {
 
     explicit Scratch(int64_t tokens) : blocks((tokens + LANES - 1) / LANES) {
         const int64_t map = blocks * CHANNELS;
-        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (4 * map + 5 * blocks) + 63) / 64 * 64);
+        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (4 * map + (GROUP + 1) * blocks) + 63) / 64 * 64);
         values = keys + map;
         key_gradient = values + map;
         value_gradient = key_gradient + map;
         scores = value_gradient + map;
-        key_inverse_length = scores + 4 * blocks;
+        key_inverse_length = scores + GROUP * blocks;
     }
     ~Scratch() { free(keys); }
 
@@ -138,6 +172,26 @@ struct Scratch {
     }
 };
 
+// Some channels of ROWS queries' outputs, from the weights in the scratch; as many queries at a time as registers allow.
+template <int ROWS, int COUNT>
+inline void weighted_values(const Scratch &s, int64_t used, int first, const float *normaliser, float *output,
+                            int64_t output_stride) {
+    constexpr int TOGETHER = COUNT * ROWS <= CHUNK ? ROWS : COUNT * 2 <= CHUNK && ROWS % 2 == 0 ? 2 : 1;
+    for (int row = 0; row < ROWS; row += TOGETHER) {
+        Vector weighted[TOGETHER * COUNT];
+        float sums[TOGETHER * COUNT];
+        for (int i = 0; i < TOGETHER * COUNT; i++) weighted[i] = Vector{};
+        for (int64_t b = 0; b < used; b++)
+            for (int c = 0; c < COUNT; c++)
+                for (int r = 0; r < TOGETHER; r++)
+                    weighted[r * COUNT + c] += s.scores[(row + r) * s.blocks + b] * s.values[(first + c) * s.blocks + b];
+        reduce<TOGETHER * COUNT>(weighted, sums, add);
+        for (int r = 0; r < TOGETHER; r++)
+            for (int c = 0; c < COUNT; c++)
+                output[(row + r) * output_stride + first + c] = sums[r * COUNT + c] / normaliser[row + r];
+    }
+}
+
 // The outputs of ROWS neighbouring queries that see the first `visible` tokens.
 template <int ROWS>
 inline void forward_rows(const float *query_row, int64_t stride, int64_t visible, float scale, Scratch &s, float *output,
@@ -150,32 +204,36 @@ inline void forward_rows(const float *query_row, int64_t stride, int64_t visible
         for (int c = 0; c < CHANNELS; c++) query[r][c] = query_row[r * stride + c] * factor;
         most[r] = all(-INFINITY);
     }
+    const Integers hidden = hidden_lanes(used - 1, visible);
     for (int64_t b = 0; b < used; b++) {
         Vector score[ROWS];
         for (int r = 0; r < ROWS; r++) score[r] = Vector{};
         for (int c = 0; c < CHANNELS; c++)
             for (int r = 0; r < ROWS; r++) score[r] += s.keys[c * s.blocks + b] * query[r][c];
-        const Integers hidden = hidden_lanes(b, visible);
         for (int r = 0; r < ROWS; r++) {
-            score[r] = hidden ? all(-INFINITY) : score[r];
+            if (b == used - 1) score[r] = hidden ? all(-INFINITY) : score[r];
             s.scores[r * s.blocks + b] = score[r];
             most[r] = score[r] > most[r] ? score[r] : most[r];
         }
     }
-    for (int r = 0; r < ROWS; r++) {
-        const float top = largest(most[r]);
-        Vector total{}, weighted[CHANNELS];
-        for (int c = 0; c < CHANNELS; c++) weighted[c] = Vector{};
-        for (int64_t b = 0; b < used; b++) {
-            const Vector score = s.scores[r * s.blocks + b];
-            const Vector weight = score == -INFINITY ? Vector{} : exponential(score - top);
-            total += weight;
-            for (int c = 0; c < CHANNELS; c++) weighted[c] += weight * s.values[c * s.blocks + b];
+    float top[ROWS], normaliser[ROWS];
+    Vector total[ROWS];
+    reduce<ROWS>(most, top, larger);
+    for (int r = 0; r < ROWS; r++) total[r] = Vector{};
+    for (int64_t b = 0; b < used; b++)
+        for (int r = 0; r < ROWS; r++) {
+            Vector weight = exponential(s.scores[r * s.blocks + b] - top[r]);
+            if (b == used - 1) weight = hidden ? Vector{} : weight;
+            s.scores[r * s.blocks + b] = weight;
+            total[r] += weight;
         }
-        const float normaliser = sum(total);
-        log_sum[r] = top + std::log(normaliser);
-        for (int c = 0; c < CHANNELS; c++) output[r * output_stride + c] = sum(weighted[c]) / normaliser;
-    }
+    reduce<ROWS>(total, normaliser, add);
+    for (int r = 0; r < ROWS; r++) log_sum[r] = top[r] + std::log(normaliser[r]);
+    int first = 0;
+    for (; first + CHUNK <= CHANNELS; first += CHUNK)
+        weighted_values<ROWS, CHUNK>(s, used, first, normaliser, output, output_stride);
+    if constexpr (CHANNELS % CHUNK != 0)
+        weighted_values<ROWS, CHANNELS % CHUNK>(s, used, first, normaliser, output, output_stride);
 }
 
 // Adds to the gradients of keys and values, writes those of ROWS queries, and returns that of the scale.
@@ -198,6 +256,7 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
         dot[r] = product;
         for (int c = 0; c < CHANNELS; c++) gradient[r][c] = Vector{};
     }
+    const Integers hidden = hidden_lanes(used - 1, visible);
     for (int64_t b = 0; b < used; b++) {
         Vector weight[ROWS], score_gradient[ROWS];
         for (int r = 0; r < ROWS; r++) weight[r] = score_gradient[r] = Vector{};
@@ -206,9 +265,9 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
                 weight[r] += s.keys[c * s.blocks + b] * query[r][c];
                 score_gradient[r] += s.values[c * s.blocks + b] * incoming[r][c];
             }
-        const Integers hidden = hidden_lanes(b, visible);
         for (int r = 0; r < ROWS; r++) {
-            weight[r] = hidden ? Vector{} : exponential(weight[r] - log_sum[r]);
+            weight[r] = exponential(weight[r] - log_sum[r]);
+            if (b == used - 1) weight[r] = hidden ? Vector{} : weight[r];
             score_gradient[r] = weight[r] * (score_gradient[r] - dot[r]);
         }
         for (int c = 0; c < CHANNELS; c++) {
@@ -227,7 +286,7 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
     for (int r = 0; r < ROWS; r++) {
         const float *raw = query_row + r * stride;
         float flat[CHANNELS], along = 0;
-        for (int c = 0; c < CHANNELS; c++) flat[c] = sum(gradient[r][c]);
+        reduce<CHANNELS>(gradient[r], flat, add);
 #pragma omp simd reduction(+ : along)
         for (int c = 0; c < CHANNELS; c++) along += flat[c] * raw[c] * inverse[r];
         scale_gradient += along;
@@ -236,9 +295,6 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
     }
     return scale_gradient;
 }
-
-constexpr int ROWS_FORWARD = 4;
-constexpr int ROWS_BACKWARD = CHANNELS <= 4 ? 4 : 2;  // more would not fit into the registers
 
 }  // namespace
 
@@ -258,9 +314,9 @@ extern "C" void attention_forward(const float *joint, const float *scale, float 
             scratch.load(rows + width, rows + 2 * width, stride, tokens);
             int64_t t = first;
             for (int64_t k = 0; k < scales; k++) {
-                for (; t + ROWS_FORWARD <= ends[k]; t += ROWS_FORWARD)
-                    forward_rows<ROWS_FORWARD>(rows + t * stride, stride, ends[k], scale[head], scratch,
-                                               outputs + t * width, width, log_sums + t);
+                for (; t + GROUP <= ends[k]; t += GROUP)
+                    forward_rows<GROUP>(rows + t * stride, stride, ends[k], scale[head], scratch, outputs + t * width,
+                                        width, log_sums + t);
                 for (; t < ends[k]; t++)
                     forward_rows<1>(rows + t * stride, stride, ends[k], scale[head], scratch, outputs + t * width,
                                     width, log_sums + t);
@@ -288,10 +344,10 @@ extern "C" void attention_backward(const float *joint, const float *scale, const
             float total = 0;
             int64_t t = 0;
             for (int64_t k = 0; k < scales; k++) {
-                for (; t + ROWS_BACKWARD <= ends[k]; t += ROWS_BACKWARD)
-                    total += backward_rows<ROWS_BACKWARD>(rows + t * stride, stride, ends[k], scale[head], scratch,
-                                                          outputs + t * width, incoming + t * width, width,
-                                                          log_sum + n * tokens + t, gradients + t * stride);
+                for (; t + GROUP <= ends[k]; t += GROUP)
+                    total += backward_rows<GROUP>(rows + t * stride, stride, ends[k], scale[head], scratch,
+                                                  outputs + t * width, incoming + t * width, width,
+                                                  log_sum + n * tokens + t, gradients + t * stride);
                 for (; t < ends[k]; t++)
                     total += backward_rows<1>(rows + t * stride, stride, ends[k], scale[head], scratch,
                                               outputs + t * width, incoming + t * width, width,

@@ -51,6 +51,28 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     return None
 
 
+def compiler_identity() -> str:
+    """The compiler behind the libraries, such as "g++ (Debian 12.2.0-14) 12.2.0", or "none": it is part of the numerics."""
+    compiler = _compiler()
+    if compiler is None:
+        return "none"
+    try:
+        return _version(compiler).splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "none"
+
+
+def _compiler() -> str | None:
+    if os.environ.get("VARSCALE_NATIVE") == "0" or platform.system() != "Linux":
+        return None
+    return shutil.which("g++") or shutil.which("c++")
+
+
+def _version(compiler: str) -> str:
+    command = [compiler, "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS).stdout
+
+
 def _compile(command: list[str], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
