@@ -71,6 +71,6 @@ def allocations(
     parametric = (
         from_law(entry.fitted, entry.uncertainty, entry.rows, at, options.tokens_from_flops)
         for entry in fits
-        if entry.target == target and len(entry.inputs) == 2
+        if entry.target == target and len(entry.inputs) == 2 and entry.rows["flops"].nunique() > 1
     )
     return (*found, *parametric)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from analysis.errors import FitRefused
 from analysis.fitting import Fit, fit
@@ -11,6 +12,7 @@ from analysis.frontier import SeedNoise
 from analysis.laws import Array
 
 MOST_STEPS = 6
+MANY_ROWS = 10_000
 _MANY = 30
 
 
@@ -75,7 +77,7 @@ def offset_path(fitted: Fit, rows: pd.DataFrame, x: str, target: str) -> list[fl
     """E as rows are added in order of x, from half of them (four at least) to all."""
     levels = _levels(rows[x].to_numpy(dtype=float))
     path = []
-    for level in levels[max(4, len(levels) // 2) - 1 : -1]:
+    for level in levels[max(4, len(levels) // 2) - 1 : -1] if len(rows) <= MANY_ROWS else ():
         known = rows[rows[x] <= level]
         try:
             again = fit(
@@ -102,7 +104,8 @@ def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tup
         splits.append((f"where {above}", column, np.asarray(rows.eval(above, engine="python"), dtype=bool)))
     levels = _levels(rows[column].to_numpy(dtype=float))
     last = len(levels) - 1
-    for count in sorted({*np.linspace(3, last, MOST_STEPS).astype(int).tolist()}) if last >= 3 else []:
+    steps = MOST_STEPS if len(rows) <= MANY_ROWS else 2
+    for count in sorted({*np.linspace(3, last, steps).astype(int).tolist()}) if last >= 3 else []:
         inside = rows[column].to_numpy() <= levels[count - 1]
         following = rows[column].to_numpy() <= levels[count]
         splits.append(
@@ -183,17 +186,15 @@ def _baselines(
     observed = unknown[target].to_numpy(dtype=float)
     logs_known, logs_unknown = (np.log(np.stack(_columns(rows, inputs), axis=1)) for rows in (known, unknown))
     scale = np.maximum(logs_known.std(axis=0), 1e-9)
-    distances = (((logs_unknown[:, None] - logs_known[None]) / scale) ** 2).sum(axis=2)
     values = known[target].to_numpy(dtype=float)
-    nearest = values[distances.argmin(axis=1)]
-    before = nearest.copy()
+    nearest = values[cKDTree(logs_known / scale).query(logs_unknown / scale)[1]]
+    before = nearest
     # Alike otherwise: the same size when budgets are left out, the same budget when a size is.
     alike = "params" if column != "params" else ("budget" if "budget" in known.columns else None)
     if alike in known.columns:
-        for place, own in enumerate(unknown[alike]):
-            same = known[known[alike] == own]
-            if len(same):
-                before[place] = float(same[target].loc[same[column].idxmax()])
+        last = known.sort_values(column).drop_duplicates(alike, keep="last").set_index(alike)[target]
+        alike_before = unknown[alike].map(last).to_numpy(dtype=float)
+        before = np.where(np.isnan(alike_before), nearest, alike_before)
     design = np.column_stack([np.ones(len(known)), logs_known])
     slopes, *_ = np.linalg.lstsq(design, np.log(values), rcond=None)
     power = np.exp(np.column_stack([np.ones(len(unknown)), logs_unknown]) @ slopes)

@@ -176,7 +176,7 @@ def from_law(
         low, high = float(rows["flops"].min()), float(rows["flops"].max())
         first_S, _ = _minimise_over_sizes(fitted, theta_SP, rows, per_token, low)
         last_S, _ = _minimise_over_sizes(fitted, theta_SP, rows, per_token, high)
-        exponents_S = np.log(last_S / first_S) / np.log(high / low)
+        exponents_S = np.log(last_S / first_S) / np.log(high / low) if high > low else np.full(len(theta_SP), np.nan)
     best = []
     for budget in at:
         sizes_S, values_S = _minimise_over_sizes(fitted, theta_SP[: _DRAWS + 1], rows, per_token, budget)

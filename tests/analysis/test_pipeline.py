@@ -12,6 +12,7 @@ from analysis.holdout import largest_budget_check
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws, write
 
+QUICK = FitOptions(target=("loss",), bootstrap_draws=100)
 FIT_KEYS = {
     "name",
     "law",
@@ -32,7 +33,9 @@ FIT_KEYS = {
 
 @pytest.fixture(scope="module")
 def result():
-    return fit_laws(sweep_table(depths=(3, 4, 6, 8, 12, 16), budgets=6, seeds=3), FitOptions(title="planted"))
+    return fit_laws(
+        sweep_table(depths=(3, 4, 6, 8, 12, 16), budgets=6, seeds=3), FitOptions(title="planted", bootstrap_draws=200)
+    )
 
 
 def test_everything_is_written_and_laws_json_follows_the_schema(result, tmp_path):
@@ -72,7 +75,7 @@ def test_prediction_of_the_largest_budget_uses_the_smaller_ones_only(result):
     assert check.n_budgets == 5
     changed = sweep_table(depths=(3, 4, 6, 8, 12, 16), budgets=6, seeds=3)
     changed.loc[changed["budget_flops"] == changed["budget_flops"].max(), "loss"] *= 0.9
-    other = fit_laws(changed, FitOptions()).grids["loss"].check
+    other = fit_laws(changed, QUICK).grids["loss"].check
     assert other is not None
     assert other.predicted == check.predicted
     assert other.ci95 == check.ci95
@@ -91,7 +94,7 @@ def test_prediction_of_a_planted_frontier_is_inside_its_interval_about_as_often_
 
 
 def test_three_sizes_are_refused_by_name_and_everything_else_goes_on():
-    result = fit_laws(sweep_table(depths=(12, 16, 20), budgets=5), FitOptions())
+    result = fit_laws(sweep_table(depths=(12, 16, 20), budgets=5), QUICK)
     assert all("3 sizes" in found.refused for found in result.grids["loss"].minima)
     assert "few-sizes" in {caution.code for caution in result.cautions}
     assert result.grids["loss"].check is not None
@@ -102,7 +105,7 @@ def test_diverged_cells_and_other_variants_are_left_out_and_recorded():
     table.loc[0, "status"] = "diverged"
     table.loc[0, "loss"] = np.nan
     table.loc[1, "variant"] = "lr x2"
-    result = fit_laws(table, FitOptions())
+    result = fit_laws(table, QUICK)
     reasons = {each.reason: each.rows for each in result.table.exclusions}
     assert reasons == {"status is not finished": ("1",), "variant of the base recipe": ("2",)}
     assert result.as_json()["fits"][0]["data"]["n_runs"] <= len(table) - 2
