@@ -52,7 +52,7 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
 
 
 def compiler_identity() -> str:
-    """The compiler behind the libraries, such as "g++ (Debian 12.2.0-14) 12.2.0", or "none": it is part of the numerics."""
+    """The compiler behind the libraries, such as "g++ (Debian 12.2.0-14) 12.2.0", or "none": a part of the numerics."""
     compiler = _compiler()
     if compiler is None:
         return "none"
