@@ -140,14 +140,17 @@ def test_dead_codes_move_with_fresh_moments(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[bool] = []
 
     def after(module: TokenizerModule) -> None:
+        optimizer = module.trainer.optimizers[0]
+        state = optimizer.state[module.tokenizer.quantizer.codebook_Vc]
+        if int(module.steps) == 3:  # as if all codes had been used before
+            state["exp_avg"].fill_(0.1)
+            state["exp_avg_sq"].fill_(1.0)
         if int(module.steps) != 4:
             return
         far_V = torch.arange(16) % 2 == 0
         assert torch.equal(moved[0] & far_V, far_V)
         assert float(codebook(module.tokenizer).abs().max()) < 50
         assert torch.equal(codebook(module.averaged)[moved[0]], codebook(module.tokenizer)[moved[0]])
-        optimizer = module.trainer.optimizers[0]
-        state = optimizer.state[module.tokenizer.quantizer.codebook_Vc]
         for name in ("exp_avg", "exp_avg_sq"):
             assert not state[name][moved[0]].any()
             assert state[name][~moved[0]].any()

@@ -29,7 +29,7 @@ TRAINING: dict[str, Any] = {
     "warmup_images": 16,
     "quantize_after": 0.2,
     "restart_every_steps": 3,
-    "restart_usage": 0.5,
+    "restart_usage": 1.0,  # about half of the codes each time, so that a lost count would show
 }
 ADVERSARIAL = {"adversarial_weight": 0.3, "adversarial_start": 0.4, "discriminator_channels": 4}
 

@@ -18,11 +18,13 @@ def draw(
 
     Raises:
         FileNotFoundError: the folder holds no finished cell.
-        ValueError: a class or a sampling parameter is out of range.
+        ValueError: the cell diverged, or a class or a sampling parameter is out of range.
     """
     row = (read_json(run / "result.json") or {}).get("row")
     if row is None:
         raise FileNotFoundError(f"{run}: no finished cell (result.json is missing); `varscale status` lists them")
+    if row["status"] != "finished":
+        raise ValueError(f"{run}: this cell {row['status']}: it has no weights to sample from")
     files = ExperimentFiles(run.resolve().parent.parent.parent, run.resolve().parent.parent.name)
     tokenizer = load_tokenizer(files.tokenizer(row["tokenizer"]).tokenizer_checkpoint, row["tokenizer"])
     var = load_var(run / "weights.safetensors", row["fingerprint"])

@@ -1,0 +1,115 @@
+"""How precision and compilation are chosen, with costs made up; and what is measured, for real."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_training import NUMERICS, little_experiment
+
+from varscale.cells import Numerics, Trunk
+from varscale.config import RuntimeConfig
+from varscale.models.native.building import SWITCH
+from varscale.training import numerics
+from varscale.training.numerics import apply_numerics, build_var, choose_numerics, measure_matmul_peak
+
+Cost = Callable[[Trunk, Numerics], tuple[float, float]]
+
+
+def trunks() -> list[tuple[Trunk, int]]:
+    """Three sizes, each with its images."""
+    experiment = little_experiment()
+    return [(Trunk(experiment, depth, 0, 1e12), 8 * 1000 * depth) for depth in (4, 2, 3)]
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, cost: Cost, **runtime: str) -> tuple[Numerics, dict[str, float]]:
+    monkeypatch.setattr(numerics, "_step_cost", cost)
+    return choose_numerics(trunks(), RuntimeConfig(**runtime), 1, 2)
+
+
+def per_flop(trunk: Trunk) -> float:
+    """A step that takes a second for 1e9 FLOPs."""
+    return trunk.flops_per_image * trunk.batch_size / 1e9
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "compiled", "start", "expected"),
+    [
+        (0.5, 0.5, 0.0, ("bfloat16", True)),
+        (2.0, 0.5, 0.0, ("float32", True)),
+        (0.5, 2.0, 0.0, ("bfloat16", False)),
+        (2.0, 2.0, 0.0, ("float32", False)),
+        (2.0, 0.5, 1e9, ("float32", False)),  # twice as fast, but compiling takes longer than the sweep
+    ],
+)
+def test_the_fewest_seconds_win(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: float, compiled: float, start: float, expected: tuple[str, bool]
+) -> None:
+    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
+        factor = (bfloat16 if choice.precision == "bfloat16" else 1) * (compiled if choice.compiled else 1)
+        return factor * per_flop(trunk), start if choice.compiled else 0.0
+
+    chosen, seconds = choose(monkeypatch, cost)
+    assert (chosen.precision, chosen.compiled) == expected
+    assert (chosen.threads, chosen.tokenizer_threads) == (1, 2)
+    total = sum(trunk.flops_per_image * images for trunk, images in trunks())
+    assert seconds["float32, eager"] == pytest.approx(total / 1e9)
+
+
+def test_compile_time_counts_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
+        return per_flop(trunk), 7.0 if choice.compiled else 0.0
+
+    _, seconds = choose(monkeypatch, cost, precision="float32")
+    assert seconds["float32, compiled"] - seconds["float32, eager"] == pytest.approx(3 * 7)
+
+
+@pytest.mark.parametrize(("precision", "compiles"), [("float32", "on"), ("bfloat16", "off"), ("bfloat16", "on")])
+def test_what_is_said_is_not_measured(monkeypatch: pytest.MonkeyPatch, precision: str, compiles: str) -> None:
+    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
+        raise AssertionError("nothing was left to choose")
+
+    chosen, seconds = choose(monkeypatch, cost, precision=precision, compile=compiles)
+    assert (chosen.precision, chosen.compiled, seconds) == (precision, compiles == "on", {})
+
+
+@pytest.mark.parametrize("runtime", [{"precision": "bfloat16"}, {"compile": "on"}])
+def test_what_is_said_is_kept(monkeypatch: pytest.MonkeyPatch, runtime: dict[str, str]) -> None:
+    seen: set[Numerics] = set()
+
+    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
+        seen.add(choice)
+        return 1.0, 0.0
+
+    chosen, _ = choose(monkeypatch, cost, **runtime)
+    assert chosen in seen
+    assert len(seen) == 2
+    for choice in seen:
+        assert choice.precision == runtime.get("precision", choice.precision)
+        assert choice.compiled == ("compile" in runtime or choice.compiled)
+
+
+def test_a_step_is_measured() -> None:
+    trunk, _ = trunks()[0]
+    seconds, start = numerics._step_cost(trunk, NUMERICS)
+    assert 0 < seconds < 10
+    assert start >= 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_peak(precision: str) -> None:
+    assert measure_matmul_peak(precision, 1) > 1e8
+
+
+def test_build_var_has_the_shapes_parameters() -> None:
+    trunk, _ = trunks()[0]
+    assert sum(parameter.numel() for parameter in build_var(trunk.shape).parameters()) == trunk.shape.parameters()
+
+
+def test_a_process_computes_as_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    apply_numerics(NUMERICS, 8)
+    assert os.environ[SWITCH] == "0"
+    assert torch.get_num_threads() == 1
+    with pytest.raises(ValueError, match="begun with the compiled attention kernel"):
+        apply_numerics(Numerics("float32", False, True, 1, 1), 10**6)  # no kernel for such wide heads
