@@ -1,4 +1,7 @@
-"""`make bench` measures this machine. A benchmark is a module bench_<name>.py with `run(options) -> Report`."""
+"""`make bench` measures this machine. A benchmark is a module bench_<name>.py with `run(options) -> Report`.
+
+One that only has `main() -> int` (1 when a goal is missed) prints its own table, and is left out by --quick.
+"""
 
 import importlib
 import os
@@ -44,16 +47,23 @@ def main(
     described = machine(threads)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(" · ".join(f"{name} {value}" for name, value in described.items()), highlight=False)
-    reports = []
+    reports, missed_elsewhere = [], False
     paths: tuple[Path, ...] = ()
     with tempfile.TemporaryDirectory(prefix="varscale-bench-") as folder:
         for name in chosen or names():
+            console.print(f"measuring: {name} …", style="dim")
             module = importlib.import_module(f"benchmarks.bench_{name}")
+            if not hasattr(module, "run"):  # it prints its own table
+                if chosen or not quick:
+                    missed_elsewhere |= bool(module.main())
+                continue
             reports.append(module.run(Options(quick, threads, Path(folder))))
             show(reports[-1], console)
             paths = write(reports, described, runs_dir / "bench")  # after each: an interrupted call keeps what it has
     for path in paths:
         typer.echo(path)
+    if missed_elsewhere:
+        console.print("a goal of a benchmark with its own table was missed: see above")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from varscale.models.storage import load_tokenizer
 from varscale.training.model_run import Inputs
 from varscale.training.numerics import choose_numerics
 
-TURN_SECONDS = 1.5
-ROUNDS = 7
+TURN_SECONDS = 1.0
+ROUNDS = 5
 SWEEP_STEPS = 1000  # of each run of the sweep whose compile time must be earned back
 # heads = depth, the paper's rule; the factor is the goal against the reference implementation
 SIZES = {Size(4, 256, 4): 2.0, Size(8, 64, 8): 1.3, Size(12, 48, 12): 1.7}

@@ -131,13 +131,15 @@ class PlainVAR(nn.Module):
         return F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
 
     def forward(self, labels_B: Tensor, inputs_BMc: Tensor) -> Tensor:
-        """Logits (B, L, V) of all tokens from the true coarser scales."""
+        """Logits (B, L, V) of all tokens from the true coarser scales, or of the first scales from a prefix."""
         condition_BC = self.class_embedding(labels_B)
         start_BMC = condition_BC.unsqueeze(1) + self.start_MC
         x_BLC = torch.cat((start_BMC, self.word_embedding(inputs_BMc)), dim=1)
-        x_BLC = x_BLC + self.level_KC[self.level_L] + self.position_LC
+        tokens = x_BLC.shape[1]
+        x_BLC = x_BLC + self.level_KC[self.level_L[:tokens]] + self.position_LC[:tokens]
+        mask_LL = self.mask_LL[:tokens, :tokens]
         for block in self.blocks:
-            x_BLC = block(x_BLC, condition_BC, self.mask_LL)
+            x_BLC = block(x_BLC, condition_BC, mask_LL)
         scale_B1C, shift_B1C = self.head_modulation(F.silu(condition_BC)).unsqueeze(1).chunk(2, dim=2)
         logits_BLV: Tensor = self.head(self.normalise(x_BLC.float()) * (1 + scale_B1C) + shift_B1C)
         return logits_BLV.float()
