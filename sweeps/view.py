@@ -2,6 +2,7 @@
 
 import time
 
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -117,19 +118,19 @@ class SweepView:
         assert self._plan is not None
         cells = self._plan.cells
         budgets = sorted({cell.budget_flops for cell in cells})
-        table = Table(title=f"{self._plan.experiment.name}: loss of each cell, nats a token", title_justify="left")
-        table.add_column("model")
+        title = f"{self._plan.experiment.name}: loss of each cell (nats a token) by budget (training FLOPs)"
+        table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("model", no_wrap=True)
         table.add_column("trunk", justify="right")
         for budget in budgets:
-            table.add_column(f"{budget:.3g}", justify="right")
+            table.add_column(f"{budget:.3g}".replace("e+", "e"), justify="right", no_wrap=True)
         rows: dict[str, dict[float, Cell]] = {}
         for cell in cells:
             rows.setdefault(cell.trunk.name, {})[cell.budget_flops] = cell
         for name, row in rows.items():
-            first = next(iter(row.values()))
             trunk_state = self._states.get(f"trunk {name}", "")
             texts = [self._cell_text(row[budget]) if budget in row else Text("") for budget in budgets]
-            table.add_row(f"{name} · width {first.trunk.shape.width}", trunk_state, *texts)
+            table.add_row(name, trunk_state, *texts)
         return Group(table, Text(self._summary()))
 
     def _cell_text(self, cell: Cell) -> Text:

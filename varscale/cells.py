@@ -153,7 +153,8 @@ class Cell:
     def title(self) -> str:
         """Name for people: tables, MLflow."""
         variant = f" · {self.trunk.variant}" if self.trunk.variant else ""
-        return f"depth {self.trunk.depth} · {self.budget_flops:.3g} FLOPs · seed {self.trunk.seed}{variant}"
+        budget = f"{self.budget_flops:.3g}".replace("e+", "e")
+        return f"depth {self.trunk.depth} · {budget} FLOPs · seed {self.trunk.seed}{variant}"
 
     def fingerprint(self, tokens: str, numerics: Numerics) -> str:
         """Identity: the trunk's, where and how the branch ends, and what it is measured on."""
@@ -220,7 +221,7 @@ def grid_cells(experiment: Experiment) -> list[Cell]:
         for depth in variant.depths:
             for seed in variant.seeds:
                 cells += _cells(altered, depth, seed, name, variant.budgets)
-    _check(cells, grid.min_steps)
+    check_lengths(cells, grid.min_steps)
     return cells
 
 
@@ -229,7 +230,8 @@ def _cells(experiment: Experiment, depth: int, seed: int, variant: str, budgets:
     return [trunk.cell(budget) for budget in sorted(budgets)]
 
 
-def _check(cells: Sequence[Cell], min_steps: int) -> None:
+def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
+    """Raise `ExperimentError` for cells of fewer steps, and for those whose warm-up runs into their decay."""
     short = [cell for cell in cells if cell.steps < min_steps]
     if short:
         worst = min(short, key=lambda cell: cell.steps)
