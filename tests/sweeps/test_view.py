@@ -78,7 +78,7 @@ def test_a_sweep_from_begin_to_end(console: Console, grid: dict[str, object], tm
     assert f"{len(cells)} of {len(cells)} cells, 100% of training" in text
     for cell in plan.cells:
         assert f"{1.5 + cell.steps:.4f}" in text
-        assert f"{cell.trunk.name} · width {4 * cell.trunk.depth}" in text
+        assert cell.trunk.name in text
 
 
 def test_states_of_cells(tmp_path: Path) -> None:
@@ -91,10 +91,8 @@ def test_states_of_cells(tmp_path: Path) -> None:
     finish(plan, cells[1].cell, None)
     shown.finished(cells[2], "failed")
     shown.end()
-    (row,) = [line for line in console.export_text().splitlines() if line.startswith("│ d2-s0")]
-    assert [part.strip() for part in row.strip("│").split("│")] == [
-        *("d2-s0 · width 8", "50%", "2.3457", "diverged", "failed", "·")
-    ]
+    (row,) = [line for line in console.export_text().splitlines() if "d2-s0" in line]
+    assert row.split() == ["d2-s0", "50%", "2.3457", "diverged", "failed", "·"]
 
 
 def test_time_left_is_of_the_work_that_is_left(tmp_path: Path, clock: Clock) -> None:
