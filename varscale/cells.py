@@ -167,6 +167,7 @@ class Cell:
             final_lr_ratio=self.trunk.experiment.optim.final_lr_ratio,
             final_weight_decay=self.trunk.experiment.optim.final_weight_decay,
             validation_images=self.trunk.experiment.data.validation_images,
+            evaluation_batch_size=self.trunk.experiment.evaluation.batch_size,  # sums round differently
         )
 
     def parameters(self) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_trunks_that_are_done_are_no_work(tmp_path: Path) -> None:
     shown.progress(cell, (cell.cell.branch_images + cell.cell.images) // 2)
     shown.end()
     text = console.export_text()
-    assert "│  done │" in text
+    assert "d2-s0   done" in text
     share = ((cell.cell.images - cell.cell.branch_images) // 2) / cell.cell.decay_images
     assert f"0 of 1 cells, {share:.0%} of training" in text
 
