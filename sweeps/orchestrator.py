@@ -59,6 +59,8 @@ class Outcome:
 def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, forwarder: Forwarder) -> Outcome:
     """Train every cell that has no result yet, and collect the runs table.
 
+    The forwarder is started once the settings were found right, and left running for what follows, unless this raises.
+
     Raises:
         ExperimentError: settings that can't work, before anything is trained.
         SweepError: the tokenizer or the tokens can't be made, or another sweep of this experiment is running.
@@ -75,7 +77,13 @@ def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, f
     except Timeout:
         raise SweepError(f"{files.root}: another sweep of this experiment is running; wait for it or stop it") from None
     with lock:
-        return _Sweep(experiment, files, cells, data, view, forwarder).run()
+        sweep = _Sweep(experiment, files, cells, data, view, forwarder)
+        forwarder.start()
+        try:
+            return sweep.run()
+        except BaseException:
+            forwarder.stop()
+            raise
 
 
 class _Sweep:

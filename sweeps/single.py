@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from varscale.cells import Cell, Trunk
+from varscale.cells import Cell, Trunk, check_lengths
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
 from varscale.files import ExperimentFiles, RunFiles, read_json
@@ -55,7 +55,7 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
     recipe for its depth.
 
     Raises:
-        ExperimentError: neither a budget nor `optim.epochs`.
+        ExperimentError: neither a budget nor `optim.epochs`, or a budget of fewer steps than `grid.min_steps`.
     """
     from varscale.training.model_run import Inputs, train_cell
     from varscale.training.numerics import choose_numerics, measure_matmul_peak
@@ -64,6 +64,8 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
         experiment = changed(experiment, experiment.by_depth[depth], f"by_depth.{depth}")
     trunk = Trunk(experiment, depth, seed, min(experiment.grid.budgets))
     cell = trunk.cell(budget) if budget is not None else _cell_of_epochs(trunk)
+    if experiment.optim.schedule == "wsd":
+        check_lengths([cell], experiment.grid.min_steps)
     files = ExperimentFiles(runs, experiment.name)
     folder = make_tokens(experiment, runs, cell.images)
     tokenizer, tokenizer_print, tokens = _tokenizer(experiment, runs)

@@ -76,9 +76,8 @@ def sweep(
     files = ExperimentFiles(runs_dir, settings.name)
     console = Console()
     forwarder = Forwarder(tracking_uri or files.tracking_uri, files, notify=partial(console.print, markup=False))
-    forwarder.start()
+    outcome = run_sweep(settings, files, SweepView(console), forwarder)
     try:
-        outcome = run_sweep(settings, files, SweepView(console), forwarder)
         for title, reason in outcome.failed.items():
             console.print(f"failed: {title}: {reason}", style="red", markup=False, highlight=False)
         forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
@@ -288,7 +287,7 @@ def main() -> None:
     """Run the command; errors that a person can mend are one line, without traceback."""
     _refuse_shadowed_packages()
     try:
-        app()
+        app(prog_name="varscale")
     except Exception as error:
         if not _mendable(error):
             raise

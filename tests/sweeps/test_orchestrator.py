@@ -30,6 +30,7 @@ class Forwarder:
 
     def __init__(self) -> None:
         self.finished: list[str] = []
+        self.running: bool | None = None
         self.records: list[tuple[str, list[Path]]] = []
 
     def sweep(self, key: str, name: str, params: dict[str, Any], folders: list[Path]) -> Path:
@@ -37,6 +38,12 @@ class Forwarder:
         return Path(key)
 
     def watch(self, folder: Path) -> None: ...
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
 
     def finish(self, record: Path, status: str = "FINISHED") -> None:
         self.finished.append(status)
@@ -136,6 +143,7 @@ def test_longest_way_first_and_branches_when_ready(sweeping: Sweeping, finished:
     ((key, folders),) = sweeping.forwarder.records
     assert key
     assert len(folders) == 1 + 2 + 8
+    assert sweeping.forwarder.running  # the laws are still to come
     assert "8 of 8 cells, 100% of training" in sweeping.output
 
 
@@ -277,12 +285,14 @@ def test_two_sweeps_of_one_experiment(sweeping: Sweeping) -> None:
     with FileLock(sweeping.runs / "toy" / ".sweep.lock"), pytest.raises(SweepError, match="another sweep of this"):
         sweeping(toy_experiment())
     assert sweeping.launcher.jobs == []
+    assert sweeping.forwarder.running is None
 
 
 def test_settings_that_cannot_work_start_nothing(sweeping: Sweeping) -> None:
-    with pytest.raises(ExperimentError, match="4 of the cells have fewer than grid.min_steps = 20 steps"):
+    with pytest.raises(ExperimentError, match=r"4 of the cells have fewer than grid\.min_steps = 20 steps"):
         sweeping(toy_experiment(grid={"depths": [3], "min_steps": 20}))
     assert sweeping.launcher.jobs == []
+    assert sweeping.forwarder.running is None
 
 
 def test_interrupted_sweep_is_marked_as_such(sweeping: Sweeping) -> None:
@@ -293,3 +303,4 @@ def test_interrupted_sweep_is_marked_as_such(sweeping: Sweeping) -> None:
     with pytest.raises(KeyboardInterrupt):
         sweeping(toy_experiment(), interrupt)
     assert sweeping.forwarder.finished == ["KILLED"]
+    assert sweeping.forwarder.running is False
