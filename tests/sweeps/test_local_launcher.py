@@ -1,0 +1,72 @@
+"""Worker processes: their answers, their deaths, their logs and their ends."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launcher_jobs import Act
+from toy_sweep import wait_for
+
+from sweeps.launchers.local import Event, Failed, Finished, LocalLauncher, Progress
+from varscale.files import RunFiles
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[LocalLauncher]:
+    launcher = LocalLauncher(workers=1, threads=3, gpus=0)
+    yield launcher
+    launcher.stop()
+
+
+def do(launcher: LocalLauncher, job: Act) -> list[Event]:
+    launcher.submit(0, job)  # type: ignore[arg-type]
+    events: list[Event] = []
+    while not launcher.idle:
+        events += launcher.events(60)
+    return events
+
+
+def test_a_job_and_its_environment(launcher: LocalLauncher) -> None:
+    progress, finished = do(launcher, Act("say"))
+    assert progress == Progress(0, 1, 2)
+    assert isinstance(finished, Finished)
+    assert finished.value["OMP_NUM_THREADS"] == "3"
+    assert os.environ.get("OMP_NUM_THREADS") != "3"  # this process's own is as before
+
+
+def test_what_a_job_prints_is_in_its_log(launcher: LocalLauncher, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "run")
+    do(launcher, Act("say", files))
+    do(launcher, Act("raise", files))
+    text = files.log.read_text()
+    assert "said on standard output" in text
+    assert "said on standard error" in text
+    assert "ArithmeticError: two" in text
+
+
+def test_an_error_is_one_line_and_the_worker_lives(launcher: LocalLauncher) -> None:
+    assert do(launcher, Act("raise"))[-1] == Failed(0, "ArithmeticError", "two lines")
+    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+
+
+def test_a_worker_that_dies_is_replaced(launcher: LocalLauncher) -> None:
+    assert do(launcher, Act("die"))[-1] == Failed(0, "WorkerDied", "its process ended with exit code -9")
+    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+
+
+def test_a_worker_that_died_idle_is_replaced(launcher: LocalLauncher) -> None:
+    process, _ = launcher._workers[0]
+    os.kill(process.pid, signal.SIGINT)  # Ctrl-C is the orchestrator's
+    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: not process.is_alive(), seconds=10)
+    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+
+
+def test_stop_ends_the_workers_at_once() -> None:
+    launcher = LocalLauncher(workers=1, threads=1, gpus=0)
+    process, _ = launcher._workers[0]
+    launcher.stop()
+    assert not process.is_alive()
