@@ -1,5 +1,6 @@
 """A Lightning logger that appends points to a run's metrics.jsonl: the truth that MLflow is a view of."""
 
+import errno
 import json
 import os
 import time
@@ -45,7 +46,8 @@ class MetricsFile(Logger):
         line = json.dumps({"time": time.time(), "images": images, "metrics": values}) + "\n"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:  # one write a line: a reader sees whole lines or a torn last one
-            os.write(file.fileno(), line.encode())
+            if os.write(file.fileno(), line.encode()) < len(line.encode()):
+                raise OSError(errno.ENOSPC, "no space left for metrics", str(self._path))
         self._written = images
 
     @rank_zero_only
