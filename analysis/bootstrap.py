@@ -23,8 +23,7 @@ FEW_ROWS = 100
 """Below so many rows (or runs) the case bootstrap is replaced by the parametric one."""
 MANY_ROWS = 5000
 """Above so many, one Newton step a draw takes the place of a refit."""
-QUARTILES_APART = 1.3489795
-"""Distance between the quartiles of a standard normal distribution."""
+_DECILES_APART = 2.5631031
 _CHUNK = 128
 _ELEMENTS = 4_000_000
 
@@ -44,14 +43,19 @@ class Draws:
     units: int
 
     def spread(self, drawn_S: Array) -> float:
-        """Size of the draws' scatter: their standard deviation, or for parametric draws what their quartiles say.
+        """Size of the draws' scatter: their standard deviation, or for parametric draws what their deciles say.
 
-        Refits to small tables now and then end far away, where the offset vanishes; quartiles don't notice.
+        Refits to small tables now and then end far away, where the offset vanishes; deciles don't notice.
         """
         if self.method.startswith("case"):
             return float(drawn_S.std(ddof=1))
-        low, high = np.quantile(drawn_S, [0.25, 0.75])
-        return float((high - low) / QUARTILES_APART)
+        return decile_spread(drawn_S)
+
+
+def decile_spread(drawn_S: Array) -> float:
+    """Standard deviation of a normal distribution with the first and last decile of the draws."""
+    low, high = np.quantile(drawn_S, [0.1, 0.9])
+    return float((high - low) / _DECILES_APART)
 
 
 def resample(fitted: Fit, draws: int, seed: int, clusters: Array | None = None) -> Draws:

@@ -156,6 +156,10 @@ def render(name: str, caption: str, draw: Callable[[Figure], None], height: floa
         figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
+        engine = figure.get_layout_engine()
+        if engine is not None:  # laid out once, rather than by every savefig
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         vector, pixels = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(pixels, format="png", dpi=300, facecolor="white")

@@ -1,5 +1,6 @@
 """The figures of a result, at the width of a paper's column; `drawing.py` says how they look."""
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,14 +28,13 @@ from analysis.drawing import (
 )
 from analysis.holdout import OffsetAverage
 from analysis.laws import Array
+from analysis.published import published
 
 if TYPE_CHECKING:
     from analysis.results import FitEntry, LawsResult, TargetGrid
 
 MANY_POINTS = 60
 _LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BLUE))
-# Tian et al. 2024, figure 5: reducible loss = cross-entropy minus the authors' entropy, N in billions (all parameters).
-VAR_PUBLISHED = {"all scales, loss - 5.0": (2.5, 0.20), "last scale, loss - 4.5": (2.0, 0.23)}
 
 
 def draw_all(result: "LawsResult") -> list[Drawing]:
@@ -44,12 +44,12 @@ def draw_all(result: "LawsResult") -> list[Drawing]:
         for key, group, target in _keys(result, stem):
             drawings += _against_compute(result, key, group, target, f"{stem}_vs_compute")
     for key, group, target in _keys(result, "loss"):
-        suffix = f"_{group}" if group else ""
+        suffix = _suffix(group)
         if _entries(result, target, "params", group):
             drawings.append(against(result, target, "params", f"loss_vs_parameters{suffix}", group))
-        for x in {entry.x for entry in result.fits} - {"flops", "params", "params, tokens"}:
+        for x in sorted({entry.x for entry in result.fits} - {"flops", "params", "params, tokens"}):
             if _entries(result, target, x, group):
-                drawings.append(against(result, target, x, f"loss_vs_{x}{suffix}", group))
+                drawings.append(against(result, target, x, f"loss_vs{_suffix(x)}{suffix}", group))
         if key in result.grids:
             drawings.append(isoflop(result, result.grids[key], target, f"isoflop{suffix}"))
         surface = next((e for e in result.fits if e.target == target and len(e.inputs) == 2 and e.group == group), None)
@@ -286,36 +286,6 @@ def groups(result: "LawsResult") -> Drawing:
     )
 
 
-def published(result: "LawsResult") -> list[Drawing]:
-    """Our reducible loss beside VAR's published laws, on total parameters; empty without a fitted or pinned offset."""
-    target = result.table.targets[0]
-    surface = result.find("chinchilla", target) or result.find("power-offset", target)
-    rows = next((entry.rows for entry in result.fits if entry.target == target and entry.x == "params"), None)
-    if surface is None or rows is None:
-        return []
-    offset = surface.fitted.parameters["E"]
-    reducible = rows[target].to_numpy(dtype=float) - offset
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        usable = reducible > 0
-        values = rows["params"].to_numpy(dtype=float)
-        axes.plot(values[usable], reducible[usable], "o-", color=BLUE, label=f"here, loss - {offset:.3g}")
-        reach = np.geomspace(1.8e7, 2e9, 30)
-        for (text, (scale, exponent)), colour in zip(VAR_PUBLISHED.items(), (INK, VERMILION), strict=True):
-            axes.plot(reach, (scale * reach / 1e9) ** -exponent, "--", color=colour, label=f"VAR, {text}")
-        log_axis(axes, "x", counts=True)
-        log_axis(axes, "y")
-        axes.set(xlabel="parameters (all)", ylabel="reducible loss (nats a token)")
-        legend_below(figure, axes, columns=2)
-
-    caption = (
-        "Reducible loss against all parameters: VAR's published laws (other data and tokenizer; the offsets are the "
-        f"authors') and the runs here, with the offset {offset:.4g} of {surface.name}."
-    )
-    return [render("published", caption, draw, height=2.9)]
-
-
 def _keys(result: "LawsResult", stem: str) -> list[tuple[str, str, str]]:
     """Name of the grid, group and first target of a kind (token error, or anything else as loss), for each group."""
     names = [name for name in result.table.targets if ("error" in name) == (stem == "error")]
@@ -325,8 +295,13 @@ def _keys(result: "LawsResult", stem: str) -> list[tuple[str, str, str]]:
     return [(f"{names[0]} [{group}]" if group else names[0], group, names[0]) for group in found]
 
 
+def _suffix(text: str) -> str:
+    """What a group or column adds to a file's name."""
+    return "_" + re.sub(r"[^\w.-]+", "_", text) if text else ""
+
+
 def _against_compute(result: "LawsResult", key: str, group: str, target: str, name: str) -> list[Drawing]:
-    name = f"{name}_{group}" if group else name
+    name += _suffix(group)
     if key in result.grids:
         return [against_compute(result, key, group, target, name)]
     return [against(result, target, "flops", name, group)] if _entries(result, target, "flops", group) else []

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
-from analysis.bootstrap import QUARTILES_APART
+from analysis.bootstrap import decile_spread
 from analysis.frontier import SeedNoise
 from analysis.intervals import t_quantile
 from analysis.laws import Array
@@ -126,8 +126,7 @@ def _interval(
     fitted = np.polyval(found.coefficients, logs) if found.coefficients else values
     drawn_nS = fitted[:, None] + size * generator.standard_normal((len(values), _DRAWS))
     fine, curves_GS = _curves(logs, drawn_nS, found.method)
-    quartiles = np.quantile(fine[curves_GS.argmin(axis=0)], [0.25, 0.75])
-    half = t_quantile(degrees) * float(quartiles[1] - quartiles[0]) / QUARTILES_APART
+    half = t_quantile(degrees) * decile_spread(fine[curves_GS.argmin(axis=0)])
     middle = float(np.log(found.params or 1.0))
     return float(np.exp(middle - half)), float(np.exp(middle + half))
 

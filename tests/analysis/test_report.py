@@ -1,0 +1,107 @@
+"""Figures and report: whole, self-contained, stable, and readable where a browser shows them."""
+
+import re
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import pandas as pd
+import pytest
+from requirements import require_program
+from rich.console import Console
+from tables import chinchilla_table, sweep_table
+
+from analysis.figures import draw_all
+from analysis.options import FitOptions
+from analysis.pipeline import fit_laws, write
+from analysis.report import render, terminal_summary
+from analysis.report_tables import number
+from analysis.traps import CODES
+
+
+@pytest.fixture(scope="module")
+def result():
+    one, other = (
+        sweep_table(depths=(3, 4, 6, 8), budgets=6, seeds=2),
+        sweep_table(depths=(3, 4, 6, 8), budgets=6, seed=3),
+    )
+    other["run"] += "-b"
+    table = pd.concat([one.assign(family="var"), other.assign(family="<ar>")])
+    targets = ("loss", "error")
+    options = FitOptions(
+        title="Two families & more", group="family", target=targets, published=True, bootstrap_draws=100
+    )
+    return fit_laws(table, options)
+
+
+def test_svgs_are_well_formed_and_stable(result):
+    first, second = draw_all(result), draw_all(result)
+    assert len({drawing.name for drawing in first}) == len(first)
+    for drawing, again in zip(first, second, strict=True):
+        ElementTree.fromstring(drawing.svg)
+        assert drawing.svg == again.svg
+        assert drawing.png.startswith(b"\x89PNG")
+
+
+def test_report_needs_nothing_else_and_repeats_no_id(result):
+    html = render(result, draw_all(result))
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html)
+    assert "@import" not in html
+    assert "<script" not in html
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert "Two families &amp; more" in html
+    assert "&lt;ar&gt;" in html
+    for word in ("SHA-256", "Objective", "Intervals", "Left out", "Held out", "Schedule", "seed 0"):
+        assert word in html
+
+
+def test_report_opens_in_a_browser_without_scrolling_sideways_on_a_phone(result, tmp_path):
+    chromium = require_program("chromium")
+    html = write(result, tmp_path).report_html.read_text()
+    probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    (tmp_path / "report.html").write_text(html.replace("</body>", probe))
+    frame = '<iframe id="f" src="report.html" style="width:390px;height:900px"></iframe>'
+    answer = "<script>onload=()=>{document.body.dataset.answer=f.contentDocument.title}</script>"
+    (tmp_path / "phone.html").write_text(f"<body>{frame}{answer}</body>")
+    command = [
+        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"),
+        *("--dump-dom", (tmp_path / "phone.html").as_uri()),
+    ]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'data-answer="(\d+) of (\d+)"', page)
+    assert found is not None
+    assert int(found[1]) <= int(found[2])
+
+
+def test_terminal_summary_says_whether_the_prediction_held(result):
+    console = Console(record=True, width=160, file=None)
+    with console.capture() as captured:
+        console.print(terminal_summary(result))
+    text = captured.get()
+    assert "Prediction held" in text or "Prediction did not hold" in text
+    assert "[var]" in text
+    assert "α = " in text
+
+
+def test_a_surface_without_a_grid_is_drawn_too():
+    table = chinchilla_table().sample(frac=0.5, random_state=0)
+    table["C"] *= 1 + 0.1 * (table.index % 7)
+    result = fit_laws(table, FitOptions(params="N", flops="C", tokens="D", bootstrap_draws=60))
+    assert {"contour", "clouds", "residuals", "loss_vs_compute"} <= {drawing.name for drawing in draw_all(result)}
+
+
+def test_every_warning_code_is_documented():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "docs" / "laws.md").read_text()
+    assert all(f"`{code}`" in text for code in CODES)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.34731, "0.3473"), (1e21, "1e21"), (88183696, "8.818e7"), (12345.6, "12,346"), (None, "–"), (float("inf"), "∞")],
+)
+def test_numbers(value, text):
+    assert number(value) == text
