@@ -138,6 +138,8 @@ def check(law: Law, inputs: tuple[Array, ...], y: Array, offset: float | None) -
     if (y <= 0).any() or not np.isfinite(y).all() or (law.link == "logit" and (y >= 1).any()):
         span = "between 0 and 1" if law.link == "logit" else "positive"
         raise FitRefused(f"{law.name}: values must be {span} and finite")
+    if offset is not None and offset >= y.min():
+        raise FitRefused(f"{law.name}: the offset pinned at {offset:g} is not below the lowest value, {y.min():.4g}")
     distinct = len(np.unique(np.stack(inputs), axis=1).T)
     if distinct <= free:
         raise FitRefused(

@@ -63,8 +63,9 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
             low = value - half
             intervals[name] = (max(low, 0.0) if name == "E" else low, value + half)
         else:
-            half = min(quantile * draws.spread(np.log(np.maximum(drawn_S, 1e-300))), 700.0)
-            intervals[name] = (value * np.exp(-half), value * np.exp(half))
+            middle = float(np.log(max(value, 1e-300)))
+            half = quantile * draws.spread(np.log(np.maximum(drawn_S, 1e-300)))
+            intervals[name] = (float(np.exp(max(middle - half, -700.0))), float(np.exp(min(middle + half, 700.0))))
         errors[name] = draws.spread(drawn_S)
     return Uncertainty(
         method=draws.method,
@@ -114,11 +115,13 @@ def _local_correlations(fitted: Fit) -> Array:
 
 def _covariance(natural_SP: Array, errors_P: Array) -> Array:
     """Correlations of the draws with the standard errors reported, so that the diagonal is their squares."""
-    return np.asarray(_correlations(natural_SP) * np.outer(errors_P, errors_P))
+    with np.errstate(over="ignore"):
+        return np.asarray(_correlations(natural_SP) * np.outer(errors_P, errors_P))
 
 
 def _correlations(values_SP: Array) -> Array:
-    deviations = values_SP - values_SP.mean(axis=0)
+    scale_P = np.maximum(np.abs(values_SP).max(axis=0), 1e-300)
+    deviations = values_SP / scale_P - (values_SP / scale_P).mean(axis=0)
     sizes = np.sqrt((deviations**2).sum(axis=0))
     sizes = np.where(sizes > 0, sizes, 1.0)
     return np.asarray((deviations / sizes).T @ (deviations / sizes))

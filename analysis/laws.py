@@ -20,6 +20,8 @@ from analysis.errors import FitRefused
 
 Array = NDArray[np.float64]
 Link = Literal["log", "logit"]
+_LARGEST_LOG = 700.0
+"""Logarithms of coefficients are kept below this, where float64 ends."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ class Problem:
             elif name in ("alpha", "beta"):
                 columns.append(values[name])
             else:
-                columns.append(np.exp(values[name] + self._shift(name, values)))
+                columns.append(np.exp(np.clip(values[name] + self._shift(name, values), -_LARGEST_LOG, _LARGEST_LOG)))
         return np.stack(columns, axis=1)
 
     def natural_jacobian(self, theta_P: Array) -> Array:

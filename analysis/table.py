@@ -105,6 +105,9 @@ def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
     """
     if not len(runs):
         raise TableError("the table of runs is empty")
+    twice = runs.columns[runs.columns.duplicated()]
+    if len(twice):
+        raise TableError(f"the table has two columns named {str(twice[0])!r}")
     log = _Log()
     frame = runs.copy()
     if "row" not in frame.columns:
@@ -119,11 +122,13 @@ def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
             frame[role] = _numbers(frame, column)
         elif role in ("run_id", "group", "seed"):
             frame[role] = frame[column]
-    for target in targets:
-        frame[target] = _numbers(frame, target)
-    frame = _leave_out_missing(frame, [role for role in columns if role in ROLES], targets, log)
+    others = [name for name in options.x if name not in ROLES]
+    for name in (*targets, *others):
+        frame[name] = _numbers(frame, name)
+    roles = [role for role in columns if role in ROLES]
+    frame = _leave_out_missing(frame, [*roles, *(["group"] if "group" in columns else [])], targets, log)
     _need_rows(frame, log)
-    _check_positive(frame, [*(role for role in columns if role in ROLES), *targets], columns)
+    _check_positive(frame, [*roles, *targets, *others], columns)
     frame = _derive(frame, columns, options, log)
     if options.drop_highest:
         frame = _drop_highest(frame, targets[0], options.drop_highest, log)
@@ -280,6 +285,8 @@ def _need_rows(frame: pd.DataFrame, log: _Log) -> None:
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> pd.Series:
+    if pd.api.types.is_bool_dtype(frame[name]) or pd.api.types.is_datetime64_any_dtype(frame[name]):
+        raise TableError(f"column {name!r} holds {frame[name].dtype}, not numbers")
     values = pd.to_numeric(frame[name], errors="coerce").astype(float)
     bad = values.isna() & frame[name].notna()
     if bad.any():

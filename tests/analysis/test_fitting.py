@@ -170,5 +170,7 @@ def test_too_few_rows_or_impossible_values_are_refused():
         fit("power-logit", (x,), np.array([0.5, 1.0, 0.2]))
     with pytest.raises(FitRefused, match="no offset to pin"):
         fit("power", (x,), np.array([3.0, 2.5, 2.2]), offset=1.0)
+    with pytest.raises(FitRefused, match="not below the lowest value"):
+        fit("power-offset", (x,), np.array([3.0, 2.5, 2.2]), offset=2.3)
     with pytest.raises(FitRefused, match="distinct"):
         fit("power", (np.ones(5),), np.arange(1.0, 6.0))

@@ -100,12 +100,37 @@ def test_missing_values_are_left_out_by_name():
         (lambda t: t.assign(C=np.inf), "column 'C': values must be positive and finite"),
         (lambda t: t.assign(loss=np.nan), "no rows are left"),
         (lambda t: t.assign(D=0.0), "column 'D'"),
+        (lambda t: t.assign(loss=True), "column 'loss' holds bool, not numbers"),
+        (lambda t: t.assign(C=pd.Timestamp("2026-01-01")), "column 'C' holds datetime64"),
+        (lambda t: pd.concat([t, t[["N"]]], axis=1), "two columns named 'N'"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(change, message):
     with pytest.raises(TableError, match=message) as caught:
         fit_laws(change(chinchilla_table()), MAPPED)
     assert "\n" not in str(caught.value)
+
+
+def test_a_column_to_fit_against_must_be_numbers():
+    with pytest.raises(TableError, match="column 'kind': not a number"):
+        fit_laws(chinchilla_table().assign(kind="a"), FitOptions(params="N", x=("kind",)))
+
+
+def test_rows_without_a_group_are_left_out_by_name():
+    table = chinchilla_table()
+    table["family"] = ["a", None] * (len(table) // 2) + ["a"] * (len(table) % 2)
+    kept = prepare(table, FitOptions(params="N", flops="C", tokens="D", group="family"))
+    assert kept.exclusions[0].reason == "no value in group"
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_units_of_any_size_give_the_same_exponent(scale):
+    table = chinchilla_table()
+    options = FitOptions(flops="C", law=("power",), bootstrap_draws=50, holdout=False)
+    plain = fit_laws(table[["C", "loss"]], options).fits[0]
+    scaled = fit_laws(pd.DataFrame({"C": table["C"] * scale, "loss": table["loss"]}), options).fits[0]
+    assert scaled.fitted.parameters["alpha"] == pytest.approx(plain.fitted.parameters["alpha"], rel=1e-6)
+    assert scaled.uncertainty.ci95["alpha"] == pytest.approx(plain.uncertainty.ci95["alpha"], rel=1e-6)
 
 
 def test_one_size_and_one_budget_are_errors_or_warnings_never_tracebacks():
