@@ -172,14 +172,15 @@ def _plan(table: RunsTable, options: FitOptions, grid: bool) -> list[tuple[str, 
     """Which laws are fitted against what, in order.
 
     On a grid, loss against size is taken at one budget, where it bends up again beyond the best size: no law with an
-    offset is fitted to it unasked.
+    offset is fitted to it unasked. Nor is a surface fitted unasked to fewer than four sizes.
     """
     laws = options.law or DEFAULT_LAWS
     places = options.x or tuple(role for role in ("flops", "params") if table.has(role)) or ("tokens",)
     plan = [(x, law) for x in places for law in laws if LAWS[law].inputs == ("x",)]
     if grid and not options.law and not options.x:
         plan = [(x, law) for x, law in plan if x != "params" or not LAWS[law].has_offset]
-    wanted = options.law or (table.has("params", "tokens") and not options.x)
+    surface = table.has("params", "tokens") and table.frame["params"].nunique() >= traps.FEWEST_SIZES
+    wanted = options.law or (surface and not options.x)
     return plan + [("params, tokens", law) for law in laws if LAWS[law].inputs != ("x",) and wanted]
 
 

@@ -40,6 +40,7 @@ CODES: dict[str, str] = {
 }
 EVALUATOR_COLUMNS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "guidance", "cfg")
 TOKENIZER_COLUMNS = ("tokenizer", "vocab_size", "patch_nums")
+FEWEST_SIZES = 4
 LONGEST_WARMUP = 0.25
 MOST_EPOCHS = 4.0
 UNDERTRAINED = 1 / 30
@@ -63,8 +64,9 @@ def of_table(table: RunsTable, grid: pd.DataFrame | None, checkpoints: bool) -> 
         for each in table.exclusions
     ]
     found += [Caution("repeated-rows", note) for note in table.notes if "repeat" in note]
-    if "params" in frame.columns and (sizes := frame["params"].nunique()) < 4:
-        found.append(Caution("few-sizes", f"{sizes} size{'s' if sizes > 1 else ''}; four or more are needed"))
+    if "params" in frame.columns and (sizes := frame["params"].nunique()) < FEWEST_SIZES:
+        needs = "four or more are needed for IsoFLOP minima and for a surface"
+        found.append(Caution("few-sizes", f"{sizes} size{'s' if sizes > 1 else ''}; {needs}"))
     levels = grid["budget"] if grid is not None else frame["flops"] if "flops" in frame.columns else None
     if levels is not None and (budgets := levels.nunique()) < 4:
         found.append(Caution("few-budgets", f"{budgets} budget{'s' if budgets > 1 else ''}; four or more are needed"))

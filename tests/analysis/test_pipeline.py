@@ -97,6 +97,7 @@ def test_three_sizes_are_refused_by_name_and_everything_else_goes_on():
     result = fit_laws(sweep_table(depths=(12, 16, 20), budgets=5), QUICK)
     assert all("3 sizes" in found.refused for found in result.grids["loss"].minima)
     assert "few-sizes" in {caution.code for caution in result.cautions}
+    assert result.find("chinchilla") is None
     assert result.grids["loss"].check is not None
 
 
