@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from varscale import __version__
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, load_experiment
-from varscale.files import ExperimentFiles
+from varscale.files import ExperimentFiles, fingerprint, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from analysis.options import FitOptions
@@ -83,11 +84,16 @@ def sweep(
         forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
         if not outcome.rows:
             raise typer.Exit(1)
-        written = _fit_sweep(outcome.rows, settings.name, files)
-        forwarder.attach(outcome.record, [written.laws_json, written.report_html, *written.figures])
+        state = {"fitted": fingerprint(kind="laws", rows=outcome.rows, version=__version__)}
+        if read_json(files.laws_state) != state:
+            written = _fit_sweep(outcome.rows, settings.name, files)
+            forwarder.attach(outcome.record, [written.laws_json, written.report_html, *written.figures])
+            write_json(files.laws_state, state)
+        else:
+            console.print("nothing is new: the laws stand")
     finally:
         forwarder.stop()
-    _print_paths(written)
+    _print_paths(files.laws / "laws.json", files.laws / "report.html")
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -232,7 +238,8 @@ def fit_laws(
         bootstrap_draws=bootstrap_draws,
         seed=seed,
     )
-    _print_paths(_fit(table, options, out or (files.laws if experiment else Path("laws"))))
+    written = _fit(table, options, out or (files.laws if experiment else Path("laws")))
+    _print_paths(written.laws_json, written.report_html)
 
 
 @app.command()
@@ -336,7 +343,6 @@ def _fit_sweep(rows: list[dict[str, Any]], name: str, files: ExperimentFiles) ->
 
     from analysis.errors import TableError
     from analysis.options import FitOptions
-    from varscale.files import write_atomically
 
     table = pd.DataFrame(rows)
     try:
@@ -372,9 +378,9 @@ def _fit(table: Any, options: "FitOptions", folder: Path) -> Any:
     return write(result, folder)
 
 
-def _print_paths(written: Any) -> None:
-    typer.echo(written.laws_json)
-    typer.echo(written.report_html)
+def _print_paths(*paths: Path) -> None:
+    for path in paths:
+        typer.echo(path)
 
 
 def _mendable(error: Exception) -> bool:

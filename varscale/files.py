@@ -56,6 +56,11 @@ class ExperimentFiles:
         """MLflow's default store: one SQLite file for all experiments under `runs`."""
         return f"sqlite:///{(self.runs / 'mlflow.db').resolve()}"
 
+    @property
+    def laws_state(self) -> Path:
+        """Which results the laws of the last sweep were fitted to."""
+        return self.laws / "fitted.json"
+
     def tokenizer(self, print_: str) -> "RunFiles":
         """Files of a tokenizer."""
         return RunFiles(self.root / "tokenizers" / print_)

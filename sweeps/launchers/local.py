@@ -45,6 +45,8 @@ class Failed:
 
 Event = Progress | Finished | Failed
 
+_FAREWELL_SECONDS = 15.0
+
 
 class LocalLauncher:
     """`workers` processes that take one job at a time; with GPUs, worker i sees GPU i only."""
@@ -89,11 +91,18 @@ class LocalLauncher:
 
     def stop(self) -> None:
         """End all workers; what they were doing goes on from its last checkpoint another time."""
+        for number, (process, connection) in enumerate(self._workers):
+            if number in self._busy:
+                process.terminate()
+            else:
+                with suppress(OSError):
+                    connection.send(None)  # let it end by itself, and tidy up
         for process, connection in self._workers:
+            process.join(_FAREWELL_SECONDS)
+            if process.is_alive():
+                process.terminate()
+                process.join()
             connection.close()
-            process.terminate()
-        for process, _ in self._workers:
-            process.join()
 
     def _start(self, number: int) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
@@ -115,12 +124,14 @@ class LocalLauncher:
 
 def _work(number: int, connection: Connection) -> None:
     """A worker's life: jobs one after the other, until the orchestrator is gone."""
-    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
     import varscale.training.model_run  # noqa: F401  # while the first job is being prepared
 
     while True:
         job = jobs.get()
+        if job is None:
+            return
         _redirect_output(log_file(job))
         try:
             value = job.run(lambda done, total: connection.send(Progress(number, done, total)))
@@ -131,7 +142,7 @@ def _work(number: int, connection: Connection) -> None:
             connection.send(Finished(number, value))
 
 
-def _receive(connection: Connection, jobs: "queue.SimpleQueue[Job]") -> None:
+def _receive(connection: Connection, jobs: "queue.SimpleQueue[Job | None]") -> None:
     """Pass jobs on; when the orchestrator ends, however it ends, end at once."""
     try:
         while True:
