@@ -258,7 +258,7 @@ def test_laws_are_the_same_from_files_mlflow_and_tables(
     sources = {
         "files": (finished.yaml,),
         "mlflow": (finished.yaml, "--from-mlflow", "--tracking-uri", uri),
-        "table": ("--runs", csv, "--budget", "budget_flops", "--params", "params_total", "--flops", "train_flops"),
+        "table": ("--runs", csv, "--budget-column", "budget_flops", "--params", "params_total", "--flops", "train_flops"),
     }
     exponents = {}
     for name, arguments in sources.items():
