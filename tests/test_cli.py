@@ -255,10 +255,11 @@ def test_laws_are_the_same_from_files_mlflow_and_tables(
 ) -> None:
     csv = finished.root / "laws" / "runs.csv"
     uri = f"sqlite:///{finished.runs / 'mlflow.db'}"
+    columns = ("--params", "params_total", "--flops", "train_flops")
     sources = {
         "files": (finished.yaml,),
         "mlflow": (finished.yaml, "--from-mlflow", "--tracking-uri", uri),
-        "table": ("--runs", csv, "--budget-column", "budget_flops", "--params", "params_total", "--flops", "train_flops"),
+        "table": ("--runs", csv, "--budget-column", "budget_flops", *columns),
     }
     exponents = {}
     for name, arguments in sources.items():
