@@ -35,7 +35,7 @@ def press_ctrl_c(process: Process) -> None:
     """A terminal sends the signal to all processes of the group; nobody may take it for a crash."""
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert output.splitlines()[-1] == "varscale: interrupted; what is done is kept, call it again to go on"
     assert "Traceback" not in output
     assert "failed" not in output
