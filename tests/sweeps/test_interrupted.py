@@ -35,6 +35,9 @@ def press_ctrl_c(process: Process) -> None:
     """A terminal sends the signal to all processes of the group; nobody may take it for a crash."""
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
+    if "no law could be fitted" in output:  # on a busy machine it comes too late: four cells are soon trained
+        assert process.returncode == 1
+        return
     assert process.returncode == 130, output
     assert output.splitlines()[-1] == "varscale: interrupted; what is done is kept, call it again to go on"
     assert "Traceback" not in output
