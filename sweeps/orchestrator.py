@@ -332,7 +332,10 @@ def _cost_to_go(job: Job) -> float:
 
 
 def _title(job: Job) -> str:
-    return job.cell.title if isinstance(job, CellJob) else f"trunk {getattr(job, 'trunk').name}"  # noqa: B009
+    if isinstance(job, CellJob):
+        return job.cell.title
+    assert isinstance(job, TrunkJob)
+    return f"trunk {job.trunk.name}"
 
 
 def _row(plan: Plan, cell: Cell) -> dict[str, Any] | None:
