@@ -19,7 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.table import SWEEP_COLUMNS, RunsTable
+from analysis.roles import SWEEP_COLUMNS
+from analysis.table import RunsTable
+from analysis.units import NOUNS
 
 COLUMN_INCHES = 3.4
 INK = "#16181d"
@@ -67,7 +69,6 @@ SWEEP_NAMES = {
     "error": "token error, all scales",
     "error_last_scale": "token error, last scale",
 }
-ROLE_NAMES = {"flops": "training compute (FLOPs)", "params": "parameters", "tokens": "training tokens"}
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,20 @@ class Drawing:
 
 def label(table: RunsTable, column: str) -> str:
     """What an axis says: units where they are known, which for targets means a sweep's own columns."""
-    if column in ROLE_NAMES:
-        return ROLE_NAMES[column]
+    if column == "flops":
+        return "training compute (FLOPs)"
+    if column in NOUNS and column in table.frame.columns and column not in table.targets:
+        noun = table.units[column].noun if column in table.units else NOUNS[column]
+        return f"training {noun}" if column == "tokens" else noun
+    if column in table.units:
+        return plain(f"{column} ({table.units[column].noun})")
     own = table.columns.get("budget") == SWEEP_COLUMNS["budget"]
-    return SWEEP_NAMES.get(column, column) if own else column
+    return SWEEP_NAMES.get(column, plain(column)) if own else plain(column)
+
+
+def plain(text: str) -> str:
+    """The user's own text, without a meaning to matplotlib, where $ starts a formula."""
+    return text.replace("$", r"\$")
 
 
 def sentence(table: RunsTable, column: str) -> str:

@@ -175,7 +175,11 @@ def starting_points(problem: Problem, y: Array, weights_n: Array, raw: bool, few
             np.exp(-chosen[term.exponent] * problem.log_inputs_In[term.input]) if term.exponent else np.ones_like(y)
             for term in coefficients
         ]
-        solution, _ = nnls(np.stack(columns, axis=1) * scale_n[:, None], (y - offset) * scale_n)
+        design_nJ, values_scaled_n = np.stack(columns, axis=1) * scale_n[:, None], (y - offset) * scale_n
+        try:
+            solution = nnls(design_nJ, values_scaled_n)[0]
+        except RuntimeError:  # nnls circles where columns are all but the same
+            solution = np.asarray(np.linalg.lstsq(design_nJ, values_scaled_n, rcond=None)[0], dtype=np.float64)
         floor = 1e-3 * float(np.median(y))
         logs = np.log(np.maximum(solution, floor))
         by_name = {term.coefficient: value for term, value in zip(coefficients, logs, strict=True)} | chosen

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from analysis.errors import FitRefused
+from analysis.errors import FitRefused, TableError
 from analysis.fitting import Fit, fit
 from analysis.frontier import SeedNoise
 from analysis.laws import Array
+from analysis.table import meets
 
 MOST_STEPS = 6
 MANY_ROWS = 10_000
@@ -101,7 +102,7 @@ def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tup
     if len(inputs) > 1:
         splits.append(("largest params", "params", _top(rows["params"].to_numpy(dtype=float))))
     if above:
-        splits.append((f"where {above}", column, np.asarray(rows.eval(above, engine="python"), dtype=bool)))
+        splits.append((f"where {above}", column, _meeting(rows, above)))
     levels = _levels(rows[column].to_numpy(dtype=float))
     last = len(levels) - 1
     steps = MOST_STEPS if len(rows) <= MANY_ROWS else 2
@@ -112,6 +113,14 @@ def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tup
             (f"roll forward {count} of {len(levels)}", column, np.where(inside, 0, np.where(following, 1, 2)))
         )
     return splits
+
+
+def _meeting(rows: pd.DataFrame, condition: str) -> Array:
+    """Which rows meet the condition: none of cells averaged over seeds that lack its column."""
+    try:
+        return np.asarray(meets(rows, condition), dtype=float)
+    except TableError:  # the whole table has the column, or the fit would have been refused
+        return np.zeros(len(rows))
 
 
 def _name(prefix: str, column: str) -> str:

@@ -32,6 +32,9 @@ class FitOptions:
     """Column with the family, tokenizer or study a row belongs to: groups are fitted apart and compared."""
     seed_column: str | None = None
     """Column with the seed; rows alike in all but the seed are averaged for the frontier and give the seed noise."""
+    units: tuple[str, ...] = ()
+    """Units of columns, such as `params=M`, `flops=PFLOP`, `tokens=B images` or `loss=nats a token`; results are in
+    parameters, FLOPs and tokens."""
     where: tuple[str, ...] = ()
     """Conditions that rows must meet, in pandas' query syntax, such as `loss < 5`."""
     drop_highest: int = 0

@@ -162,6 +162,7 @@ class LawsResult:
                     "n_rows": self.table.n_source,
                     "n_kept": len(self.table.frame),
                     "columns": self.table.columns,
+                    "units": {name: asdict(unit) for name, unit in self.table.units.items()},
                     "filters": list(self.table.filters),
                     "exclusions": [asdict(each) for each in self.table.exclusions],
                     "notes": list(self.table.notes),

@@ -23,6 +23,7 @@ CODES: dict[str, str] = {
     "edge-optimum": "the best size of a budget is the smallest or largest of the grid",
     "few-budgets": "fewer than four budgets",
     "few-sizes": "fewer than four sizes",
+    "holdout-skipped": "the rows named could not be held out",
     "isoflop-refused": "no IsoFLOP minimum at a budget",
     "law-skipped": "a law was not fitted, because columns or rows are missing",
     "long-warmup": "the warm-up is longer than a quarter of the shortest run",
@@ -34,7 +35,9 @@ CODES: dict[str, str] = {
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
     "prediction-failed": "the held-out prediction of the largest budget did not hold",
     "repeated-rows": "rows repeat another row's values",
+    "own-column": "the table uses a name for something else than it means here",
     "rows-excluded": "rows were left out",
+    "unlikely-units": "FLOPs a parameter and token are far from the usual 6",
     "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
     "worse-than-baseline": "held out, a simple baseline predicts better than the law",
 }
@@ -44,6 +47,8 @@ FEWEST_SIZES = 4
 LONGEST_WARMUP = 0.25
 MOST_EPOCHS = 4.0
 UNDERTRAINED = 1 / 30
+LEAST_RATIO, MOST_RATIO = 0.05, 1e6
+"""C / (N·D): a mixture of experts has less than 6, images instead of tokens give thousands."""
 _DRIFT = 0.1
 
 
@@ -63,6 +68,7 @@ def of_table(table: RunsTable, grid: pd.DataFrame | None, checkpoints: bool) -> 
         Caution("rows-excluded", f"{len(each.rows)} rows left out: {each.reason} (rows {_some(each.rows)})")
         for each in table.exclusions
     ]
+    found += [Caution("own-column", text) for text in table.own]
     found += [Caution("repeated-rows", note) for note in table.notes if "repeat" in note]
     if "params" in frame.columns and (sizes := frame["params"].nunique()) < FEWEST_SIZES:
         needs = "four or more are needed for IsoFLOP minima and for a surface"
@@ -80,7 +86,7 @@ def of_table(table: RunsTable, grid: pd.DataFrame | None, checkpoints: bool) -> 
         for name in columns:
             if name in frame.columns and (count := frame[name].nunique()) > 1:
                 found.append(Caution(code, f"column {name} has {count} values; values that differ in it don't compare"))
-    return found + _schedule(frame) + _undertrained(grid if grid is not None else frame)
+    return found + _units(frame) + _schedule(frame) + _undertrained(grid if grid is not None else frame)
 
 
 def of_fit(
@@ -139,13 +145,26 @@ def of_allocations(target: str, allocations: Sequence[Allocation]) -> list[Cauti
     return [Caution("approaches-disagree", f"{target}: N_opt grows as C to the power {each_way}")]
 
 
+def _units(frame: pd.DataFrame) -> list[Caution]:
+    """FLOPs a parameter and token that no model has: a unit was forgotten."""
+    if not {"params", "tokens", "flops"} <= set(frame.columns):
+        return []
+    ratio = float((frame["flops"] / frame["params"] / frame["tokens"]).median())
+    if LEAST_RATIO < ratio < MOST_RATIO:
+        return []
+    message = f"C / (N·D) is {ratio:.2g}, where 6 is usual; say units, such as --unit flops=PFLOP or --unit params=M"
+    return [Caution("unlikely-units", message)]
+
+
 def _schedule(frame: pd.DataFrame) -> list[Caution]:
     found = []
     if {"warmup_images", "images_seen"} <= set(frame.columns):
-        share = float((frame["warmup_images"] / frame["images_seen"]).max())
+        warmup, seen = (pd.to_numeric(frame[name], errors="coerce") for name in ("warmup_images", "images_seen"))
+        share = float((warmup / seen).max())
         if share > LONGEST_WARMUP:
             found.append(Caution("long-warmup", f"the warm-up is {share:.0%} of the shortest run"))
-    if "epochs" in frame.columns and (most := float(frame["epochs"].max())) > MOST_EPOCHS:
+    epochs = pd.to_numeric(frame["epochs"], errors="coerce") if "epochs" in frame.columns else pd.Series(dtype=float)
+    if (most := float(epochs.max())) > MOST_EPOCHS:
         found.append(Caution("many-epochs", f"a run saw its images {most:.1f} times; new images count for more"))
     return found
 

@@ -19,7 +19,8 @@ from rich.table import Table
 from analysis.bootstrap import case
 from analysis.fitting import fit
 from analysis.options import FitOptions
-from analysis.pipeline import fit_laws, write
+from analysis.pipeline import fit_laws
+from analysis.writing import write
 
 
 def planted(rows: int = 240) -> pd.DataFrame:

@@ -183,6 +183,9 @@ def fit_laws(
     seed_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Seed of the run.")] = None,
     run_id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Name of the run.")] = None,
     group: Annotated[str | None, typer.Option(metavar="COLUMN", help="Groups, fitted apart and compared.")] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(metavar="ROLE=UNIT", help="Unit of a column, such as flops=PFLOP or params=M.")
+    ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.")] = None,
     drop_highest: Annotated[int, typer.Option(help="Leave out so many rows of the highest loss.")] = 0,
     tokens_from_flops: Annotated[float | None, typer.Option(help="Set D = C / (k N) with this k, such as 6.")] = None,
@@ -209,7 +212,7 @@ def fit_laws(
 ) -> None:
     """Fit scaling laws to an experiment's results, MLflow's runs, or any table."""
     from analysis.options import FitOptions
-    from analysis.table import read_runs
+    from analysis.reading import read_runs
 
     if (experiment is None) == (not runs):
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
@@ -233,6 +236,7 @@ def fit_laws(
         seed_column=seed_column,
         run_id=run_id,
         group=group,
+        units=tuple(unit or ()),
         where=tuple(where or ()),
         drop_highest=drop_highest,
         tokens_from_flops=tokens_from_flops,
@@ -382,8 +386,9 @@ def _fit(table: Any, options: "FitOptions", folder: Path) -> Any:
     from rich.console import Console
 
     from analysis.errors import TableError
-    from analysis.pipeline import fit_laws, write
+    from analysis.pipeline import fit_laws
     from analysis.report import terminal_summary
+    from analysis.writing import write
 
     try:
         result = fit_laws(table, options)

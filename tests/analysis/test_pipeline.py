@@ -10,7 +10,8 @@ from tables import sweep_table
 from analysis.errors import TableError
 from analysis.holdout import largest_budget_check
 from analysis.options import FitOptions
-from analysis.pipeline import fit_laws, write
+from analysis.pipeline import fit_laws
+from analysis.writing import write
 
 QUICK = FitOptions(target=("loss",), bootstrap_draws=100)
 FIT_KEYS = {

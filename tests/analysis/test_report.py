@@ -12,10 +12,11 @@ from tables import chinchilla_table, sweep_table
 
 from analysis.figures import draw_all
 from analysis.options import FitOptions
-from analysis.pipeline import fit_laws, write
+from analysis.pipeline import fit_laws
 from analysis.report import render, terminal_summary
 from analysis.report_tables import number
 from analysis.traps import CODES
+from analysis.writing import write
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from tables import chinchilla_table, sweep_table
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
-from analysis.table import prepare, read_runs
+from analysis.reading import read_runs
+from analysis.table import prepare
 
 MAPPED = FitOptions(params="N", flops="C", tokens="D", loss="loss")
 

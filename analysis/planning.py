@@ -1,0 +1,101 @@
+"""What was asked for: options checked, points parsed, and which laws are fitted to which rows."""
+
+import pandas as pd
+
+from analysis import traps
+from analysis.descent import OBJECTIVES
+from analysis.errors import TableError
+from analysis.frontier import curve_envelope, largest_common_budget
+from analysis.laws import LAWS
+from analysis.options import DEFAULT_LAWS, FitOptions
+from analysis.results import TargetGrid
+from analysis.roles import ROLES
+from analysis.table import RunsTable
+
+
+def check_options(options: FitOptions) -> None:
+    """Refuses choices that no table could meet.
+
+    Raises:
+        TableError: naming the flag and what would be right.
+    """
+    for law in options.law:
+        if law not in LAWS:
+            raise TableError(f"unknown law {law!r}; the laws are {', '.join(LAWS)}")
+    if options.objective not in OBJECTIVES:
+        raise TableError(f"unknown objective {options.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
+    if not options.delta > 0:
+        raise TableError(f"--delta must be positive, not {options.delta:g}")
+    if options.bootstrap_draws < 50:
+        raise TableError(f"--bootstrap-draws {options.bootstrap_draws} is too few for an interval; at least 50")
+    if options.offset is not None and not options.offset > 0:
+        raise TableError(f"--offset must be positive, not {options.offset:g}; law power has none")
+    for budget in options.allocate:
+        if not budget > 0:
+            raise TableError(f"--budget must be positive, not {budget:g}")
+    for text in options.predict:
+        parse_point(text)
+
+
+def parse_point(text: str) -> dict[str, float]:
+    """A point to predict, such as `flops=1e21`, by column.
+
+    Raises:
+        TableError: the text is no list of column=number.
+    """
+    point = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not equals or not number > 0:
+            raise TableError(f"--predict {text!r}: write column=number, such as flops=1e21 or params=1e9,tokens=2e10")
+        point[name.strip()] = number
+    unknown = [name for name in point if name not in ROLES]
+    if unknown and len(point) > 1:
+        raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops")
+    return point
+
+
+def plan(table: RunsTable, options: FitOptions, grid: bool) -> list[tuple[str, str]]:
+    """Which laws are fitted against what, in order.
+
+    On a grid, loss against size is taken at one budget, where it bends up again beyond the best size: no law with an
+    offset is fitted to it unasked. Nor is a surface fitted unasked to fewer than four sizes.
+    """
+    laws = options.law or DEFAULT_LAWS
+    places = options.x or tuple(role for role in ("flops", "params") if table.has(role)) or ("tokens",)
+    plan = [(x, law) for x in places for law in laws if LAWS[law].inputs == ("x",)]
+    if grid and not options.law and not options.x:
+        plan = [(x, law) for x, law in plan if x != "params" or not LAWS[law].has_offset]
+    surface = table.has("params", "tokens") and table.frame["params"].nunique() >= traps.FEWEST_SIZES
+    wanted = options.law or (surface and not options.x)
+    return plan + [("params, tokens", law) for law in laws if LAWS[law].inputs != ("x",) and wanted]
+
+
+def rows_for(
+    x: str, law: str, target: str, table: RunsTable, grid: TargetGrid | None, options: FitOptions
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The rows that belong in a fit, and the filter that says which."""
+    frame = table.frame[table.frame[target].notna()]
+    if LAWS[law].inputs != ("x",):
+        return frame, ()
+    if x == "flops" and options.checkpoints and table.has("flops"):
+        return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
+    if grid is not None and x == "flops":
+        return grid.frontier, ("frontier: best cell of each budget",)
+    if grid is not None and x == "params":
+        budget = largest_common_budget(grid.cells)
+        if budget is not None:
+            chosen = grid.cells[(grid.cells["budget"] == budget) & grid.cells[target].notna()]
+            at = f"budget == {budget:.6g} (the largest that all sizes have)"
+            best = chosen["params"].to_numpy(dtype=float)[int(chosen[target].to_numpy(dtype=float).argmin())]
+            falling = chosen[chosen["params"] <= best]
+            if 3 <= len(falling) < len(chosen):
+                return falling, (at, "sizes up to the best one (larger ones see too little data)")
+            return chosen, (at,)
+    if x not in frame.columns:
+        return frame.iloc[:0], ()
+    return frame[frame[x].notna()], ()

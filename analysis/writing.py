@@ -1,0 +1,34 @@
+"""A result on disk: laws.json, report.html, runs.csv and the figures; each file appears whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+from analysis.figures import draw_all
+from analysis.report import render
+from analysis.results import LawsResult, WrittenLaws
+
+
+def write(result: LawsResult, out_dir: Path) -> WrittenLaws:
+    """Writes laws.json, report.html, runs.csv and the figures; each file appears whole or not at all."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    drawings = draw_all(result)
+    figures = []
+    for drawing in drawings:
+        for suffix, content in (("svg", drawing.svg.encode()), ("png", drawing.png)):
+            figures.append(_replace(out_dir / f"{drawing.name}.{suffix}", content))
+    runs_csv = _replace(out_dir / "runs.csv", result.table.frame.to_csv(index=False).encode())
+    report_html = _replace(out_dir / "report.html", render(result, drawings).encode())
+    text = json.dumps(result.as_json(), indent=2, allow_nan=False)
+    laws_json = _replace(out_dir / "laws.json", (text + "\n").encode())
+    return WrittenLaws(laws_json, report_html, runs_csv, tuple(figures))
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
