@@ -37,7 +37,7 @@ def main(
 
     threads = threads or processors()
     # read by libraries on import: threads that spin while they wait slow down all else, as in a sweep's workers
-    os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+    os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), GOMP_SPINCOUNT="20000")
     import torch
 
     from benchmarks.measuring import Options, machine

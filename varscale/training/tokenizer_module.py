@@ -146,10 +146,16 @@ class TokenizerModule(LightningModule):
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        optimizers = [AdamW(groups, lr=self.schedule.peak_lr, betas=self.betas)]
+        optimizers = [AdamW(groups, lr=self.schedule.peak_lr, betas=self.betas, fused=True)]
         if self.discriminator is not None:
             optimizers.append(
-                AdamW(self.discriminator.parameters(), lr=self.schedule.peak_lr, betas=self.betas, weight_decay=0.0)
+                AdamW(
+                    self.discriminator.parameters(),
+                    lr=self.schedule.peak_lr,
+                    betas=self.betas,
+                    weight_decay=0.0,
+                    fused=True,
+                )
             )
         return optimizers
 
