@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from toy_sweep import write_toy
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,3 +77,11 @@ def test_its_experiments_are_found_from_an_empty_folder(environment: Path, tmp_p
 def test_its_command_plans_from_an_empty_folder(environment: Path, tmp_path: Path, command: list[str]) -> None:
     program, *arguments = command
     assert "rings" in run(environment / program, *arguments, "plan", "rings", cwd=tmp_path)
+
+
+def test_its_command_sweeps_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
+    path = write_toy(tmp_path)
+    output = run(environment / "bin" / "varscale", "sweep", path, cwd=tmp_path)
+    report = tmp_path / "runs" / "toy" / "laws" / "report.html"
+    assert output.splitlines()[-1] == str(report.relative_to(tmp_path))
+    assert report.read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -110,7 +110,7 @@ class LocalLauncher:
         environment = {
             "OMP_NUM_THREADS": str(self._threads),
             "MKL_NUM_THREADS": str(self._threads),
-            "GOMP_SPINCOUNT": "20000",  # some microseconds: threads that spin for long slow down all else on a busy machine
+            "GOMP_SPINCOUNT": "20000",  # microseconds: threads that spin for long slow down all else on a busy machine
         }
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)
