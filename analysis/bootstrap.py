@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from analysis.descent import minimise, respond
 from analysis.fitting import Fit
@@ -23,6 +24,9 @@ FEW_ROWS = 100
 """Below so many rows (or runs) the case bootstrap is replaced by the parametric one."""
 MANY_ROWS = 5000
 """Above so many, one Newton step a draw takes the place of a refit."""
+_ENOUGH = 10
+"""Fewer rows don't show whether their scatter is even."""
+_UNEVEN = 0.05
 _DECILES_APART = 2.5631031
 _CHUNK = 128
 _ELEMENTS = 4_000_000
@@ -48,7 +52,8 @@ class Draws:
         Refits to small tables now and then end far away, where the offset vanishes; deciles don't notice.
         """
         if self.method.startswith("case"):
-            return float(drawn_S.std(ddof=1))
+            with np.errstate(over="ignore", invalid="ignore"):  # coefficients of inputs beyond 1e150
+                return float(drawn_S.std(ddof=1))
         return decile_spread(drawn_S)
 
 
@@ -59,7 +64,7 @@ def decile_spread(drawn_S: Array) -> float:
 
 
 def resample(fitted: Fit, draws: int, seed: int, clusters: Array | None = None) -> Draws:
-    """Case bootstrap where there are rows enough, parametric otherwise.
+    """Case bootstrap where there are rows enough, or where their scatter is uneven; parametric otherwise.
 
     Args:
         fitted: the fit.
@@ -70,7 +75,7 @@ def resample(fitted: Fit, draws: int, seed: int, clusters: Array | None = None) 
     units = len(fitted.y_n) if clusters is None else len(np.unique(clusters))
     if units > MANY_ROWS:
         return one_step(fitted, draws, seed, clusters)
-    if units >= FEW_ROWS or clusters is not None:
+    if units >= FEW_ROWS or clusters is not None or (units >= _ENOUGH and uneven(fitted) < _UNEVEN):
         return case(fitted, draws, seed, clusters)
     return parametric(fitted, draws, seed)
 
@@ -138,6 +143,33 @@ def scatter(fitted: Fit) -> float:
     """
     lost = fitted.free_count * (1.0 if fitted.objective.final_delta is None else 2.0 - np.pi / 2)
     return float(np.sqrt((fitted.residuals_n**2).sum() / max(len(fitted.y_n) - lost, 1.0)))
+
+
+def uneven(fitted: Fit) -> float:
+    """How likely residuals of even size would differ in size along an input, or the fitted value, as these do.
+
+    The p-value of the largest of Spearman's correlations of |residual| with each of them (Bonferroni), 1 where there
+    are too few rows.
+    """
+    rows = len(fitted.y_n)
+    if rows < _ENOUGH:
+        return 1.0
+    along = [*fitted.problem.log_inputs_In]
+    if len(along) > 1:
+        along += [fitted.problem.evaluate(fitted.theta_P[None])[0][0]]
+    sizes_n = _ranks(np.abs(fitted.residuals_n))
+    if np.ptp(sizes_n) == 0:
+        return 1.0
+    correlations = [np.corrcoef(sizes_n, _ranks(each_n))[0, 1] for each_n in along if np.ptp(each_n) > 0]
+    largest = min(max(abs(float(each)) for each in correlations), 1 - 1e-12)
+    statistic = largest * np.sqrt((rows - 2) / (1 - largest**2))
+    return float(min(1.0, 2 * len(correlations) * special.stdtr(rows - 2, -statistic)))
+
+
+def _ranks(values_n: Array) -> Array:
+    """Ranks, equal values with their mean rank."""
+    _, inverse, counts = np.unique(values_n, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
 
 
 def leave_one_out(fitted: Fit) -> Array:

@@ -19,11 +19,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from analysis.laws import Array
 from analysis.roles import SWEEP_COLUMNS
 from analysis.table import RunsTable
 from analysis.units import NOUNS
 
 COLUMN_INCHES = 3.4
+MANY_POINTS = 60
 INK = "#16181d"
 ORANGE, BLUE, GREEN, VERMILION, PURPLE = "#e69f00", "#0072b2", "#009e73", "#d55e00", "#cc79a7"
 _STYLE: dict[str, Any] = {
@@ -152,6 +154,12 @@ def value_axis(axes: Axes, values: "pd.Series[float]") -> None:
         margin = 0.08 * max(high - low, 1e-3 * high)
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, low - 6 * margin), min(top, high + 4 * margin))
+
+
+def points(axes: Axes, x: Array, y: Array, name: str) -> None:
+    """Runs as points, smaller where there are many, and as pixels where there are very many."""
+    many = len(x) > MANY_POINTS
+    axes.plot(x, y, "o", color=BLUE, ms=1.8 if many else 3.2, alpha=0.8, label=name, zorder=3, rasterized=len(x) > 2000)
 
 
 def legend_below(figure: Figure, axes: Axes, title: str | None = None, columns: int = 3) -> None:

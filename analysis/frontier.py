@@ -76,12 +76,11 @@ def curve_envelope(frame: pd.DataFrame, target: str) -> pd.DataFrame:
     return ordered[ordered[target] < lowest].reset_index(drop=True)
 
 
-def largest_common_budget(grid_cells: pd.DataFrame) -> float | None:
-    """The largest budget at which every size has a cell; None where no budget has all sizes."""
-    sizes = grid_cells["params"].nunique()
-    full = grid_cells.groupby("budget")["params"].nunique()
-    full = full[full == sizes]
-    return float(full.index.max()) if len(full) else None
+def fullest_budget(grid_cells: pd.DataFrame) -> tuple[float, int]:
+    """The budget at which most sizes have a cell, the largest of several, and how many sizes it has."""
+    counts = grid_cells.groupby("budget")["params"].nunique()
+    most = int(counts.max())
+    return float(str(counts[counts == most].index.max())), most
 
 
 def _cluster(flops: Array) -> Array:

@@ -15,6 +15,7 @@ from analysis.fitting import Fit
 from analysis.intervals import Uncertainty, t_quantile
 from analysis.isoflop import Minimum
 from analysis.laws import Array
+from analysis.lines import line_through
 
 _GRID = 600
 _DRAWS = 500
@@ -96,8 +97,8 @@ def from_points(
         raise FitRefused(f"{len(budgets)} budgets with a best size; three or more are needed")
     if np.ptp(np.log(params)) < 1e-9:
         raise FitRefused("the same size is best at every budget; more sizes are needed")
-    size = _line(np.log(budgets), np.log(params), errors)
-    data = None if tokens is None else _line(np.log(budgets), np.log(tokens), errors)
+    size = line_through(np.log(budgets), np.log(params), errors)
+    data = None if tokens is None else line_through(np.log(budgets), np.log(tokens), errors)
     best = []
     for budget in at:
         value, low, high = (float(np.exp(each)) for each in size.at(np.log(budget)))
@@ -171,12 +172,14 @@ def from_law(
     theta_SP = np.vstack([fitted.theta_P, uncertainty.draws.theta_SP])
     if declared is not None:
         exponents_S = _closed_form(fitted, theta_SP)
+        tokens_exponents_S = 1 - exponents_S
     else:
         theta_SP = theta_SP[: _DRAWS + 1]
         low, high = float(rows["flops"].min()), float(rows["flops"].max())
-        first_S, _ = _minimise_over_sizes(fitted, theta_SP, rows, per_token, low)
-        last_S, _ = _minimise_over_sizes(fitted, theta_SP, rows, per_token, high)
-        exponents_S = np.log(last_S / first_S) / np.log(high / low) if high > low else np.full(len(theta_SP), np.nan)
+        first_S, last_S = (_minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
+        span = np.log(high / low) if high > low else np.nan
+        exponents_S = np.log(last_S / first_S) / span
+        tokens_exponents_S = np.log(per_token.tokens(high, last_S) / per_token.tokens(low, first_S)) / span
     best = []
     for budget in at:
         sizes_S, values_S = _minimise_over_sizes(fitted, theta_SP[: _DRAWS + 1], rows, per_token, budget)
@@ -191,50 +194,24 @@ def from_law(
                 float(values_S[0]),
             )
         )
-    interval = _interval(exponents_S, uncertainty)
     return Allocation(
         f"parametric {fitted.law.name}",
         len(fitted.y_n),
         float(exponents_S[0]),
-        interval,
-        1 - float(exponents_S[0]) if declared is not None else None,
-        (1 - interval[1], 1 - interval[0]) if declared is not None else None,
+        _interval(exponents_S, uncertainty),
+        float(tokens_exponents_S[0]),
+        _interval(tokens_exponents_S, uncertainty),
         tuple(best),
     )
 
 
-@dataclass(frozen=True)
-class _Line:
-    intercept: float
-    slope: float
-    centre: float
-    variance: float
-    spread: float
-    points: int
-
-    @property
-    def slope_ci95(self) -> tuple[float, float]:
-        half = t_quantile(self.points - 2) * float(np.sqrt(self.variance / self.spread))
-        return self.slope - half, self.slope + half
-
-    def at(self, x: float) -> tuple[float, float, float]:
-        """Value and interval of the line."""
-        value = self.intercept + self.slope * (x - self.centre)
-        half = t_quantile(self.points - 2) * float(
-            np.sqrt(self.variance * (1 / self.points + (x - self.centre) ** 2 / self.spread))
-        )
-        return value, value - half, value + half
-
-
-def _line(x: Array, y: Array, errors: Array | None) -> _Line:
-    centre = float(x.mean())
-    spread_x = float(((x - centre) ** 2).sum())
-    slope = float(((x - centre) * y).sum() / spread_x)
-    residuals = y - y.mean() - slope * (x - centre)
-    variance = float((residuals**2).sum() / (len(x) - 2))
-    if errors is not None:
-        variance = max(variance, float((errors**2).mean()))
-    return _Line(float(y.mean()), slope, centre, variance, spread_x, len(x))
+def best_sizes(fitted: Fit, rows: pd.DataFrame, budgets: Array, declared: float | None = None) -> tuple[Array, Array]:
+    """N_opt and D_opt of a law of N and D at budgets, without intervals."""
+    per_token = FlopsPerToken(rows, declared)
+    theta_1P = fitted.theta_P[None]
+    found = [_minimise_over_sizes(fitted, theta_1P, rows, per_token, float(each))[0] for each in budgets]
+    sizes = np.concatenate(found)
+    return sizes, np.asarray(budgets / (per_token(sizes) * sizes))
 
 
 def _closed_form(fitted: Fit, theta_SP: Array) -> Array:

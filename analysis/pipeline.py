@@ -40,7 +40,8 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
         parts = {name: _fit_group(part, options, name) for name, part in groups.items()}
         result = _joined(table, options, parts)
     if not result.fits:
-        raise TableError("no law could be fitted: " + "; ".join(caution.message for caution in result.cautions))
+        reasons = [caution.message for caution in result.cautions if caution.code == "law-skipped"]
+        raise TableError("no law could be fitted: " + "; ".join(dict.fromkeys(reasons)))
     return replace(result, exclusion_effect=_exclusion_effect(runs, options, result))
 
 
@@ -99,7 +100,9 @@ def _side(part: LawsResult, name: str, target: str) -> Side | None:
     if entry is None:
         return None
     flops, values = (entry.rows[each].to_numpy(dtype=float) for each in ("flops", target))
-    return Side(name, flops, values, entry.fitted, entry.uncertainty)
+    bent = part.find("power-offset", target, "flops")
+    with_offset = (bent.fitted, bent.uncertainty) if bent is not None else None
+    return Side(name, flops, values, entry.fitted, entry.uncertainty, with_offset)
 
 
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
@@ -112,7 +115,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         if frame is not None:
             grids[target] = build_grid(frame, target, table.targets, options)
             cautions += grid_cautions(target, grids[target], first=target == table.targets[0])
-        for x, law in plan(table, options, grid=frame is not None):
+        for x, law in plan(table, options, grids.get(target)):
             rows, filters = rows_for(x, law, target, table, grids.get(target), options)
             entry, problems = one_fit(law, target, x, rows, (*table.filters, *filters), table, grids, options, group)
             cautions += problems

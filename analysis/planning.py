@@ -5,7 +5,7 @@ import pandas as pd
 from analysis import traps
 from analysis.descent import OBJECTIVES
 from analysis.errors import TableError
-from analysis.frontier import curve_envelope, largest_common_budget
+from analysis.frontier import curve_envelope, fullest_budget
 from analysis.laws import LAWS
 from analysis.options import DEFAULT_LAWS, FitOptions
 from analysis.results import TargetGrid
@@ -59,17 +59,19 @@ def parse_point(text: str) -> dict[str, float]:
     return point
 
 
-def plan(table: RunsTable, options: FitOptions, grid: bool) -> list[tuple[str, str]]:
+def plan(table: RunsTable, options: FitOptions, grid: TargetGrid | None) -> list[tuple[str, str]]:
     """Which laws are fitted against what, in order.
 
     On a grid, loss against size is taken at one budget, where it bends up again beyond the best size: no law with an
-    offset is fitted to it unasked. Nor is a surface fitted unasked to fewer than four sizes.
+    offset is fitted to it unasked, and none at all where no budget has half of the sizes (each budget has sizes of its
+    own; the IsoFLOP sets say what there is to say). Nor is a surface fitted unasked to fewer than four sizes.
     """
     laws = options.law or DEFAULT_LAWS
     places = options.x or tuple(role for role in ("flops", "params") if table.has(role)) or ("tokens",)
     plan = [(x, law) for x in places for law in laws if LAWS[law].inputs == ("x",)]
-    if grid and not options.law and not options.x:
-        plan = [(x, law) for x, law in plan if x != "params" or not LAWS[law].has_offset]
+    if grid is not None and not options.law and not options.x:
+        shared = 2 * fullest_budget(grid.cells)[1] >= grid.cells["params"].nunique()
+        plan = [(x, law) for x, law in plan if x != "params" or (shared and not LAWS[law].has_offset)]
     surface = table.has("params", "tokens") and table.frame["params"].nunique() >= traps.FEWEST_SIZES
     wanted = options.law or (surface and not options.x)
     return plan + [("params, tokens", law) for law in laws if LAWS[law].inputs != ("x",) and wanted]
@@ -87,15 +89,17 @@ def rows_for(
     if grid is not None and x == "flops":
         return grid.frontier, ("frontier: best cell of each budget",)
     if grid is not None and x == "params":
-        budget = largest_common_budget(grid.cells)
-        if budget is not None:
-            chosen = grid.cells[(grid.cells["budget"] == budget) & grid.cells[target].notna()]
-            at = f"budget == {budget:.6g} (the largest that all sizes have)"
-            best = chosen["params"].to_numpy(dtype=float)[int(chosen[target].to_numpy(dtype=float).argmin())]
-            falling = chosen[chosen["params"] <= best]
-            if 3 <= len(falling) < len(chosen):
-                return falling, (at, "sizes up to the best one (larger ones see too little data)")
-            return chosen, (at,)
+        cells = grid.cells[grid.cells[target].notna()]
+        budget, most = fullest_budget(cells)
+        chosen = cells[cells["budget"] == budget]
+        sizes = cells["params"].nunique()
+        which = "the largest that all sizes have" if most == sizes else f"the one with most sizes, {most} of {sizes}"
+        at = f"budget == {budget:.6g} ({which})"
+        best = chosen["params"].to_numpy(dtype=float)[int(chosen[target].to_numpy(dtype=float).argmin())]
+        falling = chosen[chosen["params"] <= best]
+        if 3 <= len(falling) < len(chosen):
+            return falling, (at, "sizes up to the best one (larger ones see too little data)")
+        return chosen, (at,)
     if x not in frame.columns:
         return frame.iloc[:0], ()
     return frame[frame[x].notna()], ()

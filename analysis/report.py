@@ -32,6 +32,8 @@ def render(result: "LawsResult", drawings: Sequence[Drawing]) -> str:
         checks=[grid.check for grid in result.grids.values() if grid.check],
         headline=headline(result),
         objectives=OBJECTIVES,
+        definitions=tables.definitions(result.table),
+        units=tables.units(result.table),
         codes=CODES,
         methods=sorted({entry.uncertainty.method for entry in result.fits}),
         laws=tables.laws_table(result),
@@ -45,7 +47,7 @@ def render(result: "LawsResult", drawings: Sequence[Drawing]) -> str:
 
 def terminal_summary(result: "LawsResult") -> RenderableType:
     """Fits, held-out predictions and warnings, for rich's console."""
-    table = Table(title=result.options.title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(result.options.title), title_justify="left", box=None, pad_edge=False)
     for name, right in (("target", False), ("against", False), ("law", False), ("rows", True)):
         table.add_column(name, justify="right" if right else "left")
     table.add_column("parameters (95% interval)", overflow="fold")
@@ -53,10 +55,10 @@ def terminal_summary(result: "LawsResult") -> RenderableType:
         shown = ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters if name not in ("A", "B"))
         name = f"{entry.target} [{entry.group}]" if entry.group else entry.target
         table.add_row(Text(name), entry.x, entry.fitted.law.name, str(len(entry.rows)), Text(shown))
-    checks = [grid.check for grid in result.grids.values() if grid.check]
+    checks = {name: grid.check for name, grid in result.grids.items() if grid.check}
     parts: list[RenderableType] = [
         table,
-        *(Text(check_sentence(check), style="green" if check.held else "yellow") for check in checks),
+        *(Text(check_sentence(each, name), style="green" if each.held else "yellow") for name, each in checks.items()),
         *(Text(comparison_sentence(each)) for each in result.comparisons),
     ]
     if result.cautions:
@@ -70,9 +72,9 @@ def terminal_summary(result: "LawsResult") -> RenderableType:
 
 def headline(result: "LawsResult") -> str:
     """The first thing to know: whether the prediction held, or the first law."""
-    checks = [grid.check for grid in result.grids.values() if grid.check]
-    if checks:
-        return check_sentence(checks[0])
+    for name, grid in result.grids.items():
+        if grid.check:
+            return check_sentence(grid.check, name)
     entry = next((each for each in result.fits if len(each.inputs) > 1), result.fits[0])
     return f"{entry.name}: " + ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters) + "."
 

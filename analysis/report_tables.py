@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 from analysis.compare import Comparison
 from analysis.holdout import LargestBudgetCheck
+from analysis.roles import SWEEP_COLUMNS
+from analysis.units import NOUNS
 
 if TYPE_CHECKING:
     from analysis.heldout import Heldout
     from analysis.parametric import Allocation
     from analysis.results import FitEntry, LawsResult, PredictionAt
+    from analysis.table import RunsTable
 
 SYMBOLS = {"alpha": "α", "beta": "β"}
 AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"}
+_BLANK = "\N{NO-BREAK SPACE}"
 _BASELINES = ("no change", "power law", "nearest run")
 
 
@@ -25,6 +29,39 @@ class ReportTable:
     rows: Sequence[tuple[tuple[str, ...], ...]]
     title: str = ""
     numeric: frozenset[str] = field(default=frozenset())
+
+
+def definitions(table: "RunsTable") -> list[str]:
+    """What N, C and D are, and where they come from."""
+    lines = []
+    for role, symbol in (("params", "N"), ("flops", "C"), ("tokens", "D")):
+        if role in table.frame.columns:
+            noun = table.units[role].noun if role in table.units else NOUNS[role]
+            source = f", column {table.columns[role]}" if role in table.columns else ""
+            lines.append(f"{symbol}: {'' if role == 'params' else 'training '}{noun}{source}")
+    if table.columns.get("flops") == SWEEP_COLUMNS["flops"]:
+        lines.append(
+            "a sweep's C is 3 × the forward pass, 2 × multiply-adds of every matrix product, all attention pairs"
+        )
+    derived = [note for note in table.notes if note.startswith(("tokens are D", "FLOPs are C", "training FLOPs are"))]
+    return [*lines, *derived]
+
+
+def units(table: "RunsTable") -> list[str]:
+    """The unit of every number in the report, with what source columns were multiplied by."""
+    lines = []
+    for role in ("params", "flops", "tokens"):
+        if role in table.frame.columns:
+            unit = table.units.get(role)
+            text = f"{role} in {unit.noun if unit else NOUNS[role]}"
+            lines.append(
+                text + (f" (given as {unit.given}: × {number(unit.factor)})" if unit and unit.factor != 1 else "")
+            )
+    shown = (
+        f"{name} in {table.units[name].noun}" if name in table.units else f"{name} as given" for name in table.targets
+    )
+    own = table.columns.get("flops") == SWEEP_COLUMNS["flops"]
+    return [*lines, *(["losses in nats a token, errors as a share"] if own else shown)]
 
 
 def laws_table(result: "LawsResult") -> ReportTable:
@@ -94,9 +131,9 @@ def heldout_tables(result: "LawsResult") -> tuple[ReportTable, ReportTable]:
 
 def allocation_tables(result: "LawsResult") -> list[ReportTable]:
     """The best size and data for a budget, by each approach."""
-    headings = ("approach", "a (N ∝ C^a)", "b (D ∝ C^b)", "at a budget")
+    headings = ("approach", "a (N ∝ C^a)", "b (D ∝ C^b)", "budget (FLOPs)", "best N", "best D", "remark")
     return [
-        ReportTable(headings, [_allocation_row(each) for each in found], target, frozenset(headings[1:3]))
+        ReportTable(headings, [_allocation_row(each) for each in found], target, frozenset(headings[1:6]))
         for target, found in result.allocations.items()
     ]
 
@@ -128,13 +165,13 @@ def parameter_text(entry: "FitEntry", name: str) -> str:
     return f"{text} {interval(entry.uncertainty.ci95[name])}"
 
 
-def check_sentence(check: LargestBudgetCheck) -> str:
+def check_sentence(check: LargestBudgetCheck, name: str = "") -> str:
     """The held-out prediction in one sentence that says whether it held."""
     verdict = "held" if check.held else "did not hold"
     place = "inside" if check.inside else "outside"
     share = abs(check.error) / abs(check.baseline_error) if check.baseline_error else float("inf")
     return (
-        f"Prediction {verdict}: best {check.target} at {number(check.budget)} FLOPs, "
+        f"Prediction {verdict}: best {name or check.target} at {number(check.budget)} FLOPs, "
         f"from {check.n_budgets} smaller budgets, {check.predicted:.4f} "
         f"[{check.ci95[0]:.4f}, {check.ci95[1]:.4f}]; observed {check.observed:.4f} ({place}), "
         f"off by {check.error:+.4f}, {share:.0%} of the error of no change ({check.baseline_error:+.4f})."
@@ -199,13 +236,15 @@ def _rolled_row(entry: "FitEntry", check: "Heldout") -> tuple[tuple[str, ...], .
 
 def _allocation_row(each: "Allocation") -> tuple[tuple[str, ...], ...]:
     if each.refused:
-        return (each.approach,), ("–",), ("–",), (f"refused: {each.refused}",)
-    lines = []
-    for best in each.best:
-        line = f"{number(best.budget)} FLOPs: N = {number(best.params)} {interval(best.params_ci95)}"
-        lines.append(line + (f", D = {number(best.tokens)} {interval(best.tokens_ci95)}" if best.tokens else ""))
-    exponents = (
-        f"{number(each.params_exponent)} {interval(each.params_ci95)}",
-        f"{number(each.tokens_exponent)} {interval(each.tokens_ci95)}" if each.tokens_exponent is not None else "–",
-    )
-    return (each.approach,), (exponents[0],), (exponents[1],), tuple(lines)
+        return (each.approach,), ("–",), ("–",), ("",), ("",), ("",), (f"refused: {each.refused}",)
+    exponents, columns = [], []
+    for value, pair in (
+        (each.params_exponent, each.params_ci95),
+        (each.tokens_exponent, each.tokens_ci95),
+    ):
+        exponents.append((number(value), interval(pair)) if value is not None else ("–",))
+    columns.append([(number(best.budget), _BLANK) for best in each.best])
+    columns.append([(number(best.params), interval(best.params_ci95)) for best in each.best])
+    columns.append([(number(best.tokens), interval(best.tokens_ci95) if best.tokens else "") for best in each.best])
+    lines = [tuple(line for pair in column for line in pair) for column in columns]
+    return (each.approach,), *exponents, *lines, ("",)

@@ -141,6 +141,10 @@ class LawsResult:
     version: str = ""
     exclusion_effect: str = ""
 
+    def entries(self, target: str, x: str, group: str = "") -> list[FitEntry]:
+        """Every law fitted to a target against x."""
+        return [each for each in self.fits if (each.target, each.x, each.group) == (target, x, group)]
+
     def find(self, law: str, target: str | None = None, x: str | None = None) -> FitEntry | None:
         """The first entry of a law, for a target and an x where given."""
         for entry in self.fits:

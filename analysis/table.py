@@ -246,6 +246,8 @@ def _derive(frame: pd.DataFrame, columns: dict[str, str], options: FitOptions, l
 
 
 def _check_run_ids(frame: pd.DataFrame, options: FitOptions) -> None:
+    if options.checkpoints and "run_id" not in frame.columns:
+        raise TableError("--checkpoints needs --run-id: rows of one run are drawn together")
     if "run_id" not in frame.columns or options.checkpoints:
         return
     repeated = frame["run_id"].duplicated(keep=False) & frame["run_id"].notna()

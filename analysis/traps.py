@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import leave_one_out
+from analysis.bootstrap import leave_one_out, uneven
 from analysis.fitting import Fit
 from analysis.heldout import Heldout
 from analysis.intervals import Uncertainty
@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "repeated-rows": "rows repeat another row's values",
     "own-column": "the table uses a name for something else than it means here",
     "rows-excluded": "rows were left out",
+    "uneven-scatter": "rows scatter around the law more at one end than at the other",
     "unlikely-units": "FLOPs a parameter and token are far from the usual 6",
     "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
     "worse-than-baseline": "held out, a simple baseline predicts better than the law",
@@ -49,6 +50,7 @@ MOST_EPOCHS = 4.0
 UNDERTRAINED = 1 / 30
 LEAST_RATIO, MOST_RATIO = 0.05, 1e6
 """C / (N·D): a mixture of experts has less than 6, images instead of tokens give thousands."""
+UNEVEN = 0.003
 _DRIFT = 0.1
 
 
@@ -104,6 +106,9 @@ def of_fit(
         found.append(Caution("not-monotone", f"{name}: the target doesn't fall with x over these rows", name))
     if uncertainty is None:
         return found
+    if uneven(fitted) < UNEVEN:
+        message = f"{name}: the residuals are larger at one end of the data than at the other"
+        found.append(Caution("uneven-scatter", message, name))
     found += _correlated(name, fitted, uncertainty)
     found += _decisive(name, fitted, uncertainty, rows)
     if fitted.law.has_offset and fitted.offset is None:

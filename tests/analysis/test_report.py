@@ -93,6 +93,39 @@ def test_a_surface_without_a_grid_is_drawn_too():
     assert {"contour", "clouds", "residuals", "loss_vs_compute"} <= {drawing.name for drawing in draw_all(result)}
 
 
+def test_names_that_mean_something_to_matplotlib_or_to_files_are_drawn_too(tmp_path):
+    table = pd.concat([chinchilla_table(budgets=4).assign(kind=kind) for kind in ("US$ a $x_{", "US$ a $x [")])
+    table = table.rename(columns={"loss": "cost $ of $\\frac"})
+    options = FitOptions(
+        params="N", flops="C", tokens="D", loss="cost $ of $\\frac", group="kind", law=("power",), bootstrap_draws=50
+    )
+    written = write(fit_laws(table, options), tmp_path)
+    assert len(set(written.figures)) == len(written.figures)
+    assert all(path.is_file() for path in written.figures)
+
+
+def test_report_states_units_and_where_n_c_and_d_come_from():
+    table = chinchilla_table(budgets=4).assign(C=lambda rows: rows["C"] / 1e15).drop(columns="D")
+    options = FitOptions(
+        params="N",
+        flops="C",
+        units=("flops=PFLOP", "loss=nats a byte"),
+        tokens_from_flops=6,
+        law=("chinchilla",),
+        bootstrap_draws=50,
+    )
+    result = fit_laws(table, options)
+    html = render(result, draw_all(result))
+    for text in (
+        "given as PFLOP: × 1e15",
+        "loss in nats a byte",
+        "tokens are D = C / (6·N)",
+        "C: training FLOPs, column C",
+    ):
+        assert text in html
+    assert result.as_json()["table"]["units"]["flops"]["factor"] == 1e15
+
+
 def test_every_warning_code_is_documented():
     from pathlib import Path
 

@@ -130,3 +130,52 @@ def test_laws_that_lack_a_column_are_skipped_with_a_warning():
     result = fit_laws(table, FitOptions(flops="C", law=("power", "chinchilla"), bootstrap_draws=QUICK))
     assert [entry.fitted.law.name for entry in result.fits] == ["power"]
     assert "law-skipped" in {caution.code for caution in result.cautions}
+
+
+def uneven_table(seed):
+    """Runs whose scatter grows twenty-fold along compute."""
+    table = curve_table(rows=60, decades=4.0, noise=0.0)
+    noise = 1e-4 * np.geomspace(1, 20, 60) * np.random.default_rng(seed).standard_normal(60)
+    return table.assign(loss=table["loss"] * np.exp(noise))
+
+
+def test_scatter_that_differs_between_the_ends_is_said_and_resampled_by_cases():
+    result = fit_laws(uneven_table(0), FitOptions(flops="C", law=("power-offset",), bootstrap_draws=QUICK))
+    assert "uneven-scatter" in {caution.code for caution in result.cautions}
+    assert result.fits[0].uncertainty.method == "case bootstrap"
+    even = fit_laws(curve_table(rows=60), FitOptions(flops="C", law=("power-offset",), bootstrap_draws=QUICK))
+    assert even.fits[0].uncertainty.method == "parametric bootstrap"
+    assert "uneven-scatter" not in {caution.code for caution in even.cautions}
+
+
+def test_units_that_were_forgotten():
+    table = chinchilla_table()
+    mapped = {"params": "N", "flops": "C", "tokens": "D", "law": ("chinchilla",)}
+    table["C"] /= 1e15
+    assert "unlikely-units" in codes(table, **mapped)
+    assert "unlikely-units" not in codes(table, units=("flops=PFLOP",), **mapped)
+
+
+def test_rows_to_hold_out_that_cannot_be():
+    mapped = {"params": "N", "flops": "C", "tokens": "D", "law": ("chinchilla",)}
+    assert "holdout-skipped" in codes(chinchilla_table(), holdout_where="C > 1e30", **mapped)
+    with pytest.raises(TableError, match="--holdout-where 'C >'"):
+        codes(chinchilla_table(), holdout_where="C >", **mapped)
+
+
+def test_checkpoints_need_run_ids():
+    with pytest.raises(TableError, match="--checkpoints needs --run-id"):
+        codes(curve_table(), flops="C", checkpoints=True)
+
+
+def test_own_columns_are_mentioned():
+    table = curve_table().assign(status=["ok", "crashed"] * 6)
+    assert "own-column" in codes(table, flops="C", law=("power-offset",))
+
+
+@pytest.mark.parametrize("objective", ["huber", "lad", "lsq", "lsq-log"])
+def test_equal_losses_are_refused_or_warned_of(objective):
+    flat = chinchilla_table().assign(loss=2.5)
+    for mapped in ({"params": "N", "tokens": "D"}, {"params": "N", "flops": "C", "tokens": "D"}):
+        result = fit_laws(flat, FitOptions(objective=objective, bootstrap_draws=50, **mapped))
+        assert {"law-skipped", "not-monotone", "at-bound"} & {caution.code for caution in result.cautions}

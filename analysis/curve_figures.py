@@ -1,0 +1,205 @@
+"""Figures of values against compute or size: frontier, curves, IsoFLOP sets, groups side by side."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    Drawing,
+    label,
+    legend_below,
+    log_axis,
+    plain,
+    points,
+    power_of_ten,
+    render,
+    sentence,
+    shades,
+    si,
+    value_axis,
+)
+from analysis.holdout import OffsetAverage
+from analysis.intervals import predict
+from analysis.laws import Array
+
+if TYPE_CHECKING:
+    from analysis.results import FitEntry, LawsResult, TargetGrid
+
+_LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BLUE))
+
+
+def against_compute(result: "LawsResult", key: str, group: str, target: str, name: str) -> Drawing:
+    """Cells as points joined by size, the frontier, its law with the interval for a new run, and the held-out check."""
+    grid = result.grids[key]
+    entries = result.entries(target, "flops", group)
+    entry = next((each for each in entries if each.fitted.law.name == "power-offset"), entries[0] if entries else None)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _size_lines(axes, grid, target)
+        best = grid.frontier
+        reach = np.geomspace(best["flops"].min() / 1.3, best["flops"].max() * 4, 80)
+        _band(axes, best, target, grid, reach)
+        if entry is not None:
+            axes.plot(reach, entry.fitted.predict(reach), color=INK, lw=1.2, label=_formula(entry), zorder=4)
+        axes.plot(best["flops"], best[target], "o", mfc="none", mec=INK, ms=6, mew=0.8, zorder=5, label="frontier")
+        _prediction_mark(axes, grid)
+        log_axis(axes, "x")
+        value_axis(axes, pd.concat([grid.cells[target], best[target]]))
+        axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
+        legend_below(figure, axes)
+
+    caption = (
+        f"{sentence(result.table, target)} against training compute. Points are runs, joined by size; rings mark the "
+        "best run of each budget (the frontier). Line: the law fitted to the frontier. Band: 95% interval for a new "
+        "run, averaged over the offset."
+    )
+    if grid.check is not None:
+        caption += " Diamond: the largest budget as predicted from the smaller ones alone, with its 95% interval."
+    return render(name, caption, draw, height=3.3)
+
+
+def against(result: "LawsResult", target: str, x: str, name: str, group: str = "") -> Drawing:
+    """The rows of the fits against x, with each law."""
+    entries = result.entries(target, x, group)
+    rows = entries[0].rows
+    banded = next((each for each in entries if each.fitted.law.has_offset), entries[-1])
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        values = rows[x].to_numpy(dtype=float)
+        points(axes, values, rows[target].to_numpy(dtype=float), "runs")
+        reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
+        _interval_bands(axes, banded, reach)
+        for entry, (style, colour) in zip(entries, _LINES, strict=False):
+            axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry))
+        log_axis(axes, "x", counts=x == "params")
+        value_axis(axes, rows[target])
+        axes.set(xlabel=label(result.table, x), ylabel=label(result.table, target))
+        legend_below(figure, axes)
+
+    filters = [each for each in entries[0].filters if each not in result.table.filters]
+    which = f" ({'; '.join(filters)})" if filters else ""
+    caption = (
+        f"{sentence(result.table, target)} against {label(result.table, x)}{which}. Bands: 95% intervals of "
+        f"{banded.fitted.law.name}, for the curve (darker) and for a new run."
+    )
+    return render(name, caption, draw, height=2.9)
+
+
+def isoflop(result: "LawsResult", grid: "TargetGrid", target: str, name: str) -> Drawing:
+    """Target against size, one line a budget, with a parabola and its minimum where one is bracketed."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        budgets = sorted(grid.cells["budget"].unique())
+        for budget, colour in zip(budgets, shades(len(budgets)), strict=True):
+            rows = grid.cells[grid.cells["budget"] == budget].sort_values("params")
+            found = next((each for each in grid.minima if each.budget == budget), None)
+            bowl = found is not None and found.params is not None
+            axes.plot(rows["params"], rows[target], "o" if bowl else "o:", color=colour, lw=0.8)
+            axes.plot([], [], "-", color=colour, label=power_of_ten(budget))
+            if found is not None and found.params is not None and found.value is not None:
+                logs = np.log(rows["params"].to_numpy(dtype=float))
+                fine = np.linspace(logs.min(), logs.max(), 80)
+                axes.plot(np.exp(fine), np.polyval(found.coefficients, fine - logs.mean()), color=colour)
+                axes.plot(found.params, found.value, "*", color=colour, ms=8, mec=INK, mew=0.5, zorder=5)
+                if found.params_ci95 is not None:
+                    axes.plot(found.params_ci95, [found.value] * 2, "-", color=INK, lw=0.7, zorder=4)
+        log_axis(axes, "x", counts=True)
+        value_axis(axes, grid.cells[target])
+        axes.set(xlabel=label(result.table, "params"), ylabel=label(result.table, target))
+        legend_below(figure, axes, title="budget (FLOPs)", columns=4)
+
+    bracketed = sum(each.params is not None for each in grid.minima)
+    caption = (
+        f"IsoFLOP sets: {sentence(result.table, target).lower()} against size at each budget. "
+        f"{bracketed} of {len(grid.minima)} budgets bracket a minimum (star, on a parabola in log N, with its 95% "
+        "interval); the others are joined by dots."
+    )
+    return render(name, caption, draw, height=3.1)
+
+
+def groups(result: "LawsResult") -> Drawing:
+    """Frontiers of the groups with their power laws."""
+    target = result.comparisons[0].target
+    entries = [e for e in result.fits if (e.fitted.law.name, e.target, e.x) == ("power", target, "flops")]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
+            values = entry.rows["flops"].to_numpy(dtype=float)
+            axes.plot(values, entry.rows[target], "o", color=colour)
+            reach = np.geomspace(values.min(), values.max() * 2, 50)
+            axes.plot(
+                reach, entry.fitted.predict(reach), "-", color=colour, label=f"{plain(entry.group)}: {_formula(entry)}"
+            )
+        log_axis(axes, "x")
+        value_axis(axes, pd.concat([entry.rows[target] for entry in entries]))
+        axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
+        legend_below(figure, axes, columns=2)
+
+    return render(
+        "comparison", f"{sentence(result.table, target)} of each group's frontier, with power laws.", draw, 3.0
+    )
+
+
+def _size_lines(axes: Axes, grid: "TargetGrid", target: str) -> None:
+    sizes = sorted(grid.cells["params"].unique())
+    for place, (size, colour) in enumerate(zip(sizes, shades(len(sizes)), strict=True)):
+        rows = grid.cells[grid.cells["params"] == size].sort_values("flops")
+        depth = rows["depth"].iloc[0] if "depth" in rows.columns else np.nan
+        name = f"depth {depth:g}, {si(size)}" if np.isfinite(depth) else f"{si(size)} parameters"
+        shown = len(sizes) <= 9 or place in (0, len(sizes) - 1)
+        axes.plot(
+            rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=name if shown else None, zorder=3
+        )
+
+
+def _band(axes: Axes, best: pd.DataFrame, target: str, grid: "TargetGrid", reach: Array) -> None:
+    if len(best) < 3:
+        return
+    average = OffsetAverage(best["flops"].to_numpy(dtype=float), best[target].to_numpy(dtype=float), grid.noise)
+    _, low, high = average.predict(reach)
+    axes.fill_between(reach, low, high, color="#8a8f98", alpha=0.28, lw=0, label="95%, new run", zorder=1)
+
+
+def _interval_bands(axes: Axes, entry: "FitEntry", reach: Array) -> None:
+    sure = predict(entry.fitted, entry.uncertainty, reach)
+    for pairs, alpha in (([each.new_run_ci95 for each in sure], 0.18), ([each.curve_ci95 for each in sure], 0.3)):
+        low, high = np.array(pairs).T
+        axes.fill_between(reach, low, high, color="#8a8f98", alpha=alpha, lw=0, zorder=1)
+
+
+def _prediction_mark(axes: Axes, grid: "TargetGrid") -> None:
+    check = grid.check
+    if check is None:
+        return
+    place = grid.frontier["flops"].iloc[-1] * 1.12
+    bars = [[check.predicted - check.ci95[0]], [check.ci95[1] - check.predicted]]
+    axes.errorbar(
+        [place], [check.predicted], bars, fmt="D", color=VERMILION, ms=4, lw=1, capsize=2.5, zorder=6, label="predicted"
+    )
+
+
+def _formula(entry: "FitEntry") -> str:
+    p = {name: f"{value:.3g}" for name, value in entry.fitted.parameters.items()}
+    x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
+    falling = f"{x}$^{{{-entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
+    texts = {
+        "power": f"power, {falling}",
+        "power-offset": f"{p.get('E')} + A·{falling}",
+        "power-floor": f"{p.get('E')} + A·{falling}",
+        "power-logit": f"odds, {falling}",
+        "broken-power": f"broken, {falling} bending at {p.get('B')}",
+    }
+    return texts.get(entry.fitted.law.name, entry.fitted.law.name)
