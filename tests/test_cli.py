@@ -177,6 +177,14 @@ def test_no_space_on_disk(copy: Path, tmp_path: Path, finished: Finished) -> Non
 # --------------------------------------------------------------------------------------------------------- other verbs
 
 
+def test_depths_restrict_variants_too(call: Call, tmp_path: Path) -> None:
+    variant = {"name": "twice", "depths": [2, 3], "budgets": [2e7], "settings": {"optim.lr": 1e-2}}
+    path = write_toy(tmp_path, grid={"budgets": [2e7, 3e7], "variants": [variant]})
+    output = call("plan", path, "--depths", "3").output
+    assert output.count("d3-s0") == 3
+    assert "d2-s0" not in output
+
+
 @pytest.mark.parametrize("arguments", [("plan",), ("sweep", "--dry-run")])
 def test_plan_writes_nothing(call: Call, tmp_path: Path, finished: Finished, arguments: tuple[str, ...]) -> None:
     result = call(*arguments, finished.yaml, "--depths", "3,4", "--set", "optim.batch_size=2")

@@ -328,7 +328,8 @@ def _load(
         overrides.append(f"grid.depths={_whole_numbers('--depths', depths, least=1)}")
     if workers is not None:
         overrides.append(f"runtime.workers={workers}")
-    return load_experiment(experiment, overrides)
+    loaded = load_experiment(experiment, overrides)
+    return loaded if depths is None else loaded.with_variants_in_grid()
 
 
 def _print_plan(experiment: Experiment, runs_dir: Path) -> None:

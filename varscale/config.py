@@ -408,6 +408,14 @@ class Experiment(Section):
     """Dotted fields of `model`, `optim` that a single run of that depth changes (the reference's recipe varies with
     depth); grids ignore it, so that all sizes of a law share one recipe."""
 
+    def with_variants_in_grid(self) -> Self:
+        """The study without cells of variants at depths that the grid has not."""
+        kept = tuple(
+            variant.model_copy(update={"depths": tuple(d for d in variant.depths if d in self.grid.depths)})
+            for variant in self.grid.variants
+        )
+        return self.model_copy(update={"grid": self.grid.model_copy(update={"variants": kept})})
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         downsampling = 2 ** (len(self.tokenizer.channel_multipliers) - 1)
