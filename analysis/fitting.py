@@ -20,6 +20,8 @@ from analysis.laws import LAWS, Array, Law, Problem
 AGREEMENT = 1e-6
 """Starts agree when their objectives differ by less than this share."""
 _ROWS_FOR_STARTS = 2000
+_A_MATCH = 1.02
+"""An optimum higher than the best by more than this on two thousand rows is not the best on all."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _from_many_starts(
     """Where the starts ended (S, P), their objectives and how many there were.
 
     With very many rows the starts run on an even subset of them, and what they find is then refined on all rows, each
-    distinct optimum once.
+    distinct optimum once, but for those that are no match for the best already on the subset.
     """
     every = len(y) // _ROWS_FOR_STARTS + 1
     if every == 1:
@@ -207,11 +209,13 @@ def _from_many_starts(
     weights_Sn = np.broadcast_to(weights_n[chosen], (len(starts_SP), len(chosen)))
     theta_SP, values_S = minimise(subset, y[chosen], weights_Sn, starts_SP, objective)
     _, first, inverse = np.unique(np.round(np.log(values_S + 1e-300), 4), return_index=True, return_inverse=True)
-    first, kept = first[:5], np.minimum(inverse, 4)
+    first = first[values_S[first] <= _A_MATCH * values_S.min()][:5]
     refined_SP, refined_S = minimise(
         problem, y, np.broadcast_to(weights_n, (len(first), len(y))), theta_SP[first], objective
     )
-    return refined_SP[kept], refined_S[kept], len(starts_SP)
+    lost_S = inverse >= len(first)
+    kept_S = np.minimum(inverse, len(first) - 1)
+    return refined_SP[kept_S], np.where(lost_S, np.inf, refined_S[kept_S]), len(starts_SP)
 
 
 def _break_starts(t_n: Array, values_n: Array) -> Array:

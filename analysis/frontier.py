@@ -9,6 +9,7 @@ from analysis.laws import Array
 from analysis.table import RunsTable
 
 _SAME_BUDGET = 0.02
+_WIDEST_BUDGET = 0.05
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,18 @@ class SeedNoise:
 def with_budgets(table: RunsTable, curves: bool = False) -> pd.DataFrame | None:
     """The rows with a `budget`: the declared one, or FLOPs that agree within 2% where several sizes share them.
 
-    None where the table is no grid (fewer than two budgets that two or more sizes share), or rows are points on curves.
+    None where the table is no grid (fewer than two budgets that two or more sizes share, or FLOPs so dense that rows
+    within 2% of each other form chains over more than 5% either way), or rows are points on curves.
     """
     frame = table.frame
     if curves or "flops" not in frame.columns or "params" not in frame.columns:
         return None
     if "budget" not in frame.columns:
-        frame = frame.assign(budget=_cluster(frame["flops"].to_numpy(dtype=float)))
+        flops = frame["flops"].to_numpy(dtype=float)
+        budgets = _cluster(flops)
+        if np.abs(np.log(flops / budgets)).max() > _WIDEST_BUDGET:
+            return None
+        frame = frame.assign(budget=budgets)
     sizes = frame.groupby("budget")["params"].nunique()
     if (sizes >= 2).sum() < 2:
         return None

@@ -160,7 +160,7 @@ def _leave_out_unfinished(frame: pd.DataFrame, log: _Log) -> pd.DataFrame:
         bad = frame["status"].notna() & (frame["status"].astype(str) != "finished")
         frame = _exclude(frame, bad, "status is not finished", log)
     if "variant" in frame.columns:
-        names = frame["variant"].fillna("").astype(str).str.lower()
+        names = frame["variant"].astype(object).fillna("").astype(str).str.lower()
         other = ~names.isin(BASE_VARIANTS)
         if other.any() and not other.all():
             frame = _exclude(frame, other, "variant of the base recipe", log)

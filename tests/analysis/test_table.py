@@ -168,3 +168,15 @@ def test_a_hundred_thousand_rows_are_fitted_exactly():
     entry = fit_laws(pd.DataFrame({"C": flops, "loss": loss}), options).fits[0]
     assert entry.fitted.parameters["E"] == pytest.approx(1.7, abs=0.005)
     assert entry.fitted.parameters["alpha"] == pytest.approx(0.2, abs=0.003)
+
+
+def test_dense_compute_is_no_grid_of_budgets():
+    """Rows a hair's breadth apart in compute, over decades: each within 2% of the next, no budget shared."""
+    rng = np.random.default_rng(3)
+    params, tokens = (np.exp(rng.uniform(np.log(low), np.log(1e3 * low), 3000)) for low in (1e7, 1e9))
+    loss = (1.8 + 480 * params**-0.35 + 2100 * tokens**-0.37) * np.exp(0.01 * rng.standard_normal(3000))
+    table = pd.DataFrame({"N": params, "C": 6 * params * tokens, "loss": loss})
+    options = FitOptions(params="N", flops="C", loss="loss", law=("power",), x=("flops",), bootstrap_draws=50)
+    result = fit_laws(table, options)
+    assert not result.grids
+    assert len(result.fits[0].rows) == 3000
