@@ -23,6 +23,7 @@ from analysis.errors import TableError
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _SEPARATORS = (",", ";", "\t", "|")
 _KINDS = ".csv, .tsv, .parquet, .jsonl or .json (text also as .gz, .bz2 or .xz)"
+# what parsers of text, JSON, Parquet and packed files were seen to raise for broken or hostile ones
 _UNREADABLE = (
     *(ValueError, OSError, TypeError, KeyError, EOFError, NotImplementedError, RecursionError, MemoryError),
     *(zlib.error, lzma.LZMAError, csv.Error),
