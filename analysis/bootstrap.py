@@ -28,8 +28,8 @@ _ENOUGH = 10
 """Fewer rows don't show whether their scatter is even."""
 _UNEVEN = 0.05
 _DECILES_APART = 2.5631031
-_CHUNK = 128
-_ELEMENTS = 4_000_000
+_CHUNKS = (32, 512)
+_ELEMENTS = 32_000
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _drawn_counts(generator: np.random.Generator, draws: int, units: int) -> Arr
 
 def _refit(fitted: Fit, draws: int, chunk: Callable[[int], tuple[Array, Array]]) -> Array:
     """Runs the draws in chunks that fit a processor's cache, on up to four threads (numpy releases the lock)."""
-    size = max(1, min(_CHUNK, _ELEMENTS // len(fitted.y_n)))
+    size = int(np.clip(_ELEMENTS // len(fitted.y_n), *_CHUNKS))
     counts = [min(size, draws - first) for first in range(0, draws, size)]
 
     def run(work: tuple[Array, Array]) -> Array:

@@ -147,56 +147,63 @@ def _newton(
     damping the step is a short step of reweighted least squares, which lowers the objective.
     """
     lower_P, upper_P = bounds(problem, y)
-    theta_SP = np.clip(start_SP, lower_P, upper_P)
-    parameters = theta_SP.shape[1]
-    y_is_shared = y.ndim == 1
-    active = np.arange(len(theta_SP))
-    damping_S = np.full(len(theta_SP), 0.1)
-    still_S = np.zeros(len(theta_SP), dtype=int)
-    residuals_Sn, u_Sn, shares_JSn = residuals_of(problem, y, theta_SP, raw)
-    value_S = (weights_Sn * _loss(residuals_Sn, delta)).sum(axis=1)
-    identity = np.eye(parameters)
+    reached_SP = np.clip(start_SP, lower_P, upper_P)
+    # All below is of the starts still under way, `active` says which; finished ones are left in reached_SP.
+    active, theta_SP, w_Sn = np.arange(len(reached_SP)), reached_SP, weights_Sn
+    damping_S, still_S = np.full(len(theta_SP), 0.1), np.zeros(len(theta_SP), dtype=int)
+    r_Sn, u_Sn, shares_JSn = residuals_of(problem, y, theta_SP, raw)
+    value_S = (w_Sn * _loss(r_Sn, delta)).sum(axis=1)
+    identity = np.eye(theta_SP.shape[1])
     for _ in range(iterations):
-        if not len(active):
-            break
-        now_SP, w_Sn = theta_SP[active], weights_Sn[active]
-        r_Sn, shares = residuals_Sn[active], shares_JSn[:, active]
-        if delta is None:
-            psi_Sn, slope_Sn, reweight_Sn = r_Sn, np.ones_like(r_Sn), np.ones_like(r_Sn)
-        else:
-            size_Sn = np.abs(r_Sn)
-            psi_Sn = np.clip(r_Sn, -delta, delta)
-            slope_Sn = (size_Sn <= delta).astype(float)
-            reweight_Sn = delta / np.maximum(size_Sn, delta)
-        first_Sn, second_Sn = _response_derivatives(problem.law, u_Sn[active], raw)
-        gradient_SP = -problem.gradient(now_SP, shares, w_Sn * psi_Sn * first_Sn)
-        curvature_outer = w_Sn * (slope_Sn * first_Sn**2 - psi_Sn * second_Sn)
-        hessian_SPP = problem.curvature(now_SP, shares, curvature_outer, -w_Sn * psi_Sn * first_Sn)
-        metric_SPP = problem.curvature(now_SP, shares, w_Sn * reweight_Sn * first_Sn**2, np.zeros_like(r_Sn))
+        psi_Sn, slope_Sn, reweight_Sn = _psi(r_Sn, delta)
+        first_Sn, second_Sn = _response_derivatives(problem.law, u_Sn, raw)
+        pull_Sn = w_Sn * psi_Sn * first_Sn
+        gradient_SP = -problem.gradient(theta_SP, shares_JSn, pull_Sn)
+        outer_Sn = w_Sn * (slope_Sn * first_Sn**2 - psi_Sn * second_Sn)
+        hessian_SPP = problem.curvature(theta_SP, shares_JSn, outer_Sn, -pull_Sn)
+        metric_SPP = problem.curvature(theta_SP, shares_JSn, w_Sn * reweight_Sn * first_Sn**2, np.zeros_like(r_Sn))
         diagonal_SP = np.einsum("spp->sp", metric_SPP)
         ridge_SP = 1e-9 * diagonal_SP + 1e-12 * diagonal_SP.max(axis=1, keepdims=True) + 1e-300
         metric_SPP = metric_SPP + identity * ridge_SP[:, None]
-        system_SPP = hessian_SPP + damping_S[active, None, None] * metric_SPP
+        system_SPP = hessian_SPP + damping_S[:, None, None] * metric_SPP
         step_SP = _solve(system_SPP, metric_SPP, gradient_SP)
-        trial_SP = np.clip(now_SP - step_SP, lower_P, upper_P)
-        rows_y = y if y_is_shared else y[active]
-        trial_r, trial_u, trial_shares = residuals_of(problem, rows_y, trial_SP, raw)
+        trial_SP = np.clip(theta_SP - step_SP, lower_P, upper_P)
+        trial_r, trial_u, trial_shares = residuals_of(problem, y, trial_SP, raw)
         trial_value = (w_Sn * _loss(trial_r, delta)).sum(axis=1)
-        decrease_S = value_S[active] - trial_value
+        decrease_S = value_S - trial_value
         better_S = decrease_S > 0
-        accepted = active[better_S]
-        theta_SP[accepted] = trial_SP[better_S]
-        residuals_Sn[accepted], u_Sn[accepted] = trial_r[better_S], trial_u[better_S]
-        shares_JSn[:, accepted] = trial_shares[:, better_S]
-        value_S[accepted] = trial_value[better_S]
-        damping_S[active] = np.where(better_S, damping_S[active] * 0.1, np.maximum(damping_S[active] * 8, 1e-8))
-        damping_S[active] = np.where(damping_S[active] < 1e-10, 0.0, damping_S[active])
-        # Done: three steps in a row gain nothing, or no step of any damping does.
-        small_S = decrease_S <= tolerance * np.abs(value_S[active])
-        still_S[active] = np.where(small_S & better_S, still_S[active] + 1, np.where(better_S, 0, still_S[active]))
-        done_S = (still_S[active] >= 2) | (damping_S[active] > 1e8) | (value_S[active] < 1e-30)
-        active = active[~done_S]
-    return theta_SP
+        better_S1 = better_S[:, None]
+        theta_SP = np.where(better_S1, trial_SP, theta_SP)
+        r_Sn, u_Sn = np.where(better_S1, trial_r, r_Sn), np.where(better_S1, trial_u, u_Sn)
+        shares_JSn = np.where(better_S1, trial_shares, shares_JSn)
+        value_S = np.where(better_S, trial_value, value_S)
+        # Done: the undamped step promises nothing, three steps in a row gain nothing, or no step of any damping does.
+        nothing_S = tolerance * np.abs(value_S)
+        still_S = np.where(better_S, np.where(decrease_S <= nothing_S, still_S + 1, 0), still_S)
+        promised_S = (gradient_SP * step_SP).sum(axis=1) * (1 + damping_S)
+        damping_S = np.where(better_S, damping_S * 0.1, np.maximum(damping_S * 8, 1e-8))
+        damping_S[damping_S < 1e-10] = 0.0
+        going_S = (promised_S > nothing_S) & (still_S < 2) & (damping_S <= 1e8) & (value_S >= 1e-30)
+        if going_S.all():
+            continue
+        reached_SP[active] = theta_SP
+        active, theta_SP, w_Sn = active[going_S], theta_SP[going_S], w_Sn[going_S]
+        if not len(active):
+            break
+        damping_S, still_S, value_S = damping_S[going_S], still_S[going_S], value_S[going_S]
+        r_Sn, u_Sn, shares_JSn = r_Sn[going_S], u_Sn[going_S], shares_JSn[:, going_S]
+        y = y if y.ndim == 1 else y[going_S]
+    reached_SP[active] = theta_SP
+    return reached_SP
+
+
+def _psi(r_Sn: Array, delta: float | None) -> tuple[Array, Array, Array]:
+    """The loss's first and second derivative by a residual, and the weight of iteratively reweighted least squares."""
+    if delta is None:
+        ones_Sn = np.ones_like(r_Sn)
+        return r_Sn, ones_Sn, ones_Sn
+    size_Sn = np.abs(r_Sn)
+    return np.clip(r_Sn, -delta, delta), (size_Sn <= delta).astype(float), delta / np.maximum(size_Sn, delta)
 
 
 def _response_derivatives(law: Law, u_Sn: Array, raw: bool) -> tuple[Array, Array]:

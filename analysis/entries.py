@@ -11,7 +11,7 @@ from analysis.descent import Objective
 from analysis.errors import FitRefused
 from analysis.fitting import fit
 from analysis.grids import TEN_TIMES
-from analysis.heldout import heldout_checks, offset_path
+from analysis.heldout import Refits, heldout_checks, offset_path
 from analysis.intervals import from_draws, predict
 from analysis.laws import LAWS, Array
 from analysis.options import FitOptions
@@ -53,12 +53,13 @@ def one_fit(
     uncertainty = from_draws(fitted, resample(fitted, options.bootstrap_draws, options.seed, clusters))
     cautions = traps.of_fit(name, fitted, uncertainty, rows, columns, values)
     noise = grids[target].noise if target in grids else None
-    checks = heldout_checks(fitted, rows, columns, target, noise, options.holdout_where) if options.holdout else []
+    refits = Refits(fitted, rows, columns, target)
+    checks = heldout_checks(refits, noise, options.holdout_where) if options.holdout else []
     if options.holdout and options.holdout_where and not any(check.name.startswith("where") for check in checks):
         message = f"{name}: no check of the rows where {options.holdout_where} (none, all, or too few rows remain)"
         cautions.append(Caution("holdout-skipped", message, name))
     free_offset = fitted.law.has_offset and fitted.offset is None and len(columns) == 1
-    cautions += traps.of_heldout(name, checks, offset_path(fitted, rows, x, target) if free_offset else [])
+    cautions += traps.of_heldout(name, checks, offset_path(refits) if free_offset else [])
     entry = FitEntry(
         name=name,
         target=target,

@@ -1,9 +1,10 @@
 """Refits with runs left out: how well a law predicts what it hasn't seen, beside simple baselines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from analysis.errors import FitRefused, TableError
@@ -15,6 +16,42 @@ from analysis.table import meets
 MOST_STEPS = 6
 MANY_ROWS = 10_000
 _MANY = 30
+
+
+@dataclass
+class Refits:
+    """Refits of a law to some of its rows, each made once.
+
+    Attributes:
+        fitted: the fit of all rows.
+        rows: its rows.
+        inputs: the columns it takes.
+        target: the column it was fitted to.
+    """
+
+    fitted: Fit
+    rows: pd.DataFrame
+    inputs: tuple[str, ...]
+    target: str
+    _made: dict[bytes, Fit | None] = field(default_factory=dict)
+
+    def on(self, known: NDArray[np.bool_]) -> Fit | None:
+        """The law fitted to the rows chosen; None where they don't allow it."""
+        key = np.packbits(known).tobytes()
+        if key not in self._made:
+            chosen = self.rows[known]
+            try:
+                self._made[key] = fit(
+                    self.fitted.law,
+                    _columns(chosen, self.inputs),
+                    chosen[self.target].to_numpy(dtype=float),
+                    objective=self.fitted.objective,
+                    offset=self.fitted.offset,
+                    few_starts=True,
+                )
+            except FitRefused:
+                self._made[key] = None
+        return self._made[key]
 
 
 @dataclass(frozen=True)
@@ -50,48 +87,29 @@ class Heldout:
         return best if self.baselines[best] < self.mean_percent else ""
 
 
-def heldout_checks(
-    fitted: Fit, rows: pd.DataFrame, inputs: tuple[str, ...], target: str, noise: SeedNoise | None, above: str = ""
-) -> list[Heldout]:
+def heldout_checks(refits: Refits, noise: SeedNoise | None, above: str = "") -> list[Heldout]:
     """Leaves out the largest budget, the largest size, and rolls forward from few to many.
 
     A law of three parameters is held out only where five or more distinct budgets remain, a law of more where there
     remain twice as many rows as parameters.
 
     Args:
-        fitted: the fit of all rows.
-        rows: its rows.
-        inputs: the columns it takes.
-        target: the column it was fitted to.
+        refits: of the law in question.
         noise: scatter between seeds.
         above: a condition in pandas' query syntax; rows that meet it are left out together, as a check of its own.
     """
-    checks = []
-    for name, column, held in _splits(rows, inputs, above):
-        check = _refit(name, column, fitted, rows, held, inputs, target, noise)
-        if check is not None:
-            checks.append(check)
-    return checks
+    splits = _splits(refits.rows, refits.inputs, above)
+    checks = (_check(name, column, held, refits, noise) for name, column, held in splits)
+    return [check for check in checks if check is not None]
 
 
-def offset_path(fitted: Fit, rows: pd.DataFrame, x: str, target: str) -> list[float]:
-    """E as rows are added in order of x, from half of them (four at least) to all."""
-    levels = _levels(rows[x].to_numpy(dtype=float))
-    path = []
-    for level in levels[max(4, len(levels) // 2) - 1 : -1] if len(rows) <= MANY_ROWS else ():
-        known = rows[rows[x] <= level]
-        try:
-            again = fit(
-                fitted.law,
-                _columns(known, (x,)),
-                known[target].to_numpy(dtype=float),
-                objective=fitted.objective,
-                few_starts=True,
-            )
-        except FitRefused:
-            continue
-        path.append(again.parameters["E"])
-    return [*path, fitted.parameters["E"]]
+def offset_path(refits: Refits) -> list[float]:
+    """E as rows are added in order of the law's one input, from half of its values (four at least) to all."""
+    values = refits.rows[refits.inputs[0]].to_numpy(dtype=float)
+    levels = _levels(values)
+    kept = levels[max(4, len(levels) // 2) - 1 : -1] if len(values) <= MANY_ROWS else ()
+    path = [again.parameters["E"] for level in kept if (again := refits.on(values <= level)) is not None]
+    return [*path, refits.fitted.parameters["E"]]
 
 
 def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tuple[str, str, Array]]:
@@ -140,34 +158,19 @@ def _top(values: Array) -> Array:
     return np.asarray(values >= limit)
 
 
-def _refit(
-    name: str,
-    column: str,
-    fitted: Fit,
-    rows: pd.DataFrame,
-    held: Array,
-    inputs: tuple[str, ...],
-    target: str,
-    noise: SeedNoise | None,
-) -> Heldout | None:
+def _check(name: str, column: str, held: Array, refits: Refits, noise: SeedNoise | None) -> Heldout | None:
     # Zero is fitted, one is predicted, two is neither (later than the next step of a roll forward).
+    rows, inputs, target = refits.rows, refits.inputs, refits.target
     known, unknown = rows[held == 0], rows[held == 1]
+    free = refits.fitted.free_count
     if not len(unknown) or not len(known):
         return None
-    if fitted.free_count == 3 and known[column].nunique() < 5:
+    if free == 3 and known[column].nunique() < 5:
         return None
-    if fitted.free_count > 3 and len(known) < 2 * fitted.free_count:
+    if free > 3 and len(known) < 2 * free:
         return None
-    try:
-        again = fit(
-            fitted.law,
-            _columns(known, inputs),
-            known[target].to_numpy(dtype=float),
-            objective=fitted.objective,
-            offset=fitted.offset,
-            few_starts=True,
-        )
-    except FitRefused:
+    again = refits.on(held == 0)
+    if again is None:
         return None
     observed = unknown[target].to_numpy(dtype=float)
     errors = 100 * np.abs(again.predict(*_columns(unknown, inputs)) / observed - 1)
@@ -178,7 +181,7 @@ def _refit(
         mean_percent=float(errors.mean()),
         worst_percent=float(errors.max()),
         noise_units=float(errors.mean() / (100 * noise.relative)) if noise and noise.relative > 0 else None,
-        baselines=_baselines(known, unknown, inputs, target, column, fitted.law.name != "power"),
+        baselines=_baselines(known, unknown, inputs, target, column, refits.fitted.law.name != "power"),
         parameters=again.parameters,
         place=float(known[column].max()),
     )

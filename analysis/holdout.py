@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
+from scipy.optimize.elementwise import find_root
 
 from analysis.errors import FitRefused
 from analysis.frontier import SeedNoise
@@ -48,8 +50,8 @@ class OffsetAverage:
         leverage_Gm = np.einsum("gmp,gpq,gmq->gm", jacobian_Gm2, covariance_G22, jacobian_Gm2)
         scale_Gm = np.sqrt(self._variance[:, None] * (leverage_Gm + (1.0 if new_run else 0.0)))
         tail = (1 - probability) / 2
-        quantiles = [self._quantile(level, u_Gm, scale_Gm, weights_G) for level in (0.5, tail, 1 - tail)]
-        return np.exp(quantiles[0]), np.exp(quantiles[1]), np.exp(quantiles[2])
+        middle, low, high = (self._quantile(level, u_Gm, scale_Gm, weights_G) for level in (0.5, tail, 1 - tail))
+        return np.exp(middle), np.exp(low), np.exp(high)
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -73,8 +75,8 @@ class OffsetAverage:
         """Offsets, θ, sums of squares (with the seeds'), (JᵀJ)⁻¹ and weights along the grid of G offsets."""
         t_n = np.log(self.x_n) - self._centre
         offsets_G = (1 - np.linspace(1, 0.05, 161) ** 2) * float(self.y_n.min())
-        theta_G2 = np.stack([np.polyfit(t_n, np.log(self.y_n - offset), 1)[::-1] for offset in offsets_G])
-        theta_G2[:, 1] *= -1
+        slopes_G, middles_G = np.polyfit(t_n, np.log(self.y_n[:, None] - offsets_G), 1)
+        theta_G2 = np.stack([middles_G, -slopes_G], axis=1)
         logs_n = np.log(self.y_n)
         for _ in range(40):
             u_Gn, jacobian_Gn2 = _curve(t_n, offsets_G, theta_G2)
@@ -91,14 +93,18 @@ class OffsetAverage:
         return offsets_G, theta_G2, squares_G, covariance_G22, weights_G / weights_G.sum()
 
     def _quantile(self, level: float, u_Gm: Array, scale_Gm: Array, weights_G: Array) -> Array:
-        """The mixture's quantile at each input, by bisection."""
-        far = special.stdtrit(self.degrees_of_freedom, 0.999)
-        low_m, high_m = (u_Gm - far * scale_Gm).min(axis=0), (u_Gm + far * scale_Gm).max(axis=0)
-        for _ in range(45):
-            middle_m = 0.5 * (low_m + high_m)
-            below_m = weights_G @ special.stdtr(self.degrees_of_freedom, (middle_m - u_Gm) / scale_Gm)
-            low_m, high_m = np.where(below_m < level, middle_m, low_m), np.where(below_m < level, high_m, middle_m)
-        return np.asarray(0.5 * (low_m + high_m))
+        """The mixture's quantile at each input; it lies between those of its parts."""
+        weighty_G = weights_G > 1e-9 * weights_G.max()
+        u_Gm, scale_Gm, weights_G = u_Gm[weighty_G], scale_Gm[weighty_G], weights_G[weighty_G]
+
+        def excess(value_m: Array, place_m: NDArray[np.intp]) -> Array:
+            below_Gm = special.stdtr(self.degrees_of_freedom, (value_m - u_Gm[:, place_m]) / scale_Gm[:, place_m])
+            return np.asarray(weights_G @ below_Gm / weights_G.sum() - level)
+
+        parts_Gm = u_Gm + special.stdtrit(self.degrees_of_freedom, level) * scale_Gm
+        margin_m = 1e-6 * scale_Gm.max(axis=0)
+        bracket = parts_Gm.min(axis=0) - margin_m, parts_Gm.max(axis=0) + margin_m
+        return np.asarray(find_root(excess, bracket, args=(np.arange(u_Gm.shape[1]),), tolerances={"xatol": 1e-9}).x)
 
 
 @dataclass(frozen=True)

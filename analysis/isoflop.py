@@ -14,7 +14,7 @@ from analysis.laws import Array
 MINIMUM_SIZES = 4
 METHODS = ("parabola", "cubic", "akima")
 _DRAWS = 400
-_GRID = 2001
+_GRID, _DRAWS_GRID = 2001, 401
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,15 @@ def _interval(
     values = rows[target].to_numpy(dtype=float)
     fitted = np.polyval(found.coefficients, logs) if found.coefficients else values
     drawn_nS = fitted[:, None] + size * generator.standard_normal((len(values), _DRAWS))
-    fine, curves_GS = _curves(logs, drawn_nS, found.method)
+    fine, curves_GS = _curves(logs, drawn_nS, found.method, _DRAWS_GRID)
     half = t_quantile(degrees) * decile_spread(fine[curves_GS.argmin(axis=0)])
     middle = float(np.log(found.params or 1.0))
     return float(np.exp(middle - half)), float(np.exp(middle + half))
 
 
-def _curves(logs: Array, values_nS: Array, method: str) -> tuple[Array, Array]:
+def _curves(logs: Array, values_nS: Array, method: str, points: int = _GRID) -> tuple[Array, Array]:
     """The method's curve through each column of values, on a grid of centred log N between the sizes."""
-    fine = np.linspace(logs.min(), logs.max(), _GRID)
+    fine = np.linspace(logs.min(), logs.max(), points)
     if method == "akima":
         return fine, np.asarray(Akima1DInterpolator(logs, values_nS)(fine))
     degree = _degree(method, len(logs))

@@ -10,7 +10,7 @@ exponents away.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -160,11 +160,15 @@ class Problem:
 
     @cached_property
     def outer_products(self) -> Array:
-        """Z_j Z_kᵀ, symmetrised and flattened to Q = P² entries, per row: what every Hessian is summed from."""
-        outer_JJnPP = np.einsum("jnp,knq->jknpq", self.term_derivatives, self.term_derivatives)
-        outer_JJnPP = 0.5 * (outer_JJnPP + outer_JJnPP.swapaxes(-1, -2))
-        flat: Array = outer_JJnPP.reshape(*outer_JJnPP.shape[:3], -1)
-        return flat
+        """Z_j Z_kᵀ + Z_k Z_jᵀ (Z_j Z_jᵀ for a term with itself), flattened to Q = P² entries, per row.
+
+        Letter A: pairs of terms, each with itself first. Every Hessian is summed from these.
+        """
+        flat = []
+        for j, k in zip(*_pairs(len(self.law.terms)), strict=True):
+            outer_nPP = self.term_derivatives[j][:, :, None] * self.term_derivatives[k][:, None, :]
+            flat.append((outer_nPP if j == k else outer_nPP + outer_nPP.swapaxes(1, 2)).reshape(len(outer_nPP), -1))
+        return np.stack(flat)
 
     def evaluate(self, theta_SP: Array) -> tuple[Array, Array]:
         """The linked prediction u (log y, or log odds) of shape (S, n), and the terms' shares of it, (J, S, n).
@@ -199,16 +203,11 @@ class Problem:
             jacobian_SnP = self._jacobian_break(theta_SP, shares_JSn)
             result_SPP = np.einsum("sn,snp,snq->spq", outer_Sn, jacobian_SnP, jacobian_SnP)
             return np.asarray(result_SPP + self._second_break(theta_SP, shares_JSn, second_Sn))
-        count = len(self.law.terms)
-        difference_Sn = outer_Sn - second_Sn
-        flat_SQ = np.zeros((len(theta_SP), parameters * parameters))
-        for j in range(count):
-            own_Sn = shares_JSn[j] * (difference_Sn * shares_JSn[j] + second_Sn)
-            flat_SQ += own_Sn @ self.outer_products[j, j]
-            for k in range(j):
-                cross_Sn = 2.0 * difference_Sn * shares_JSn[j] * shares_JSn[k]
-                flat_SQ += cross_Sn @ self.outer_products[j, k]
-        return flat_SQ.reshape(-1, parameters, parameters)
+        first_A, second_A = _pairs(len(self.law.terms))
+        weights_ASn = shares_JSn[first_A] * shares_JSn[second_A] * (outer_Sn - second_Sn)
+        weights_ASn[: len(shares_JSn)] += shares_JSn * second_Sn
+        flat_SQ = (weights_ASn @ self.outer_products).sum(axis=0)
+        return np.asarray(flat_SQ.reshape(-1, parameters, parameters))
 
     def jacobian(self, theta_SP: Array, shares_JSn: Array) -> Array:
         """∂u/∂θ of shape (S, n, P)."""
@@ -269,3 +268,11 @@ class Problem:
             return self.centres[0] if name == "B" else values["alpha"] * self.centres[0]
         term = next(term for term in self.law.terms if term.coefficient == name)
         return 0.0 if term.exponent is None else values[term.exponent] * self.centres[term.input]
+
+
+@cache
+def _pairs(terms: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Both members of every pair of terms, each with itself first."""
+    own = np.arange(terms)
+    lower, upper = np.tril_indices(terms, -1)
+    return np.concatenate([own, lower]), np.concatenate([own, upper])
