@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 constexpr int CHANNELS = HEAD_CHANNELS;  // given on the compiler's command line
 #if defined(__AVX512F__)
@@ -24,7 +25,7 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr float SMALLEST_SQUARE = 1e-24f;
-constexpr int CHUNK = 16;  // sums that fit into the registers
+constexpr int CHUNK = 8;   // sums that fit into the registers beside what is added to them
 constexpr int GROUP = 4;   // queries that share what is loaded; more were slower
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
@@ -123,19 +124,21 @@ inline void to_rows(const Vector *columns, float *rows, int64_t stride, int64_t 
         for (int c = 0; c < CHANNELS; c++) rows[i * stride + c] = lanes[c][i];
 }
 
-// What one thread works in: [channel][block of tokens] for keys, values and their gradients, [query][block] for scores.
+// What one thread works in: [block of tokens][channel] for keys, values and their gradients, [query][block] for weights
+// and the gradients of logits.
 struct Scratch {
     int64_t blocks;
-    Vector *keys, *values, *key_gradient, *value_gradient, *scores, *key_inverse_length;
+    Vector *keys, *values, *key_gradient, *value_gradient, *weights, *logit_gradient, *key_inverse_length;
 
     explicit Scratch(int64_t tokens) : blocks((tokens + LANES - 1) / LANES) {
         const int64_t map = blocks * CHANNELS;
-        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (4 * map + (GROUP + 1) * blocks) + 63) / 64 * 64);
+        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (4 * map + (2 * GROUP + 1) * blocks) + 63) / 64 * 64);
         values = keys + map;
         key_gradient = values + map;
         value_gradient = key_gradient + map;
-        scores = value_gradient + map;
-        key_inverse_length = scores + GROUP * blocks;
+        weights = value_gradient + map;
+        logit_gradient = weights + GROUP * blocks;
+        key_inverse_length = logit_gradient + GROUP * blocks;
     }
     ~Scratch() { free(keys); }
 
@@ -143,53 +146,73 @@ struct Scratch {
     void load(const float *key_rows, const float *value_rows, int64_t stride, int64_t tokens) {
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t first = b * LANES, count = tokens - first < LANES ? tokens - first : LANES;
-            Vector key[CHANNELS], value[CHANNELS], square = all(0), inverse;
+            Vector *key = keys + b * CHANNELS, square = all(0), inverse;
             to_columns(key_rows + first * stride, stride, count, key);
-            to_columns(value_rows + first * stride, stride, count, value);
+            to_columns(value_rows + first * stride, stride, count, values + b * CHANNELS);
             for (int c = 0; c < CHANNELS; c++) square += key[c] * key[c];
             square = square > SMALLEST_SQUARE ? square : all(SMALLEST_SQUARE);
             for (int i = 0; i < LANES; i++) inverse[i] = 1.0f / std::sqrt(square[i]);
             key_inverse_length[b] = inverse;
-            for (int c = 0; c < CHANNELS; c++) {
-                keys[c * blocks + b] = key[c] * inverse;
-                values[c * blocks + b] = value[c];
-            }
+            for (int c = 0; c < CHANNELS; c++) key[c] *= inverse;
         }
     }
 
     void store_gradients(float *key_rows, float *value_rows, int64_t stride, int64_t tokens) const {
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t first = b * LANES, count = tokens - first < LANES ? tokens - first : LANES;
-            Vector key[CHANNELS], value[CHANNELS], along = all(0);
-            for (int c = 0; c < CHANNELS; c++) along += key_gradient[c * blocks + b] * keys[c * blocks + b];
-            for (int c = 0; c < CHANNELS; c++) {
-                key[c] = key_inverse_length[b] * (key_gradient[c * blocks + b] - along * keys[c * blocks + b]);
-                value[c] = value_gradient[c * blocks + b];
-            }
-            to_rows(key, key_rows + first * stride, stride, count);
-            to_rows(value, value_rows + first * stride, stride, count);
+            const Vector *key = keys + b * CHANNELS, *gradient = key_gradient + b * CHANNELS;
+            Vector key_result[CHANNELS], along = all(0);
+            for (int c = 0; c < CHANNELS; c++) along += gradient[c] * key[c];
+            for (int c = 0; c < CHANNELS; c++) key_result[c] = key_inverse_length[b] * (gradient[c] - along * key[c]);
+            to_rows(key_result, key_rows + first * stride, stride, count);
+            to_rows(value_gradient + b * CHANNELS, value_rows + first * stride, stride, count);
         }
     }
 };
 
-// Some channels of ROWS queries' outputs, from the weights in the scratch; as many queries at a time as registers allow.
-template <int ROWS, int COUNT>
-inline void weighted_values(const Scratch &s, int64_t used, int first, const float *normaliser, float *output,
-                            int64_t output_stride) {
-    constexpr int TOGETHER = COUNT * ROWS <= CHUNK ? ROWS : COUNT * 2 <= CHUNK && ROWS % 2 == 0 ? 2 : 1;
-    for (int row = 0; row < ROWS; row += TOGETHER) {
-        Vector weighted[TOGETHER * COUNT];
-        float sums[TOGETHER * COUNT];
-        for (int i = 0; i < TOGETHER * COUNT; i++) weighted[i] = Vector{};
+// The products of ROWS queries' rows with the columns of BLOCKS blocks of tokens: their logits, with keys as columns.
+template <int ROWS, int BLOCKS>
+inline void products(const Vector *columns, const float (*rows)[CHANNELS], Vector (&result)[ROWS][BLOCKS]) {
+    for (int r = 0; r < ROWS; r++)
+        for (int b = 0; b < BLOCKS; b++) result[r][b] = Vector{};
+    for (int c = 0; c < CHANNELS; c++)
+        for (int b = 0; b < BLOCKS; b++)
+            for (int r = 0; r < ROWS; r++) result[r][b] += columns[b * CHANNELS + c] * rows[r][c];
+}
+
+// Adds to the columns of BLOCKS blocks what ROWS queries' rows times their factors at these tokens sum up to.
+template <int ROWS, int BLOCKS>
+inline void add_products(const Vector *factors, int64_t blocks, const float (*rows)[CHANNELS], Vector *columns) {
+    Vector factor[ROWS][BLOCKS];
+    for (int r = 0; r < ROWS; r++)
+        for (int b = 0; b < BLOCKS; b++) factor[r][b] = factors[r * blocks + b];
+    for (int c = 0; c < CHANNELS; c++)
+        for (int b = 0; b < BLOCKS; b++) {
+            Vector sum = columns[b * CHANNELS + c];
+            for (int r = 0; r < ROWS; r++) sum += factor[r][b] * rows[r][c];
+            columns[b * CHANNELS + c] = sum;
+        }
+}
+
+// For ROWS queries, `to(query, channel, sum)` of the sums over tokens of factors times columns; as many channels at a
+// time, COUNT, as registers allow.
+template <int ROWS, int COUNT, typename Store>
+inline void sums_over_tokens(const Vector *factors, const Scratch &s, const Vector *columns, int64_t used, int first,
+                             Store to) {
+    for (; first + COUNT <= CHANNELS; first += COUNT) {
+        Vector weighted[ROWS * COUNT];
+        float sums[ROWS * COUNT];
+        for (int i = 0; i < ROWS * COUNT; i++) weighted[i] = Vector{};
         for (int64_t b = 0; b < used; b++)
             for (int c = 0; c < COUNT; c++)
-                for (int r = 0; r < TOGETHER; r++)
-                    weighted[r * COUNT + c] += s.scores[(row + r) * s.blocks + b] * s.values[(first + c) * s.blocks + b];
-        reduce<TOGETHER * COUNT>(weighted, sums, add);
-        for (int r = 0; r < TOGETHER; r++)
-            for (int c = 0; c < COUNT; c++)
-                output[(row + r) * output_stride + first + c] = sums[r * COUNT + c] / normaliser[row + r];
+                for (int r = 0; r < ROWS; r++)
+                    weighted[r * COUNT + c] += factors[r * s.blocks + b] * columns[b * CHANNELS + first + c];
+        reduce<ROWS * COUNT>(weighted, sums, add);
+        for (int r = 0; r < ROWS; r++)
+            for (int c = 0; c < COUNT; c++) to(r, first + c, sums[r * COUNT + c]);
     }
+    if constexpr (COUNT > 1)
+        if (first < CHANNELS) sums_over_tokens<ROWS, COUNT / 2>(factors, s, columns, used, first, to);
 }
 
 // The outputs of ROWS neighbouring queries that see the first `visible` tokens.
@@ -205,35 +228,42 @@ inline void forward_rows(const float *query_row, int64_t stride, int64_t visible
         most[r] = all(-INFINITY);
     }
     const Integers hidden = hidden_lanes(used - 1, visible);
-    for (int64_t b = 0; b < used; b++) {
-        Vector score[ROWS];
-        for (int r = 0; r < ROWS; r++) score[r] = Vector{};
-        for (int c = 0; c < CHANNELS; c++)
-            for (int r = 0; r < ROWS; r++) score[r] += s.keys[c * s.blocks + b] * query[r][c];
+    Vector *weights = s.weights;
+    int64_t b = 0;
+    for (; b + 2 <= used; b += 2) {
+        Vector logit[ROWS][2];
+        products<ROWS, 2>(s.keys + b * CHANNELS, query, logit);
         for (int r = 0; r < ROWS; r++) {
-            if (b == used - 1) score[r] = hidden ? all(-INFINITY) : score[r];
-            s.scores[r * s.blocks + b] = score[r];
-            most[r] = score[r] > most[r] ? score[r] : most[r];
+            weights[r * s.blocks + b] = logit[r][0];
+            weights[r * s.blocks + b + 1] = logit[r][1];
         }
+    }
+    if (b < used) {
+        Vector logit[ROWS][1];
+        products<ROWS, 1>(s.keys + b * CHANNELS, query, logit);
+        for (int r = 0; r < ROWS; r++) weights[r * s.blocks + b] = logit[r][0];
+    }
+    for (int r = 0; r < ROWS; r++) {
+        Vector &last = weights[r * s.blocks + used - 1];
+        last = hidden ? all(-INFINITY) : last;
+        for (b = 0; b < used; b++) most[r] = weights[r * s.blocks + b] > most[r] ? weights[r * s.blocks + b] : most[r];
     }
     float top[ROWS], normaliser[ROWS];
     Vector total[ROWS];
     reduce<ROWS>(most, top, larger);
     for (int r = 0; r < ROWS; r++) total[r] = Vector{};
-    for (int64_t b = 0; b < used; b++)
+    for (b = 0; b < used; b++)
         for (int r = 0; r < ROWS; r++) {
-            Vector weight = exponential(s.scores[r * s.blocks + b] - top[r]);
+            Vector weight = exponential(weights[r * s.blocks + b] - top[r]);
             if (b == used - 1) weight = hidden ? Vector{} : weight;
-            s.scores[r * s.blocks + b] = weight;
+            weights[r * s.blocks + b] = weight;
             total[r] += weight;
         }
     reduce<ROWS>(total, normaliser, add);
     for (int r = 0; r < ROWS; r++) log_sum[r] = top[r] + std::log(normaliser[r]);
-    int first = 0;
-    for (; first + CHUNK <= CHANNELS; first += CHUNK)
-        weighted_values<ROWS, CHUNK>(s, used, first, normaliser, output, output_stride);
-    if constexpr (CHANNELS % CHUNK != 0)
-        weighted_values<ROWS, CHANNELS % CHUNK>(s, used, first, normaliser, output, output_stride);
+    sums_over_tokens<ROWS, CHUNK / ROWS>(weights, s, s.values, used, 0, [&](int r, int c, float sum) {
+        output[r * output_stride + c] = sum / normaliser[r];
+    });
 }
 
 // Adds to the gradients of keys and values, writes those of ROWS queries, and returns that of the scale.
@@ -243,7 +273,6 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
                            const float *log_sum, float *query_gradient) {
     const int64_t used = (visible + LANES - 1) / LANES;
     float query[ROWS][CHANNELS], incoming[ROWS][CHANNELS], inverse[ROWS], dot[ROWS];
-    Vector gradient[ROWS][CHANNELS];
     for (int r = 0; r < ROWS; r++) {
         inverse[r] = inverse_length(query_row + r * stride);
         float product = 0;
@@ -254,44 +283,40 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
             product += incoming[r][c] * output[r * output_stride + c];
         }
         dot[r] = product;
-        for (int c = 0; c < CHANNELS; c++) gradient[r][c] = Vector{};
     }
     const Integers hidden = hidden_lanes(used - 1, visible);
-    for (int64_t b = 0; b < used; b++) {
-        Vector weight[ROWS], score_gradient[ROWS];
-        for (int r = 0; r < ROWS; r++) weight[r] = score_gradient[r] = Vector{};
-        for (int c = 0; c < CHANNELS; c++)
-            for (int r = 0; r < ROWS; r++) {
-                weight[r] += s.keys[c * s.blocks + b] * query[r][c];
-                score_gradient[r] += s.values[c * s.blocks + b] * incoming[r][c];
+    const auto blocks = [&](int64_t b, auto count) {
+        constexpr int BLOCKS = decltype(count)::value;
+        Vector weight[ROWS][BLOCKS], gradient[ROWS][BLOCKS];
+        products<ROWS, BLOCKS>(s.keys + b * CHANNELS, query, weight);
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < BLOCKS; i++) {
+                weight[r][i] = exponential(weight[r][i] - log_sum[r]);
+                if (b + i == used - 1) weight[r][i] = hidden ? Vector{} : weight[r][i];
+                s.weights[r * s.blocks + b + i] = weight[r][i];
             }
-        for (int r = 0; r < ROWS; r++) {
-            weight[r] = exponential(weight[r] - log_sum[r]);
-            if (b == used - 1) weight[r] = hidden ? Vector{} : weight[r];
-            score_gradient[r] = weight[r] * (score_gradient[r] - dot[r]);
-        }
-        for (int c = 0; c < CHANNELS; c++) {
-            const Vector key = s.keys[c * s.blocks + b];
-            Vector key_sum = s.key_gradient[c * s.blocks + b], value_sum = s.value_gradient[c * s.blocks + b];
-            for (int r = 0; r < ROWS; r++) {
-                gradient[r][c] += score_gradient[r] * key;
-                key_sum += score_gradient[r] * query[r][c];
-                value_sum += weight[r] * incoming[r][c];
-            }
-            s.key_gradient[c * s.blocks + b] = key_sum;
-            s.value_gradient[c * s.blocks + b] = value_sum;
-        }
-    }
+        products<ROWS, BLOCKS>(s.values + b * CHANNELS, incoming, gradient);
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < BLOCKS; i++)
+                s.logit_gradient[r * s.blocks + b + i] = s.weights[r * s.blocks + b + i] * (gradient[r][i] - dot[r]);
+        add_products<ROWS, BLOCKS>(s.logit_gradient + b, s.blocks, query, s.key_gradient + b * CHANNELS);
+        add_products<ROWS, BLOCKS>(s.weights + b, s.blocks, incoming, s.value_gradient + b * CHANNELS);
+    };
+    int64_t b = 0;
+    for (; b + 2 <= used; b += 2) blocks(b, std::integral_constant<int, 2>());
+    if (b < used) blocks(b, std::integral_constant<int, 1>());
+    float flat[ROWS][CHANNELS];
+    sums_over_tokens<ROWS, CHUNK / ROWS>(s.logit_gradient, s, s.keys, used, 0,
+                                         [&](int r, int c, float sum) { flat[r][c] = sum; });
     float scale_gradient = 0;
     for (int r = 0; r < ROWS; r++) {
         const float *raw = query_row + r * stride;
-        float flat[CHANNELS], along = 0;
-        reduce<CHANNELS>(gradient[r], flat, add);
+        float along = 0;
 #pragma omp simd reduction(+ : along)
-        for (int c = 0; c < CHANNELS; c++) along += flat[c] * raw[c] * inverse[r];
+        for (int c = 0; c < CHANNELS; c++) along += flat[r][c] * raw[c] * inverse[r];
         scale_gradient += along;
         for (int c = 0; c < CHANNELS; c++)
-            query_gradient[r * stride + c] = scale * inverse[r] * (flat[c] - along * inverse[r] * raw[c]);
+            query_gradient[r * stride + c] = scale * inverse[r] * (flat[r][c] - along * inverse[r] * raw[c]);
     }
     return scale_gradient;
 }

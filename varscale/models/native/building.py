@@ -29,16 +29,13 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
         source: The C++ file.
         definitions: Preprocessor constants.
     """
-    if os.environ.get(SWITCH) == "0":
-        return None
-    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    if compiler is None or platform.system() != "Linux":
+    compiler = _compiler()
+    if compiler is None:
         logger.info("no C++ compiler on Linux: PyTorch's own kernels are used instead of %s", source.name)
         return None
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-        identity = "\n".join((source.read_text(), *flags, version, _processor()))
+        identity = "\n".join((source.read_text(), *flags, _version(compiler), _processor()))
         library = _cache() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
         if not library.exists():
             _compile([compiler, *flags, "-shared", "-fPIC", str(source)], library)
@@ -63,9 +60,9 @@ def compiler_identity() -> str:
 
 
 def _compiler() -> str | None:
-    if os.environ.get("VARSCALE_NATIVE") == "0" or platform.system() != "Linux":
+    if os.environ.get(SWITCH) == "0" or platform.system() != "Linux":
         return None
-    return shutil.which("g++") or shutil.which("c++")
+    return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
 
 
 def _version(compiler: str) -> str:
