@@ -22,8 +22,12 @@ def trunks() -> list[tuple[Trunk, int]]:
     return [(Trunk(experiment, depth, 0, 1e12), 8 * 1000 * depth) for depth in (4, 2, 3)]
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, cost: Cost, **runtime: str) -> tuple[Numerics, dict[str, float]]:
+def choose(
+    monkeypatch: pytest.MonkeyPatch, cost: Cost, capability: str = "AVX512", **runtime: str
+) -> tuple[Numerics, dict[str, float]]:
     monkeypatch.setattr(numerics, "_step_cost", cost)
+    monkeypatch.setattr(numerics.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     return choose_numerics(trunks(), RuntimeConfig(**runtime), 1, 2)
 
 
@@ -54,6 +58,16 @@ def test_the_fewest_seconds_win(
     assert (chosen.threads, chosen.tokenizer_threads) == (1, 2)
     total = sum(trunk.flops_per_image * images for trunk, images in trunks())
     assert seconds["float32, eager"] == pytest.approx(total / 1e9)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bfloat16")
+def test_bfloat16_is_not_tried_on_a_processor_that_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
+        assert choice.precision == "float32"
+        return per_flop(trunk), 0.0
+
+    chosen, _ = choose(monkeypatch, cost, capability="AVX2")
+    assert chosen.precision == "float32"
 
 
 def test_compile_time_counts_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:

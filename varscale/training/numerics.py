@@ -1,6 +1,7 @@
 """Which precision and whether to compile, measured once for a whole sweep; and the machine's matrix-multiply peak."""
 
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ def choose_numerics(
         return total_flops * statistics.fmean(per_flop) + sizes * statistics.fmean(start for _, start in costs)
 
     best = Numerics(precisions[0], compiled, native, threads, tokenizer_threads)
-    if len(precisions) > 1:
+    if len(precisions) > 1 and has_bfloat16_arithmetic():
         for precision in precisions:
             choice = replace(best, precision=precision)
             seconds[choice] = sweep_seconds(choice, [ordered[0], ordered[-1]])
@@ -75,6 +76,12 @@ def choose_numerics(
         best = min(pair, key=lambda choice: pair[choice])
     names = {choice: f"{choice.precision}, {'compiled' if choice.compiled else 'eager'}" for choice in seconds}
     return best, {names[choice]: value for choice, value in seconds.items()}
+
+
+def has_bfloat16_arithmetic() -> bool:
+    """Whether products in bfloat16 may be faster here: x86 without AVX-512 emulates them, tens of times as slowly."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return _device().type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
