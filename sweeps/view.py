@@ -1,6 +1,7 @@
 """What a person sees while a sweep runs: stages with estimates, then a live table of depth × budget."""
 
 import time
+from collections import defaultdict
 
 from rich.box import SIMPLE
 from rich.console import Console, Group
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.jobs import CellJob, Job, TrunkJob
+from sweeps.pace import Pace
 from sweeps.plan import Plan
 from varscale.cells import Cell
 
@@ -28,9 +30,12 @@ class SweepView:
         self._console = console
         self._live: Live | None = None
         self._plan: Plan | None = None
-        self._done: dict[str, float] = {}
-        self._before: dict[str, float] = {}
-        self._total = 0.0
+        self._pace = Pace()
+        # images trained, by FLOPs of an image (the size) and job; what of them an earlier call did; what is to be done
+        self._done: dict[tuple[int, str], int] = {}
+        self._before: dict[tuple[int, str], int] = {}
+        self._total: dict[int, int] = {}
+        self._reported: dict[str, float] = {}
         self._states: dict[str, str] = {}
         self._stage_started: dict[str, float] = {}
         self._stage_first: dict[str, tuple[float, int]] = {}
@@ -68,11 +73,12 @@ class SweepView:
         self._clear()
         self._plan = plan
         self._began = time.monotonic()
-        self._done, self._before = {}, {}
-        self._total = float(sum(cell.trunk.flops_per_image * cell.decay_images for cell in plan.missing))
+        self._done, self._before, self._total, self._pace = {}, {}, defaultdict(int), Pace()
+        for cell in plan.missing:
+            self._total[cell.trunk.flops_per_image] += cell.decay_images
         for trunk, milestones in plan.trunks().values():
             if any(not plan.trunk_files(trunk).milestone(images).exists() for images in milestones):
-                self._total += trunk.flops_per_image * milestones[-1]
+                self._total[trunk.flops_per_image] += milestones[-1]
             else:
                 self._states[f"trunk {trunk.name}"] = "done"
         if self._console.is_terminal:
@@ -85,16 +91,20 @@ class SweepView:
 
     def progress(self, job: Job, images: int) -> None:
         """A job has reached `images` images of its run."""
-        start, end, flops = _extent(job)
-        share = min(1.0, max(0.0, (images - start) / max(1, end - start)))
-        self._done[_key(job)] = share * (end - start) * flops
-        self._before.setdefault(_key(job), self._done[_key(job)])  # an interrupted run went on from here
+        start, end, size = _extent(job)
+        done, now = min(max(images, start), end) - start, time.monotonic()
+        key = (size, _key(job))
+        if key in self._done:
+            self._pace.add(size, done - self._done[key], now - self._reported[_key(job)])
+        self._before.setdefault(key, done)  # an interrupted run went on from here
+        self._done[key], self._reported[_key(job)] = done, now
+        share = done / max(1, end - start)
         self._states[_key(job)] = f"{share:.0%}"
 
     def finished(self, job: Job, state: str = "done") -> None:
         """A job is over, well or in another `state`."""
-        start, end, flops = _extent(job)
-        self._done[_key(job)] = (end - start) * flops
+        start, end, size = _extent(job)
+        self._done[size, _key(job)] = end - start
         self._states[_key(job)] = state
 
     def refresh(self) -> None:
@@ -144,13 +154,19 @@ class SweepView:
 
     def _summary(self) -> str:
         assert self._plan is not None
-        done, seconds = sum(self._done.values()), time.monotonic() - self._began
+        seconds = time.monotonic() - self._began
+        flops = sum(size * images for size, images in self._total.items())
+        share = sum(size * images for (size, _), images in self._done.items()) / max(flops, 1)
         finished = sum(1 for cell in self._plan.cells if self._plan.finished(cell))
-        text = f"{finished} of {len(self._plan.cells)} cells, {done / max(self._total, 1):.0%} of training"
+        text = f"{finished} of {len(self._plan.cells)} cells, {share:.0%} of training FLOPs"
         text += f", {_duration(seconds)} passed"
-        now = done - sum(self._before.values())
-        if now > 0.02 * self._total:
-            text += f", {_duration(seconds * (self._total - done) / now)} left"
+        done, before = (
+            sum(self._pace.seconds(size) * images for (size, _), images in counts.items())
+            for counts in (self._done, self._before)
+        )
+        total = sum(self._pace.seconds(size) * images for size, images in self._total.items())
+        if done - before > 0.02 * total:
+            text += f", {_duration(seconds * (total - done) / (done - before))} left"
         return text
 
     def _say(self, text: str) -> None:

@@ -75,7 +75,7 @@ def test_a_sweep_from_begin_to_end(console: Console, grid: dict[str, object], tm
         shown.finished(job)
     shown.end()
     text = console.export_text(clear=True)
-    assert f"{len(cells)} of {len(cells)} cells, 100% of training" in text
+    assert f"{len(cells)} of {len(cells)} cells, 100% of training FLOPs" in text
     for cell in plan.cells:
         assert f"{1.5 + cell.steps:.4f}" in text
         assert cell.trunk.name in text
@@ -109,7 +109,7 @@ def test_time_left_is_of_the_work_that_is_left(tmp_path: Path, clock: Clock) -> 
     clock.now += 20
     shown.refresh()
     share = flops * images / total
-    assert f"{share:.0%} of training, 20 s passed, {round(20 / share - 20)} s left" in console.export_text()
+    assert f"{share:.0%} of training FLOPs, 20 s passed, {round(20 / share - 20)} s left" in console.export_text()
 
 
 def test_time_left_of_a_sweep_that_goes_on(tmp_path: Path, clock: Clock) -> None:
@@ -126,6 +126,22 @@ def test_time_left_of_a_sweep_that_goes_on(tmp_path: Path, clock: Clock) -> None
     assert f"20 s passed, {end - branch} s left" in console.export_text()
 
 
+def test_time_left_counts_that_small_sizes_take_longer_for_a_flop(tmp_path: Path, clock: Clock) -> None:
+    """Both sizes take as long for an image, whatever their FLOPs: the time left is the share of images left."""
+    console = log()
+    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2, 3], "budgets": [6e7]})), SweepView(console)
+    trunks, cells = jobs_of(plan)
+    total = sum(trunk.milestones[-1] for trunk in trunks) + sum(job.cell.decay_images for job in cells)
+    shown.begin(plan)
+    for trunk in trunks:
+        shown.progress(trunk, 0)
+    clock.now += 10
+    for trunk in trunks:
+        shown.progress(trunk, 40)
+    shown.refresh()
+    assert f"10 s passed, {round(10 * (total - 80) / 80)} s left" in console.export_text()
+
+
 def test_trunks_that_are_done_are_no_work(tmp_path: Path) -> None:
     console = log()
     plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2], "budgets": [2e7]})), SweepView(console)
@@ -138,7 +154,7 @@ def test_trunks_that_are_done_are_no_work(tmp_path: Path) -> None:
     text = console.export_text()
     assert "d2-s0   done" in text
     share = ((cell.cell.images - cell.cell.branch_images) // 2) / cell.cell.decay_images
-    assert f"0 of 1 cells, {share:.0%} of training" in text
+    assert f"0 of 1 cells, {share:.0%} of training FLOPs" in text
 
 
 def test_stages_say_how_long(clock: Clock) -> None:
