@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,24 +64,32 @@ def decile_spread(drawn_S: Array) -> float:
     return float((high - low) / _DECILES_APART)
 
 
-def resample(fitted: Fit, draws: int, seed: int, clusters: Array | None = None) -> Draws:
+def resample(
+    fitted: Fit,
+    draws: int,
+    seed: int,
+    clusters: NDArray[Any] | None = None,
+    repeats: NDArray[Any] | None = None,
+) -> Draws:
     """Case bootstrap where there are rows enough, or where their scatter is uneven; parametric otherwise.
 
     Args:
         fitted: the fit.
         draws: how many refits.
         seed: of the random numbers.
-        clusters: a label a row; rows with one label are drawn together.
+        clusters: a label a row; rows with one label (checkpoints of a run) are drawn together, however few.
+        repeats: the same for rows alike in all but the seed, where cases are drawn at all.
     """
-    units = len(fitted.y_n) if clusters is None else len(np.unique(clusters))
+    together = clusters if clusters is not None else repeats
+    units = len(fitted.y_n) if together is None else len(np.unique(together))
     if units > MANY_ROWS:
-        return one_step(fitted, draws, seed, clusters)
+        return one_step(fitted, draws, seed, together)
     if units >= FEW_ROWS or clusters is not None or (units >= _ENOUGH and uneven(fitted) < _UNEVEN):
-        return case(fitted, draws, seed, clusters)
+        return case(fitted, draws, seed, together, "cell" if clusters is None else "run")
     return parametric(fitted, draws, seed)
 
 
-def case(fitted: Fit, draws: int, seed: int, clusters: Array | None = None) -> Draws:
+def case(fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None, cluster: str = "run") -> Draws:
     """Refits to rows (or clusters of rows) drawn with replacement, as many as there are."""
     generator = np.random.default_rng(seed)
     labels, units = _labels(len(fitted.y_n), clusters)
@@ -88,11 +97,11 @@ def case(fitted: Fit, draws: int, seed: int, clusters: Array | None = None) -> D
     def chunk(count: int) -> tuple[Array, Array]:
         return fitted.y_n, _drawn_counts(generator, count, units)[:, labels]
 
-    method = "case bootstrap" if clusters is None else "case bootstrap by run"
+    method = "case bootstrap" if units == len(labels) else f"case bootstrap by {cluster}"
     return Draws(method, _refit(fitted, draws, chunk), units)
 
 
-def one_step(fitted: Fit, draws: int, seed: int, clusters: Array | None = None) -> Draws:
+def one_step(fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None) -> Draws:
     """The case bootstrap with one Newton step a draw instead of a refit: the same to first order in 1/√n.
 
     A loss that is linear in the residuals has no curvature of its own; there it is the density of residuals around
@@ -180,7 +189,7 @@ def leave_one_out(fitted: Fit) -> Array:
     return minimise(fitted.problem, fitted.y_n, weights_nn, starts_nP, fitted.objective, iterations=60)[0]
 
 
-def _labels(rows: int, clusters: Array | None) -> tuple[NDArray[np.intp], int]:
+def _labels(rows: int, clusters: NDArray[Any] | None) -> tuple[NDArray[np.intp], int]:
     """Which unit each row belongs to, and how many units there are."""
     if clusters is None:
         return np.arange(rows), rows

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis import traps
 from analysis.bootstrap import resample
@@ -50,7 +51,8 @@ def one_fit(
     except FitRefused as refusal:
         return None, [Caution("law-skipped", f"{target} against {x}: {refusal}", name)]
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
-    uncertainty = from_draws(fitted, resample(fitted, options.bootstrap_draws, options.seed, clusters))
+    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows))
+    uncertainty = from_draws(fitted, draws)
     cautions = traps.of_fit(name, fitted, uncertainty, rows, columns, values)
     noise = grids[target].noise if target in grids else None
     refits = Refits(fitted, rows, columns, target)
@@ -74,6 +76,14 @@ def one_fit(
         group=group,
     )
     return replace(entry, predictions=_predictions(entry, options)), cautions
+
+
+def _repeats(rows: pd.DataFrame) -> NDArray[np.int64] | None:
+    """A label a row, the same for rows alike in all but the seed; None where no seed is said."""
+    if "seed" not in rows.columns:
+        return None
+    alike = [name for name in ("params", "tokens", "flops", "budget") if name in rows.columns]
+    return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
 
 
 def _predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...]:

@@ -91,6 +91,18 @@ def test_rows_of_one_run_are_drawn_together():
     assert by_row.standard_errors["alpha"] < 0.6 * single.standard_errors["alpha"]
 
 
+def test_seeds_of_one_cell_are_drawn_together():
+    rng = np.random.default_rng(2)
+    once = pd.DataFrame({"params": np.geomspace(1e6, 1e9, 120)})
+    once["loss"] = 30 * once["params"] ** -0.15 * np.exp(0.02 * rng.standard_normal(120))
+    seeds = pd.concat([once.assign(seed=seed) for seed in range(3)], ignore_index=True)
+    options = FitOptions(law=("power",), holdout=False)
+    single, grouped = (fit_laws(table, options).fits[0].uncertainty for table in (once, seeds))
+    assert (single.method, grouped.method) == ("case bootstrap", "case bootstrap by cell")
+    assert grouped.standard_errors["alpha"] == pytest.approx(single.standard_errors["alpha"], rel=0.1)
+    assert grouped.degrees_of_freedom == single.degrees_of_freedom
+
+
 def test_one_step_bootstrap_agrees_with_refits():
     rng = np.random.default_rng(0)
     x = np.exp(rng.uniform(0, 10, 6000))
