@@ -60,7 +60,7 @@ test: .venv ## linters, types, import rules and tests; stops at the first that f
 	@.venv/bin/python -m pytest $(ARGS)
 
 test-coverage: .venv ## how often the laws' intervals cover planted values; takes minutes
-	@.venv/bin/python -m pytest -m coverage $(ARGS)
+	@.venv/bin/python -m pytest -m coverage -rP $(ARGS)
 
 test-interrupted: .venv ## sweeps killed at five random moments each, to the bit; takes minutes
 	@.venv/bin/python -m pytest -m slow $(ARGS)

@@ -153,6 +153,8 @@ def value_axis(axes: Axes, values: "pd.Series[float]") -> None:
         log_axis(axes, "y")
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6))
+        if high >= 1e4:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value) if value > 0 else f"{value:g}"))
         margin = 0.08 * max(high - low, 1e-3 * high)
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, low - 6 * margin), min(top, high + 4 * margin))

@@ -10,7 +10,7 @@ from analysis.fit_figures import clouds, contour, holdout, residuals
 from analysis.published import published
 
 if TYPE_CHECKING:
-    from analysis.results import FitEntry, LawsResult
+    from analysis.results import LawsResult
 
 
 def draw_all(result: "LawsResult") -> list[Drawing]:
@@ -18,28 +18,42 @@ def draw_all(result: "LawsResult") -> list[Drawing]:
     drawings = []
     for stem in ("loss", "error"):
         for key, group, target in _keys(result, stem):
-            drawings += _against_compute(result, key, group, target, f"{stem}_vs_compute")
+            drawings += _of_group(group, _against_compute(result, key, group, target, f"{stem}_vs_compute"))
     for key, group, target in _keys(result, "loss"):
-        suffix = _suffix(group)
-        if result.entries(target, "params", group):
-            drawings.append(against(result, target, "params", f"loss_vs_parameters{suffix}", group))
-        for x in sorted({entry.x for entry in result.fits} - {"flops", "params", "params, tokens"}):
-            if result.entries(target, x, group):
-                drawings.append(against(result, target, x, f"loss_vs{_suffix(x)}{suffix}", group))
-        if key in result.grids:
-            drawings.append(isoflop(result, result.grids[key], target, f"isoflop{suffix}"))
-        surface = next((e for e in result.fits if e.target == target and len(e.inputs) == 2 and e.group == group), None)
-        if surface is not None:
-            drawings.append(contour(result, surface, f"contour{suffix}"))
-        drawings.append(residuals(result, _main(result, target, group), f"residuals{suffix}"))
-        if key in result.grids and result.grids[key].roll_forward:
-            drawings.append(holdout(result, key, target, f"holdout{suffix}"))
-        drawings.append(clouds(result, _main(result, target, group), f"clouds{suffix}"))
+        drawings += _of_group(group, _of_one_target(result, key, group, target))
     if result.comparisons:
         drawings.append(groups(result))
     if result.options.published:
         drawings += published(result)
     return _named_apart(drawings)
+
+
+def _of_one_target(result: "LawsResult", key: str, group: str, target: str) -> list[Drawing]:
+    """All but loss against compute."""
+    drawings, suffix = [], _suffix(group)
+    if result.entries(target, "params", group):
+        drawings.append(against(result, target, "params", f"loss_vs_parameters{suffix}", group))
+    others = sorted({entry.x for entry in result.fits} - {"flops", "params", "params, tokens"})
+    drawings += [
+        against(result, target, x, f"loss_vs{_suffix(x)}{suffix}", group)
+        for x in others
+        if result.entries(target, x, group)
+    ]
+    if key in result.grids:
+        drawings.append(isoflop(result, result.grids[key], target, f"isoflop{suffix}"))
+    surface = next((e for e in result.fits if e.target == target and len(e.inputs) == 2 and e.group == group), None)
+    if surface is not None:
+        drawings.append(contour(result, surface, f"contour{suffix}"))
+    drawings.append(residuals(result, result.main(target, group), f"residuals{suffix}"))
+    if key in result.grids and result.grids[key].roll_forward:
+        drawings.append(holdout(result, key, target, f"holdout{suffix}"))
+    drawings.append(clouds(result, result.main(target, group), f"clouds{suffix}"))
+    return drawings
+
+
+def _of_group(group: str, drawings: list[Drawing]) -> list[Drawing]:
+    """With captions that say which group they show."""
+    return [each if group in each.caption else replace(each, caption=f"{group}. {each.caption}") for each in drawings]
 
 
 def _named_apart(drawings: list[Drawing]) -> list[Drawing]:
@@ -72,13 +86,3 @@ def _against_compute(result: "LawsResult", key: str, group: str, target: str, na
     if key in result.grids:
         return [against_compute(result, key, group, target, name)]
     return [against(result, target, "flops", name, group)] if result.entries(target, "flops", group) else []
-
-
-def _main(result: "LawsResult", target: str, group: str) -> "FitEntry":
-    """The fit that says most: the surface, then the curve with an offset, then any."""
-    entries = [entry for entry in result.fits if entry.target == target and entry.group == group]
-    for law in ("chinchilla", "chinchilla-tied", "power-offset"):
-        for entry in entries:
-            if entry.fitted.law.name == law:
-                return entry
-    return entries[0]

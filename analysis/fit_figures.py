@@ -119,7 +119,7 @@ def holdout(result: "LawsResult", key: str, target: str, name: str) -> Drawing:
 def clouds(result: "LawsResult", entry: "FitEntry", name: str) -> Drawing:
     """The draws of the bootstrap: how two parameters vary together."""
     names = list(entry.fitted.law.parameters)
-    second = next(each for each in ("beta", "E", "A") if each in names)
+    second = next(each for each in ("beta", "E", "A") if each in entry.fitted.problem.free)
     places = names.index("alpha"), names.index(second)
     drawn_SP = entry.fitted.problem.natural(entry.uncertainty.draws.theta_SP[:1500])
     symbol = {"beta": "β", "alpha": "α"}
@@ -127,7 +127,8 @@ def clouds(result: "LawsResult", entry: "FitEntry", name: str) -> Drawing:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         x, y = drawn_SP[:, places[0]], drawn_SP[:, places[1]]
-        if second == "A":
+        wide = second == "A" and np.ptp(np.log(entry.uncertainty.ci95["A"])) > np.log(10)
+        if wide:
             axes.set_yscale("log")
         axes.plot(x, y, ".", color=BLUE, ms=2, alpha=0.35, rasterized=True)
         point = entry.fitted.parameters["alpha"], entry.fitted.parameters[second]
@@ -139,7 +140,7 @@ def clouds(result: "LawsResult", entry: "FitEntry", name: str) -> Drawing:
         span = np.maximum(high - low, 1e-9)
         intervals = np.array([entry.uncertainty.ci95["alpha"], entry.uncertainty.ci95[second]])
         axes.set_xlim(min(low[0], intervals[0, 0]) - 0.1 * span[0], max(high[0], intervals[0, 1]) + 0.1 * span[0])
-        if second != "A":
+        if not wide:
             axes.set_ylim(min(low[1], intervals[1, 0]) - 0.1 * span[1], max(high[1], intervals[1, 1]) + 0.1 * span[1])
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set(xlabel=symbol["alpha"], ylabel=symbol.get(second, second))

@@ -14,7 +14,7 @@ from analysis.frontier import with_budgets
 from analysis.grids import allocations, build_grid, grid_cautions
 from analysis.options import FitOptions
 from analysis.parametric import Allocation
-from analysis.planning import check_options, plan, rows_for
+from analysis.planning import check_options, plan, points_by_role, rows_for, unused_points
 from analysis.results import FitEntry, LawsResult, TargetGrid
 from analysis.table import RunsTable, meets, prepare
 from analysis.traps import Caution
@@ -31,6 +31,7 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
     options = options or FitOptions()
     check_options(options)
     table = prepare(runs, options)
+    options = points_by_role(table, options)
     if options.holdout_where:
         meets(table.frame, options.holdout_where, "--holdout-where")
     groups = _groups(table)
@@ -126,6 +127,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             if best_sizes:
                 by_target[target] = best_sizes
                 cautions += traps.of_allocations(target, best_sizes)
+    cautions += unused_points(options, fits)
     return LawsResult(options, table, tuple(fits), grids, by_target, (), tuple(cautions), _version())
 
 

@@ -1,5 +1,8 @@
 """What was asked for: options checked, points parsed, and which laws are fitted to which rows."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pandas as pd
 
 from analysis import traps
@@ -8,9 +11,10 @@ from analysis.errors import TableError
 from analysis.frontier import curve_envelope, fullest_budget
 from analysis.laws import LAWS
 from analysis.options import DEFAULT_LAWS, FitOptions
-from analysis.results import TargetGrid
-from analysis.roles import ROLES
+from analysis.results import FitEntry, TargetGrid
+from analysis.roles import ROLES, column
 from analysis.table import RunsTable
+from analysis.traps import Caution
 
 
 def check_options(options: FitOptions) -> None:
@@ -53,10 +57,36 @@ def parse_point(text: str) -> dict[str, float]:
         if not equals or not number > 0:
             raise TableError(f"--predict {text!r}: write column=number, such as flops=1e21 or params=1e9,tokens=2e10")
         point[name.strip()] = number
-    unknown = [name for name in point if name not in ROLES]
-    if unknown and len(point) > 1:
-        raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops")
     return point
+
+
+def points_by_role(table: RunsTable, options: FitOptions) -> FitOptions:
+    """The options with the points to predict named by role, such as `flops`, where they name a column of the table.
+
+    Raises:
+        TableError: no column has the name, or laws of several inputs don't take it.
+    """
+    roles = {source: role for role, source in table.columns.items()}
+    points = []
+    for text in options.predict:
+        point = {roles.get(name, name): value for name, value in parse_point(text).items()}
+        for name in set(point) - set(ROLES):
+            column(table.frame, name)
+            if len(point) > 1:
+                raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops")
+        points.append(",".join(f"{name}={value!r}" for name, value in point.items()))
+    return replace(options, predict=tuple(points))
+
+
+def unused_points(options: FitOptions, fits: Sequence[FitEntry]) -> list[Caution]:
+    """The points that no law fitted takes."""
+    found = []
+    for text in options.predict:
+        point = parse_point(text)
+        if not any(point.items() <= each.at.items() for entry in fits for each in entry.predictions):
+            message = f"--predict {text}: no law was fitted against {' and '.join(point)}"
+            found.append(Caution("point-unused", message))
+    return found
 
 
 def plan(table: RunsTable, options: FitOptions, grid: TargetGrid | None) -> list[tuple[str, str]]:

@@ -71,11 +71,11 @@ def terminal_summary(result: "LawsResult") -> RenderableType:
 
 
 def headline(result: "LawsResult") -> str:
-    """The first thing to know: whether the prediction held, or the first law."""
+    """The first thing to know: whether the prediction held, or the law that says most."""
     for name, grid in result.grids.items():
         if grid.check:
             return check_sentence(grid.check, name)
-    entry = next((each for each in result.fits if len(each.inputs) > 1), result.fits[0])
+    entry = result.main(result.fits[0].target, result.fits[0].group)
     return f"{entry.name}: " + ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters) + "."
 
 

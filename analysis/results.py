@@ -152,6 +152,15 @@ class LawsResult:
                 return entry
         return None
 
+    def main(self, target: str, group: str = "") -> FitEntry:
+        """The fit that says most of a target: the surface, then the curve with an offset, then any."""
+        entries = [entry for entry in self.fits if (entry.target, entry.group) == (target, group)]
+        for law in ("chinchilla", "chinchilla-tied", "power-offset"):
+            for entry in entries:
+                if entry.fitted.law.name == law:
+                    return entry
+        return entries[0]
+
     def as_json(self) -> dict[str, Any]:
         """The content of laws.json."""
         content: dict[str, Any] = finite(

@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "mixed-tokenizers": "losses come from different tokenizers",
     "not-monotone": "the target does not fall with x over the fitted rows",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
+    "point-unused": "no law was fitted that takes a point asked for",
     "prediction-failed": "the held-out prediction of the largest budget did not hold",
     "repeated-rows": "rows repeat another row's values",
     "own-column": "the table uses a name for something else than it means here",

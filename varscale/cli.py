@@ -203,7 +203,9 @@ def fit_laws(
     published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
     holdout: Annotated[bool, typer.Option(help="Refit with runs left out, and report the errors.")] = True,
     holdout_where: Annotated[str | None, typer.Option(help="Rows to hold out, such as 'C >= 1e21'.")] = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Heading of the report.", show_default="the experiment, or the files")
+    ] = None,
     bootstrap_draws: Annotated[int, typer.Option(help="Draws of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for laws.json, report and figures.")] = None,
@@ -216,7 +218,7 @@ def fit_laws(
 
     if (experiment is None) == (not runs):
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
-    name = "laws" if experiment is None else _load(experiment, None).name
+    name = ", ".join(path.name for path in runs or ()) if experiment is None else _load(experiment, None).name
     files = ExperimentFiles(runs_dir, name)
     if runs:
         table = read_runs(runs)

@@ -81,4 +81,5 @@ def test_intervals_of_a_few_planted_tables_hold_the_truth(law):
 @pytest.mark.parametrize("law", list(PLANTED))
 def test_intervals_of_a_thousand_planted_tables_hold_the_truth(law):
     shares = held(law, tables=1000, draws=DRAWS)
+    print(f"{law}: {shares}")
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares

@@ -141,3 +141,16 @@ def test_errors_are_one_clear_line(options, message):
     with pytest.raises(TableError, match=message) as caught:
         fit_laws(sweep_table(depths=(4, 6), budgets=3), options)
     assert "\n" not in str(caught.value)
+
+
+def test_points_to_predict_may_be_named_by_the_tables_own_columns():
+    table = pd.DataFrame({"Training FLOP": np.geomspace(1e18, 1e21, 8)})
+    table["loss"] = 1.7 + 40 * table["Training FLOP"] ** -0.1
+    options = FitOptions(flops="Training FLOP", law=("power-offset",), predict=("Training FLOP=1e23", "tokens=1e9"))
+    result = fit_laws(table, options)
+    (asked,) = [each for each in result.fits[0].predictions if each.at == {"flops": 1e23}]
+    assert asked.prediction.value == pytest.approx(1.7 + 40 * 1e23**-0.1, rel=1e-4)
+    (caution,) = [each for each in result.cautions if each.code == "point-unused"]
+    assert "tokens" in caution.message
+    with pytest.raises(TableError, match="did you mean 'Training FLOP'"):
+        fit_laws(table, FitOptions(flops="Training FLOP", predict=("Training FLOPs=1e23",)))
