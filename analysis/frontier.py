@@ -10,6 +10,7 @@ from analysis.table import RunsTable
 
 _SAME_BUDGET = 0.02
 _WIDEST_BUDGET = 0.05
+_BUDGETS_APART = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class SeedNoise:
 def with_budgets(table: RunsTable, curves: bool = False) -> pd.DataFrame | None:
     """The rows with a `budget`: the declared one, or FLOPs that agree within 2% where several sizes share them.
 
-    None where the table is no grid (fewer than two budgets that two or more sizes share, or FLOPs so dense that rows
-    within 2% of each other form chains over more than 5% either way), or rows are points on curves.
+    None where the table is no grid (fewer than two budgets that two or more sizes share, or FLOPs so dense that they
+    agree by chance: chains over more than 5% either way, or budgets mostly less than a tenth apart), or rows are
+    points on curves.
     """
     frame = table.frame
     if curves or "flops" not in frame.columns or "params" not in frame.columns:
@@ -33,6 +35,9 @@ def with_budgets(table: RunsTable, curves: bool = False) -> pd.DataFrame | None:
         flops = frame["flops"].to_numpy(dtype=float)
         budgets = _cluster(flops)
         if np.abs(np.log(flops / budgets)).max() > _WIDEST_BUDGET:
+            return None
+        gaps = np.diff(np.log(np.unique(budgets)))
+        if len(gaps) and np.median(gaps) < _BUDGETS_APART:
             return None
         frame = frame.assign(budget=budgets)
     sizes = frame.groupby("budget")["params"].nunique()

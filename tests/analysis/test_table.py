@@ -170,6 +170,16 @@ def test_a_hundred_thousand_rows_are_fitted_exactly():
     assert entry.fitted.parameters["alpha"] == pytest.approx(0.2, abs=0.003)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_scattered_runs_that_agree_in_compute_by_chance_are_no_grid(seed):
+    """240 runs over three decades: nearly half have another within 2% in compute."""
+    rng = np.random.default_rng(seed)
+    flops = np.exp(rng.uniform(np.log(1e18), np.log(3e21), 240))
+    params = np.sqrt(flops) * np.exp(rng.uniform(-1.2, 1.2, 240))
+    table = pd.DataFrame({"params": params, "flops": flops, "loss": 1.8 + 480 * params**-0.35})
+    assert not fit_laws(table, FitOptions(law=("power",), x=("flops",), bootstrap_draws=50)).grids
+
+
 def test_dense_compute_is_no_grid_of_budgets():
     """Rows a hair's breadth apart in compute, over decades: each within 2% of the next, no budget shared."""
     rng = np.random.default_rng(3)
