@@ -33,7 +33,8 @@ class TokenizerModule(LightningModule):
     """Tokenizer, its averaged copy and, where its weight is not 0, the discriminator.
 
     Batches are dicts with `images_B3HW` in [-1, 1]. Everything that is measured or used later (validation, tokens,
-    decoding) comes from the averaged copy, `averaged`.
+    decoding) comes from the averaged copy, `averaged`. With a discriminator on several devices the trainer's strategy
+    must be `ddp_find_unused_parameters_true`, since the discriminator does nothing before its start.
     """
 
     def __init__(
