@@ -43,6 +43,11 @@ class TokensJob:
     train_images: int
     threads: int
 
+    @property
+    def files(self) -> RunFiles:
+        """Where its log goes."""
+        return RunFiles(self.folder)
+
     def run(self, report: Report) -> None:
         """Do it."""
         from varscale.training.tokenizer_run import encode_tokens

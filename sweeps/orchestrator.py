@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -19,8 +20,10 @@ from sweeps.plan import Plan, bytes_to_write, images_by_trunk, selected_cells, t
 from sweeps.view import SweepView
 from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles, fingerprint, read_json
+from varscale.data.manifest import MANIFEST, read_manifest
+from varscale.files import ExperimentFiles, fingerprint
 from varscale.identity import (
+    DataIdentity,
     processors,
     store_numerics,
     stored_numerics,
@@ -92,7 +95,7 @@ class _Sweep:
         experiment: Experiment,
         files: ExperimentFiles,
         cells: tuple[Cell, ...],
-        data: dict[str, object],
+        data: DataIdentity,
         view: SweepView,
         forwarder: Forwarder,
     ) -> None:
@@ -100,7 +103,7 @@ class _Sweep:
         self._view, self._forwarder = view, forwarder
         self._tokenizer_threads = tokenizer_threads(experiment, files)
         self._tokenizer = tokenizer_fingerprint(experiment, data, self._tokenizer_threads)
-        self._tokens = tokens_fingerprint(experiment, data, self._tokenizer)
+        self._tokens = tokens_fingerprint(data, self._tokenizer)
         self._launcher: LocalLauncher | None = None
         self._numerics = stored_numerics(experiment, files)
 
@@ -128,7 +131,7 @@ class _Sweep:
             if self._launcher is not None:
                 self._launcher.stop()
         record = record or self._record(plan)
-        rows = [row for cell in plan.cells if (row := _row(plan, cell)) is not None]
+        rows = [row for cell in plan.cells if (row := plan.row(cell)) is not None]
         for remark in _remarks(rows):
             self._view.note(remark)
         return Outcome(rows, failed, trained - len(failed), record)
@@ -148,6 +151,8 @@ class _Sweep:
         return self._forwarder.sweep(key, name, params, folders)
 
     def _prepare_inputs(self) -> None:
+        from varscale.training.tokenizer_run import tokens_ready
+
         tokenizer = self._files.tokenizer(self._tokenizer)
         self._forwarder.watch(tokenizer.folder)
         if not tokenizer.finished(self._tokenizer):
@@ -155,9 +160,21 @@ class _Sweep:
                 "tokenizer", TokenizerJob(self._experiment, tokenizer, self._tokenizer, self._tokenizer_threads)
             )
         folder, images = self._files.tokens(self._tokens), train_images(self._cells)
-        if ((read_json(folder / "summary.json") or {}).get("images") or 0) < images:
+        if not tokens_ready(folder, images):
             job = TokensJob(self._experiment, tokenizer, self._tokenizer, folder, images, self._tokenizer_threads)
             self._alone("tokens", job)
+            self._note_undecodable(folder)
+
+    def _note_undecodable(self, folder: Path) -> None:
+        for split in ("train", "validation"):
+            manifest = read_manifest(folder / split / MANIFEST)
+            names = list(manifest.undecodable) if manifest is not None else []
+            if names:
+                more = ", …" if len(names) > 3 else ""
+                self._view.note(
+                    f"{len(names)} {split} images do not decode, and their neighbours stand in for them: "
+                    f"{', '.join(names[:3])}{more}"
+                )
 
     def _measure_numerics(self) -> Numerics:
         job = NumericsJob(tuple(images_by_trunk(self._cells)), self._threads, self._tokenizer_threads)
@@ -336,14 +353,6 @@ def _title(job: Job) -> str:
         return job.cell.title
     assert isinstance(job, TrunkJob)
     return f"trunk {job.trunk.name}"
-
-
-def _row(plan: Plan, cell: Cell) -> dict[str, Any] | None:
-    result = plan.cell_files(cell).read_result()
-    if result is None or result.get("fingerprint") != plan.cell_fingerprint(cell):
-        return None
-    row: dict[str, Any] = result["row"]
-    return row
 
 
 def _gpus() -> int:

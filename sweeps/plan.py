@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from varscale.cells import Cell, Numerics, Trunk, grid_cells
 from varscale.config import Experiment
@@ -37,6 +38,14 @@ class Plan:
     def finished(self, cell: Cell) -> bool:
         """Whether a cell has its result, diverged ones included."""
         return self.cell_files(cell).finished(self.cell_fingerprint(cell))
+
+    def row(self, cell: Cell) -> dict[str, Any] | None:
+        """A cell's row of the runs table, or None without result."""
+        result = self.cell_files(cell).read_result()
+        if result is None or result.get("fingerprint") != self.cell_fingerprint(cell):
+            return None
+        # a reused cell may have been planned under another nominal budget
+        return {**result["row"], **cell.parameters()}
 
     @cached_property
     def missing(self) -> tuple[Cell, ...]:

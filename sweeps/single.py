@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from varscale.cells import Cell, Trunk, check_lengths
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
-from varscale.files import ExperimentFiles, RunFiles, read_json
+from varscale.files import ExperimentFiles, RunFiles
 from varscale.identity import (
     processors,
     store_numerics,
@@ -36,13 +36,13 @@ def make_tokens(experiment: Experiment, runs: Path, train_images: int | None = N
     """Encode the images, unless that was done: as many as the grid's longest run sees, or `train_images`."""
     from sweeps.plan import selected_cells
     from sweeps.plan import train_images as longest_run
-    from varscale.training.tokenizer_run import encode_tokens
+    from varscale.training.tokenizer_run import encode_tokens, tokens_ready
 
     tokenizer = make_tokenizer(experiment, runs)
     _, fingerprint, tokens = _tokenizer(experiment, runs)
     folder = ExperimentFiles(runs, experiment.name).tokens(tokens)
     images = longest_run(selected_cells(experiment)) if train_images is None else train_images
-    if ((read_json(folder / "summary.json") or {}).get("images") or 0) < images:
+    if not tokens_ready(folder, images):
         with _bar("tokens") as report:
             encode_tokens(experiment, tokenizer, fingerprint, folder, images, report)
     return folder
@@ -62,10 +62,15 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
 
     if budget is None and depth in experiment.by_depth:
         experiment = changed(experiment, experiment.by_depth[depth], f"by_depth.{depth}")
-    trunk = Trunk(experiment, depth, seed, min(experiment.grid.budgets))
+    wsd = experiment.optim.schedule == "wsd"
+    # the warm-up is a share of the grid's smallest run, but for linear of the run itself
+    trunk = Trunk(experiment, depth, seed, min(experiment.grid.budgets) if wsd or budget is None else budget)
     cell = trunk.cell(budget) if budget is not None else _cell_of_epochs(trunk)
-    if experiment.optim.schedule == "wsd":
+    trunk.check()
+    if wsd:
         check_lengths([cell], experiment.grid.min_steps)
+    elif cell.steps < 1:
+        raise ExperimentError(f"--budget {cell.budget_flops:g}: less than one step of depth {depth}")
     files = ExperimentFiles(runs, experiment.name)
     folder = make_tokens(experiment, runs, cell.images)
     tokenizer, tokenizer_print, tokens = _tokenizer(experiment, runs)
@@ -104,7 +109,7 @@ def _tokenizer(experiment: Experiment, runs: Path) -> tuple[RunFiles, str, str]:
     files = ExperimentFiles(runs, experiment.name)
     data = data_identity(experiment.data)
     print_ = tokenizer_fingerprint(experiment, data, tokenizer_threads(experiment, files))
-    return files.tokenizer(print_), print_, tokens_fingerprint(experiment, data, print_)
+    return files.tokenizer(print_), print_, tokens_fingerprint(data, print_)
 
 
 def _set_threads(threads: int) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from sweeps.plan import Plan, selected_cells
 from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles, read_json
+from varscale.files import ExperimentFiles, RunFiles, read_json
 from varscale.identity import stored_numerics, tokenizer_fingerprint, tokens_fingerprint
 
 
@@ -64,10 +64,26 @@ def status_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     return table
 
 
-def finished_rows(files: ExperimentFiles) -> list[dict[str, Any]]:
-    """The runs table of everything that finished or diverged in an experiment's folder."""
-    results = (read_json(path) for path in sorted(files.root.glob("cells/*/result.json")))
-    return [result["row"] for result in results if result is not None]
+def finished_rows(files: ExperimentFiles) -> tuple[list[dict[str, Any]], int]:
+    """The runs table of all runs that ended with the experiment's latest tokenizer, and how many rows others have.
+
+    Losses of different tokenizers don't compare. The latest is that of the latest sweep, or else of the latest result.
+    Cells that a sweep took from another experiment belong to it.
+    """
+    records = sorted(files.sweep_records(), key=lambda path: path.stat().st_mtime)
+    sweeps = [record for path in records if (record := read_json(path)) is not None]
+    folders = {path.parent.resolve(): path.parent for path in files.root.glob("cells/*/result.json")}
+    for run in (run for record in sweeps for run in record.get("runs", ()) if "/cells/" in run):
+        folders.setdefault((files.runs / run).resolve(), files.runs / run)
+    read = (RunFiles(folder).read_result() for _, folder in sorted(folders.items()))
+    results = [result for result in read if result is not None and "row" in result]
+    if not results:
+        return [], 0
+    tokenizers = [record["params"]["tokenizer"] for record in sweeps if "tokenizer" in record.get("params", {})]
+    if not tokenizers:
+        tokenizers = [result["row"]["tokenizer"] for result in sorted(results, key=lambda result: result["time"])]
+    rows = [result["row"] for result in results if result["row"]["tokenizer"] == tokenizers[-1]]
+    return rows, len(results) - len(rows)
 
 
 def known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
@@ -79,7 +95,7 @@ def known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
         return None
     data = data_identity(experiment.data)
     tokenizer = tokenizer_fingerprint(experiment, data, numerics.tokenizer_threads)
-    tokens = tokens_fingerprint(experiment, data, tokenizer)
+    tokens = tokens_fingerprint(data, tokenizer)
     return Plan(experiment, files, selected_cells(experiment), tokens, numerics)
 
 
@@ -111,4 +127,10 @@ def _flops_per_second(files: ExperimentFiles) -> dict[int, float]:
 
 
 def _points(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line)["metrics"] for line in path.read_text().splitlines() if line.endswith("}")]
+    points = []
+    for line in path.read_text().splitlines():
+        try:
+            points.append(json.loads(line)["metrics"])
+        except (ValueError, KeyError, TypeError):  # torn by a crash
+            continue
+    return points

@@ -279,6 +279,31 @@ def test_laws_are_the_same_from_files_mlflow_and_tables(
     assert exponents["files"] == exponents["mlflow"] == exponents["table"]
 
 
+def test_laws_are_fitted_again_where_they_are_missing_or_others(call: Call, copy: Path, finished: Finished) -> None:
+    laws = copy / "toy" / "laws"
+    assert "nothing is new" in call("sweep", finished.yaml).output
+    whole = (laws / "runs.csv").read_text()
+    for spoil in (lambda: (laws / "report.html").unlink(), lambda: call("fit-laws", finished.yaml, *ONE_QUICK_LAW)):
+        spoil()
+        result = call("sweep", finished.yaml)
+        assert result.code == 0
+        assert "nothing is new" not in result.output
+        assert (laws / "report.html").exists()
+        assert (laws / "runs.csv").read_text() == whole
+
+
+def test_laws_leave_out_cells_of_another_tokenizer(call: Call, copy: Path, finished: Finished) -> None:
+    (source,) = (copy / "toy" / "cells").glob("d2-c2e07-*")
+    foreign = Path(shutil.copytree(source, source.with_name("d2-c2e07-s0-foreign")))
+    result = json.loads((foreign / "result.json").read_text())
+    result["row"] |= {"tokenizer": "another", "fingerprint": "foreign", "run": "foreign"}
+    (foreign / "result.json").write_text(json.dumps(result))
+    fitted = call("fit-laws", finished.yaml, *ONE_QUICK_LAW)
+    assert fitted.code == 0
+    assert "left out: 1 cells" in fitted.error
+    assert "foreign" not in (copy / "toy" / "laws" / "runs.csv").read_text()
+
+
 def test_official_checkpoints_there_and_back(call: Call, copy: Path) -> None:
     """The toy's transformer, and a tokenizer that has the reference's fixed settings."""
     tokenizer = Path("tokenizer.safetensors")
@@ -345,12 +370,39 @@ MISTAKES = {
         ["--set", "optim.schedule=linear"],
         "optim.schedule: a grid branches its cells off trunks",
     ),
+    "a branching schedule of a variant": (
+        ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7], settings: {optim.schedule: linear}}]"],
+        "grid.variants: a: optim.schedule: a grid branches its cells off trunks",
+    ),
+    "two variants of a name": (
+        ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7]}, {name: a, depths: [3], budgets: [2e7]}]"],
+        "variants: repeated names in ['a', 'a']",
+    ),
+    "two budgets of one run": (["--set", "grid.budgets=[2e7,2.0001e7]"], "are the same run of"),
+    "a rate of one": (["--set", "optim.betas=[0.9,1.0]"], "optim.betas.1: input should be less than 1"),
+    "text for a number": (
+        ["--set", "tokenizer.vocab_size='16'"],
+        "tokenizer.vocab_size: input should be a valid integer",
+    ),
+    "text for a truth": (["--set", "model.shared_adaln='no'"], "model.shared_adaln: input should be a valid boolean"),
+    "a radius from large to small": (["--set", "data.radius=[0.3,0.1]"], "data.radius: expected the smallest"),
+    "a warm-up beyond the training": (
+        ["--set", "tokenizer.training.warmup_images=1000"],
+        "tokenizer.training.warmup_images: 1000, but the training has 160 images",
+    ),
+    "images too small for the discriminator": (
+        ["--set", "tokenizer.training.adversarial_weight=1"],
+        "the discriminator needs images of at least 24 px, not 8",
+    ),
+    "every branch dropped": (["--set", "model.drop_path_at_depth_24=1", "--depths", "24"], "it must stay below 1"),
+    "no hidden channel": (["--set", "model.mlp_ratio=0.01"], "leaves depth 2 of width 8 no hidden channel"),
     "negative workers": (["--workers", "-1"], "runtime.workers: input should be greater than or equal to 0, got -1"),
     "missing data": (
         ["--set", "data={kind: folder, image_size: 8, num_classes: 2, train_path: gone, validation_path: gone}"],
         "gone",
     ),
     "missing tokenizer": (["--set", "tokenizer.checkpoint=gone.pth"], "gone.pth"),
+    "runs folder of no store": (["--runs-dir", "runs?"], "--runs-dir runs?: SQLite can't lie below a folder with ?"),
     "tracking store of no kind": (["--tracking-uri", "mlruns"], "mlruns"),
 }
 
@@ -403,6 +455,13 @@ def test_a_second_sweep_of_an_experiment(call: Call, copy: Path, finished: Finis
         (["sample", "gone"], "gone: no finished cell"),
         (["train", "YAML", "--depth", "2", "--budget", "1e3"], "fewer than grid.min_steps"),
         (["train", "YAML", "--depth", "2"], "name a --budget in FLOPs"),
+        (["train", "YAML", "--depth", "2", "--budget", "inf"], "--budget inf: expected training FLOPs"),
+        (["train", "YAML", "--depth", "2", "--budget", "nan"], "--budget nan: expected training FLOPs"),
+        (["train", "YAML", "--depth", "2", "--budget", "1", "--set", "optim.schedule=linear"], "less than one step"),
+        (["train", "YAML", "--depth", "2", "--budget", "4e7", "--set", "optim.lr=1e30"], "the training loss is"),
+        (["train-tokenizer", "YAML", "--set", "tokenizer.training.lr=1e30"], "the training loss is"),
+        (["sample", "CELL", "--guidance", "nan"], "cfg nan"),
+        (["sample", "CELL", "--out", "."], "--out .: a folder"),
         (["fit-laws", "--runs", "gone.csv"], "gone.csv"),
         (["fit-laws", "YAML", "--runs-dir", "empty"], "no finished cells; run `varscale sweep toy` first"),
         (["fit-laws", "YAML", "--law", "cubic"], "unknown law 'cubic'; the laws are power"),

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny_training import NUMERICS, little_experiment
 
+from varscale.config import FolderData
 from varscale.config_files import ExperimentError
 from varscale.data.experiment_sources import data_identity
+from varscale.data.sources import DataError
 from varscale.files import ExperimentFiles
 from varscale.identity import (
     processors,
@@ -24,7 +27,7 @@ def prints(threads: int = 2, **sections: dict[str, Any]) -> tuple[str, str]:
     experiment = little_experiment(**sections)
     data = data_identity(experiment.data)
     tokenizer = tokenizer_fingerprint(experiment, data, threads)
-    return tokenizer, tokens_fingerprint(experiment, data, tokenizer)
+    return tokenizer, tokens_fingerprint(data, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,29 @@ def prints(threads: int = 2, **sections: dict[str, Any]) -> tuple[str, str]:
 )
 def test_what_changes_the_tokenizer_changes_both(sections: dict[str, Any]) -> None:
     assert not set(prints(**sections)) & set(prints())
+
+
+def folders(root: Path, shade: int) -> FolderData:
+    """Two black images to train on and two of this shade to validate."""
+    for split, value in (("train", 0), ("validation", shade)):
+        for label in "ab":
+            (root / split / label).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (value,) * 3).save(root / split / label / "image.bmp")
+    paths = {"train_path": str(root / "train"), "validation_path": str(root / "validation")}
+    return FolderData(kind="folder", image_size=8, num_classes=2, **paths)
+
+
+def test_other_validation_images_change_the_tokens_alone(tmp_path: Path) -> None:
+    """Files of the same names and sizes with other pixels."""
+    before, after = (data_identity(folders(tmp_path, shade)) for shade in (1, 2))
+    assert before.training == after.training
+    assert tokens_fingerprint(before, "tokenizer") != tokens_fingerprint(after, "tokenizer")
+
+
+def test_missing_validation_images_show_before_anything_is_trained(tmp_path: Path) -> None:
+    data = folders(tmp_path, 1).model_copy(update={"validation_images": 3})
+    with pytest.raises(DataError, match="validation"):
+        data_identity(data)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,19 @@ class Trunk:
             normalise_queries_keys=model.normalise_queries_keys,
         )
 
+    def check(self) -> None:
+        """Raise `ExperimentError` where the model's settings don't make a transformer of this depth."""
+        model, width = self.experiment.model, self.experiment.model.width(self.depth)
+        if (rate := model.drop_path_rate(self.depth)) >= 1:
+            raise ExperimentError(
+                f"model.drop_path_at_depth_24: {model.drop_path_at_depth_24:g} is a rate of {rate:.3g} at depth "
+                f"{self.depth}; it must stay below 1"
+            )
+        if round(width * model.mlp_ratio) < 1:
+            raise ExperimentError(
+                f"model.mlp_ratio: {model.mlp_ratio:g} leaves depth {self.depth} of width {width} no hidden channel"
+            )
+
     @property
     def batch_size(self) -> int:
         """Images a step."""
@@ -204,8 +217,7 @@ def grid_cells(experiment: Experiment) -> list[Cell]:
             whose settings are invalid.
     """
     grid = experiment.grid
-    if experiment.optim.schedule != "wsd":
-        raise ExperimentError("optim.schedule: a grid branches its cells off trunks, which only wsd allows")
+    _check_schedule(experiment, "optim.schedule")
     cells = [
         cell
         for depth in grid.depths
@@ -218,12 +230,30 @@ def grid_cells(experiment: Experiment) -> list[Cell]:
             if not key.startswith(("model.", "optim.")):
                 raise ExperimentError(f"{source}: {key}: only fields of model and optim can vary within a study")
         altered = changed(experiment, variant.settings, source)
+        _check_schedule(altered, f"{source}: optim.schedule")
         name = variant.name if variant.settings else ""  # further seeds of the same recipe are cells like any other
         for depth in variant.depths:
             for seed in variant.seeds:
                 cells += _cells(altered, depth, seed, name, variant.budgets)
     check_lengths(cells, grid.min_steps)
+    _check_repeats(cells)
     return cells
+
+
+def _check_schedule(experiment: Experiment, key: str) -> None:
+    if experiment.optim.schedule != "wsd":
+        raise ExperimentError(f"{key}: a grid branches its cells off trunks, which only wsd allows")
+
+
+def _check_repeats(cells: Sequence[Cell]) -> None:
+    budgets: dict[tuple[str, int], float] = {}
+    for cell in cells:
+        first = budgets.setdefault((cell.trunk.name, cell.steps), cell.budget_flops)
+        if first != cell.budget_flops:
+            raise ExperimentError(
+                f"grid.budgets: {first:.6g} and {cell.budget_flops:.6g} are the same run of {cell.steps} steps at "
+                f"depth {cell.trunk.depth}: leave one out"
+            )
 
 
 def _cells(experiment: Experiment, depth: int, seed: int, variant: str, budgets: Iterable[float]) -> Iterable[Cell]:
@@ -232,7 +262,9 @@ def _cells(experiment: Experiment, depth: int, seed: int, variant: str, budgets:
 
 
 def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
-    """Raise `ExperimentError` for cells of fewer steps, and for those whose warm-up runs into their decay."""
+    """Raise `ExperimentError` for models that can't be, cells of fewer steps, and warm-ups that run into the decay."""
+    for cell in cells:
+        cell.trunk.check()
     short = [cell for cell in cells if cell.steps < min_steps]
     if short:
         worst = min(short, key=lambda cell: cell.steps)

@@ -26,7 +26,10 @@ class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning turns an interruption into an exit
+            if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
             typer.echo("varscale: interrupted; what is done is kept, call it again to go on", err=True)
             raise typer.Exit(130) from None
 
@@ -76,7 +79,7 @@ def sweep(
 
     files = ExperimentFiles(runs_dir, settings.name)
     console = Console()
-    forwarder = Forwarder(tracking_uri or files.tracking_uri, files, notify=partial(console.print, markup=False))
+    forwarder = Forwarder(_store(tracking_uri, files), files, notify=partial(console.print, markup=False))
     outcome = run_sweep(settings, files, SweepView(console), forwarder)
     try:
         for title, reason in outcome.failed.items():
@@ -84,11 +87,11 @@ def sweep(
         forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
         if not outcome.rows:
             raise typer.Exit(1)
-        state = {"fitted": fingerprint(kind="laws", rows=outcome.rows, version=__version__)}
-        if read_json(files.laws_state) != state:
+        fitted = fingerprint(kind="laws", rows=outcome.rows, version=__version__)
+        if read_json(files.laws_state) != {"fitted": fitted, "laws": _digest(files.laws)}:
             written = _fit_sweep(outcome.rows, settings.name, files)
             forwarder.attach(outcome.record, [written.laws_json, written.report_html, *written.figures])
-            write_json(files.laws_state, state)
+            write_json(files.laws_state, {"fitted": fitted, "laws": _digest(files.laws)})
         else:
             console.print("nothing is new: the laws stand")
     finally:
@@ -124,14 +127,17 @@ def train(
     experiment: ExperimentName,
     depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")],
     budget: Annotated[float | None, typer.Option(help="Training FLOPs; default: optim.epochs passes.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
     set_: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
 ) -> None:
     """Train one model in a single run, without trunk and branch; with `by_depth`'s recipe where no budget is given."""
     from sweeps.single import train_single
 
-    result = train_single(_load(experiment, set_), depth, budget, seed, runs_dir)
+    if budget is not None and not 0 < budget < float("inf"):
+        raise ExperimentError(f"--budget {budget:g}: expected training FLOPs, such as 1e15")
+    with _mistakes_as_one_line(of_training=True):
+        result = train_single(_load(experiment, set_), depth, budget, seed, runs_dir)
     typer.echo(result)
 
 
@@ -140,7 +146,8 @@ def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir
     """Train and measure the tokenizer."""
     from sweeps.single import make_tokenizer
 
-    typer.echo(make_tokenizer(_load(experiment, set_), runs_dir).result)
+    with _mistakes_as_one_line(of_training=True):
+        typer.echo(make_tokenizer(_load(experiment, set_), runs_dir).result)
 
 
 @app.command()
@@ -148,7 +155,8 @@ def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsD
     """Encode the images into the token store."""
     from sweeps.single import make_tokens
 
-    typer.echo(make_tokens(_load(experiment, set_), runs_dir))
+    with _mistakes_as_one_line(of_training=True):
+        typer.echo(make_tokens(_load(experiment, set_), runs_dir))
 
 
 @app.command()
@@ -165,6 +173,8 @@ def sample(
     """Sample images of a finished cell."""
     from varscale.generation.from_files import draw
 
+    if out.is_dir():
+        raise ExperimentError(f"--out {out}: a folder; name the PNG to write")
     with _mistakes_as_one_line():
         draw(run, _whole_numbers("--labels", labels), count, guidance, top_k, top_p, seed, out)
     typer.echo(out)
@@ -225,7 +235,7 @@ def fit_laws(
     elif from_mlflow:
         from varscale.tracking import runs_table
 
-        table = runs_table(tracking_uri or files.tracking_uri, name)
+        table = runs_table(_store(tracking_uri, files), name)
     else:
         table = _results(files)
     options = FitOptions(
@@ -274,7 +284,7 @@ def dashboard(
 
     from varscale.tracking import dashboard_command, dashboard_environment, dashboard_url, deliver_all
 
-    uri = tracking_uri or ExperimentFiles(runs_dir, "").tracking_uri
+    uri = _store(tracking_uri, ExperimentFiles(runs_dir, ""))
     if deliver_all(runs_dir, uri, notify=typer.echo).problem:
         raise typer.Exit(1)  # the reason was printed
     typer.echo(dashboard_url(uri, port))
@@ -334,6 +344,13 @@ def _load(
     return loaded if depths is None else loaded.with_variants_in_grid()
 
 
+def _store(tracking_uri: str | None, files: ExperimentFiles) -> str:
+    """MLflow's store: the one that is named, or SQLite in the runs folder."""
+    if tracking_uri is None and "?" in str(files.runs.resolve()):
+        raise ExperimentError(f"--runs-dir {files.runs}: SQLite can't lie below a folder with ? in its name")
+    return tracking_uri or files.tracking_uri
+
+
 def _print_plan(experiment: Experiment, runs_dir: Path) -> None:
     from rich.console import Console
 
@@ -349,13 +366,16 @@ def _whole_numbers(option: str, text: str, least: int = 0) -> list[int]:
 
 
 @contextmanager
-def _mistakes_as_one_line() -> Iterator[None]:
-    """For files and values of the user's that libraries refuse with errors of many kinds."""
+def _mistakes_as_one_line(of_training: bool = False) -> Iterator[None]:
+    """For files and values of the user's that libraries refuse with errors of many kinds (a training with fewer)."""
     from pickle import UnpicklingError
 
+    kinds = (ValueError,) if of_training else (ValueError, RuntimeError, UnpicklingError)
     try:
         yield
-    except (ValueError, RuntimeError, UnpicklingError) as error:
+    except kinds as error:
+        if _mendable(error):
+            raise
         raise ExperimentError(textwrap.shorten(str(error), 400, placeholder=" …")) from error
 
 
@@ -374,12 +394,24 @@ def _fit_sweep(rows: list[dict[str, Any]], name: str, files: ExperimentFiles) ->
         raise ExperimentError(f"{len(rows)} cells are in {files.laws / 'runs.csv'}, but {error}") from error
 
 
+def _digest(laws: Path) -> list[str] | None:
+    """Hashes of the laws and their report as they are now; None unless both are there."""
+    from hashlib import sha256
+
+    paths = [laws / "laws.json", laws / "report.html"]
+    return [sha256(path.read_bytes()).hexdigest() for path in paths] if all(path.exists() for path in paths) else None
+
+
 def _results(files: ExperimentFiles) -> Any:
     import pandas as pd
 
     from sweeps.status import finished_rows
 
-    rows = finished_rows(files)
+    rows, others = finished_rows(files)
+    if others:
+        typer.echo(
+            f"left out: {others} cells in {files.root} of other tokenizers, whose losses don't compare", err=True
+        )
     if not rows:
         raise ExperimentError(f"{files.root}: no finished cells; run `varscale sweep {files.experiment}` first")
     return pd.DataFrame(rows)
@@ -409,7 +441,16 @@ def _print_paths(*paths: Path) -> None:
 def _mendable(error: Exception) -> bool:
     """Whether an error is about what the user gave us, by its type's name: naming the types would import torch."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ExperimentError", "DataError", "TableError", "SweepError", "TrackingError", "OSError"})
+    mendable = {
+        "ExperimentError",
+        "DataError",
+        "TokenStoreError",
+        "TableError",
+        "SweepError",
+        "TrackingError",
+        "Diverged",
+    }
+    return bool(names & (mendable | {"OSError"}))
 
 
 def _refuse_shadowed_packages() -> None:

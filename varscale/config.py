@@ -9,21 +9,27 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
-def _reject_truth(value: Any) -> Any:
-    """Python counts with booleans; an experiment doesn't."""
+def _numbers_only(value: Any) -> Any:
+    """Python counts with booleans and would read text; an experiment doesn't."""
     if isinstance(value, bool):
         raise ValueError(f"input should be a number, got {str(value).lower()}")
+    if isinstance(value, str):
+        raise ValueError(f"input should be a valid integer, got {value!r}")
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_reject_truth)]
+Whole = Annotated[int, BeforeValidator(_numbers_only)]
 Real = Annotated[float, Field(strict=True)]
+Truth = Annotated[bool, Field(strict=True)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
+Decay = Annotated[Real, Field(ge=0, lt=1)]
 Positive = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[Real, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[Whole, Field(ge=1)]
 CountOrZero = Annotated[Whole, Field(ge=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
+SMALLEST_ADVERSARIAL_IMAGE = 24
+"""Side, pixels, below which nothing is left for the last of the PatchGAN discriminator's convolutions."""
 
 
 class Section(BaseModel):
@@ -48,7 +54,7 @@ class ImageData(Section):
     """Crops (and flips) of each training image, each encoded once into the token store."""
     resize_ratio: Annotated[Real, Field(ge=1)] = 1.0
     """Shorter side after resizing (Lanczos), as a multiple of image_size, before cropping. The paper: 1.125."""
-    horizontal_flip: bool = False
+    horizontal_flip: Truth = False
     """Flip each view with probability ½. The paper: no."""
     seed: Seed = 0
     """Seed of procedural images, crops and flips."""
@@ -69,7 +75,7 @@ class RingsData(ImageData):
     """Smallest and largest radius, as a share of the side."""
     width: tuple[Fraction, Fraction] = (0.045, 0.045)
     """Smallest and largest standard deviation of the profile across a ring, as a share of the side."""
-    colours: Annotated[int, Field(ge=1, le=8)] = 4
+    colours: Annotated[Whole, Field(ge=1, le=8)] = 4
     """Ring colours in use."""
 
     @model_validator(mode="after")
@@ -82,7 +88,12 @@ class RingsData(ImageData):
         if self.validation_images is None:
             raise ValueError("validation_images: procedural rings need a number, such as 2048")
         if self.horizontal_flip or self.views != 1 or self.resize_ratio != 1:
-            raise ValueError("rings are drawn at image_size: views, resize_ratio and horizontal_flip don't apply")
+            raise ValueError(
+                "views: rings are drawn at image_size; views, resize_ratio and horizontal_flip don't apply"
+            )
+        for name, (low, high) in (("radius", self.radius), ("width", self.width)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected the smallest, above 0, then the largest, not [{low:g}, {high:g}]")
         return self
 
 
@@ -136,7 +147,7 @@ class TokenizerTraining(Section):
     """Images a step, over all devices."""
     lr: Positive = 3e-4
     """Peak learning rate of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates."""
     weight_decay: NonNegative = 0.05
     """AdamW's weight decay (none on biases, norms, other 1-d parameters and the codebook)."""
@@ -146,7 +157,7 @@ class TokenizerTraining(Section):
     """Linear warm-up, images."""
     final_lr_ratio: Fraction = 0.01
     """The rate falls to this share of the peak along a cosine."""
-    ema_decay: Fraction = 0.995
+    ema_decay: Decay = 0.995
     """Decay a step of the averaged weights that are used for tokens, decoding and metrics."""
     l1_weight: NonNegative = 0.2
     """Weight of the mean absolute error of pixels in [-1, 1]."""
@@ -162,7 +173,7 @@ class TokenizerTraining(Section):
     """Share of the training after which the adversarial term sets in."""
     discriminator_channels: Count = 64
     """Base channels of the PatchGAN discriminator."""
-    quantize_after: Fraction = 0.0
+    quantize_after: Annotated[Real, Field(ge=0, le=0.8)] = 0.0
     """Share of the training in which images pass unquantized (with a small penalty on the features' squares), before
     codes are initialised from the features. Short trainings converge several times faster with about 0.2."""
     restart_every_steps: Count = 50
@@ -171,6 +182,12 @@ class TokenizerTraining(Section):
     """A code is dead when used less often than this share of its fair share since the last restart."""
     seed: Seed = 0
     """Seed of initialisation and data order."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_images > self.images:
+            raise ValueError(f"warmup_images: {self.warmup_images}, but the training has {self.images} images")
+        return self
 
 
 class TokenizerConfig(Section):
@@ -188,7 +205,7 @@ class TokenizerConfig(Section):
     """Channels of each resolution as multiples of base_channels; n entries downsample by 2^(n-1)."""
     residual_blocks: Count = 2
     """Residual blocks a resolution (the decoder has one more)."""
-    attention: bool = True
+    attention: Truth = True
     """Self-attention at the lowest resolution."""
     norm_groups: Count = 32
     """Groups of the group norms; must divide the channels of every resolution."""
@@ -247,9 +264,9 @@ class ModelConfig(Section):
     """Stochastic depth of the last block is this · depth / 24, linear over the blocks."""
     label_dropout: Fraction = 0.1
     """Probability that a training image's label is replaced by "no class"."""
-    shared_adaln: bool = False
+    shared_adaln: Truth = False
     """One AdaLN projection for all blocks (the paper's d36 at 512 px)."""
-    normalise_queries_keys: bool = True
+    normalise_queries_keys: Truth = True
     """L2-normalise queries and keys and learn a temperature a head."""
     adaln_init: NonNegative = 0.5
     """Scale of AdaLN's scale and shift weights at initialisation."""
@@ -281,7 +298,7 @@ class OptimConfig(Section):
     """Batch size that `lr` refers to."""
     batch_size: Count = 768
     """Images a step, over all devices; the same for every size."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates."""
     weight_decay: NonNegative = 0.05
     """AdamW's decay (none on biases, norms, 1-d and position, level and scale parameters)."""
@@ -344,6 +361,9 @@ class GridConfig(Section):
             values = getattr(self, field)
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: repeated values in {list(values)}")
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"variants: repeated names in {names}")
         return self
 
 
@@ -373,7 +393,7 @@ class RuntimeConfig(Section):
     """torch.compile of the transformer block."""
     threads: CountOrZero = 0
     """CPU threads a worker; 0: processors / workers."""
-    tokenizer_threads: Annotated[int, Field(ge=0)] = 0
+    tokenizer_threads: CountOrZero = 0
     """CPU threads of the tokenizer's run and of encoding, which have the machine to themselves; 0: all processors."""
     workers: CountOrZero = 0
     """Runs at once; 0: one a GPU, or one a processor without GPUs."""
@@ -404,7 +424,7 @@ class Experiment(Section):
     """Measurement."""
     runtime: RuntimeConfig = RuntimeConfig()
     """Use of the machine."""
-    by_depth: dict[Count, dict[str, Any]] = {}
+    by_depth: dict[Annotated[int, Field(ge=1)], dict[str, Any]] = {}
     """Dotted fields of `model`, `optim` that a single run of that depth changes (the reference's recipe varies with
     depth); grids ignore it, so that all sizes of a law share one recipe."""
 
@@ -424,5 +444,10 @@ class Experiment(Section):
                 f"tokenizer.patch_nums: ends at {self.tokenizer.latent_size}, but {self.data.image_size} px over "
                 f"{downsampling} (channel_multipliers has {len(self.tokenizer.channel_multipliers)} entries) "
                 f"is {self.data.image_size / downsampling:g}"
+            )
+        if self.tokenizer.training.adversarial_weight > 0 and self.data.image_size < SMALLEST_ADVERSARIAL_IMAGE:
+            raise ValueError(
+                f"tokenizer.training.adversarial_weight: the discriminator needs images of at least "
+                f"{SMALLEST_ADVERSARIAL_IMAGE} px, not {self.data.image_size}: set it to 0"
             )
         return self

@@ -2,12 +2,13 @@
 
 runs/<experiment>/
 numerics.json                     precision, threads and compilation of the whole sweep
-tokenizers/<fingerprint>/         tokenizer.ckpt, result.json, metrics.jsonl, last.ckpt, reconstructions.png
+tokenizers/<fingerprint>/         tokenizer.pt, result.json, metrics.jsonl, last.ckpt, reconstructions.png
 tokens/<fingerprint>/{train,validation}/   token store
 trunks/d12-s0-<fingerprint>/      images-<n>.ckpt (where branches start), last.ckpt, metrics.jsonl, run.json
 cells/d12-c1.0e+12-s0-<fingerprint>/   result.json (written last), metrics.jsonl, run.json, samples.png
-sweeps/<fingerprint>.json         a sweep's cells
+sweeps/<fingerprint>.sweep.json   a sweep's cells
 laws/                             laws.json, report.html, *.svg, *.png, runs.csv
+.<folder>.lock beside a run's folder is held while a process writes there.
 """
 
 import hashlib
@@ -87,6 +88,10 @@ class ExperimentFiles:
         """Record of a sweep."""
         return self.root / "sweeps" / f"{print_}.json"
 
+    def sweep_records(self) -> list[Path]:
+        """The records of all sweeps."""
+        return sorted((self.root / "sweeps").glob("*.sweep.json"))
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -118,6 +123,11 @@ class RunFiles:
     def log(self) -> Path:
         """What the run printed."""
         return self.folder / "run.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a process writes here."""
+        return self.folder.with_name(f".{self.folder.name}.lock")
 
     @property
     def tokenizer_checkpoint(self) -> Path:

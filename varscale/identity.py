@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from varscale.cells import Numerics
@@ -11,7 +11,15 @@ from varscale.config_files import ExperimentError
 from varscale.files import ExperimentFiles, fingerprint, read_json, write_json
 
 
-def tokenizer_fingerprint(experiment: Experiment, data: dict[str, object], threads: int) -> str:
+@dataclass(frozen=True)
+class DataIdentity:
+    """What images depend on, JSON values for fingerprints."""
+
+    training: dict[str, object]
+    validation: dict[str, object]
+
+
+def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity, threads: int) -> str:
     """Identity of the experiment's tokenizer: its settings and data, or its checkpoint file's content.
 
     Args:
@@ -32,12 +40,12 @@ def tokenizer_fingerprint(experiment: Experiment, data: dict[str, object], threa
         described["training"]["perceptual_weights_path"] = _content(
             "tokenizer.training.perceptual_weights_path", backbone
         )
-    return fingerprint(kind="tokenizer", data=data, tokenizer=described, threads=threads)
+    return fingerprint(kind="tokenizer", data=data.training, tokenizer=described, threads=threads)
 
 
-def tokens_fingerprint(experiment: Experiment, data: dict[str, object], tokenizer: str) -> str:
+def tokens_fingerprint(data: DataIdentity, tokenizer: str) -> str:
     """Identity of the token stores: the tokenizer's and the images'."""
-    return fingerprint(kind="tokens", tokenizer=tokenizer, data=data, validation=experiment.data.validation_images)
+    return fingerprint(kind="tokens", tokenizer=tokenizer, data=data.training, validation=data.validation)
 
 
 def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics | None:

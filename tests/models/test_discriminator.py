@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from varscale.config import SMALLEST_ADVERSARIAL_IMAGE
 from varscale.models.discriminator import (
-    SMALLEST_IMAGE,
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
@@ -53,7 +53,7 @@ def test_sizes_are_those_of_pix2pix() -> None:
 
 
 def test_smallest_image() -> None:
-    discriminator = PatchDiscriminator(2)
-    assert discriminator(torch.zeros(1, 3, SMALLEST_IMAGE, SMALLEST_IMAGE)).shape == (1, 1, 1, 1)
+    discriminator, side = PatchDiscriminator(2), SMALLEST_ADVERSARIAL_IMAGE
+    assert discriminator(torch.zeros(1, 3, side, side)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError):
-        discriminator(torch.zeros(1, 3, SMALLEST_IMAGE - 1, SMALLEST_IMAGE - 1))
+        discriminator(torch.zeros(1, 3, side - 1, side - 1))

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -179,6 +180,63 @@ def test_a_larger_grid_extends_trunks_and_tokens(sweeping: Sweeping, finished: F
         assert numbers_of(row) == numbers_of(results(finished.runs)[name])
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+def test_damaged_tokens_are_encoded_again(sweeping: Sweeping, finished: Finished, split: str, damage: str) -> None:
+    (shard,) = sweeping.runs.glob(f"toy/tokens/*/{split}/*.npy")
+    shard.write_bytes(shard.read_bytes()[:1000])
+    if damage == "deleted":
+        shard.unlink()
+    outcome = sweeping(toy_experiment(grid={"depths": [2], "budgets": [2e7]}))
+    assert outcome.failed == {}
+    assert len(sweeping.launcher.of(TokensJob)) == 1
+    (row,) = outcome.rows
+    assert row["loss"] == next(
+        each["loss"] for each in results(finished.runs).values() if (each["depth"], each["budget_flops"]) == (2, 2e7)
+    )
+
+
+def test_a_reused_cell_has_the_budget_that_is_asked_for(sweeping: Sweeping, finished: Finished) -> None:
+    shutil.copytree(finished.root / "cells", sweeping.runs / "toy" / "cells")
+    budgets = [budget * 1.001 for budget in BUDGETS]
+    outcome = sweeping(toy_experiment(grid={"budgets": budgets}))
+    assert outcome.trained == 0
+    assert sorted({row["budget_flops"] for row in outcome.rows}) == budgets
+
+
+def test_a_tokenizer_is_not_trained_again_because_it_was_not_measured(
+    sweeping: Sweeping, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from varscale.training import tokenizer_run
+
+    shutil.rmtree(sweeping.runs / "toy" / "tokenizers")
+    experiment = toy_experiment(grid={"depths": [2], "budgets": [2e7]}, runtime={"retries": 0})
+    with monkeypatch.context() as broken:
+        broken.setattr(tokenizer_run, "save_pictures", lambda *_: (_ for _ in ()).throw(OSError("no picture")))
+        with pytest.raises(SweepError, match="no picture"):
+            sweeping(experiment)
+    with monkeypatch.context() as trained:
+        trained.setattr(tokenizer_run, "_fit", lambda *_: pytest.fail("trained again"))
+        outcome = sweeping(experiment)
+    assert outcome.rows[0]["loss"] in {row["loss"] for row in results(finished.runs).values()}
+
+
+def test_a_run_waits_for_another_that_writes_its_files(tmp_path: Path) -> None:
+    from varscale.files import RunFiles
+    from varscale.training.tokenizer_run import train_tokenizer
+
+    files = RunFiles(tmp_path / "tokenizer")
+    files.folder.mkdir()
+    waiting = Thread(target=train_tokenizer, args=(toy_experiment(), files, "print", lambda done, total: None))
+    with FileLock(files.lock):
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive()
+        assert not files.identity.exists()
+    waiting.join(60)
+    assert files.finished("print")
+
+
 def test_a_crash_is_tried_again(sweeping: Sweeping, finished: Finished) -> None:
     def crash_twice(job: Job, attempt: int) -> None:
         if isinstance(job, TrunkJob | CellJob) and attempt <= 2:
@@ -265,6 +323,14 @@ def test_diverged_cells_end_and_the_rest_goes_on(sweeping: Sweeping) -> None:
     again = sweeping(experiment)
     assert again.trained == 0
     assert again.rows == outcome.rows
+
+
+def test_a_cell_whose_last_step_overflows_has_diverged(sweeping: Sweeping) -> None:
+    """No step follows that would notice."""
+    optim = {"lr": 1e30, "warmup_fraction": 0.0, "decay_fraction": 0.1}
+    outcome = sweeping(toy_experiment(grid={"depths": [2], "budgets": [1.3e6], "min_steps": 1}, optim=optim))
+    assert [row["status"] for row in outcome.rows] == ["diverged"]
+    assert outcome.rows[0]["steps"] == 1
 
 
 def test_a_branch_that_diverges_ends_alone(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from varscale.data.loading import whole_windows
 from varscale.data.parquet import ParquetSource
 from varscale.data.sources import ImageSource, RingsSource, SubsetSource
 from varscale.data.transforms import Crop
+from varscale.identity import DataIdentity
 
 
 def training_source(data: DataConfig, images: int) -> ImageSource:
@@ -74,12 +75,17 @@ def _stored(data: FolderData | ParquetData | Cifar10Data, split: Literal["train"
             return Cifar10Source(data.path, crop, train=training, **common)
 
 
-def data_identity(data: DataConfig) -> dict[str, object]:
-    """What the training images depend on, JSON values, for fingerprints; opens stored data.
+def data_identity(data: DataConfig) -> DataIdentity:
+    """What the images depend on; opens stored data, so that what is wrong with them shows before anything is trained.
 
-    The number of procedural images is left out: image i is the same however many there are.
+    The number of procedural training images is left out: image i is the same however many there are.
+
+    Raises:
+        DataError: missing or malformed data, or fewer validation images than asked for.
     """
     settings: dict[str, object] = data.model_dump(mode="json", exclude={"validation_images", "max_undecodable"})
+    validation: dict[str, object] = {"images": data.validation_images}
     if not isinstance(data, RingsData):
         settings = {"settings": settings, "content": training_source(data, 1).fingerprint}
-    return settings
+        validation["content"] = validation_source(data).fingerprint
+    return DataIdentity(settings, validation)

@@ -136,6 +136,16 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def remove_damaged_shards(folder: Path) -> None:
+    """Delete what is left of damaged shards of a finished store, so that encoding the store again makes them anew."""
+    manifest = read_manifest(folder / MANIFEST)
+    for number, shard in enumerate(manifest.shards if manifest is not None else ()):
+        try:
+            check_shard(folder, number, shard, contents=True)
+        except TokenStoreError:
+            (folder / shard.file).unlink(missing_ok=True)
+
+
 def check_shard(folder: Path, number: int, shard: Shard, *, contents: bool) -> None:
     """Compare a shard's size, and if asked its checksum, with the manifest.
 

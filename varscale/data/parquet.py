@@ -97,7 +97,7 @@ class ParquetSource(DecodedSource):
 def _find_files(path: str | Path) -> list[Path]:
     """The file, the folder's files, or the pattern's, in the order of their names."""
     path = Path(path).expanduser()
-    if any(sign in path.name for sign in "*?["):
+    if any(sign in path.name for sign in "*?[") and not path.exists():
         files = sorted(existing(path.parent).glob(path.name))
     elif existing(path).is_dir():
         files = sorted(path.glob("*.parquet"))

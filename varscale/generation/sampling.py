@@ -175,5 +175,5 @@ def _check(var: VAR, tokenizer: MultiScaleTokenizer, labels: Tensor, cfg: float,
         raise ValueError(
             f"labels must lie in 0 … {var.num_classes - 1} ({var.num_classes} for no class), not {smallest} … {largest}"
         )
-    if cfg < 0 or top_k < 0 or not 0 <= top_p <= 1:
-        raise ValueError(f"cfg {cfg} and top_k {top_k} must be at least 0, and top_p {top_p} in [0, 1]")
+    if not 0 <= cfg < float("inf") or top_k < 0 or not 0 <= top_p <= 1:
+        raise ValueError(f"cfg {cfg} and top_k {top_k} must be finite and at least 0, and top_p {top_p} in [0, 1]")

@@ -4,9 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALLEST_IMAGE = 24
-"""Side in pixels below which nothing is left for the last of its convolutions."""
-
 
 class PatchDiscriminator(nn.Sequential):
     """Images (B, 3, H, W) to a map of realness logits, one for each overlapping patch.

@@ -57,7 +57,7 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> MultiScal
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable model file ({error})") from None
+        raise ValueError(f"{path}: not a readable model file ({error}); delete its folder to make it anew") from None
     if metadata.get("kind") not in _CLASSES:
         raise ValueError(f"{path}: not a model of varscale; `varscale import-official` reads the reference's")
     if expected_fingerprint not in (None, metadata["fingerprint"]):

@@ -1,5 +1,6 @@
 """Trunk and cell runs of a transformer: from settings to checkpoints, metrics and result files."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from varscale.cells import Cell, Numerics, Trunk
 from varscale.data.loading import EvaluationBatches, StepBatches
@@ -15,7 +17,7 @@ from varscale.files import RunFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.models.storage import load_tokenizer, save_model
-from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback, Throughput
+from varscale.training.callbacks import Checkpoints, Diverged, Progress, ScheduleCallback, Throughput
 from varscale.training.numerics import apply_numerics
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
@@ -50,6 +52,20 @@ def train_trunk(trunk: Trunk, milestones: Sequence[int], files: RunFiles, inputs
     if not missing:
         return
     fingerprint = trunk.fingerprint(inputs.tokens_fingerprint, inputs.numerics)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        _train_trunk(trunk, milestones, missing, files, inputs, fingerprint, report)
+
+
+def _train_trunk(
+    trunk: Trunk,
+    milestones: Sequence[int],
+    missing: Sequence[int],
+    files: RunFiles,
+    inputs: Inputs,
+    fingerprint: str,
+    report: Report,
+) -> None:
     _write_identity(files, "trunk", f"depth {trunk.depth} · trunk · seed {trunk.seed}", fingerprint, _describe(trunk))
     resume = _latest([*files.folder.glob("images-*.ckpt"), files.last_checkpoint], missing[0], fingerprint, trunk)
     schedule = _schedule(trunk, None, 0)
@@ -65,8 +81,15 @@ def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs
         Diverged: the loss is not finite.
     """
     fingerprint = cell.fingerprint(inputs.tokens_fingerprint, inputs.numerics)
-    if files.finished(fingerprint):
-        return
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        if not files.finished(fingerprint):
+            _train_cell(cell, trunk_files, files, inputs, fingerprint, report)
+
+
+def _train_cell(
+    cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs: Inputs, fingerprint: str, report: Report
+) -> None:
     started = time.time()
     trunk = cell.trunk
     _write_identity(files, "cell", cell.title, fingerprint, cell.parameters())
@@ -78,6 +101,8 @@ def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs
         read_checkpoint(start, trunk.fingerprint(inputs.tokens_fingerprint, inputs.numerics))
     module, speed = _fit(trunk, files, inputs, fingerprint, _schedule_of(cell), cell.images, start, {}, report)
     figures = {**_evaluate(module, cell, inputs), **speed}
+    if not math.isfinite(figures["loss"]):
+        raise Diverged(f"after the last step the validation loss is {figures['loss']}")
     pictures = _draw_samples(module, cell, inputs, files)
     weights = files.folder / "weights.safetensors"
     save_model(weights, module.var, fingerprint)

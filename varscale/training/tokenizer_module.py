@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from varscale.config import SMALLEST_ADVERSARIAL_IMAGE
 from varscale.metrics.codebook import count_codes
 from varscale.metrics.perceptual import load_lpips
 from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer, TokenizerOutput
 from varscale.models.discriminator import (
-    SMALLEST_IMAGE,
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
@@ -103,10 +103,10 @@ class TokenizerModule(LightningModule):
             # a third faster on CPUs; PyTorch's stub lacks this overload
             self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.discriminator = PatchDiscriminator(discriminator_channels) if adversarial_weight > 0 else None
-            if self.discriminator is not None and self.tokenizer.image_size < SMALLEST_IMAGE:
+            if self.discriminator is not None and self.tokenizer.image_size < SMALLEST_ADVERSARIAL_IMAGE:
                 raise ValueError(
                     f"adversarial_weight: {adversarial_weight}, but the discriminator needs images of at least "
-                    f"{SMALLEST_IMAGE} px, not {self.tokenizer.image_size}: set it to 0"
+                    f"{SMALLEST_ADVERSARIAL_IMAGE} px, not {self.tokenizer.image_size}: set it to 0"
                 )
         self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._averaged.requires_grad_(False)

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from varscale.config import Experiment, TokenizerConfig
 from varscale.data.experiment_sources import training_source, validation_source
 from varscale.data.loading import ImageBatches
+from varscale.data.manifest import TokenStoreError, remove_damaged_shards
 from varscale.data.token_writer import encode_store
-from varscale.data.tokens import unigram_entropy
+from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.data.transforms import to_model_range
 from varscale.files import RunFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
@@ -30,8 +32,13 @@ _PICTURES = 8
 
 def train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> None:
     """Train (or go on training, or import) the experiment's tokenizer, measure it, and write its files; result last."""
-    if files.finished(fingerprint):
-        return
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        if not files.finished(fingerprint):
+            _train_tokenizer(experiment, files, fingerprint, report)
+
+
+def _train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> None:
     started = time.time()
     settings = experiment.tokenizer
     write_json(
@@ -47,7 +54,7 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, r
     if settings.checkpoint is not None:
         tokenizer = _imported(Path(settings.checkpoint), settings)
     else:
-        tokenizer = _fit(experiment, files, fingerprint, report).averaged
+        tokenizer = _saved(files, fingerprint) or _fit(experiment, files, fingerprint, report).averaged
     save_model(files.tokenizer_checkpoint, tokenizer, fingerprint)
     figures = _measure(experiment, tokenizer, files)
     write_json(
@@ -66,7 +73,12 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, r
 def encode_tokens(
     experiment: Experiment, tokenizer_files: RunFiles, tokenizer: str, folder: Path, train_images: int, report: Report
 ) -> None:
-    """Encode the validation images and `train_images` training images (all, of a stored data set) into `folder`."""
+    """Encode the validation images and `train_images` training images (all, of a stored data set) into `folder`.
+
+    Damaged shards of earlier calls are made anew, and a store never shrinks.
+    """
+    summary = folder / "summary.json"
+    train_images = max(train_images, (read_json(summary) or {}).get("images") or 0)
     model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
@@ -83,6 +95,7 @@ def encode_tokens(
     done = 0
     for split, source in sources.items():
         before = done
+        remove_damaged_shards(folder / split)
         store = encode_store(
             folder / split,
             source,
@@ -94,10 +107,29 @@ def encode_tokens(
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
         done += len(source) * views[split]
-    summary = folder / "summary.json"
     if (read_json(summary) or {}).get("images") != len(sources["train"]):
         entropy = unigram_entropy(store)
         write_json(summary, {"images": len(sources["train"]), "unigram_entropy": entropy.mean})
+
+
+def tokens_ready(folder: Path, train_images: int) -> bool:
+    """Whether intact stores of so many training images are there."""
+    if ((read_json(folder / "summary.json") or {}).get("images") or 0) < train_images:
+        return False
+    try:
+        for split in ("validation", "train"):
+            TokenStore.open(folder / split)
+    except TokenStoreError:
+        return False
+    return True
+
+
+def _saved(files: RunFiles, fingerprint: str) -> MultiScaleTokenizer | None:
+    """A trained tokenizer whose measurement was interrupted."""
+    try:
+        return load_tokenizer(files.tokenizer_checkpoint, fingerprint)
+    except (OSError, ValueError):
+        return None
 
 
 def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> TokenizerModule:
