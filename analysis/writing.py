@@ -29,6 +29,9 @@ def _replace(path: Path, content: bytes) -> Path:
     try:
         partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return path

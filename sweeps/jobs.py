@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Report = Callable[[int, int], None]
 
+FINAL_ERRORS = {"DataError", "TokenStoreError", "ValueError", "ExperimentError"}
+"""Errors of a job that trying again would only repeat."""
+
 
 @dataclass(frozen=True)
 class TokenizerJob:

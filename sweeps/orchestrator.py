@@ -6,17 +6,17 @@ may be killed at any moment and called again.
 
 import math
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sweeps.jobs import CellJob, Job, NumericsJob, PeakJob, TokenizerJob, TokensJob, TrunkJob
+from sweeps.jobs import FINAL_ERRORS, Job, NumericsJob, PeakJob, TokenizerJob, TokensJob
 from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
-from sweeps.plan import Plan, bytes_to_write, images_by_trunk, selected_cells, train_images
+from sweeps.plan import Plan, bytes_of_runs, bytes_of_tokens, images_by_trunk, selected_cells, train_images
+from sweeps.pool import Pool
 from sweeps.view import SweepView
 from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
@@ -32,10 +32,6 @@ from varscale.identity import (
     tokens_fingerprint,
 )
 from varscale.tracking import Forwarder
-
-_FINAL_ERRORS = {"DataError", "TokenStoreError", "ValueError", "ExperimentError"}
-"""Errors that trying again would only repeat."""
-
 
 MOST_EPOCHS = 4
 """Beyond as many passes, repeated data count for less than new data (Muennighoff et al. 2023)."""
@@ -73,7 +69,6 @@ def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, f
     cells = selected_cells(experiment)
     data = data_identity(experiment.data)
     files.root.mkdir(parents=True, exist_ok=True)
-    _check_space(files, cells)
     lock = FileLock(files.root / ".sweep.lock")
     try:
         lock.acquire(timeout=0)
@@ -81,6 +76,7 @@ def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, f
         raise SweepError(f"{files.root}: another sweep of this experiment is running; wait for it or stop it") from None
     with lock:
         sweep = _Sweep(experiment, files, cells, data, view, forwarder)
+        sweep.check_space()
         forwarder.start()
         try:
             return sweep.run()
@@ -106,6 +102,20 @@ class _Sweep:
         self._tokens = tokens_fingerprint(data, self._tokenizer)
         self._launcher: LocalLauncher | None = None
         self._numerics = stored_numerics(experiment, files)
+        self._stored_images = data.stored_images
+
+    def check_space(self) -> None:
+        """Raise `SweepError` when what is still missing will not fit on the disk."""
+        tokens = self._files.tokens(self._tokens)
+        needed = bytes_of_runs(self._plan(self._numerics).missing if self._numerics else self._cells)
+        if not tokens.exists():
+            needed += bytes_of_tokens(self._experiment, self._stored_images or train_images(self._cells))
+        free = shutil.disk_usage(self._files.root).free
+        if free < needed:
+            raise SweepError(
+                f"{self._files.root}: the sweep writes up to {needed / 2**30:.1f} GiB more and {free / 2**30:.1f} GiB "
+                "are free; free some space, or choose another --runs-dir"
+            )
 
     def run(self) -> Outcome:
         plan = self._plan(self._numerics) if self._numerics else None
@@ -198,7 +208,7 @@ class _Sweep:
                         return event.value
                     case Failed():
                         attempts += 1
-                        if event.kind in _FINAL_ERRORS | {"Diverged"} or attempts > self._experiment.runtime.retries:
+                        if event.kind in FINAL_ERRORS | {"Diverged"} or attempts > self._experiment.runtime.retries:
                             raise SweepError(f"{stage}: {event.message}")
                         self._view.note(f"{stage} failed ({event.message}); trying again")
                         self._launcher.submit(0, job)
@@ -217,106 +227,7 @@ class _Sweep:
             peak,
         )
         assert self._launcher is not None
-        return _Pool(plan, inputs, self._launcher, self._view, self._experiment.runtime.retries).run()
-
-
-class _Pool:
-    """Hands trunks and branches to workers, the longest way to go first."""
-
-    def __init__(self, plan: Plan, inputs: Any, launcher: LocalLauncher, view: SweepView, retries: int) -> None:
-        self._plan, self._inputs, self._launcher, self._view, self._retries = plan, inputs, launcher, view, retries
-        self._waiting: list[Job] = [
-            CellJob(cell, plan.trunk_files(cell.trunk), plan.cell_files(cell), inputs) for cell in plan.missing
-        ]
-        for trunk, milestones in plan.trunks().values():
-            files = plan.trunk_files(trunk)
-            if any(not files.milestone(images).exists() for images in milestones):
-                self._waiting.append(TrunkJob(trunk, milestones, files, inputs))
-        self._running: dict[int, Job] = {}
-        self._attempts: Counter[str] = Counter()
-        self._failed: dict[str, str] = {}
-
-    def run(self) -> dict[str, str]:
-        """Until nothing is left; the cells that failed for good, and why."""
-        self._view.begin(self._plan)
-        while self._waiting or self._running:
-            self._submit()
-            if not self._running:
-                break
-            for event in self._launcher.events(0.5):
-                if event.worker in self._running:
-                    self._handle(event)
-            self._view.refresh()
-        self._view.end()
-        return self._failed
-
-    def _submit(self) -> None:
-        for worker in self._launcher.idle:
-            ready = [job for job in self._waiting if _ready(job)]
-            if not ready:
-                return
-            job = max(ready, key=_cost_to_go)
-            self._waiting.remove(job)
-            self._running[worker] = job
-            self._launcher.submit(worker, job)
-            self._view.started(job)
-
-    def _handle(self, event: Progress | Finished | Failed) -> None:
-        job = self._running[event.worker]
-        if isinstance(event, Progress):
-            self._view.progress(job, event.done)
-            return
-        del self._running[event.worker]
-        if isinstance(event, Finished):
-            self._view.finished(job)
-        elif event.kind == "Diverged":
-            self._diverged(job, event.message)
-        else:
-            self._crashed(job, event)
-
-    def _diverged(self, job: Job, reason: str) -> None:
-        """End the cell, or every cell whose branch point the trunk did not reach."""
-        self._view.note(f"{_title(job)} diverged: {reason}")
-        self._view.finished(job, "diverged")
-        for lost in self._dependents(job):
-            from varscale.training.model_run import record_divergence
-
-            record_divergence(lost.cell, lost.files, self._inputs, reason)
-            self._view.finished(lost, "diverged")
-
-    def _crashed(self, job: Job, event: Failed) -> None:
-        title = _title(job)
-        self._attempts[title] += 1
-        if event.kind not in _FINAL_ERRORS and self._attempts[title] <= self._retries:
-            self._view.note(f"{title} failed ({event.message}); trying again from its last checkpoint")
-            self._waiting.append(job)
-            return
-        self._view.note(f"{title} failed: {event.message}")
-        self._view.finished(job, "failed")
-        for lost in self._dependents(job):
-            self._failed[lost.cell.title] = event.message
-            self._view.finished(lost, "failed")
-
-    def _dependents(self, job: Job) -> list[CellJob]:
-        """The cell itself, or the cells whose checkpoint a trunk did not make; they are no longer waited for."""
-        if isinstance(job, CellJob):
-            return [job]
-        lost = [
-            waiting
-            for waiting in self._waiting
-            if isinstance(waiting, CellJob) and waiting.trunk == getattr(job, "files", None) and not _ready(waiting)
-        ]
-        self._waiting = [waiting for waiting in self._waiting if waiting not in lost]
-        return lost
-
-
-def _check_space(files: ExperimentFiles, cells: Iterable[Cell]) -> None:
-    needed, free = bytes_to_write(cells), shutil.disk_usage(files.root).free
-    if free < needed:
-        raise SweepError(
-            f"{files.root}: the sweep writes up to {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-            "free some space, or choose another --runs-dir"
-        )
+        return Pool(plan, inputs, self._launcher, self._view, self._experiment.runtime.retries).run()
 
 
 def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -332,27 +243,6 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     if repeated:
         remarks.append(f"{len(repeated)} cells saw their images more than {MOST_EPOCHS} times: {', '.join(repeated)}")
     return remarks
-
-
-def _ready(job: Job) -> bool:
-    if not isinstance(job, CellJob) or job.trunk is None:
-        return True
-    return job.files.last_checkpoint.exists() or job.trunk.milestone(job.cell.branch_images).exists()
-
-
-def _cost_to_go(job: Job) -> float:
-    """FLOPs until the end of what hangs on a job: for a trunk, itself and its longest branch."""
-    if isinstance(job, TrunkJob):
-        return job.trunk.flops_per_image * job.milestones[-1] * 1.25
-    assert isinstance(job, CellJob)
-    return job.cell.trunk.flops_per_image * job.cell.decay_images
-
-
-def _title(job: Job) -> str:
-    if isinstance(job, CellJob):
-        return job.cell.title
-    assert isinstance(job, TrunkJob)
-    return f"trunk {job.trunk.name}"
 
 
 def _gpus() -> int:

@@ -88,10 +88,14 @@ def selected_cells(experiment: Experiment) -> tuple[Cell, ...]:
     return tuple(unique.values())
 
 
-def bytes_to_write(cells: Iterable[Cell]) -> int:
-    """About what a sweep leaves on the disk at most: a checkpoint where each branch starts, weights, and tokens."""
-    cells = list(cells)
-    tokenizer = cells[0].trunk.experiment.tokenizer
+def bytes_of_runs(cells: Iterable[Cell]) -> int:
+    """About what cells leave on the disk at most: a checkpoint where each branches off, and weights."""
+    return sum(2 * cell.trunk.shape.training_state_bytes() for cell in cells)
+
+
+def bytes_of_tokens(experiment: Experiment, images: int) -> int:
+    """What the token stores of so many training images take: a label and the tokens of each view."""
+    tokenizer, data = experiment.tokenizer, experiment.data
     token_bytes = 2 if tokenizer.vocab_size <= 2**16 else 4
-    tokens = train_images(cells) * (tokenizer.tokens_per_image + 1) * token_bytes
-    return tokens + sum(2 * cell.trunk.shape.training_state_bytes() for cell in cells)
+    encoded = images * data.views + (data.validation_images or 0)
+    return encoded * (tokenizer.tokens_per_image + 1) * token_bytes

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -126,6 +127,12 @@ def wait_for(
         assert time.monotonic() < limit, "it never came to be"
         assert process is None or process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
+
+
+def child_seconds() -> float:
+    """Processor time of the processes that this one started and that ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def results(runs: Path, experiment: str = "toy") -> dict[str, dict[str, Any]]:

@@ -173,12 +173,22 @@ def _validated(settings: Mapping[str, Any], source: str, overrides: Sequence[str
 def _explain(error: ValidationError, source: str, overrides: Sequence[str]) -> str:
     details = error.errors()
     inner = [detail for detail in details if not any(_within(other["loc"], detail["loc"]) for other in details)]
+    changes = [f"--set {override}" for override in overrides]
+    together = " ".join([source, *(["with", *changes] if changes else [])])
     problems = []
     for detail in inner:
         key, message = _problem(detail)
-        override = next((o for o in overrides if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
-        problems.append(f"{source if override is None else f'--set {override}'}: {key}: {message}")
+        own = (change for change, override in zip(changes, overrides, strict=True) if _sets(override, key))
+        # a section's own check may fail through values that are each right
+        place = next(own, together if detail["type"] == "value_error" else source)
+        problems.append(f"{place}: {key}: {message}")
     return "; ".join(problems)
+
+
+def _sets(override: str, key: str) -> bool:
+    """Whether an override set this field, its section, or the section's kind, which decides what its fields are."""
+    section = override.partition("=")[0].removesuffix(".kind")
+    return f"{key}.".startswith(f"{section}.")
 
 
 def _within(inner: Sequence[Any], outer: Sequence[Any]) -> bool:

@@ -17,6 +17,8 @@ class DataIdentity:
 
     training: dict[str, object]
     validation: dict[str, object]
+    stored_images: int | None = None
+    """Training images; None: procedural, as many as are needed. No part of a fingerprint."""
 
 
 def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity, threads: int) -> str:

@@ -85,7 +85,9 @@ def data_identity(data: DataConfig) -> DataIdentity:
     """
     settings: dict[str, object] = data.model_dump(mode="json", exclude={"validation_images", "max_undecodable"})
     validation: dict[str, object] = {"images": data.validation_images}
-    if not isinstance(data, RingsData):
-        settings = {"settings": settings, "content": training_source(data, 1).fingerprint}
-        validation["content"] = validation_source(data).fingerprint
-    return DataIdentity(settings, validation)
+    if isinstance(data, RingsData):
+        return DataIdentity(settings, validation)
+    source = training_source(data, 1)
+    settings = {"settings": settings, "content": source.fingerprint}
+    validation["content"] = validation_source(data).fingerprint
+    return DataIdentity(settings, validation, len(source))

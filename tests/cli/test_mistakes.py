@@ -1,0 +1,160 @@
+"""One clear line for everything that is wrong, and nothing written."""
+
+from pathlib import Path
+
+import pytest
+from command_calls import Call
+from toy_sweep import Finished, write_toy
+
+MISTAKES = {
+    "unknown key": (
+        ["--set", "optim.learning_rate=1"],
+        "--set optim.learning_rate=1: optim.learning_rate: unknown key",
+    ),
+    "misspelt key": (["--set", "grid.dephts=[1]"], "grid.dephts: unknown key; did you mean depths?"),
+    "wrong type": (["--set", "optim.lr=fast"], "optim.lr: input should be a valid number, got 'fast'"),
+    "no equals sign": (["--set", "optim.lr"], "--set optim.lr: expected section.key=value, such as optim.lr=3e-4"),
+    "scales that don't grow": (["--set", "tokenizer.patch_nums=[1,2,2,4]"], "tokenizer.patch_nums: must grow strictly"),
+    "scales that end elsewhere": (["--set", "tokenizer.patch_nums=[1,2]"], "tokenizer.patch_nums: ends at 2, but 8 px"),
+    "values that are wrong only together": (
+        ["--set", "data.image_size=16"],
+        "with --set data.image_size=16: tokenizer.patch_nums: ends at 4, but 16 px",
+    ),
+    "another kind of data": (["--set", "data.kind=cifar10"], "--set data.kind=cifar10: data.path: missing"),
+    "depth 0": (["--depths", "0"], "--depths 0: expected whole numbers from 1 up"),
+    "depths in words": (["--depths", "a,b"], "--depths a,b: expected whole numbers from 1 up"),
+    "no depths": (["--depths", ""], "--depths : expected whole numbers from 1 up"),
+    "a depth twice": (["--depths", "12,12"], "depths: repeated values in [12, 12]"),
+    "too small budgets": (
+        ["--set", "grid.budgets=[1e6]"],
+        "grid.budgets: 2 of the cells have fewer than grid.min_steps = 5",
+    ),
+    "a branching schedule": (
+        ["--set", "optim.schedule=linear"],
+        "optim.schedule: a grid branches its cells off trunks",
+    ),
+    "a branching schedule of a variant": (
+        ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7], settings: {optim.schedule: linear}}]"],
+        "grid.variants: a: optim.schedule: a grid branches its cells off trunks",
+    ),
+    "two variants of a name": (
+        ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7]}, {name: a, depths: [3], budgets: [2e7]}]"],
+        "variants: repeated names in ['a', 'a']",
+    ),
+    "two budgets of one run": (["--set", "grid.budgets=[2e7,2.0001e7]"], "are the same run of"),
+    "a rate of one": (["--set", "optim.betas=[0.9,1.0]"], "optim.betas.1: input should be less than 1"),
+    "text for a number": (
+        ["--set", "tokenizer.vocab_size='16'"],
+        "tokenizer.vocab_size: input should be a valid integer",
+    ),
+    "text for a truth": (["--set", "model.shared_adaln='no'"], "model.shared_adaln: input should be a valid boolean"),
+    "a radius from large to small": (["--set", "data.radius=[0.3,0.1]"], "data.radius: expected the smallest"),
+    "a warm-up beyond the training": (
+        ["--set", "tokenizer.training.warmup_images=1000"],
+        "tokenizer.training.warmup_images: 1000, but the training has 160 images",
+    ),
+    "images too small for the discriminator": (
+        ["--set", "tokenizer.training.adversarial_weight=1"],
+        "the discriminator needs images of at least 24 px, not 8",
+    ),
+    "every branch dropped": (["--set", "model.drop_path_at_depth_24=1", "--depths", "24"], "it must stay below 1"),
+    "no hidden channel": (["--set", "model.mlp_ratio=0.01"], "leaves depth 2 of width 8 no hidden channel"),
+    "negative workers": (["--workers", "-1"], "runtime.workers: input should be greater than or equal to 0, got -1"),
+    "missing data": (
+        ["--set", "data={kind: folder, image_size: 8, num_classes: 2, train_path: gone, validation_path: gone}"],
+        "gone",
+    ),
+    "missing tokenizer": (["--set", "tokenizer.checkpoint=gone.pth"], "gone.pth"),
+    "runs folder of no store": (["--runs-dir", "runs?"], "--runs-dir runs?: SQLite can't lie below a folder with ?"),
+    "tracking store of no kind": (["--tracking-uri", "mlruns"], "mlruns"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_clear_line(call: Call, tmp_path: Path, finished: Finished, mistake: str) -> None:
+    arguments, expected = MISTAKES[mistake]
+    result = call("sweep", finished.yaml, *arguments)
+    assert result.code != 0
+    (line,) = result.error.splitlines()
+    assert line.startswith("varscale: ")
+    assert expected in line
+    assert len(line) < 300
+    assert [path for path in tmp_path.rglob("*.*") if path.name != ".sweep.lock"] == []  # nothing of MLflow's either
+
+
+def test_mistakes_in_a_file_name_the_file(call: Call, tmp_path: Path) -> None:
+    path = write_toy(tmp_path, optim={"lrr": 1.0})
+    assert call("sweep", path).error.startswith(f"varscale: {path}: optim.lrr: unknown key; did you mean lr?")
+    path.write_text("name: [")
+    assert call("plan", path).error.startswith(f"varscale: {path}: not a YAML file: ")
+    assert call("plan", "gone.yaml").error == "varscale: gone.yaml: no such experiment file"
+
+
+def test_unknown_experiments_get_the_nearest_name(call: Call) -> None:
+    assert call("sweep", "ring").error.startswith("varscale: no experiment 'ring'; did you mean rings?; shipped are ")
+
+
+def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Finished) -> None:
+    (tmp_path / "file").touch()
+    result = call("sweep", finished.yaml, "--runs-dir", "file/runs")
+    assert result.code == 1
+    assert result.error.splitlines()[-1].startswith("varscale: ")
+    assert "file/runs" in result.error
+    assert "Traceback" not in result.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sample", "CELL", "--labels", "x"], "--labels x: expected whole numbers from 0 up"),
+        (["sample", "CELL", "--labels", "7"], "7"),
+        (["sample", "gone"], "gone: no finished cell"),
+        (["train", "YAML", "--depth", "2", "--budget", "1e3"], "fewer than grid.min_steps"),
+        (["train", "YAML", "--depth", "2"], "name a --budget in FLOPs"),
+        (["train", "YAML", "--depth", "2", "--budget", "inf"], "--budget inf: expected training FLOPs"),
+        (["train", "YAML", "--depth", "2", "--budget", "nan"], "--budget nan: expected training FLOPs"),
+        (["train", "YAML", "--depth", "2", "--budget", "1", "--set", "optim.schedule=linear"], "less than one step"),
+        (["train", "YAML", "--depth", "2", "--budget", "4e7", "--set", "optim.lr=1e30"], "the training loss is"),
+        (["train-tokenizer", "YAML", "--set", "tokenizer.training.lr=1e30"], "the training loss is"),
+        (["sample", "CELL", "--guidance", "nan"], "cfg nan"),
+        (["sample", "CELL", "--out", "."], "--out .: a folder"),
+        (["fit-laws", "--runs", "gone.csv"], "gone.csv"),
+        (["fit-laws", "YAML", "--runs-dir", "empty"], "no finished cells; run `varscale sweep toy` first"),
+        (["fit-laws", "YAML", "--law", "cubic"], "unknown law 'cubic'; the laws are power"),
+        (["fit-laws", "YAML", "--from-mlflow", "--tracking-uri", "sqlite:///empty.db"], "holds no finished cell"),
+        (["import-official", "YAML", "out.safetensors"], ""),
+        (["import-official", "gone.pth", "out.safetensors"], "gone.pth"),
+        (["export-official", "YAML", "out.pth"], ""),
+        (["dashboard", "--tracking-uri", "nonsense"], "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_of_other_verbs(
+    call: Call, copy: Path, finished: Finished, arguments: list[str], expected: str
+) -> None:
+    (cell,) = (copy / "toy" / "cells").glob("d2-c6e07-*")
+    names = {"CELL": cell, "YAML": finished.yaml}
+    result = call(*(names.get(argument, argument) for argument in arguments))
+    assert result.code != 0
+    (line,) = result.error.splitlines()
+    assert line.startswith("varscale: ")
+    assert expected in line
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit-laws"],
+        ["train", "rings"],
+        ["train", "rings", "--depth", "0"],
+        ["swep", "rings"],
+        ["sweep", "rings", "--depth", "2"],
+    ],
+    ids=" ".join,
+)
+def test_mistakes_of_usage(call: Call, arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.code == 2
+    assert "Usage: varscale" in result.error
+    assert "Traceback" not in result.error

@@ -1,0 +1,62 @@
+"""Single runs, images and checkpoints through the command, on a finished little sweep."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from command_calls import Call
+from PIL import Image
+from toy_sweep import Finished, numbers_of, results
+
+from varscale.models.autoencoder import MultiScaleTokenizer
+from varscale.models.storage import load_model, save_model
+
+
+def test_train_equals_the_cell_of_the_grid(call: Call, copy: Path, finished: Finished) -> None:
+    """Without trunk and branch, in this process."""
+    (cell,) = (copy / "toy" / "cells").glob("d2-c2e07-*")
+    shutil.rmtree(cell)
+    result = call("train", finished.yaml, "--depth", "2", "--budget", "2e7")
+    assert result.code == 0
+    assert result.output.splitlines()[-1] == f"runs/toy/cells/{cell.name}/result.json"
+    assert numbers_of(results(copy)[cell.name]) == numbers_of(results(finished.runs)[cell.name])
+
+
+def test_tokenizer_and_tokens_alone(call: Call, finished: Finished, tmp_path: Path) -> None:
+    """Equal to those of the sweep."""
+    result = call("tokenize", finished.yaml)
+    assert result.code == 0
+    (folder,) = tmp_path.glob("runs/toy/tokens/*")
+    assert result.output.splitlines() == [str(folder.relative_to(tmp_path))]
+    theirs = finished.root / "tokens" / folder.name
+    shards = [path.relative_to(folder) for path in folder.rglob("*.npy")]
+    assert len(shards) == 2
+    assert all((folder / shard).read_bytes() == (theirs / shard).read_bytes() for shard in shards)
+    again = call("train-tokenizer", finished.yaml)
+    (result_file,) = tmp_path.glob("runs/toy/tokenizers/*/result.json")
+    assert again.output.splitlines() == [str(result_file.relative_to(tmp_path))]
+
+
+def test_sample(call: Call, copy: Path) -> None:
+    (cell,) = (copy / "toy" / "cells").glob("d2-c6e07-*")
+    arguments = ("sample", cell, "--labels", "0,1", "--count", "3", "--top-k", "8", "--top-p", "0.9")
+    assert call(*arguments, "--out", "new/a.png", "--seed", "1").output == "new/a.png\n"
+    call(*arguments, "--out", "b.png", "--seed", "1")
+    call(*arguments, "--out", "c.png", "--seed", "2")
+    width, height = Image.open("new/a.png").size  # a row a class
+    assert width > height > 2 * 8
+    assert Path("new/a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_official_checkpoints_there_and_back(call: Call, copy: Path) -> None:
+    """The toy's transformer, and a tokenizer that has the reference's fixed settings."""
+    tokenizer = Path("tokenizer.safetensors")
+    save_model(tokenizer, MultiScaleTokenizer((1, 2, 4), 16, 4, 32, channel_multipliers=(1, 1)), "fingerprint")
+    (weights,) = (copy / "toy" / "cells").glob("d3-c6e07-*/weights.safetensors")
+    for ours, theirs, back in ((tokenizer, "vae.pth", "vae.safetensors"), (weights, "var.pth", "var.safetensors")):
+        assert call("export-official", ours, theirs).output == f"{theirs}\n"
+        needed = () if back.startswith("vae") else ("--tokenizer", "vae.safetensors")
+        assert call("import-official", theirs, back, "--patch-nums", "1,2,4", *needed).output == f"{back}\n"
+        first, second = load_model(ours).state_dict(), load_model(Path(back)).state_dict()
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)

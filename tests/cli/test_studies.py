@@ -1,0 +1,191 @@
+"""Sweeps through the command, from nothing and called again; plan, status and dashboard."""
+
+import json
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from command_calls import NOWHERE, Call
+from filelock import FileLock
+from toy_sweep import Finished, child_seconds, numbers_of, results, varscale, write_toy
+
+from varscale.tracking import deliver_all, runs_table
+
+
+def modification_times(root: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name != "mlflow.json"}
+
+
+def test_sweep_from_nothing(finished: Finished) -> None:
+    *_, laws_json, report_html = finished.process.stdout.splitlines()
+    assert laws_json == "runs/toy/laws/laws.json"
+    assert report_html == "runs/toy/laws/report.html"
+    assert json.loads((finished.folder / laws_json).read_text())["fits"]
+    assert "<html" in (finished.folder / report_html).read_text()
+    table = pd.read_csv(finished.root / "laws" / "runs.csv")
+    assert sorted(table["fingerprint"]) == sorted(row["fingerprint"] for row in results(finished.runs).values())
+    assert len(table) == 8
+    assert finished.process.stderr == ""
+    assert not list(finished.root.glob("*/*/last.ckpt"))
+    assert not list(finished.root.glob("*/*/.*"))
+
+
+def test_mlflow_has_what_the_files_have(finished: Finished) -> None:
+    tracked = runs_table(f"sqlite:///{finished.runs / 'mlflow.db'}", "toy").set_index("fingerprint")
+    for row in results(finished.runs).values():
+        for name in ("loss", "error", "train_flops", "params_total", "depth", "images_seen", "loss_scale_2"):
+            assert tracked.loc[row["fingerprint"], name] == row[name]
+
+
+def test_second_call_trains_nothing(finished: Finished) -> None:
+    before, seconds = modification_times(finished.root / "cells"), child_seconds()
+    process = varscale("sweep", finished.yaml, cwd=finished.folder)
+    assert process.returncode == 0
+    assert process.stdout.splitlines()[-2:] == finished.process.stdout.splitlines()[-2:]
+    assert modification_times(finished.root / "cells") == before
+    assert "training" not in process.stdout
+    assert child_seconds() - seconds < 20
+
+
+def test_fewer_cells_than_a_law_needs(call: Call, copy: Path, finished: Finished) -> None:
+    """The sweep's results are there all the same, and the message is short."""
+    shutil.rmtree(copy / "toy" / "laws")
+    result = call("sweep", finished.yaml, "--depths", "3", "--set", "grid.budgets=[2e7, 3e7]")
+    assert result.code == 1
+    (line,) = result.error.splitlines()
+    assert line.startswith("varscale: 2 cells are in runs/toy/laws/runs.csv, but no law could be fitted: ")
+    assert len(line) < 400
+    table = pd.read_csv(copy / "toy" / "laws" / "runs.csv")
+    assert list(table["steps"]) == [5, 8]
+
+
+def test_training_goes_on_without_mlflow(copy: Path, tmp_path: Path, finished: Finished) -> None:
+    """What could not be delivered is delivered later, from the files."""
+    shutil.rmtree(copy / "toy" / "cells")
+    for path in (*copy.glob("mlflow.db*"), *copy.rglob("*mlflow.json")):
+        path.unlink()
+    arguments = ("--set", "grid.budgets=[2e7, 4e7]", "--tracking-uri", NOWHERE)
+    process = varscale("sweep", finished.yaml, *arguments, cwd=tmp_path)
+    assert "Traceback" not in process.stderr + process.stdout
+    assert f"not delivered to MLflow at {NOWHERE}" in process.stdout.replace("\n", " ")
+    rows = results(copy)
+    assert len(rows) == 4
+    for name, row in rows.items():
+        assert numbers_of(row) == numbers_of(results(finished.runs)[name])
+    uri = f"sqlite:///{tmp_path / 'later.db'}"
+    assert deliver_all(copy, uri).pending == 0
+    tracked = runs_table(uri, "toy").set_index("fingerprint")
+    assert {print_: tracked.loc[print_, "loss"] for print_ in tracked.index} == {
+        row["fingerprint"]: row["loss"] for row in rows.values()
+    }
+
+
+def test_no_space_on_disk(copy: Path, tmp_path: Path, finished: Finished) -> None:
+    """Files may not grow beyond a limit: one clear line a failure, and the next call goes on."""
+    for part in ("trunks", "cells", "laws"):
+        shutil.rmtree(copy / "toy" / part)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    arguments = (
+        "sweep",
+        finished.yaml,
+        "--depths",
+        "2",
+        "--set",
+        "grid.budgets=[2e7, 4e7]",
+        "--set",
+        "runtime.retries=0",
+    )
+    process = varscale(*arguments, cwd=tmp_path, before=limit)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr + process.stdout
+    failed = [line for line in process.stdout.splitlines() if line.startswith("failed: depth 2")]
+    assert len(failed) == 2
+    assert all("File too large" in line or "no space" in line for line in failed), failed
+    again = varscale(*arguments, cwd=tmp_path)
+    assert "failed" not in again.stdout
+    rows = results(copy)
+    assert len(rows) == 2
+    for name, row in rows.items():
+        assert numbers_of(row) == numbers_of(results(finished.runs)[name])
+
+
+def test_a_full_disk_refuses_only_what_is_missing(
+    call: Call, copy: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is trained; a finished sweep's laws need no room for its runs."""
+    usage = shutil.disk_usage(copy)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    assert call("sweep", finished.yaml).code == 0
+    (cell,) = (copy / "toy" / "cells").glob("d2-c2e07-*")
+    shutil.rmtree(cell)
+    result = call("sweep", finished.yaml)
+    assert result.code == 1
+    assert "runs/toy: the sweep writes up to" in result.error
+    assert not cell.exists()
+
+
+def test_depths_restrict_variants_too(call: Call, tmp_path: Path) -> None:
+    variant = {"name": "twice", "depths": [2, 3], "budgets": [2e7], "settings": {"optim.lr": 1e-2}}
+    path = write_toy(tmp_path, grid={"budgets": [2e7, 3e7], "variants": [variant]})
+    output = call("plan", path, "--depths", "3").output
+    assert output.count("d3-s0") == 3
+    assert "d2-s0" not in output
+
+
+@pytest.mark.parametrize("arguments", [("plan",), ("sweep", "--dry-run")])
+def test_plan_writes_nothing(call: Call, tmp_path: Path, finished: Finished, arguments: tuple[str, ...]) -> None:
+    result = call(*arguments, finished.yaml, "--depths", "3,4", "--set", "optim.batch_size=2")
+    assert result.code == 0
+    assert result.output.count("d3-s0") == result.output.count("d4-s0") == 4
+    assert "d2-s0" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) -> None:
+    (row,) = [
+        line for line in call("plan", finished.yaml, "--runs-dir", finished.runs).output.splitlines() if "196" in line
+    ]
+    assert 0 < float(row.split()[-1]) < 1
+
+
+def test_status(call: Call, copy: Path, finished: Finished) -> None:
+    cell = next((copy / "toy" / "cells").glob("d2-c2e07-*"))
+    shutil.rmtree(cell)
+    for path in (copy / "toy" / "trunks").glob("d3-*"):
+        shutil.rmtree(path)
+    for path in (copy / "toy" / "cells").glob("d3-c4e07-*"):
+        shutil.rmtree(path)
+    result = call("status", finished.yaml)
+    assert result.code == 0
+    text = result.output
+    assert text.count("finished") == 6
+    assert text.count("ready to branch") == 1
+    assert text.count("not begun") == 1
+    for row in results(copy).values():
+        assert f"{row['loss']:.4f}" in text
+
+
+def test_status_before_anything_ran(call: Call, finished: Finished) -> None:
+    assert call("status", finished.yaml).output.count("not begun") == 8
+
+
+def test_a_second_sweep_of_an_experiment(call: Call, copy: Path, finished: Finished) -> None:
+    with FileLock(copy / "toy" / ".sweep.lock"):
+        result = call("sweep", finished.yaml)
+    assert result.code == 1
+    assert result.error == "varscale: runs/toy: another sweep of this experiment is running; wait for it or stop it"
+
+
+def test_dashboard_of_a_dead_server(call: Call, copy: Path) -> None:
+    result = call("dashboard", "--tracking-uri", NOWHERE)
+    assert result.code == 1
+    assert result.output.startswith(f"MLflow at {NOWHERE}: ")
+    assert len(result.output.splitlines()) == 1
+    assert "Traceback" not in result.output + result.error

@@ -1,0 +1,5 @@
+"""`python -m varscale.cli`."""
+
+from varscale.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""The verbs together, and what their errors look like."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+import typer.core
+
+from varscale.cli.errors import is_mendable
+from varscale.cli.laws import fit_laws
+from varscale.cli.single_runs import export_official, import_official, sample, tokenize, train, train_tokenizer
+from varscale.cli.studies import dashboard, plan, status, sweep
+
+VERBS = (
+    sweep,
+    plan,
+    status,
+    train,
+    train_tokenizer,
+    tokenize,
+    sample,
+    fit_laws,
+    dashboard,
+    import_official,
+    export_official,
+)
+
+
+class _Commands(typer.core.TyperGroup):
+    """The verbs; an interrupted one says so, which Typer alone doesn't."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning turns an interruption into an exit
+            if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            typer.echo("varscale: interrupted; what is done is kept, call it again to go on", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Scaling-law studies of visual autoregressive (next-scale prediction) image models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in VERBS:
+    app.command(name=verb.__name__.replace("_", "-"))(verb)
+
+
+def main() -> None:
+    """Run the command; errors that a person can mend are one line, without traceback."""
+    _refuse_shadowed_packages()
+    try:
+        app(prog_name="varscale")
+    except Exception as error:
+        if not is_mendable(error):
+            raise
+        sys.exit(f"varscale: {error}")
+
+
+def _refuse_shadowed_packages() -> None:
+    """Stop when `sweeps` or `analysis` of another project would be imported instead of ours."""
+    home = Path(__file__).resolve().parents[2]
+    for package in ("sweeps", "analysis"):
+        spec = find_spec(package)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != home / package:
+            found = "missing" if spec is None else f"shadowed by {spec.origin or spec.submodule_search_locations}"
+            sys.exit(f"varscale: its package {package!r} is {found}; run varscale from another folder or environment")

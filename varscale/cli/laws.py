@@ -1,0 +1,173 @@
+"""`varscale fit-laws`, and the laws at the end of a sweep."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from varscale import __version__
+from varscale.cli.options import DEFAULT_RUNS, RunsDir, TrackingUri, load, tracking_store
+from varscale.config_files import ExperimentError
+from varscale.files import ExperimentFiles, fingerprint, read_json, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from analysis.options import FitOptions
+    from analysis.results import WrittenLaws
+
+
+def fit_laws(
+    experiment: Annotated[str | None, typer.Argument(help="Experiment whose results to fit.")] = None,
+    runs: Annotated[list[Path] | None, typer.Option(help="CSV, Parquet or JSON-lines table; repeatable.")] = None,
+    from_mlflow: Annotated[bool, typer.Option("--from-mlflow", help="Read MLflow's runs.")] = False,
+    params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Parameters, N.")] = None,
+    flops: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training FLOPs, C.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training tokens, D.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="Loss.")] = None,
+    budget_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Nominal budget of IsoFLOP sets.")] = None,
+    seed_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Seed of the run.")] = None,
+    run_id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Name of the run.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="COLUMN", help="Groups, fitted apart and compared.")] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(metavar="ROLE=UNIT", help="Unit of a column, such as flops=PFLOP or params=M.")
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.")] = None,
+    drop_highest: Annotated[int, typer.Option(help="Leave out so many rows of the highest loss.")] = 0,
+    tokens_from_flops: Annotated[float | None, typer.Option(help="Set D = C / (k N) with this k, such as 6.")] = None,
+    law: Annotated[list[str] | None, typer.Option(metavar="ID", help="Law to fit; repeatable.")] = None,
+    target: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit; repeatable.")] = None,
+    x: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit it against; repeatable.")] = None,
+    objective: Annotated[str, typer.Option(help="huber, lad, lsq-log or lsq.")] = "huber",
+    delta: Annotated[float, typer.Option(help="Huber's δ.")] = 1e-3,
+    offset: Annotated[float | None, typer.Option(help="Pin the offset E.")] = None,
+    offset_source: Annotated[str, typer.Option(help="Where the pinned offset comes from.")] = "",
+    predict: Annotated[list[str] | None, typer.Option(help="Point to predict, such as flops=1e21.")] = None,
+    budget: Annotated[list[float] | None, typer.Option(metavar="FLOPS", help="Find the best size for it.")] = None,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.")] = False,
+    compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare; twice.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
+    holdout: Annotated[bool, typer.Option(help="Refit with runs left out, and report the errors.")] = True,
+    holdout_where: Annotated[str | None, typer.Option(help="Rows to hold out, such as 'C >= 1e21'.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Heading of the report.", show_default="the experiment, or the files")
+    ] = None,
+    bootstrap_draws: Annotated[int, typer.Option(help="Draws of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for laws.json, report and figures.")] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Fit scaling laws to an experiment's results, MLflow's runs, or any table."""
+    from analysis.options import FitOptions
+    from analysis.reading import read_runs
+
+    if (experiment is None) == (not runs):
+        raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
+    name = ", ".join(path.name for path in runs or ()) if experiment is None else load(experiment, None).name
+    files = ExperimentFiles(runs_dir, name)
+    if runs:
+        table = read_runs(runs)
+    elif from_mlflow:
+        from varscale.tracking import runs_table
+
+        table = runs_table(tracking_store(tracking_uri, files), name)
+    else:
+        table = _results(files)
+    options = FitOptions(
+        title=title or name,
+        params=params,
+        flops=flops,
+        tokens=tokens,
+        loss=loss,
+        budget=budget_column,
+        seed_column=seed_column,
+        run_id=run_id,
+        group=group,
+        units=tuple(unit or ()),
+        where=tuple(where or ()),
+        drop_highest=drop_highest,
+        tokens_from_flops=tokens_from_flops,
+        law=tuple(law or ()),
+        target=tuple(target or ()),
+        x=tuple(x or ()),
+        objective=objective,
+        delta=delta,
+        offset=offset,
+        offset_source=offset_source,
+        predict=tuple(predict or ()),
+        allocate=tuple(budget or ()),
+        checkpoints=checkpoints,
+        compare=tuple(compare or ()),
+        published=published,
+        holdout=holdout,
+        holdout_where=holdout_where or "",
+        bootstrap_draws=bootstrap_draws,
+        seed=seed,
+    )
+    written = _fit(table, options, out or (files.laws if experiment else Path("laws")))
+    print_paths(written.laws_json, written.report_html)
+
+
+def fit_sweep(rows: list[dict[str, Any]], name: str, files: ExperimentFiles) -> "WrittenLaws | None":
+    """Fit a sweep's results, unless their laws stand; where they allow no law, its table is written all the same."""
+    import pandas as pd
+
+    from analysis.errors import TableError
+    from analysis.options import FitOptions
+
+    fitted = fingerprint(kind="laws", rows=rows, version=__version__)
+    if read_json(files.laws_state) == {"fitted": fitted, "laws": _digest(files.laws)}:
+        return None
+    table = pd.DataFrame(rows)
+    try:
+        written = _fit(table, FitOptions(title=name), files.laws)
+    except TableError as error:
+        write_atomically(files.laws / "runs.csv", table.to_csv(index=False).encode())
+        raise ExperimentError(f"{len(rows)} cells are in {files.laws / 'runs.csv'}, but {error}") from error
+    write_json(files.laws_state, {"fitted": fitted, "laws": _digest(files.laws)})
+    return written
+
+
+def print_paths(*paths: Path) -> None:
+    """A line a path: the last that a fit prints."""
+    for path in paths:
+        typer.echo(path)
+
+
+def _digest(laws: Path) -> list[str] | None:
+    """Hashes of the laws and their report as they are now; None unless both are there."""
+    from hashlib import sha256
+
+    paths = [laws / "laws.json", laws / "report.html"]
+    return [sha256(path.read_bytes()).hexdigest() for path in paths] if all(path.exists() for path in paths) else None
+
+
+def _results(files: ExperimentFiles) -> Any:
+    import pandas as pd
+
+    from sweeps.status import finished_rows
+
+    rows, others = finished_rows(files)
+    if others:
+        typer.echo(
+            f"left out: {others} cells in {files.root} of other tokenizers, whose losses don't compare", err=True
+        )
+    if not rows:
+        raise ExperimentError(f"{files.root}: no finished cells; run `varscale sweep {files.experiment}` first")
+    return pd.DataFrame(rows)
+
+
+def _fit(table: Any, options: "FitOptions", folder: Path) -> "WrittenLaws":
+    from rich.console import Console
+
+    from analysis.errors import TableError
+    from analysis.pipeline import fit_laws
+    from analysis.report import terminal_summary
+    from analysis.writing import write
+
+    try:
+        result = fit_laws(table, options)
+    except TableError as error:  # a reason for every law and target
+        raise TableError(textwrap.shorten(str(error), 240, placeholder=" …")) from error
+    Console().print(terminal_summary(result))
+    return write(result, folder)

@@ -1,0 +1,90 @@
+"""Verbs about one run, its images and its weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from varscale.cli.errors import mistakes_as_one_line
+from varscale.cli.options import DEFAULT_RUNS, ExperimentName, Overrides, RunsDir, load, whole_numbers
+from varscale.config_files import ExperimentError
+
+
+def train(
+    experiment: ExperimentName,
+    depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")],
+    budget: Annotated[float | None, typer.Option(help="Training FLOPs; default: optim.epochs passes.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
+    set_: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Train one model in a single run, without trunk and branch; with `by_depth`'s recipe where no budget is given."""
+    from sweeps.single import train_single
+
+    if budget is not None and not 0 < budget < float("inf"):
+        raise ExperimentError(f"--budget {budget:g}: expected training FLOPs, such as 1e15")
+    with mistakes_as_one_line(of_training=True):
+        result = train_single(load(experiment, set_), depth, budget, seed, runs_dir)
+    typer.echo(result)
+
+
+def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+    """Train and measure the tokenizer."""
+    from sweeps.single import make_tokenizer
+
+    with mistakes_as_one_line(of_training=True):
+        typer.echo(make_tokenizer(load(experiment, set_), runs_dir).result)
+
+
+def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+    """Encode the images into the token store."""
+    from sweeps.single import make_tokens
+
+    with mistakes_as_one_line(of_training=True):
+        typer.echo(make_tokens(load(experiment, set_), runs_dir))
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished cell.")],
+    labels: Annotated[str, typer.Option(help="Classes, such as 0,1,2.")] = "0",
+    count: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance at the last scale.")] = 1.5,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+) -> None:
+    """Sample images of a finished cell."""
+    from varscale.generation.from_files import draw
+
+    if out.is_dir():
+        raise ExperimentError(f"--out {out}: a folder; name the PNG to write")
+    with mistakes_as_one_line():
+        draw(run, whole_numbers("--labels", labels), count, guidance, top_k, top_p, seed, out)
+    typer.echo(out)
+
+
+def import_official(
+    checkpoint: Annotated[Path, typer.Argument(help="The reference's vae_*.pth or var_*.pth.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
+    patch_nums: Annotated[str, typer.Option(help="Sides of the token maps.")] = "1,2,3,4,5,6,8,10,13,16",
+    tokenizer: Annotated[Path | None, typer.Option(help="Imported tokenizer, for a var_*.pth.")] = None,
+) -> None:
+    """Turn a checkpoint of FoundationVision/VAR into ours."""
+    from varscale.official_files import import_checkpoint
+
+    with mistakes_as_one_line():
+        import_checkpoint(checkpoint, out, whole_numbers("--patch-nums", patch_nums), tokenizer)
+    typer.echo(out)
+
+
+def export_official(
+    model: Annotated[Path, typer.Argument(help="Our tokenizer or weights, .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .pth.")],
+) -> None:
+    """Turn our model into a checkpoint of FoundationVision/VAR."""
+    from varscale.official_files import export_checkpoint
+
+    with mistakes_as_one_line():
+        export_checkpoint(model, out)
+    typer.echo(out)

@@ -1,0 +1,61 @@
+"""The whole experiment, and what its parts must agree on."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from varscale.config.data import DataConfig
+from varscale.config.evaluation import EvaluationConfig
+from varscale.config.grid import GridConfig
+from varscale.config.model import ModelConfig, OptimConfig
+from varscale.config.runtime import RuntimeConfig
+from varscale.config.section import Section
+from varscale.config.tokenizer import SMALLEST_ADVERSARIAL_IMAGE, TokenizerConfig
+
+
+class Experiment(Section):
+    """Everything that a study is: data, tokenizer, model family, optimisation, grid, evaluation."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the study and of its folder under runs/."""
+    data: DataConfig
+    """Images."""
+    tokenizer: TokenizerConfig
+    """Multi-scale VQ-VAE."""
+    model: ModelConfig
+    """Transformer."""
+    optim: OptimConfig
+    """Optimisation of the transformer."""
+    grid: GridConfig
+    """Cells of the sweep."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Measurement."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Use of the machine."""
+    by_depth: dict[Annotated[int, Field(ge=1)], dict[str, Any]] = Field(default_factory=dict)
+    """Dotted fields of `model`, `optim` that a single run of that depth changes (the reference's recipe varies with
+    depth); grids ignore it, so that all sizes of a law share one recipe."""
+
+    def with_variants_in_grid(self) -> Self:
+        """The study without cells of variants at depths that the grid has not."""
+        kept = tuple(
+            variant.model_copy(update={"depths": tuple(d for d in variant.depths if d in self.grid.depths)})
+            for variant in self.grid.variants
+        )
+        return self.model_copy(update={"grid": self.grid.model_copy(update={"variants": kept})})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        downsampling = 2 ** (len(self.tokenizer.channel_multipliers) - 1)
+        if self.tokenizer.latent_size * downsampling != self.data.image_size:
+            raise ValueError(
+                f"tokenizer.patch_nums: ends at {self.tokenizer.latent_size}, but {self.data.image_size} px over "
+                f"{downsampling} (channel_multipliers has {len(self.tokenizer.channel_multipliers)} entries) "
+                f"is {self.data.image_size / downsampling:g}"
+            )
+        if self.tokenizer.training.adversarial_weight > 0 and self.data.image_size < SMALLEST_ADVERSARIAL_IMAGE:
+            raise ValueError(
+                f"tokenizer.training.adversarial_weight: the discriminator needs images of at least "
+                f"{SMALLEST_ADVERSARIAL_IMAGE} px, not {self.data.image_size}: set it to 0"
+            )
+        return self

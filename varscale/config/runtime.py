@@ -1,0 +1,26 @@
+"""How runs use the machine."""
+
+from typing import Literal
+
+from varscale.config.section import Count, CountOrZero, Positive, Section
+
+
+class RuntimeConfig(Section):
+    """How runs use the machine. `auto` is measured once for a whole sweep and stored with it."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the transformers' matrix products."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the transformer block."""
+    threads: CountOrZero = 0
+    """CPU threads a worker; 0: processors / workers."""
+    tokenizer_threads: CountOrZero = 0
+    """CPU threads of the tokenizer's run and of encoding, which have the machine to themselves; 0: all processors."""
+    workers: CountOrZero = 0
+    """Runs at once; 0: one a GPU, or one a processor without GPUs."""
+    log_every_steps: Count = 20
+    """Steps between points of the training curves."""
+    checkpoint_seconds: Positive = 60.0
+    """Time between checkpoints that an interrupted run goes on from."""
+    retries: CountOrZero = 2
+    """Times a crashed run is tried again."""

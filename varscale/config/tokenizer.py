@@ -1,0 +1,129 @@
+"""The multi-scale tokenizer and its training."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from varscale.config.section import (
+    Count,
+    CountOrZero,
+    Decay,
+    Fraction,
+    NonNegative,
+    Positive,
+    Real,
+    Section,
+    Seed,
+    Truth,
+    Whole,
+)
+
+SMALLEST_ADVERSARIAL_IMAGE = 24
+"""Side, pixels, below which nothing is left for the last of the PatchGAN discriminator's convolutions."""
+
+
+class TokenizerTraining(Section):
+    """How the multi-scale VQ-VAE is trained."""
+
+    images: Count = 64_000
+    """Length of the training, images seen."""
+    batch_size: Count = 64
+    """Images a step, over all devices."""
+    lr: Positive = 3e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    weight_decay: NonNegative = 0.05
+    """AdamW's weight decay (none on biases, norms, other 1-d parameters and the codebook)."""
+    grad_clip: Positive = 1.0
+    """Largest norm of the gradient."""
+    warmup_images: CountOrZero = 3_200
+    """Linear warm-up, images."""
+    final_lr_ratio: Fraction = 0.01
+    """The rate falls to this share of the peak along a cosine."""
+    ema_decay: Decay = 0.995
+    """Decay a step of the averaged weights that are used for tokens, decoding and metrics."""
+    l1_weight: NonNegative = 0.2
+    """Weight of the mean absolute error of pixels in [-1, 1]."""
+    l2_weight: NonNegative = 1.0
+    """Weight of the mean squared error."""
+    perceptual_weight: NonNegative = 0.0
+    """Weight of LPIPS; needs `perceptual_weights_path`."""
+    perceptual_weights_path: str | None = None
+    """File of torchvision's VGG-16 weights, the backbone of LPIPS."""
+    adversarial_weight: NonNegative = 0.0
+    """Weight of the hinge PatchGAN term, scaled adaptively as in VQGAN (eq. 7)."""
+    adversarial_start: Fraction = 0.3
+    """Share of the training after which the adversarial term sets in."""
+    discriminator_channels: Count = 64
+    """Base channels of the PatchGAN discriminator."""
+    quantize_after: Annotated[Real, Field(ge=0, le=0.8)] = 0.0
+    """Share of the training in which images pass unquantized (with a small penalty on the features' squares), before
+    codes are initialised from the features. Short trainings converge several times faster with about 0.2."""
+    restart_every_steps: Count = 50
+    """Steps between restarts of dead codes; none in the last fifth of training."""
+    restart_usage: Fraction = 0.1
+    """A code is dead when used less often than this share of its fair share since the last restart."""
+    seed: Seed = 0
+    """Seed of initialisation and data order."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_images > self.images:
+            raise ValueError(f"warmup_images: {self.warmup_images}, but the training has {self.images} images")
+        return self
+
+
+class TokenizerConfig(Section):
+    """The multi-scale VQ-VAE (VAR, section 3.2)."""
+
+    patch_nums: tuple[Count, ...]
+    """Side of each scale's token map, strictly growing, ending at the latent size."""
+    vocab_size: Annotated[Whole, Field(ge=2, le=2**32)]
+    """Codes in the one codebook that all scales share."""
+    latent_channels: Count
+    """Channels of the latent map and of a code."""
+    base_channels: Count
+    """Channels of the encoder's and decoder's highest resolution."""
+    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
+    """Channels of each resolution as multiples of base_channels; n entries downsample by 2^(n-1)."""
+    residual_blocks: Count = 2
+    """Residual blocks a resolution (the decoder has one more)."""
+    attention: Truth = True
+    """Self-attention at the lowest resolution."""
+    norm_groups: Count = 32
+    """Groups of the group norms; must divide the channels of every resolution."""
+    phi_count: Count = 4
+    """φ convolutions shared among the scales."""
+    phi_ratio: Fraction = 0.5
+    """Share of the convolution in φ(h) = (1 - r) h + r conv(h)."""
+    commitment_weight: NonNegative = 0.25
+    """β of the quantizer's loss."""
+    checkpoint: str | None = None
+    """File of a finished tokenizer (ours or the reference's vae_*.pth) to use instead of training one."""
+    training: TokenizerTraining = TokenizerTraining()
+    """How it is trained."""
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latent map, the last scale's token map."""
+        return self.patch_nums[-1]
+
+    @property
+    def tokens_per_image(self) -> int:
+        """L, tokens of an image over all scales."""
+        return sum(side * side for side in self.patch_nums)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.patch_nums or any(b <= a for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
+            raise ValueError(f"patch_nums: must grow strictly, got {list(self.patch_nums)}")
+        for multiplier in self.channel_multipliers:
+            if (self.base_channels * multiplier) % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups: {self.norm_groups} does not divide {self.base_channels * multiplier} channels "
+                    f"(base_channels {self.base_channels} × {multiplier})"
+                )
+        if self.training.perceptual_weight > 0 and self.training.perceptual_weights_path is None:
+            raise ValueError("training.perceptual_weights_path: LPIPS needs the file of VGG-16's weights")
+        return self
