@@ -124,7 +124,7 @@ def rows_for(
         chosen = cells[cells["budget"] == budget]
         sizes = cells["params"].nunique()
         which = "the largest that all sizes have" if most == sizes else f"the one with most sizes, {most} of {sizes}"
-        at = f"budget == {budget:.6g} ({which})"
+        at = f"one budget, {budget:.6g} FLOPs: {which}"
         best = chosen["params"].to_numpy(dtype=float)[int(chosen[target].to_numpy(dtype=float).argmin())]
         falling = chosen[chosen["params"] <= best]
         if 3 <= len(falling) < len(chosen):
