@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from varscale.tracking.dashboard import EXPERIMENT_TAGS
 from varscale.tracking.records import OPEN, Point
+from varscale.tracking.run_list import EXPERIMENT_TAGS
 
 KEY_TAG = "varscale.run"
 METRICS_A_CALL = 1000
