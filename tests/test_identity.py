@@ -1,6 +1,7 @@
 """Fingerprints of tokenizers and tokens, and the numerics that a study is held to."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def prints(threads: int = 2, **sections: dict[str, Any]) -> tuple[str, str]:
 )
 def test_what_changes_the_tokenizer_changes_both(sections: dict[str, Any]) -> None:
     assert not set(prints(**sections)) & set(prints())
+
+
+def test_where_images_lie_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor, for the tokenizer, how many views of each are encoded."""
+    data = folders(tmp_path / "here", 9)
+    moved = shutil.copytree(tmp_path / "here", tmp_path / "there")
+    monkeypatch.chdir(moved)
+    elsewhere = data.model_copy(update={"train_path": "train", "validation_path": "validation"})
+    assert data_identity(data) == data_identity(elsewhere)
+    views = [data.model_copy(update={"resize_ratio": 1.25, "views": count}) for count in (2, 4)]
+    first, second = map(data_identity, views)
+    assert first.training == second.training
+    assert tokens_fingerprint(first, "") != tokens_fingerprint(second, "")
 
 
 def folders(root: Path, shade: int) -> FolderData:

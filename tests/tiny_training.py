@@ -134,14 +134,14 @@ def report_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Progress, "on_train_batch_end", after_step)
 
 
-_SAVE_DUE = Checkpoints.on_train_batch_end
+_SAVE_DUE = Checkpoints._save_due
 
 
 def checkpoint_every(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Checkpoints are due by the clock; let it be by steps."""
 
-    def after_step(self: Any, trainer: Any, module: Any, *_: Any) -> None:
+    def save_due(self: Any, trainer: Any, module: Any) -> None:
         self._seconds = -1.0 if int(module.steps) % steps == 0 else 1e9
         _SAVE_DUE(self, trainer, module)
 
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", after_step)
+    monkeypatch.setattr(Checkpoints, "_save_due", save_due)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 """Raised when a change of code changes results; part of every fingerprint."""
 
 

@@ -17,6 +17,7 @@ class DataIdentity:
 
     training: dict[str, object]
     validation: dict[str, object]
+    views: int = 1
     stored_images: int | None = None
     """Training images; None: procedural, as many as are needed. No part of a fingerprint."""
 
@@ -47,7 +48,8 @@ def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity, threads: i
 
 def tokens_fingerprint(data: DataIdentity, tokenizer: str) -> str:
     """Identity of the token stores: the tokenizer's and the images'."""
-    return fingerprint(kind="tokens", tokenizer=tokenizer, data=data.training, validation=data.validation)
+    images = {"data": data.training, "views": data.views, "validation": data.validation}
+    return fingerprint(kind="tokens", tokenizer=tokenizer, **images)
 
 
 def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics | None:

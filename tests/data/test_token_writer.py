@@ -17,7 +17,7 @@ from tiny_store import PATCH_NUMS, brightness_encoder, store_of_rings
 
 from varscale.data import token_writer
 from varscale.data.images import FolderSource
-from varscale.data.manifest import LOCK, MANIFEST, PROGRESS, TokenStoreError
+from varscale.data.manifest import LOCK, MANIFEST, PROGRESS, TokenStoreError, remove_damaged_shards
 from varscale.data.sources import DataError, RingsSource
 from varscale.data.tokens import TokenStore
 from varscale.data.transforms import Crop, to_model_range
@@ -104,6 +104,16 @@ def test_killed_while_encoding(tmp_path, uninterrupted, killed_at):
     resumed = CountingEncoder()
     store_of_rings(tmp_path, encode=resumed)
     assert resumed.calls == 7 - (killed_at - 1) // 2 * 2  # two batches a shard
+    assert contents(tmp_path) == uninterrupted
+
+
+def test_a_shard_damaged_after_a_kill_is_made_anew(tmp_path, uninterrupted):
+    encoder = CountingEncoder(lambda calls: kill_self() if calls == 5 else None)
+    assert in_child(lambda: store_of_rings(tmp_path, encode=encoder)) == -signal.SIGKILL
+    first = next(tmp_path.glob("view-000-shard-000000-*.npy"))
+    first.write_bytes(first.read_bytes()[:-5])
+    remove_damaged_shards(tmp_path)
+    store_of_rings(tmp_path)
     assert contents(tmp_path) == uninterrupted
 
 

@@ -46,21 +46,38 @@ def test_milestones_once_and_last_by_the_clock(tmp_path: Path, monkeypatch: pyte
     checkpoints, trainer, module = Checkpoints(last, 10.0, {24: milestone}), Saving(), Module()
     for step in range(1, 6):
         clock[0], module.images_seen = 4.0 * step, 8 * step
-        checkpoints.on_train_batch_end(trainer, module)
+        checkpoints.on_train_batch_start(trainer, module)
         assert milestone.exists() == (step >= 3)
         assert last.exists() == (step >= 3)  # 12 seconds
     assert len(trainer.saved) == 2
     assert all(path.name.startswith(".") and not path.exists() for path in trainer.saved)  # written aside, renamed
     again = Checkpoints(last, 1e9, {24: milestone})
     module.images_seen = 24
-    again.on_train_batch_end(trainer, module)
+    again.on_train_batch_start(trainer, module)
     assert len(trainer.saved) == 2  # the milestone is there
+    Checkpoints(last, 1e9, {24: tmp_path / "end.ckpt"}).on_train_end(trainer, module)
+    assert (tmp_path / "end.ckpt").exists()
+
+
+def test_folders_of_sharded_checkpoints_are_replaced(tmp_path: Path) -> None:
+    class SavingFolders(Saving):
+        def save_checkpoint(self, path: Path) -> None:
+            path.mkdir()
+            (path / f"shard-{len(self.saved)}").touch()
+            self.saved.append(path)
+
+    trainer, checkpoints = SavingFolders(), Checkpoints(tmp_path / "last.ckpt", -1.0, {})
+    for _ in range(3):
+        checkpoints.on_train_batch_start(trainer, Module())
+    assert [path.name for path in tmp_path.rglob("*")] == ["last.ckpt", "shard-2"]
 
 
 def test_rates_are_set_from_images_seen() -> None:
-    schedule = Schedule("linear", 1.0, 10, 0, 1000, final_ratio=0.1, weight_decay=0.05, final_weight_decay=0.08)
+    """A decay that begins at 0 grows too."""
+    schedule = Schedule("linear", 1.0, 10, 0, 1000, final_ratio=0.1, weight_decay=0.0, final_weight_decay=0.08)
     matrix, bias = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.AdamW([{"params": [matrix], "weight_decay": 0.05}, {"params": [bias], "weight_decay": 0.0}])
+    groups = [{"params": [matrix], "decays": True}, {"params": [bias], "decays": False}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     module = Module()
     for images in (0, 500, 990):
         module.images_seen = images

@@ -9,6 +9,8 @@ from tiny_training import NUMERICS, little_experiment
 
 from varscale.cells import Numerics, Trunk
 from varscale.config import RuntimeConfig
+from varscale.models.native import building, pointwise
+from varscale.models.native.attention import available
 from varscale.models.native.building import SWITCH
 from varscale.training import numerics
 from varscale.training.numerics import apply_numerics, build_var, choose_numerics, measure_matmul_peak
@@ -118,6 +120,28 @@ def test_peak(precision: str) -> None:
 def test_build_var_has_the_shapes_parameters() -> None:
     trunk, _ = trunks()[0]
     assert sum(parameter.numel() for parameter in build_var(trunk.shape).parameters()) == trunk.shape.parameters()
+
+
+def test_kernels_loaded_before_they_were_ruled_out_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run's numbers would depend on what its process had done before."""
+    monkeypatch.setenv(SWITCH, "1")
+    if not available(8):
+        pytest.skip("no C++ compiler")
+    assert pointwise.usable(torch.zeros(1))
+    apply_numerics(NUMERICS, 8)
+    assert not available(8)
+    assert not pointwise.usable(torch.zeros(1))
+
+
+def test_steps_are_measured_with_the_kernels_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    monkeypatch.setattr(numerics, "available", lambda _: False)  # too wide heads
+    enabled = []
+    monkeypatch.setattr(numerics, "_step_cost", lambda *_: enabled.append(building.enabled()) or (1.0, 0.0))
+    choice, _ = choose_numerics(trunks(), RuntimeConfig(), 1, 1)
+    assert not choice.native_kernels
+    assert enabled
+    assert not any(enabled)
 
 
 def test_a_process_computes_as_decided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@ from varscale.data.sources import ImageSource, RingsSource, SubsetSource
 from varscale.data.transforms import Crop
 from varscale.identity import DataIdentity
 
+_UNIDENTIFYING = {"validation_images", "max_undecodable", "views", "train_path", "validation_path", "path"}
+"""Fields that don't change training images: where they lie doesn't, nor how often each is seen."""
+
 
 def training_source(data: DataConfig, images: int) -> ImageSource:
     """Training images: of a procedural source at least `images`, so that none repeats; of any other, all.
@@ -83,11 +86,10 @@ def data_identity(data: DataConfig) -> DataIdentity:
     Raises:
         DataError: missing or malformed data, or fewer validation images than asked for.
     """
-    settings: dict[str, object] = data.model_dump(mode="json", exclude={"validation_images", "max_undecodable"})
+    settings: dict[str, object] = data.model_dump(mode="json", exclude=_UNIDENTIFYING)
     validation: dict[str, object] = {"images": data.validation_images}
     if isinstance(data, RingsData):
         return DataIdentity(settings, validation)
-    source = training_source(data, 1)
-    settings = {"settings": settings, "content": source.fingerprint}
+    source = training_source(data, 1)  # its fingerprint is of the images and their crops
     validation["content"] = validation_source(data).fingerprint
-    return DataIdentity(settings, validation, len(source))
+    return DataIdentity({**settings, "content": source.fingerprint}, validation, data.views, len(source))

@@ -137,13 +137,14 @@ def checksum(content: bytes) -> str:
 
 
 def remove_damaged_shards(folder: Path) -> None:
-    """Delete what is left of damaged shards of a finished store, so that encoding the store again makes them anew."""
-    manifest = read_manifest(folder / MANIFEST)
-    for number, shard in enumerate(manifest.shards if manifest is not None else ()):
-        try:
-            check_shard(folder, number, shard, contents=True)
-        except TokenStoreError:
-            (folder / shard.file).unlink(missing_ok=True)
+    """Delete what is left of damaged shards, so that encoding the store again, or to its end, makes them anew."""
+    for name in (MANIFEST, PROGRESS):
+        manifest = read_manifest(folder / name)
+        for number, shard in enumerate(manifest.shards if manifest is not None else ()):
+            try:
+                check_shard(folder, number, shard, contents=True)
+            except TokenStoreError:
+                (folder / shard.file).unlink(missing_ok=True)
 
 
 def check_shard(folder: Path, number: int, shard: Shard, *, contents: bool) -> None:

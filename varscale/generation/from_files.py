@@ -8,6 +8,7 @@ import torch
 from varscale.files import ExperimentFiles, read_json
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
+from varscale.models.device import best_device
 from varscale.models.storage import load_tokenizer, load_var
 
 
@@ -26,8 +27,9 @@ def draw(
     if row["status"] != "finished":
         raise ValueError(f"{run}: this cell {row['status']}: it has no weights to sample from")
     files = ExperimentFiles(run.resolve().parent.parent.parent, run.resolve().parent.parent.name)
-    tokenizer = load_tokenizer(files.tokenizer(row["tokenizer"]).tokenizer_checkpoint, row["tokenizer"])
-    var = load_var(run / "weights.safetensors", row["fingerprint"])
-    labels_B = torch.tensor(classes).repeat_interleave(count)
+    device = best_device()
+    tokenizer = load_tokenizer(files.tokenizer(row["tokenizer"]).tokenizer_checkpoint, row["tokenizer"]).to(device)
+    var = load_var(run / "weights.safetensors", row["fingerprint"]).to(device)
+    labels_B = torch.tensor(classes, device=device).repeat_interleave(count)
     drawn = sample(var, tokenizer, labels_B, cfg=guidance, top_k=top_k, top_p=top_p, seed=seed)
     save_pictures(drawn.images, out, count)

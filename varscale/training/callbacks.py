@@ -1,6 +1,7 @@
 """Callbacks of every training run: checkpoints, schedule, divergence, throughput, progress."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,8 +31,15 @@ class Checkpoints(Callback):
         self._milestones = milestones
         self._saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save what is due after this step."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save what is due after the step before, whose metrics are written by now."""
+        self._save_due(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due after the last step."""
+        self._save_due(trainer, pl_module)
+
+    def _save_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         images = pl_module.images_seen
         if images in self._milestones and not self._milestones[images].exists():
             _save(trainer, self._milestones[images])
@@ -55,7 +63,7 @@ class ScheduleCallback(Callback):
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._schedule.lr(images)
-                if group["weight_decay"] > 0:
+                if group["decays"]:
                     group["weight_decay"] = self._schedule.decay(images)
 
 
@@ -152,5 +160,9 @@ def _save(trainer: Trainer, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     trainer.save_checkpoint(temporary)
     if trainer.is_global_zero:
+        old = path.with_name(f".{path.name}.old")
+        if path.is_dir():  # sharded checkpoints are folders, and no folder replaces another
+            path.replace(old)
         temporary.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
     trainer.strategy.barrier()

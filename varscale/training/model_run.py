@@ -16,6 +16,7 @@ from varscale.data.tokens import TokenStore
 from varscale.files import RunFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
+from varscale.models.device import best_device
 from varscale.models.storage import load_tokenizer, save_model
 from varscale.training.callbacks import Checkpoints, Diverged, Progress, ScheduleCallback, Throughput
 from varscale.training.numerics import apply_numerics
@@ -278,10 +279,11 @@ def _draw_samples(module: TokenModelModule, cell: Cell, inputs: Inputs, files: R
     classes = min(evaluation.sample_classes, cell.trunk.shape.num_classes)
     if evaluation.samples_per_class == 0:
         return []
-    tokenizer = load_tokenizer(inputs.tokenizer, inputs.tokenizer_fingerprint).to(module.device)
-    labels_B = torch.arange(classes, device=module.device).repeat_interleave(evaluation.samples_per_class)
+    device = best_device()  # Lightning leaves the module on the CPU
+    tokenizer = load_tokenizer(inputs.tokenizer, inputs.tokenizer_fingerprint).to(device)
+    labels_B = torch.arange(classes, device=device).repeat_interleave(evaluation.samples_per_class)
     drawn = sample(
-        module.var,
+        module.var.to(device),
         tokenizer,
         labels_B,
         cfg=evaluation.guidance,

@@ -12,6 +12,7 @@ import torch
 from varscale.accounting import VARShape
 from varscale.cells import Numerics, Precision, Trunk
 from varscale.config import RuntimeConfig
+from varscale.models.device import best_device
 from varscale.models.native.attention import available
 from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
@@ -22,7 +23,7 @@ _PEAK_SIDES = {"cpu": 1024, "cuda": 8192}
 def measure_matmul_peak(precision: str, threads: int) -> float:
     """FLOPs a second of a large square matrix product on this device in this precision: what utilisation refers to."""
     torch.set_num_threads(threads)
-    device = _device()
+    device = best_device()
     side = _PEAK_SIDES[device.type]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -48,7 +49,8 @@ def choose_numerics(
         The choice, and the estimated seconds of every way measured, named `<precision>, compiled|eager`.
     """
     torch.set_num_threads(threads)
-    native = _device().type == "cpu" and all(available(trunk.shape.width // trunk.shape.heads) for trunk, _ in trunks)
+    head_channels = {trunk.shape.width // trunk.shape.heads for trunk, _ in trunks}
+    native = best_device().type == "cpu" and all(map(available, head_channels))
     ordered = sorted((trunk for trunk, _ in trunks), key=lambda trunk: trunk.flops_per_image)
     sizes = len({trunk.shape for trunk in ordered})
     total_flops = sum(trunk.flops_per_image * images for trunk, images in trunks)
@@ -64,6 +66,7 @@ def choose_numerics(
         return total_flops * statistics.fmean(per_flop) + sizes * statistics.fmean(start for _, start in costs)
 
     best = Numerics(precisions[0], compiled, native, threads, tokenizer_threads)
+    _switch_kernels(native)
     if len(precisions) > 1 and has_bfloat16_arithmetic():
         for precision in precisions:
             choice = replace(best, precision=precision)
@@ -81,12 +84,12 @@ def choose_numerics(
 def has_bfloat16_arithmetic() -> bool:
     """Whether products in bfloat16 may be faster here: x86 without AVX-512 emulates them, tens of times as slowly."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return _device().type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return best_device().type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
     """Seconds of a training step, and of the first one beyond that (compilation)."""
-    device = _device()
+    device = best_device()
     var = build_var(trunk.shape).to(device)
     if numerics.compiled:
         var.compile_blocks()
@@ -114,13 +117,18 @@ def apply_numerics(numerics: Numerics, head_channels: int) -> None:
         ValueError: this machine can't build the attention kernel that the study was begun with.
     """
     torch.set_num_threads(numerics.threads)
-    if not numerics.native_kernels:
-        os.environ[SWITCH] = "0"
-    elif not available(head_channels):
+    _switch_kernels(numerics.native_kernels)
+    if numerics.native_kernels and not available(head_channels):
         raise ValueError(
             "this study was begun with the compiled attention kernel, which can't be built here, and losses of "
             "different arithmetic must not be mixed: install a C++ compiler, or use another --runs-dir"
         )
+
+
+def _switch_kernels(native: bool) -> None:
+    """For this process and those it starts; never on against the user's own switch."""
+    if not native:
+        os.environ[SWITCH] = "0"
 
 
 def build_var(shape: VARShape) -> VAR:
@@ -154,7 +162,3 @@ def _timings(work: Callable[[], object], repeats: int, warmup: int = 1) -> list[
 def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

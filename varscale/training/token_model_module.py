@@ -109,9 +109,11 @@ class TokenModelModule(LightningModule):
         """AdamW; no decay on biases, norms, 1-d and position, level and scale parameters."""
         plain = self.var.parameter_names_without_decay()
         named = list(self.var.named_parameters())
+        decayed = [parameter for name, parameter in named if name not in plain]
+        rest = [parameter for name, parameter in named if name in plain]
         groups = [
-            {"params": [p for name, p in named if name not in plain], "weight_decay": self.weight_decay},
-            {"params": [p for name, p in named if name in plain], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": self.weight_decay, "decays": True},
+            {"params": rest, "weight_decay": 0.0, "decays": False},
         ]
         return AdamW(groups, lr=self.lr, betas=self.betas, fused=self.device.type in ("cpu", "cuda"))
 

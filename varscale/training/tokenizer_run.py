@@ -18,6 +18,7 @@ from varscale.files import RunFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
 from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer
+from varscale.models.device import best_device
 from varscale.models.storage import load_tokenizer, save_model
 from varscale.official_files import read_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
@@ -80,7 +81,7 @@ def encode_tokens(
     summary = folder / "summary.json"
     train_images = max(train_images, (read_json(summary) or {}).get("images") or 0)
     model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
 
     def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
@@ -182,15 +183,18 @@ def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
 @torch.no_grad()
 def _measure(experiment: Experiment, tokenizer: MultiScaleTokenizer, files: RunFiles) -> dict[str, float]:
     """Figures on the whole validation set, and a picture: originals above, reconstructions below."""
-    meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size)
+    device = best_device()
+    meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size).to(device)
     source = validation_source(experiment.data)
-    tokenizer.eval()
+    tokenizer.to(device).eval()
+
+    def images(indices: list[int]) -> torch.Tensor:
+        return to_model_range(source.load_batch(indices, [0] * len(indices))[0]).to(device)
+
     for start in range(0, len(source), experiment.evaluation.batch_size):
-        indices = range(start, min(start + experiment.evaluation.batch_size, len(source)))
-        images_B3HW = to_model_range(source.load_batch(list(indices), [0] * len(indices))[0])
-        meter.update(tokenizer, images_B3HW)
+        meter.update(tokenizer, images(list(range(start, min(start + experiment.evaluation.batch_size, len(source))))))
     shown = list(range(min(_PICTURES, len(source))))
-    images_B3HW = to_model_range(source.load_batch(shown, [0] * len(shown))[0])
+    images_B3HW = images(shown)
     pair = torch.cat((images_B3HW, tokenizer.decode(tokenizer.encode(images_B3HW))))
     save_pictures((pair + 1) / 2, files.picture("reconstructions"), len(shown))
     return meter.compute()

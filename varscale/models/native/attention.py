@@ -26,7 +26,7 @@ MOST_HEAD_CHANNELS = 64
 @torch.compiler.assume_constant_result
 def available(head_channels: int) -> bool:
     """Whether the operator can be used: a C++ compiler is there, and a head is not too wide."""
-    return head_channels <= MOST_HEAD_CHANNELS and _library(head_channels) is not None
+    return head_channels <= MOST_HEAD_CHANNELS and building.enabled() and _library(head_channels) is not None
 
 
 def native_attention(joint_BLJ: Tensor, scale_H: Tensor, ends: Sequence[int]) -> Tensor:
@@ -144,6 +144,7 @@ def _to_all_flops(joint_shape: Sequence[int], _: object, queries: int, **__: obj
 
 @functools.lru_cache(maxsize=16)
 def _library(head_channels: int) -> ctypes.CDLL | None:
+    """To be asked only where kernels are enabled: what it says is kept."""
     source = Path(__file__).with_name("attention.cpp")
     return building.load(source, {"HEAD_CHANNELS": head_channels})
 

@@ -13,9 +13,14 @@ from pathlib import Path
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 BUILD_SECONDS = 120
 SWITCH = "VARSCALE_NATIVE"
-"""Environment variable that switches compiled kernels off when it is 0."""
+"""Environment variable that switches compiled kernels off when it is 0, loaded ones too."""
 
 logger = logging.getLogger(__name__)
+
+
+def enabled() -> bool:
+    """Whether compiled kernels may be used: asked at every call, since a process may run with and without them."""
+    return os.environ.get(SWITCH) != "0"
 
 
 def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
@@ -23,7 +28,6 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
 
     It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source, the flags, the
     compiler and the processor, so that machines that share a home directory don't take each other's.
-    `VARSCALE_NATIVE=0` switches all such libraries off.
 
     Args:
         source: The C++ file.
@@ -60,7 +64,7 @@ def compiler_identity() -> str:
 
 
 def _compiler() -> str | None:
-    if os.environ.get(SWITCH) == "0" or platform.system() != "Linux":
+    if not enabled() or platform.system() != "Linux":
         return None
     return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
 

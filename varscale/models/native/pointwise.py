@@ -23,7 +23,7 @@ def usable(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-    return fits and _library() is not None
+    return fits and building.enabled() and _library() is not None
 
 
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
@@ -126,4 +126,5 @@ def _call(name: str, *arguments: Tensor | int, like: Tensor) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
+    """To be asked only where kernels are enabled: what it says is kept."""
     return building.load(Path(__file__).with_name("pointwise.cpp"), {})
