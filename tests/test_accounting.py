@@ -12,6 +12,7 @@ from varscale.accounting import LARGEST_RESIZING_MATRIX, TokenizerShape, VARShap
 from varscale.generation.sampling import ScalePredictor
 from varscale.models import resizing
 from varscale.models.autoencoder import MultiScaleTokenizer
+from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
 
 PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -136,22 +137,30 @@ def test_resizing_limit_is_the_one_that_the_models_use() -> None:
 
 
 @pytest.mark.parametrize(("depth", "width"), [(4, 32), (2, 128)])
-def test_activation_memory_is_right_to_a_third(depth: int, width: int) -> None:
+@pytest.mark.parametrize("native", ["0", "1"])
+@pytest.mark.parametrize("element_bytes", [4, 2])
+def test_activation_memory_is_right_to_a_third(
+    monkeypatch: pytest.MonkeyPatch, depth: int, width: int, element_bytes: int, native: str
+) -> None:
+    """Copies of weights in bfloat16, which do not grow with the images, are not activations."""
+    monkeypatch.setenv(SWITCH, native)
     var = VAR((1, 2, 3, 4), 64, 6, 5, depth, width, 2)
     weights = {p.untyped_storage().data_ptr() for p in var.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        copied_weight = tensor.dtype == torch.bfloat16 and tensor.shape[:1] not in ((8,), (8 * 30,))
+        if storage.data_ptr() not in weights and not copied_weight:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=element_bytes == 2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
         logits = var(torch.zeros(8, dtype=torch.long), torch.randn(8, 29, 6))
         loss = F.cross_entropy(logits.flatten(0, 1), torch.zeros(8 * 30, dtype=torch.long))
     assert loss.isfinite()
-    estimate = VARShape.of(var).activation_bytes(8)
+    estimate = VARShape.of(var).activation_bytes(8, element_bytes=element_bytes)
     assert 0.75 < estimate / sum(kept.values()) < 4 / 3
 
 

@@ -105,15 +105,17 @@ class VARShape(_Shape):
         """An estimate, to within a third, of what a training step keeps for its backward pass.
 
         Of each token a block keeps 12 rows of C (stream, normalised, modulated and branch twice, joint queries, keys
-        and values, attention's output) and 2 of the hidden layer; the output layer 3 of C and the logits twice.
+        and values, attention's output) and 2 of the hidden layer; the output layer 3 of C and the logits twice. Under
+        bfloat16 6 of the 12 stay float32 (stream, normalised, queries and keys), and there are copies: 10 of 2 bytes.
 
         Args:
-            batch: Images a step.
-            element_bytes: Of the products' inputs: 4, or 2 under bfloat16 (where the residual stream stays 4).
+            batch: Images at once.
+            element_bytes: Of the products' inputs: 4, or 2 under bfloat16.
         """
-        block = 12 * self.width + 2 * self.hidden + self.heads
-        float32 = (3 * self.width + 2 * self.vocab_size) * FLOAT32_BYTES
-        return batch * self.tokens * (self.depth * block * element_bytes + float32)
+        rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
+        block = rows * self.width + 2 * self.hidden * element_bytes + self.heads * FLOAT32_BYTES
+        output = (3 * self.width + 2 * self.vocab_size) * FLOAT32_BYTES
+        return batch * self.tokens * (self.depth * block + output)
 
     def training_state_bytes(self) -> int:
         """Float32 weights, gradients and AdamW's two moments."""
