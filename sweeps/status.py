@@ -28,8 +28,9 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     )
     for column in ("model", "width", "params", "FLOPs", "steps", "images", "GiB", "hours"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    table.caption = "GiB of a whole step in float32; a device with less takes a step in parts (runtime.micro_batch)"
     if not speeds:
-        table.caption = "hours follow once a size of this study was trained here"
+        table.caption += "; hours follow once a size of this study was trained here"
     for cell in cells:
         shape, batch = cell.trunk.shape, cell.trunk.batch_size
         speed = speeds.get(cell.trunk.depth) or (min(speeds.values()) if speeds else None)

@@ -31,6 +31,12 @@ class Numerics:
     """CPU threads of a transformer's run."""
     tokenizer_threads: int
     """CPU threads of the tokenizer's run."""
+    micro_batch: int = 0
+    """Images that pass at once, the gradients of a step's parts added up; 0: all of a step."""
+
+    def images_at_once(self, batch_size: int) -> int:
+        """Images of a step's largest part."""
+        return min(batch_size, self.micro_batch or batch_size)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics 
     agrees = (
         runtime.precision in ("auto", numerics.precision)
         and numerics.compiled == wanted_compiled
+        and runtime.micro_batch in (0, numerics.micro_batch)
         and runtime.threads in (0, numerics.threads)
         and runtime.tokenizer_threads in (0, numerics.tokenizer_threads)
     )

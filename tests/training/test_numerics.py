@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def trunks() -> list[tuple[Trunk, int]]:
 
 
 def choose(
-    monkeypatch: pytest.MonkeyPatch, cost: Cost, capability: str = "AVX512", **runtime: str
+    monkeypatch: pytest.MonkeyPatch, cost: Cost, capability: str = "AVX512", **runtime: Any
 ) -> tuple[Numerics, dict[str, float]]:
     monkeypatch.setattr(numerics, "_step_cost", cost)
     monkeypatch.setattr(numerics.platform, "machine", lambda: "x86_64")
@@ -103,6 +104,22 @@ def test_what_is_said_is_kept(monkeypatch: pytest.MonkeyPatch, runtime: dict[str
     for choice in seen:
         assert choice.precision == runtime.get("precision", choice.precision)
         assert choice.compiled == ("compile" in runtime or choice.compiled)
+
+
+def test_as_many_images_pass_at_once_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest size decides, in parts of about one size; its weights and moments have to fit too."""
+    largest = max((trunk for trunk, _ in trunks()), key=lambda trunk: trunk.flops_per_image)
+    state, image = largest.shape.training_state_bytes(), largest.shape.activation_bytes(1)
+    assert largest.batch_size == 8
+    for images, expected in ((8.5, 0), (7.5, 4), (3.5, 3), (1.5, 1)):
+        monkeypatch.setattr(numerics, "_memory", lambda _, images=images: (state + images * image) / 0.6)
+        chosen, _ = choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
+        assert chosen.micro_batch == expected
+        assert chosen.images_at_once(8) == (expected or 8)
+    monkeypatch.setattr(numerics, "_memory", lambda _: (state + 0.5 * image) / 0.6)
+    assert choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32", micro_batch=2)[0].micro_batch == 2
+    with pytest.raises(ValueError, match=r"depth 4 needs 0.0 GiB for a step of one image, and a run has"):
+        choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
 
 
 def test_a_step_is_measured() -> None:

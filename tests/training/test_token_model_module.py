@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from tiny_training import TOKENS, VOCAB_SIZE, make_inputs, save_tokenizer
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from varscale.data.loading import EvaluationBatches, StepBatches
 from varscale.data.tokens import TokenStore
@@ -95,6 +96,33 @@ def test_random_numbers_belong_to_samples(tokenizer_path: Path, changes: dict[st
     assert loss_of(module, batch | {"sample_index_B": torch.arange(100, 116)}) != whole
     module.seed = 1
     assert loss_of(module, batch) != whole
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_parts_of_a_step_add_up(tokenizer_path: Path, precision: Any) -> None:
+    """Gradients and logged losses of a step in parts of 3, 3 and 2 images are those of the whole step."""
+    gradients, logged = [], []
+    for images_at_once in (0, 3):
+        module = make_module(
+            tokenizer_path,
+            images_at_once=images_at_once,
+            drop_path_rate=0.3,
+            label_dropout=0.3,
+            log_every_steps=1,
+            lr=0.0,
+        )
+        trainer = Trainer(
+            max_steps=1, accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader([make_batch()], batch_size=None))
+        gradients.append({name: gradient_of(value).clone() for name, value in module.var.named_parameters()})
+        logged.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+    whole, parts = gradients
+    for name, gradient in whole.items():
+        assert torch.allclose(parts[name], gradient, rtol=1e-3, atol=1e-6 if precision == "32-true" else 1e-3), name
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5 if precision == "32-true" else 1e-2)
+    assert len(logged[0]) > 4
 
 
 def test_labels_are_dropped_as_often_as_said(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

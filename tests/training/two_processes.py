@@ -128,10 +128,15 @@ def main(folder: Path) -> None:
     """All cases, one after the other."""
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    sharding = ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend="gloo")
+
+    def sharding() -> ModelParallelStrategy:
+        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, process_group_backend="gloo")
+
     results = {
         "model": train_model(folder, rank, processes, "ddp"),
-        "sharded": train_model(folder, rank, processes, sharding),
+        "sharded": train_model(folder, rank, processes, sharding()),
+        "model in parts": train_model(folder, rank, processes, "ddp", images_at_once=3),
+        "sharded in parts": train_model(folder, rank, processes, sharding(), images_at_once=3),
         "tokenizer": train_tokenizer(rank, processes, "ddp"),
         "adversarial": train_tokenizer(rank, processes, "ddp_find_unused_parameters_true", **ADVERSARIAL),
     }

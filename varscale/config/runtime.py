@@ -12,6 +12,9 @@ class RuntimeConfig(Section):
     """Arithmetic of the transformers' matrix products."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the transformer block."""
+    micro_batch: CountOrZero = 0
+    """Images that pass through the transformer at once: a step of more goes in parts, whose gradients are added up.
+    0: as many as fit into the device's memory, for all sizes of a sweep alike."""
     threads: CountOrZero = 0
     """CPU threads a worker; 0: processors / workers."""
     tokenizer_threads: CountOrZero = 0

@@ -145,6 +145,7 @@ def cell_result(
         "compiled": inputs.numerics.compiled,
         "native_kernels": inputs.numerics.native_kernels,
         "threads": inputs.numerics.threads,
+        "micro_batch": inputs.numerics.micro_batch,
     }
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     return {
@@ -228,6 +229,7 @@ def _module(trunk: Trunk, inputs: Inputs) -> TokenModelModule:
         label_dropout=model.label_dropout,
         seed=trunk.seed,
         compile_blocks=inputs.numerics.compiled,
+        images_at_once=inputs.numerics.micro_batch,
         log_every_steps=experiment.runtime.log_every_steps,
     )
 

@@ -1,5 +1,6 @@
 """Which precision and whether to compile, measured once for a whole sweep; and the machine's matrix-multiply peak."""
 
+import math
 import os
 import platform
 import statistics
@@ -12,12 +13,15 @@ import torch
 from varscale.accounting import VARShape
 from varscale.cells import Numerics, Precision, Trunk
 from varscale.config import RuntimeConfig
+from varscale.identity import processors
 from varscale.models.device import best_device
 from varscale.models.native.attention import available
 from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
 
 _PEAK_SIDES = {"cpu": 1024, "cuda": 8192}
+_MEMORY_SHARE = 0.6
+"""Of the memory; activations are estimated to within a third, and the backward pass needs room of its own."""
 
 
 def measure_matmul_peak(precision: str, threads: int) -> float:
@@ -35,9 +39,9 @@ def choose_numerics(
 ) -> tuple[Numerics, dict[str, float]]:
     """Choose what the experiment leaves open by measuring training steps; the fewest seconds for the sweep win.
 
-    First the precision, on the smallest and the largest size. Then whether compiling blocks pays, on the largest size
-    in that precision; the time to compile counts, once for each size. One choice serves all sizes, since losses of
-    different arithmetic must not be compared.
+    As many images pass at once as the memory holds. First the precision, on the smallest and the largest size. Then
+    whether compiling blocks pays, on the largest size in that precision; the time to compile counts, once for each
+    size. One choice serves all sizes, since losses of different arithmetic must not be compared.
 
     Args:
         trunks: The sizes of a sweep, each with the images that all of its runs take together.
@@ -61,15 +65,21 @@ def choose_numerics(
     def sweep_seconds(numerics: Numerics, measured: Sequence[Trunk]) -> float:
         costs = [_step_cost(trunk, numerics) for trunk in measured]
         per_flop = [
-            step / (trunk.flops_per_image * trunk.batch_size) for trunk, (step, _) in zip(measured, costs, strict=True)
+            step / (trunk.flops_per_image * numerics.images_at_once(trunk.batch_size))
+            for trunk, (step, _) in zip(measured, costs, strict=True)
         ]
         return total_flops * statistics.fmean(per_flop) + sizes * statistics.fmean(start for _, start in costs)
 
-    best = Numerics(precisions[0], compiled, native, threads, tokenizer_threads)
     _switch_kernels(native)
+
+    def choice_of(precision: Precision, compiled: bool) -> Numerics:
+        micro_batch = runtime.micro_batch or _micro_batch(ordered, precision, threads)
+        return Numerics(precision, compiled, native, threads, tokenizer_threads, micro_batch)
+
+    best = choice_of(precisions[0], compiled)
     if len(precisions) > 1 and has_bfloat16_arithmetic():
         for precision in precisions:
-            choice = replace(best, precision=precision)
+            choice = choice_of(precision, compiled)
             seconds[choice] = sweep_seconds(choice, [ordered[0], ordered[-1]])
         best = min(seconds, key=lambda choice: seconds[choice])
     if runtime.compile == "auto":
@@ -87,16 +97,47 @@ def has_bfloat16_arithmetic() -> bool:
     return best_device().type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
+def _micro_batch(trunks: Sequence[Trunk], precision: Precision, threads: int) -> int:
+    """Images at once with which every size fits into the memory of a run; 0 where all of a step's do.
+
+    Raises:
+        ValueError: a size does not fit even with one image.
+    """
+    memory = _memory(threads)
+    found = []
+    for trunk in trunks:
+        state = trunk.shape.training_state_bytes()
+        image = trunk.shape.activation_bytes(1, element_bytes=2 if precision == "bfloat16" else 4)
+        most = int((_MEMORY_SHARE * memory - state) // image)
+        if most < 1:
+            raise ValueError(
+                f"depth {trunk.depth} needs {(state + image) / 2**30:.1f} GiB for a step of one image, and a run has "
+                f"{memory / 2**30:.1f} GiB here"
+            )
+        if most < trunk.batch_size:
+            found.append(math.ceil(trunk.batch_size / math.ceil(trunk.batch_size / most)))  # parts of about one size
+    return min(found, default=0)
+
+
+def _memory(threads: int) -> float:
+    """Bytes that a run may use: a GPU's, or the share of the machine's that goes with its threads."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return machine * min(1.0, threads / processors())
+
+
 def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
-    """Seconds of a training step, and of the first one beyond that (compilation)."""
+    """Seconds of a training step of as many images as pass at once, and of the first one beyond that (compilation)."""
     device = best_device()
     var = build_var(trunk.shape).to(device)
     if numerics.compiled:
         var.compile_blocks()
     optimizer = torch.optim.AdamW(var.parameters(), fused=True)
-    labels_B = torch.zeros(trunk.batch_size, dtype=torch.int64, device=device)
+    images = numerics.images_at_once(trunk.batch_size)
+    labels_B = torch.zeros(images, dtype=torch.int64, device=device)
     later = var.tokens - var.first_tokens
-    inputs_BMc = torch.randn(trunk.batch_size, later, var.latent_channels, device=device)
+    inputs_BMc = torch.randn(images, later, var.latent_channels, device=device)
 
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=numerics.precision == "bfloat16"):

@@ -1,6 +1,6 @@
 """Trains VAR on stored tokens (Tian et al. 2024, section 3.2 and appendix B; the reference's recipe).
 
-Letters: B batch, K scales, L tokens of an image, c latent channels, D depth, V vocabulary.
+Letters: B batch (b a part of it), K scales, L tokens of an image, c latent channels, D depth, V vocabulary.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from varscale.metrics.token_prediction import TokenPrediction, by_scale, token_losses
+from varscale.models.precision import without_autocast
 from varscale.models.quantizer import MultiScaleQuantizer
 from varscale.models.storage import load_tokenizer
 from varscale.models.var import VAR
@@ -52,11 +53,13 @@ class TokenModelModule(LightningModule):
         label_dropout: float = 0.1,
         seed: int = 0,
         compile_blocks: bool = False,
+        images_at_once: int = 0,
         log_every_steps: int = 20,
     ) -> None:
         """Read the finished tokenizer, whose quantizer makes each scale's inputs, and build the model.
 
-        First the model's arguments (see `VAR`), then the training's (see `ModelConfig` and `OptimConfig`).
+        First the model's arguments (see `VAR`), then the training's (see `ModelConfig` and `OptimConfig`). A device's
+        share of a step passes in parts of `images_at_once`; 0: at once.
         """
         super().__init__()
         tokenizer = load_tokenizer(Path(tokenizer_path))
@@ -84,7 +87,7 @@ class TokenModelModule(LightningModule):
         self._quantizer = [tokenizer.quantizer.requires_grad_(False)]
         self.batch_size, self.lr, self.betas, self.weight_decay = batch_size, lr, betas, weight_decay
         self.grad_clip, self.label_dropout, self.seed = grad_clip, label_dropout, seed
-        self.log_every_steps = log_every_steps
+        self.images_at_once, self.log_every_steps = images_at_once, log_every_steps
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.prediction = TokenPrediction(tokenizer.patch_nums)
         self._scale_sizes = [side * side for side in tokenizer.patch_nums]
@@ -133,20 +136,34 @@ class TokenModelModule(LightningModule):
         logits_BLV: Tensor = self.var(labels_B, self._inputs(tokens_BL))
         return logits_BLV
 
+    def optimizer_zero_grad(self, *_: Any) -> None:
+        """Nothing: `training_step` does it, before the gradients of the first part."""
+
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Cross-entropy, the mean over all tokens of all scales."""
-        labels_B, tokens_BL, index_B = batch["labels_B"], batch["tokens_BL"], batch["sample_index_B"]
-        if self.label_dropout > 0:
-            dropped_B = uniform(self.seed, "label_dropout", 0, index_B, 1)[:, 0] < self.label_dropout
-            labels_B = labels_B.masked_fill(dropped_B, self.var.num_classes)
-        logits_BLV = self.var(labels_B, self._inputs(tokens_BL), keep_D2B=self._kept_branches(index_B))
-        loss_BL = token_losses(logits_BLV, tokens_BL)
-        loss = loss_BL.mean()
-        check_finite(loss, self.images_seen)
-        if self._logs_now:
-            errors_L = (logits_BLV.detach().argmax(-1) != tokens_BL).float().mean(0)
-            self.log_dict(by_scale("train_loss", loss_BL.detach().mean(0), self.var.patch_nums))
-            self.log_dict(by_scale("train_error", errors_L, self.var.patch_nums))
+        """Cross-entropy, the mean over all tokens of all scales: of the last part, divided by the number of images.
+
+        The parts before have had their backward pass when this returns. Every image has random numbers of its own, so
+        parts change nothing but how sums are rounded.
+        """
+        self.zero_grad()
+        images, logged = len(batch["tokens_BL"]), []
+        parts = list(zip(*(tensor.split(self.images_at_once or images) for tensor in batch.values()), strict=True))
+        for number, values in enumerate(parts, start=1):
+            part = dict(zip(batch, values, strict=True))
+            logits_bLV = self._training_logits(part)
+            loss_bL = token_losses(logits_bLV, part["tokens_BL"])
+            loss = loss_bL.mean() * (len(loss_bL) / images)
+            check_finite(loss, self.images_seen)
+            if self._logs_now:
+                wrong_bL = logits_bLV.detach().argmax(-1) != part["tokens_BL"]
+                logged.append(torch.stack((loss_bL.detach(), wrong_bL)))
+            if number < len(parts):
+                with without_autocast(self.device):
+                    loss.backward()
+        if logged:
+            loss_L, error_L = torch.cat(logged, dim=1).mean(1)
+            self.log_dict(by_scale("train_loss", loss_L, self.var.patch_nums))
+            self.log_dict(by_scale("train_error", error_L, self.var.patch_nums))
             self.log("lr", self.optimizers().param_groups[0]["lr"])
             self.log("step", float(self.steps + 1))  # Lightning counts from the last resume
         return loss
@@ -164,6 +181,16 @@ class TokenModelModule(LightningModule):
     @property
     def _logs_now(self) -> bool:
         return (int(self.steps) + 1) % self.log_every_steps == 0
+
+    def _training_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, L, V), with label dropout and stochastic depth."""
+        labels_B, index_B = batch["labels_B"], batch["sample_index_B"]
+        if self.label_dropout > 0:
+            dropped_B = uniform(self.seed, "label_dropout", 0, index_B, 1)[:, 0] < self.label_dropout
+            labels_B = labels_B.masked_fill(dropped_B, self.var.num_classes)
+        inputs_BMc = self._inputs(batch["tokens_BL"])
+        logits_BLV: Tensor = self.var(labels_B, inputs_BMc, keep_D2B=self._kept_branches(index_B))
+        return logits_BLV
 
     def _inputs(self, tokens_BL: Tensor) -> Tensor:
         quantizer: MultiScaleQuantizer = self._quantizer[0].to(tokens_BL.device)

@@ -16,6 +16,7 @@ from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.data.transforms import to_model_range
 from varscale.files import RunFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
+from varscale.identity import processors
 from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.device import best_device
@@ -105,6 +106,7 @@ def encode_tokens(
             vocab_size=model.vocab_size,
             tokenizer_fingerprint=tokenizer,
             views=views[split],
+            workers=_loading_threads(),
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
         done += len(source) * views[split]
@@ -155,6 +157,7 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
         batch_size=training.batch_size,
         start_step=start_step,
         num_steps=steps - start_step,
+        workers=_loading_threads(),
     )
     callbacks = [
         Continuation(fingerprint),
@@ -164,6 +167,11 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
     trainer = make_trainer(files, training.batch_size, callbacks, precision="float32")
     trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
     return module
+
+
+def _loading_threads() -> int:
+    """All processors where a GPU does the rest; beside a tokenizer on the processors one is enough."""
+    return processors() if best_device().type == "cuda" else 1
 
 
 def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
