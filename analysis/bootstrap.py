@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from analysis import valley
 from analysis.descent import minimise, respond
 from analysis.fitting import Fit
 from analysis.laws import Array
@@ -28,6 +29,8 @@ MANY_ROWS = 5000
 _ENOUGH = 10
 """Fewer rows don't show whether their scatter is even."""
 _UNEVEN = 0.05
+_UNSURE = 0.12
+"""Standard error of log E beyond which refits from one optimum don't tell an offset's interval."""
 _DECILES_APART = 2.5631031
 _CHUNKS = (32, 512)
 _ELEMENTS = 32_000
@@ -41,11 +44,27 @@ class Draws:
         method: what was resampled, in words.
         theta_SP: internal parameters, one row a draw.
         units: how many independent things were resampled (rows, or runs).
+        edge_SP: θ on the edge of the 95% region, where intervals are taken from it rather than from the draws' spread.
     """
 
     method: str
     theta_SP: Array
     units: int
+    edge_SP: Array | None = None
+
+    def interval(self, estimate: float, of: Callable[[Array], Array], quantile: float) -> tuple[float, float]:
+        """The 95% interval of a quantity: the estimate ± `quantile` times the draws' spread, or its range on the edge.
+
+        Args:
+            estimate: its value at the fit.
+            of: its values at many θ.
+            quantile: Student's t.
+        """
+        if self.edge_SP is not None:
+            values_S = of(self.edge_SP)
+            return min(float(values_S.min()), estimate), max(float(values_S.max()), estimate)
+        half = quantile * self.spread(of(self.theta_SP))
+        return estimate - half, estimate + half
 
     def spread(self, drawn_S: Array) -> float:
         """Size of the draws' scatter: their standard deviation, or for parametric draws what their deciles say.
@@ -73,6 +92,8 @@ def resample(
 ) -> Draws:
     """Case bootstrap where there are rows enough, or where their scatter is uneven; parametric otherwise.
 
+    Where the rows don't tell the offset, draws are of all offsets that they leave possible.
+
     Args:
         fitted: the fit.
         draws: how many refits.
@@ -80,6 +101,9 @@ def resample(
         clusters: a label a row; rows with one label (checkpoints of a run) are drawn together, however few.
         repeats: the same for rows alike in all but the seed, where cases are drawn at all.
     """
+    if clusters is None and len(fitted.y_n) <= MANY_ROWS and offset_error(fitted) > _UNSURE:
+        drawn_SP, edge_SP = valley.possible(fitted.problem, fitted.y_n, fitted.theta_P, draws, seed)
+        return Draws("profile likelihood along the offset", drawn_SP, len(fitted.y_n), edge_SP)
     together = clusters if clusters is not None else repeats
     units = len(fitted.y_n) if together is None else len(np.unique(together))
     if units > MANY_ROWS:
@@ -142,6 +166,19 @@ def parametric(fitted: Fit, draws: int, seed: int) -> Draws:
         return respond(fitted.law, u_n + errors_Sn), np.ones((count, rows))
 
     return Draws("parametric bootstrap", _refit(fitted, draws, chunk), rows)
+
+
+def offset_error(fitted: Fit) -> float:
+    """Standard error of log E to first order: how little the rows tell of a free offset. 0 without one."""
+    if "E" not in fitted.problem.free:
+        return 0.0
+    place = fitted.problem.free.index("E")
+    _, shares_J1n = fitted.problem.evaluate(fitted.theta_P[None])
+    jacobian_nP = fitted.problem.jacobian(fitted.theta_P[None], shares_J1n)[0]
+    others_nQ = np.delete(jacobian_nP, place, axis=1)
+    own_n = jacobian_nP[:, place] - others_nQ @ np.linalg.lstsq(others_nQ, jacobian_nP[:, place], rcond=None)[0]
+    around = scatter(fitted) / fitted.y_n.mean() if fitted.objective.raw else scatter(fitted)
+    return float(around / max(np.sqrt((own_n**2).sum()), 1e-300))
 
 
 def scatter(fitted: Fit) -> float:

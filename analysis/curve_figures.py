@@ -193,6 +193,8 @@ def _prediction_mark(axes: Axes, grid: "TargetGrid") -> None:
 
 def _formula(entry: "FitEntry") -> str:
     p = {name: f"{value:.3g}" for name, value in entry.fitted.parameters.items()}
+    if "E" in entry.fitted.at_bound:
+        p["E"] = "0"
     x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
     falling = f"{x}$^{{{-entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
     texts = {

@@ -57,6 +57,7 @@ def minimise(
     *,
     smooth: bool = True,
     iterations: int = 200,
+    held: int | None = None,
 ) -> tuple[Array, Array]:
     """Damped Newton from each start: the θ reached, (S, P), and the objectives there, (S,).
 
@@ -68,20 +69,21 @@ def minimise(
         objective: what to minimise.
         smooth: approach Huber and LAD through larger δ.
         iterations: at most so many steps for each δ.
+        held: a parameter that keeps each start's value.
     """
-    last = objective.final_delta
+    last, raw = objective.final_delta, objective.raw
     if last is None:
-        theta_SP = _newton(problem, y, weights_Sn, start_SP, objective.raw, None, iterations, 1e-13)
+        theta_SP = _newton(problem, y, weights_Sn, start_SP, raw, None, iterations, 1e-13, held)
     else:
         theta_SP = start_SP
         if smooth:
             typical = float(np.median(np.abs(residuals_of(problem, y, start_SP, objective.raw)[0])))
             delta = max(min(typical, 0.1), last)
             while delta > 3 * last:
-                theta_SP = _newton(problem, y, weights_Sn, theta_SP, objective.raw, delta, min(iterations, 30), 1e-7)
+                theta_SP = _newton(problem, y, weights_Sn, theta_SP, raw, delta, min(iterations, 30), 1e-7, held)
                 delta /= 5
-        theta_SP = _newton(problem, y, weights_Sn, theta_SP, objective.raw, last, iterations, 1e-13)
-    residuals_Sn = residuals_of(problem, y, theta_SP, objective.raw)[0]
+        theta_SP = _newton(problem, y, weights_Sn, theta_SP, raw, last, iterations, 1e-13, held)
+    residuals_Sn = residuals_of(problem, y, theta_SP, raw)[0]
     return theta_SP, (weights_Sn * objective.terms(residuals_Sn)).sum(axis=1)
 
 
@@ -140,6 +142,7 @@ def _newton(
     delta: float | None,
     iterations: int,
     tolerance: float,
+    held: int | None,
 ) -> Array:
     """Newton steps with the exact Hessian, damped by the matrix of iteratively reweighted least squares.
 
@@ -166,6 +169,10 @@ def _newton(
         ridge_SP = 1e-9 * diagonal_SP + 1e-12 * diagonal_SP.max(axis=1, keepdims=True) + 1e-300
         metric_SPP = metric_SPP + identity * ridge_SP[:, None]
         system_SPP = hessian_SPP + damping_S[:, None, None] * metric_SPP
+        if held is not None:
+            gradient_SP[:, held] = 0.0
+            system_SPP[:, held, :] = system_SPP[:, :, held] = identity[held]
+            metric_SPP[:, held, held] = 1.0
         step_SP = _solve(system_SPP, metric_SPP, gradient_SP)
         trial_SP = np.clip(theta_SP - step_SP, lower_P, upper_P)
         trial_r, trial_u, trial_shares = residuals_of(problem, y, trial_SP, raw)

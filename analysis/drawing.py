@@ -26,6 +26,8 @@ from analysis.units import NOUNS
 
 COLUMN_INCHES = 3.4
 MANY_POINTS = 60
+LONGEST_LABEL = 32
+"""Characters of an axis label; longer names are cut in the middle."""
 INK = "#16181d"
 ORANGE, BLUE, GREEN, VERMILION, PURPLE = "#e69f00", "#0072b2", "#009e73", "#d55e00", "#cc79a7"
 _STYLE: dict[str, Any] = {
@@ -87,6 +89,11 @@ class Drawing:
 
 def label(table: RunsTable, column: str) -> str:
     """What an axis says: units where they are known, which for targets means a sweep's own columns."""
+    text = _label(table, column)
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 10]} … {text[-7:]}"
+
+
+def _label(table: RunsTable, column: str) -> str:
     if column == "flops":
         return "training compute (FLOPs)"
     if column in NOUNS and column in table.frame.columns and column not in table.targets:
@@ -105,7 +112,7 @@ def plain(text: str) -> str:
 
 def sentence(table: RunsTable, column: str) -> str:
     """A column's name at the start of a sentence."""
-    text = label(table, column).split(" (")[0]
+    text = _label(table, column).split(" (")[0]
     return text[0].upper() + text[1:]
 
 
@@ -169,7 +176,11 @@ def points(axes: Axes, x: Array, y: Array, name: str) -> None:
 def legend_below(figure: Figure, axes: Axes, title: str | None = None, columns: int = 3) -> None:
     """A legend under the axes, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), title=title)
+    for count in range(min(columns, len(labels)), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=count, title=title)
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def render(name: str, caption: str, draw: Callable[[Figure], None], height: float) -> Drawing:

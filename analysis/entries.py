@@ -61,7 +61,7 @@ def one_fit(
         message = f"{name}: no check of the rows where {options.holdout_where} (none, all, or too few rows remain)"
         cautions.append(Caution("holdout-skipped", message, name))
     free_offset = fitted.law.has_offset and fitted.offset is None and len(columns) == 1
-    cautions += traps.of_heldout(name, checks, offset_path(refits) if free_offset else [])
+    cautions += traps.of_heldout(name, checks, offset_path(refits) if free_offset else [], values.min())
     entry = FitEntry(
         name=name,
         target=target,

@@ -24,6 +24,9 @@ from analysis.parametric import best_sizes
 if TYPE_CHECKING:
     from analysis.results import FitEntry, LawsResult
 
+MOST_TICKS = 5
+"""Budgets that have room side by side."""
+
 
 def contour(result: "LawsResult", entry: "FitEntry", name: str) -> Drawing:
     """The parametric surface over N and D, the runs, and the best size for each budget."""
@@ -102,7 +105,9 @@ def holdout(result: "LawsResult", key: str, target: str, name: str) -> Drawing:
         bars = [middle - low, high - middle]
         axes.errorbar(places, middle, bars, fmt="D", color=BLUE, ms=4, lw=1, capsize=2.5, label="law")
         axes.plot(places + 0.12, baseline, "_", color=VERMILION, ms=9, mew=2, label="no change")
-        axes.set_xticks(places, [f"{power_of_ten(check.budget)}\nfrom {check.n_budgets}" for check in checks])
+        shown = slice(None, None, -(-len(checks) // MOST_TICKS))
+        names = [f"{power_of_ten(check.budget)}\nfrom {check.n_budgets}" for check in checks]
+        axes.set_xticks(places[shown], names[shown])
         axes.set_xlim(-0.6, len(checks) - 0.4)
         axes.set(xlabel="budget (FLOPs), and from how many smaller ones", ylabel="error (%)")
         axes.grid(axis="x", visible=False)

@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 from scipy.optimize import nnls
 
+from analysis import valley
 from analysis.descent import Objective, bounds, minimise, residuals_of, respond, target
 from analysis.errors import FitRefused
 from analysis.laws import LAWS, Array, Law, Problem
@@ -109,6 +110,10 @@ def fit(
         problem, y, weights_n[None], theta_SP[[best]], objective, smooth=False, iterations=400
     )
     theta_P = theta_1P[0] if polished_1[0] <= values_S[best] else theta_SP[best]
+    lowest = min(float(polished_1[0]), float(values_S[best]))
+    if "E" in problem.free and not few_starts and 2 * (values_S <= lowest * (1 + AGREEMENT)).sum() < count:
+        bottom_P, value = valley.bottom(problem, y, weights_n, theta_P, objective)
+        theta_P = bottom_P if value < lowest else theta_P
     residuals_n = residuals_of(problem, y, theta_P[None], objective.raw)[0][0]
     value = float((weights_n * objective.terms(residuals_n)).sum())
     # Objectives of zero (as many parameters as rows) agree by what is lost against the values' own size.

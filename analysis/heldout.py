@@ -114,7 +114,7 @@ def offset_path(refits: Refits) -> list[float]:
 
 def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tuple[str, str, Array]]:
     """Names, the column that decides, and which rows are left out."""
-    order = next((name for name in ("budget", "flops") if name in rows.columns), inputs[0])
+    order = next((name for name in ("budget", "flops") if name in rows.columns), inputs[-1])
     column = order if inputs != ("params",) and not set(inputs) - {"params", "tokens", "flops"} else inputs[0]
     splits = [(_name("largest", column), column, _top(rows[column].to_numpy(dtype=float)))]
     if len(inputs) > 1:

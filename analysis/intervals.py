@@ -1,11 +1,13 @@
 """Standard errors, covariance and intervals from draws of the bootstrap.
 
-The interval of a quantity is its estimate ± Student's t (n - p degrees of freedom) × the draws' spread. Exponents
-and the offset are taken as they are, the coefficients A and B and predictions on the logarithmic scale.
+The interval of a quantity is its estimate ± Student's t (n - p degrees of freedom) × the draws' spread, or its range
+within the 95% level of the likelihood where the rows hardly tell the offset (`valley`). Exponents and the offset are
+taken as they are, the coefficients A and B and predictions on the logarithmic scale.
 docs/laws.md has the coverage measured on planted laws.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import special
@@ -13,7 +15,7 @@ from scipy import special
 from analysis.bootstrap import Draws, scatter
 from analysis.descent import respond
 from analysis.fitting import Fit
-from analysis.laws import Array
+from analysis.laws import Array, Problem
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,14 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
     natural_SP = fitted.problem.natural(draws.theta_SP)
     errors, intervals = {}, {}
     for place, (name, value) in enumerate(fitted.parameters.items()):
-        drawn_S = natural_SP[:, place]
         if name in ("alpha", "beta", "E"):
-            half = quantile * draws.spread(drawn_S)
-            low = value - half
-            intervals[name] = (max(low, 0.0) if name == "E" else low, value + half)
+            low, high = draws.interval(value, partial(_parameter, fitted, place), quantile)
+            intervals[name] = (max(low, 0.0) if name == "E" else low, high)
         else:
             middle = float(np.log(max(value, 1e-300)))
-            half = quantile * draws.spread(np.log(np.maximum(drawn_S, 1e-300)))
-            intervals[name] = (float(np.exp(max(middle - half, -700.0))), float(np.exp(min(middle + half, 700.0))))
-        errors[name] = draws.spread(drawn_S)
+            low, high = draws.interval(middle, partial(_log_parameter, fitted, place), quantile)
+            intervals[name] = (float(np.exp(max(low, -700.0))), float(np.exp(min(high, 700.0))))
+        errors[name] = draws.spread(natural_SP[:, place])
     return Uncertainty(
         method=draws.method,
         standard_errors=errors,
@@ -83,20 +83,32 @@ def predict(fitted: Fit, uncertainty: Uncertainty, *inputs: Array) -> list[Predi
     """The law at points given, each with both intervals."""
     problem = fitted.at(*inputs)
     u_m = problem.evaluate(fitted.theta_P[None])[0][0]
-    drawn_Sm = problem.evaluate(uncertainty.draws.theta_SP)[0]
     quantile = t_quantile(uncertainty.degrees_of_freedom)
     found = []
-    for u, drawn_S in zip(u_m, drawn_Sm.T, strict=True):
-        own = uncertainty.draws.spread(drawn_S)
+    for place, u in enumerate(u_m):
+        below, above = uncertainty.draws.interval(u, partial(_linked, problem, place), quantile)
         value = float(respond(fitted.law, u))
         # Raw residuals have the values' unit; relative to the value they are a scatter of the logarithm.
         around = uncertainty.scatter / value if fitted.objective.raw else uncertainty.scatter
         pairs = []
-        for size in (own, float(np.hypot(own, around))):
-            low, high = respond(fitted.law, u - quantile * size), respond(fitted.law, u + quantile * size)
-            pairs.append((float(low), float(high)))
+        for scattered in (0.0, quantile * around):
+            ends = u - np.hypot(u - below, scattered), u + np.hypot(above - u, scattered)
+            low, high = (float(respond(fitted.law, end)) for end in ends)
+            pairs.append((low, high))
         found.append(Prediction(value, pairs[0], pairs[1]))
     return found
+
+
+def _parameter(fitted: Fit, place: int, theta_SP: Array) -> Array:
+    return fitted.problem.natural(theta_SP)[:, place]
+
+
+def _log_parameter(fitted: Fit, place: int, theta_SP: Array) -> Array:
+    return np.asarray(np.log(np.maximum(_parameter(fitted, place, theta_SP), 1e-300)))
+
+
+def _linked(problem: Problem, place: int, theta_SP: Array) -> Array:
+    return problem.evaluate(theta_SP)[0][:, place]
 
 
 def t_quantile(degrees: int, probability: float = 0.95) -> float:

@@ -80,8 +80,12 @@ def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parab
     best = int(curve_G1[:, 0].argmin())
     if best in (0, len(fine) - 1):
         return Minimum(budget, sizes, method, refused=f"the {method} has no minimum within the sizes")
-    place, value = float(fine[best]), float(curve_G1[best, 0])
-    coefficients = () if method == "akima" else tuple(np.polyfit(logs, values, _degree(method, sizes)).tolist())
+    place, value, coefficients = float(fine[best]), float(curve_G1[best, 0]), ()
+    if method != "akima":
+        coefficients = tuple(np.polyfit(logs, values, _degree(method, sizes)).tolist())
+        flat = np.roots(np.polyder(coefficients)).real  # the grid has found which of them
+        place = float(flat[np.abs(flat - place).argmin()])
+        value = float(np.polyval(coefficients, place))
     tokens = None
     if "tokens" in rows.columns:
         tokens = float(np.exp(np.interp(place, logs, np.log(rows["tokens"].to_numpy(dtype=float)))))

@@ -241,7 +241,7 @@ def _minimise_over_sizes(
 def _interval(values_S: Array, uncertainty: Uncertainty, log: bool = False) -> tuple[float, float]:
     """Percentiles of case draws; the estimate ± t times the spread of parametric ones."""
     drawn_S = values_S[1:]
-    if uncertainty.draws.method.startswith("case"):
+    if uncertainty.draws.edge_SP is not None or uncertainty.draws.method.startswith("case"):
         low, high = np.quantile(drawn_S, [0.025, 0.975])
         return float(low), float(high)
     quantile = t_quantile(uncertainty.degrees_of_freedom)

@@ -1,5 +1,6 @@
 """What was asked for: options checked, points parsed, and which laws are fitted to which rows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,17 +27,25 @@ def check_options(options: FitOptions) -> None:
     for law in options.law:
         if law not in LAWS:
             raise TableError(f"unknown law {law!r}; the laws are {', '.join(LAWS)}")
+    if options.compare and options.group is None:
+        raise TableError(f"--compare {options.compare[0]} needs --group COLUMN, which names the groups")
+    if options.offset is not None and options.law and not any(LAWS[law].has_offset for law in options.law):
+        raise TableError(f"--offset {options.offset:g} has no effect: of {', '.join(options.law)} none has an offset")
     if options.objective not in OBJECTIVES:
         raise TableError(f"unknown objective {options.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
     if not options.delta > 0:
         raise TableError(f"--delta must be positive, not {options.delta:g}")
+    if options.drop_highest < 0:
+        raise TableError(f"--drop-highest counts rows, so it can't be {options.drop_highest}")
+    if options.seed < 0:
+        raise TableError(f"--seed must be a whole number from 0 up, not {options.seed}")
     if options.bootstrap_draws < 50:
         raise TableError(f"--bootstrap-draws {options.bootstrap_draws} is too few for an interval; at least 50")
     if options.offset is not None and not options.offset > 0:
         raise TableError(f"--offset must be positive, not {options.offset:g}; law power has none")
     for budget in options.allocate:
-        if not budget > 0:
-            raise TableError(f"--budget must be positive, not {budget:g}")
+        if not 0 < budget < math.inf:
+            raise TableError(f"--budget must be positive and finite, not {budget:g}")
     for text in options.predict:
         parse_point(text)
 
@@ -54,7 +63,7 @@ def parse_point(text: str) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = float("nan")
-        if not equals or not number > 0:
+        if not equals or not 0 < number < math.inf:
             raise TableError(f"--predict {text!r}: write column=number, such as flops=1e21 or params=1e9,tokens=2e10")
         point[name.strip()] = number
     return point

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import leave_one_out, uneven
+from analysis.descent import residuals_of
 from analysis.fitting import Fit
 from analysis.heldout import Heldout
 from analysis.intervals import Uncertainty
@@ -18,7 +19,7 @@ CODES: dict[str, str] = {
     "approaches-disagree": "two ways of finding the best size give exponents whose intervals don't meet",
     "at-bound": "a parameter ended at the edge of what is allowed",
     "checkpoints": "rows are checkpoints of runs, not runs",
-    "correlated-parameters": "two parameters are correlated above .99 even with N and D centred (geometric means)",
+    "correlated-parameters": "N and D, or two parameters with both centred (geometric means), are correlated above .99",
     "decisive-point": "leaving out one row moves an exponent or the offset out of its interval",
     "edge-optimum": "the best size of a budget is the smallest or largest of the grid",
     "few-budgets": "fewer than four budgets",
@@ -43,8 +44,9 @@ CODES: dict[str, str] = {
     "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
     "worse-than-baseline": "held out, a simple baseline predicts better than the law",
 }
-EVALUATOR_COLUMNS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "guidance", "cfg")
-TOKENIZER_COLUMNS = ("tokenizer", "vocab_size", "patch_nums")
+_EVALUATOR_COLUMNS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "n_samples", "num_samples")
+EVALUATOR_COLUMNS = (*_EVALUATOR_COLUMNS, "guidance", "cfg", "cfg_scale")
+TOKENIZER_COLUMNS = ("tokenizer", "tokenizer_name", "vocab_size", "patch_nums")
 FEWEST_SIZES = 4
 LONGEST_WARMUP = 0.25
 MOST_EPOCHS = 4.0
@@ -53,6 +55,10 @@ LEAST_RATIO, MOST_RATIO = 0.05, 1e6
 """C / (N·D): a mixture of experts has less than 6, images instead of tokens give thousands."""
 UNEVEN = 0.003
 _DRIFT = 0.1
+_FLAT = 1e-9
+_COLLINEAR = 0.99
+_DECISIVE_ERRORS = 5.0
+_MOST_ROWS_LEFT_OUT = 300
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,12 @@ def of_table(table: RunsTable, grid: pd.DataFrame | None, checkpoints: bool) -> 
             )
         )
     for code, columns in (("mixed-evaluators", EVALUATOR_COLUMNS), ("mixed-tokenizers", TOKENIZER_COLUMNS)):
-        for name in columns:
-            if name in frame.columns and (count := frame[name].nunique()) > 1:
+        for name in frame.columns:
+            if _plain(name) in columns and (count := frame[name].nunique()) > 1:
                 found.append(Caution(code, f"column {name} has {count} values; values that differ in it don't compare"))
-    return found + _units(frame) + _schedule(frame) + _undertrained(grid if grid is not None else frame)
+    return (
+        found + _units(frame) + _schedule(frame) + _undertrained(grid if grid is not None else frame, table.targets[0])
+    )
 
 
 def of_fit(
@@ -103,7 +111,8 @@ def of_fit(
     if fitted.at_bound:
         message = f"{name}: {', '.join(fitted.at_bound)} ended at the edge of what is allowed"
         found.append(Caution("at-bound", message, name))
-    if len(inputs) == 1 and fitted.law.name == "power" and fitted.parameters["alpha"] <= 0 and _is_loss(name):
+    rising_share = values.max() < 1 and not name.startswith(("loss", "error"))  # accuracies are to rise
+    if len(inputs) == 1 and fitted.law.name == "power" and fitted.parameters["alpha"] <= _FLAT and not rising_share:
         found.append(Caution("not-monotone", f"{name}: the target doesn't fall with x over these rows", name))
     if uncertainty is None:
         return found
@@ -121,8 +130,15 @@ def of_fit(
     return found
 
 
-def of_heldout(name: str, checks: Sequence[Heldout], offsets: Sequence[float]) -> list[Caution]:
-    """Held out: worse than a baseline, or an offset that drifts in one direction as rows are added."""
+def of_heldout(name: str, checks: Sequence[Heldout], offsets: Sequence[float], lowest: float) -> list[Caution]:
+    """Held out: worse than a baseline, or an offset that drifts in one direction as rows are added.
+
+    Args:
+        name: of the fit.
+        checks: held-out refits.
+        offsets: E as rows are added, the last of all rows.
+        lowest: the lowest value fitted; far below it an offset is zero, and doesn't drift.
+    """
     found = []
     for check in checks:
         if check.beaten_by and not check.name.startswith("roll") and check.mean_percent > 0.1:
@@ -134,7 +150,7 @@ def of_heldout(name: str, checks: Sequence[Heldout], offsets: Sequence[float]) -
     steps = np.diff(offsets)
     # Wandering to and fro is noise, which the interval tells; going one way is a law of another shape.
     one_way = len(steps) >= 2 and abs(steps.sum()) > 0.8 * np.abs(steps).sum()
-    if one_way and abs(steps.sum()) > _DRIFT * abs(offsets[-1]):
+    if one_way and abs(steps.sum()) > max(_DRIFT * abs(offsets[-1]), 1e-6 * lowest):
         message = f"{name}: E drifts from {offsets[0]:.4g} to {offsets[-1]:.4g} as budgets are added"
         found.append(Caution("offset-not-identified", message, name))
     return found
@@ -164,9 +180,12 @@ def _units(frame: pd.DataFrame) -> list[Caution]:
 
 def _schedule(frame: pd.DataFrame) -> list[Caution]:
     found = []
-    if {"warmup_images", "images_seen"} <= set(frame.columns):
-        warmup, seen = (pd.to_numeric(frame[name], errors="coerce") for name in ("warmup_images", "images_seen"))
-        share = float((warmup / seen).max())
+    named = {_plain(name): name for name in frame.columns}
+    for pair in (("warmup_images", "images_seen"), ("warmup_steps", "steps")):
+        if not named.keys() >= set(pair):
+            continue
+        warmup, length = (pd.to_numeric(frame[named[name]], errors="coerce") for name in pair)
+        share = float((warmup / length).max())
         if share > LONGEST_WARMUP:
             found.append(Caution("long-warmup", f"the warm-up is {share:.0%} of the shortest run"))
     epochs = pd.to_numeric(frame["epochs"], errors="coerce") if "epochs" in frame.columns else pd.Series(dtype=float)
@@ -175,16 +194,20 @@ def _schedule(frame: pd.DataFrame) -> list[Caution]:
     return found
 
 
-def _undertrained(frame: pd.DataFrame) -> list[Caution]:
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _undertrained(frame: pd.DataFrame, target: str) -> list[Caution]:
     """Sizes whose longest run has far fewer tokens a parameter than the best run of the largest budget."""
-    if not {"params", "tokens", "flops"} <= set(frame.columns):
+    if not {"params", "tokens", "flops", target} <= set(frame.columns):
         return []
     level = "budget" if "budget" in frame.columns else "flops"
     top = frame[frame[level] >= 0.5 * frame[level].max()]
-    target = "loss" if "loss" in top.columns else None
-    if target is None:
+    if top[target].isna().all():
         return []
-    best = top.loc[top[target].idxmin()]
+    rises = frame[target].nunique() > 1 and frame[target].corr(frame["flops"], method="spearman") > 0  # an accuracy
+    best = top.loc[top[target].idxmax() if rises else top[target].idxmin()]
     ratio = (frame["tokens"] / frame["params"]).groupby(frame["params"]).max()
     own = float(best["tokens"] / best["params"])
     poor = ratio[(ratio < UNDERTRAINED * own) & (ratio < 1.0)]
@@ -198,6 +221,10 @@ def _undertrained(frame: pd.DataFrame) -> list[Caution]:
 def _correlated(name: str, fitted: Fit, uncertainty: Uncertainty) -> list[Caution]:
     if len(fitted.problem.law.inputs) < 2:
         return []
+    collinear = abs(float(np.asarray(np.corrcoef(fitted.problem.log_inputs_In))[0, 1]))
+    if collinear > _COLLINEAR:
+        message = f"{name}: N and D of the rows are correlated {collinear:.3f}: the rows can't tell alpha from beta"
+        return [Caution("correlated-parameters", message, name)]
     worst = np.abs(uncertainty.correlations - np.diag(np.diag(uncertainty.correlations)))
     if worst.max() <= 0.99:
         return []
@@ -207,15 +234,25 @@ def _correlated(name: str, fitted: Fit, uncertainty: Uncertainty) -> list[Cautio
 
 
 def _decisive(name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame) -> list[Caution]:
-    """One row without which an exponent or the offset leaves its own interval."""
+    """One row without which an exponent or the offset leaves its interval, or moves by many of the rest's own errors.
+
+    The interval alone would miss a row that widens it.
+    """
     count = len(fitted.y_n)
     if not 4 <= count <= 2000 or count <= fitted.free_count + 1:
         return []
-    natural_nP = fitted.problem.natural(leave_one_out(fitted))
+    theta_nP = leave_one_out(fitted)
+    natural_nP = fitted.problem.natural(theta_nP)
+    errors_nP = _errors_without_each(fitted, theta_nP) if count <= _MOST_ROWS_LEFT_OUT else None
     for place, parameter in enumerate(fitted.law.parameters):
         low, high = uncertainty.ci95[parameter]
         values = natural_nP[:, place]
-        outside = np.flatnonzero((values < low) | (values > high))
+        outside_n = (values < low) | (values > high)
+        if errors_nP is not None and parameter in fitted.problem.free:
+            error_n = errors_nP[:, fitted.problem.free.index(parameter)]
+            error_n = error_n * values if parameter == "E" else error_n  # θ holds its logarithm
+            outside_n |= np.abs(values - fitted.parameters[parameter]) > _DECISIVE_ERRORS * error_n
+        outside = np.flatnonzero(outside_n)
         if parameter in ("alpha", "beta", "E") and len(outside):
             worst = outside[np.argmax(np.abs(values[outside] - fitted.parameters[parameter]))]
             label = rows["row"].iloc[int(worst)] if "row" in rows.columns else str(int(worst) + 1)
@@ -227,8 +264,17 @@ def _decisive(name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFra
     return []
 
 
-def _is_loss(name: str) -> bool:
-    return name.startswith(("loss", "error"))
+def _errors_without_each(fitted: Fit, theta_nP: Array) -> Array:
+    """Standard errors of θ from all rows but one, each in turn, to first order."""
+    rows, free = theta_nP.shape
+    if rows - 1 - free < 3:
+        return np.full_like(theta_nP, np.inf)
+    residuals_nn, _, shares_Jnn = residuals_of(fitted.problem, fitted.y_n, theta_nP, raw=False)
+    kept_nn = 1.0 - np.eye(rows)
+    variance_n = (kept_nn * residuals_nn**2).sum(axis=1) / (rows - 1 - free)
+    jacobian_nnP = fitted.problem.jacobian(theta_nP, shares_Jnn) * kept_nn[..., None]
+    inverse_nPP = np.linalg.pinv(np.einsum("snp,snq->spq", jacobian_nnP, jacobian_nnP), hermitian=True)
+    return np.asarray(np.sqrt(np.einsum("spp->sp", inverse_nPP).clip(0.0) * variance_n[:, None]))
 
 
 def _some(rows: tuple[str, ...]) -> str:

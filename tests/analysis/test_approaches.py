@@ -175,3 +175,19 @@ def test_loss_against_size_is_taken_at_one_budget_even_if_none_has_all_sizes():
     entry = fit_laws(table, FitOptions(**mapped, law=("power",), **QUICK)).find("power", x="params")
     assert entry.rows["budget"].nunique() == 1
     assert "the one with most sizes, 7 of 35" in entry.filters[0]
+
+
+def test_the_minimum_of_a_parabola_is_its_vertex():
+    sizes = np.geomspace(1e6, 3e8, 7)
+    rows = pd.DataFrame({"params": sizes, "loss": 2 + 0.1 * (np.log(sizes) - np.log(1.234567e7)) ** 2, "budget": 1e18})
+    for method in ("parabola", "cubic"):
+        (found,) = minima(rows, "loss", method)
+        assert found.params == pytest.approx(1.234567e7, rel=1e-9)
+        assert found.value == pytest.approx(2.0, rel=1e-12)
+
+
+def test_without_flops_the_most_data_are_held_out_once():
+    table = chinchilla_table().drop(columns="C")
+    result = fit_laws(table, FitOptions(params="N", tokens="D", law=("chinchilla",), bootstrap_draws=100))
+    names = [check.name for check in result.fits[0].holdout if not check.name.startswith("roll")]
+    assert names == ["largest tokens", "largest params"]

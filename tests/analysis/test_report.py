@@ -1,11 +1,14 @@
 """Figures and report: whole, self-contained, stable, and readable where a browser shows them."""
 
+import io
 import re
 import subprocess
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from requirements import require_program
 from rich.console import Console
 from tables import chinchilla_table, sweep_table
@@ -139,3 +142,15 @@ def test_every_warning_code_is_documented():
 )
 def test_numbers(value, text):
     assert number(value) == text
+
+
+def test_what_is_long_or_many_stays_inside_its_figure():
+    """A legend of long formulas, a target of a long name, and more budgets than have room for their names."""
+    name = "fid50k of guidance 1.5 by torch-fidelity against the reference set imagenet256"
+    flops = np.geomspace(1e17, 1e20, 12)
+    table = pd.DataFrame({"C": flops, name: 3.54321e-5 + 20 * (flops / 1e17) ** -0.3})
+    result = fit_laws(table, FitOptions(flops="C", target=(name,), law=("power", "power-offset"), bootstrap_draws=100))
+    for drawing in draw_all(result):
+        pixels = np.asarray(Image.open(io.BytesIO(drawing.png)).convert("L"))
+        edges = np.concatenate([pixels[:3].ravel(), pixels[-3:].ravel(), pixels[:, :3].ravel(), pixels[:, -3:].ravel()])
+        assert edges.min() > 250, drawing.name  # nothing is cut off

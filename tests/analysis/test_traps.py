@@ -179,3 +179,64 @@ def test_equal_losses_are_refused_or_warned_of(objective):
     for mapped in ({"params": "N", "tokens": "D"}, {"params": "N", "flops": "C", "tokens": "D"}):
         result = fit_laws(flat, FitOptions(objective=objective, bootstrap_draws=50, **mapped))
         assert {"law-skipped", "not-monotone", "at-bound"} & {caution.code for caution in result.cautions}
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_ladder_of_so_many_tokens_a_parameter(spread, seed):
+    """Sizes and data that grow together can't tell one exponent from the other, wherever the fit ends on the ridge."""
+    rng = np.random.default_rng(seed)
+    params = np.geomspace(1e7, 1e10, 30)
+    tokens = 20 * params * np.exp(spread * rng.standard_normal(30))
+    loss = (1.8 + 480 * params**-0.34 + 2085 * tokens**-0.36) * np.exp(0.002 * rng.standard_normal(30))
+    table = pd.DataFrame({"N": params, "D": tokens, "loss": loss})
+    assert "correlated-parameters" in codes(table, params="N", tokens="D", law=("chinchilla",), holdout=False)
+
+
+@pytest.mark.parametrize("name", ["loss", "val_loss", "bits per byte"])
+def test_traps_do_not_depend_on_what_the_loss_is_called(name):
+    rising = pd.DataFrame({"C": np.geomspace(1e18, 1e21, 8), name: np.linspace(2.0, 3.0, 8)})
+    assert "not-monotone" in codes(rising, flops="C", loss=name, law=("power",))
+    starved = chinchilla_table()
+    starved = pd.concat([starved, starved.tail(1).assign(N=3e11, D=1e21 / 6 / 3e11, loss=2.9)]).rename(
+        columns={"loss": name}
+    )
+    assert "undertrained-sizes" in codes(starved, params="N", flops="C", tokens="D", loss=name, law=("chinchilla",))
+
+
+def test_an_accuracy_may_rise():
+    table = pd.DataFrame({"C": np.geomspace(1e18, 1e21, 8), "accuracy": np.linspace(0.2, 0.6, 8)})
+    assert "not-monotone" not in codes(table, flops="C", target=("accuracy",), law=("power",))
+
+
+def test_a_point_that_widens_its_own_interval_is_decisive_all_the_same():
+    flops = np.geomspace(1e18, 1e21, 9)
+    loss = 3 * (flops / 1e18) ** -0.05 * np.exp(0.001 * np.random.default_rng(0).standard_normal(9))
+    table = pd.DataFrame({"C": flops, "loss": loss})
+    options = {"flops": "C", "law": ("power",), "objective": "lsq-log"}
+    assert "decisive-point" not in codes(table, **options)
+    table.loc[0, "loss"] *= 0.8
+    assert "decisive-point" in codes(table, **options)
+
+
+@pytest.mark.parametrize(("column", "code"), [("Evaluator", "mixed-evaluators"), ("CFG scale", "mixed-evaluators"),
+                                              ("Tokenizer-name", "mixed-tokenizers")])  # fmt: skip
+def test_mixed_columns_are_known_by_other_spellings(column, code):
+    table = curve_table(rows=12).assign(**{column: ["a", "b"] * 6})
+    assert code in codes(table, flops="C", law=("power",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop_highest": -2}, "--drop-highest"),
+        ({"seed": -1}, "--seed"),
+        ({"predict": ("flops=inf",)}, "--predict"),
+        ({"allocate": (float("inf"),)}, "--budget"),
+        ({"compare": ("a", "b")}, "--compare a needs --group"),
+        ({"offset": 1.0, "law": ("power",)}, "--offset 1 has no effect"),
+    ],
+)
+def test_flags_that_cannot_be_met_are_refused(options, message):
+    with pytest.raises(TableError, match=message):
+        fit_laws(curve_table(), FitOptions(flops="C", **options))
