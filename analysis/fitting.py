@@ -18,6 +18,8 @@ from analysis.descent import Objective, bounds, minimise, residuals_of, respond,
 from analysis.errors import FitRefused
 from analysis.laws import LAWS, Array, Law, Problem
 
+NO_OFFSET = 1e-6
+"""Share of the lowest value below which an offset is none."""
 AGREEMENT = 1e-6
 """Starts agree when their objectives differ by less than this share."""
 _ROWS_FOR_STARTS = 2000
@@ -111,7 +113,8 @@ def fit(
     )
     theta_P = theta_1P[0] if polished_1[0] <= values_S[best] else theta_SP[best]
     lowest = min(float(polished_1[0]), float(values_S[best]))
-    if "E" in problem.free and not few_starts and 2 * (values_S <= lowest * (1 + AGREEMENT)).sum() < count:
+    minority = 2 * (values_S <= lowest * (1 + AGREEMENT)).sum() < count
+    if "E" in problem.free and minority and not few_starts and len(y) <= _ROWS_FOR_STARTS:
         bottom_P, value = valley.bottom(problem, y, weights_n, theta_P, objective)
         theta_P = bottom_P if value < lowest else theta_P
     residuals_n = residuals_of(problem, y, theta_P[None], objective.raw)[0][0]
@@ -121,6 +124,8 @@ def fit(
     agreeing = int((values_S <= value + AGREEMENT * scale).sum())
     lower_P, upper_P = bounds(problem, y)
     edge = (theta_P <= lower_P + 1e-6) | (theta_P >= upper_P - 1e-6)
+    if "E" in problem.free:
+        edge[problem.free.index("E")] |= np.exp(theta_P[problem.free.index("E")]) < NO_OFFSET * y.min()
     return Fit(
         law=law,
         objective=objective,

@@ -14,7 +14,7 @@ from scipy import special
 
 from analysis.bootstrap import Draws, scatter
 from analysis.descent import respond
-from analysis.fitting import Fit
+from analysis.fitting import NO_OFFSET, Fit
 from analysis.laws import Array, Problem
 
 
@@ -61,7 +61,8 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
     for place, (name, value) in enumerate(fitted.parameters.items()):
         if name in ("alpha", "beta", "E"):
             low, high = draws.interval(value, partial(_parameter, fitted, place), quantile)
-            intervals[name] = (max(low, 0.0) if name == "E" else low, high)
+            none = name == "E" and low < NO_OFFSET * fitted.y_n.min()
+            intervals[name] = (0.0 if none else low, high)
         else:
             middle = float(np.log(max(value, 1e-300)))
             low, high = draws.interval(middle, partial(_log_parameter, fitted, place), quantile)

@@ -206,7 +206,8 @@ def _undertrained(frame: pd.DataFrame, target: str) -> list[Caution]:
     top = frame[frame[level] >= 0.5 * frame[level].max()]
     if top[target].isna().all():
         return []
-    rises = frame[target].nunique() > 1 and frame[target].corr(frame["flops"], method="spearman") > 0  # an accuracy
+    vary = frame[[target, "flops"]].nunique().min() > 1
+    rises = vary and frame[target].corr(frame["flops"], method="spearman") > 0  # an accuracy
     best = top.loc[top[target].idxmax() if rises else top[target].idxmin()]
     ratio = (frame["tokens"] / frame["params"]).groupby(frame["params"]).max()
     own = float(best["tokens"] / best["params"])
