@@ -116,12 +116,18 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         if frame is not None:
             grids[target] = build_grid(frame, target, table.targets, options)
             cautions += grid_cautions(target, grids[target], first=target == table.targets[0])
+        fitted: list[FitEntry] = []
         for x, law in plan(table, options, grids.get(target)):
             rows, filters = rows_for(x, law, target, table, grids.get(target), options)
             entry, problems = one_fit(law, target, x, rows, (*table.filters, *filters), table, grids, options, group)
-            cautions += problems
-            if entry is not None:
-                fits.append(entry)
+            if entry is None:
+                cautions += problems
+            else:
+                fitted.append(entry)
+        if not options.law:
+            fitted = traps.without_companions(fitted)
+        fits += fitted
+        cautions += [caution for entry in fitted for caution in entry.cautions]
         if table.has("params", "flops"):
             best_sizes = allocations(target, table, grids.get(target), fits, options)
             if best_sizes:

@@ -1,7 +1,8 @@
 """Known traps of scaling-law fits, each with a code; docs/laws.md explains them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from analysis.intervals import Uncertainty
 from analysis.laws import Array
 from analysis.parametric import Allocation
 from analysis.table import RunsTable
+
+if TYPE_CHECKING:
+    from analysis.results import FitEntry
 
 CODES: dict[str, str] = {
     "approaches-disagree": "two ways of finding the best size give exponents whose intervals don't meet",
@@ -58,6 +62,8 @@ _DRIFT = 0.1
 _FLAT = 1e-9
 _COLLINEAR = 0.99
 _DECISIVE_ERRORS = 5.0
+_CLEARLY = 0.25
+"""Share of an interval's half that a value lies beyond it; in clean tables of few rows one now and then just does."""
 _MOST_ROWS_LEFT_OUT = 300
 
 
@@ -156,6 +162,20 @@ def of_heldout(name: str, checks: Sequence[Heldout], offsets: Sequence[float], l
     return found
 
 
+def without_companions(fits: Sequence["FitEntry"]) -> list["FitEntry"]:
+    """One target's fits; a power law that stands beside a better law is not warned of for being worse."""
+    better = any(
+        entry.fitted.law.has_offset and not any(each.code == "worse-than-baseline" for each in entry.cautions)
+        for entry in fits
+    )
+
+    def kept(entry: "FitEntry") -> tuple[Caution, ...]:
+        companion = better and entry.fitted.law.name == "power"
+        return tuple(each for each in entry.cautions if not (companion and each.code == "worse-than-baseline"))
+
+    return [replace(entry, cautions=kept(entry)) for entry in fits]
+
+
 def of_allocations(target: str, allocations: Sequence[Allocation]) -> list[Caution]:
     """Approaches whose exponents' intervals don't meet."""
     apart = ("isoflop-cubic", "isoflop-akima")  # other readings of the same minima
@@ -211,7 +231,10 @@ def _undertrained(frame: pd.DataFrame, target: str) -> list[Caution]:
     best = top.loc[top[target].idxmax() if rises else top[target].idxmin()]
     ratio = (frame["tokens"] / frame["params"]).groupby(frame["params"]).max()
     own = float(best["tokens"] / best["params"])
-    poor = ratio[(ratio < UNDERTRAINED * own) & (ratio < 1.0)]
+    # a size of one budget only is an end of that budget's bowl
+    repeated = frame.groupby("params")[level].nunique() > 1
+    limit = np.where(repeated, UNDERTRAINED, UNDERTRAINED / 10) * own
+    poor = ratio[(ratio < limit) & (ratio < 1.0)]
     if not len(poor):
         return []
     names = ", ".join(f"{size:.3g}" for size in poor.index)
@@ -248,7 +271,8 @@ def _decisive(name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFra
     for place, parameter in enumerate(fitted.law.parameters):
         low, high = uncertainty.ci95[parameter]
         values = natural_nP[:, place]
-        outside_n = (values < low) | (values > high)
+        margin = _CLEARLY * (high - low) / 2
+        outside_n = (values < low - margin) | (values > high + margin)
         if errors_nP is not None and parameter in fitted.problem.free:
             error_n = errors_nP[:, fitted.problem.free.index(parameter)]
             error_n = error_n * values if parameter == "E" else error_n  # θ holds its logarithm

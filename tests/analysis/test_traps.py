@@ -32,6 +32,18 @@ def test_clean_grid_in_the_default_mode_raises_no_warning():
     assert codes(chinchilla_table(), params="N", flops="C", tokens="D") == set()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_clean_grid_over_many_decades_in_the_default_mode(seed):
+    """Bowls whose ends lie at six times the best size each way, where a plain power law stands beside the surface."""
+    rng, rows = np.random.default_rng(seed), []
+    for budget in 1e17 * 8.0 ** np.arange(8):
+        for params in 0.6 * (budget / 6) ** 0.45 * np.geomspace(1 / 6, 6, 9):
+            tokens = budget / 6 / params
+            loss = 1.69 + 406.4 * params**-0.34 + 410.7 * tokens**-0.28
+            rows.append({"N": params, "C": budget, "D": tokens, "loss": loss * np.exp(0.002 * rng.standard_normal())})
+    assert codes(pd.DataFrame(rows), params="N", flops="C", tokens="D") == set()
+
+
 @pytest.mark.parametrize("offset", [0.05, 1.0])
 def test_offset_that_the_data_cannot_tell(offset):
     table = curve_table(rows=6, decades=1.0, noise=0.004, E=offset)
