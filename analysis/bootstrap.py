@@ -172,13 +172,10 @@ def offset_error(fitted: Fit) -> float:
     """Standard error of log E to first order: how little the rows tell of a free offset. 0 without one."""
     if "E" not in fitted.problem.free:
         return 0.0
-    place = fitted.problem.free.index("E")
-    _, shares_J1n = fitted.problem.evaluate(fitted.theta_P[None])
-    jacobian_nP = fitted.problem.jacobian(fitted.theta_P[None], shares_J1n)[0]
-    others_nQ = np.delete(jacobian_nP, place, axis=1)
-    own_n = jacobian_nP[:, place] - others_nQ @ np.linalg.lstsq(others_nQ, jacobian_nP[:, place], rcond=None)[0]
+    place, rows = fitted.problem.free.index("E"), len(fitted.y_n)
+    variance = fitted.problem.covariance(fitted.theta_P[None], np.ones((1, rows)))[0, place, place]
     around = scatter(fitted) / fitted.y_n.mean() if fitted.objective.raw else scatter(fitted)
-    return float(around / max(np.sqrt((own_n**2).sum()), 1e-300))
+    return float(around * np.sqrt(max(variance, 0.0)))
 
 
 def scatter(fitted: Fit) -> float:

@@ -16,10 +16,8 @@ from scipy.optimize import nnls
 from analysis import valley
 from analysis.descent import Objective, bounds, minimise, residuals_of, respond, target
 from analysis.errors import FitRefused
-from analysis.laws import LAWS, Array, Law, Problem
+from analysis.laws import LAWS, NO_OFFSET, Array, Law, Problem
 
-NO_OFFSET = 1e-6
-"""Share of the lowest value below which an offset is none."""
 AGREEMENT = 1e-6
 """Starts agree when their objectives differ by less than this share."""
 _ROWS_FOR_STARTS = 2000

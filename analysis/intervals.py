@@ -14,8 +14,8 @@ from scipy import special
 
 from analysis.bootstrap import Draws, scatter
 from analysis.descent import respond
-from analysis.fitting import NO_OFFSET, Fit
-from analysis.laws import Array, Problem
+from analysis.fitting import Fit
+from analysis.laws import NO_OFFSET, Array, Problem
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,9 @@ def t_quantile(degrees: int, probability: float = 0.95) -> float:
 
 
 def _local_correlations(fitted: Fit) -> Array:
-    _, shares_J1n = fitted.problem.evaluate(fitted.theta_P[None])
-    jacobian_nP = fitted.problem.jacobian(fitted.theta_P[None], shares_J1n)[0]
-    sizes_P = np.maximum(np.sqrt((jacobian_nP**2).sum(axis=0)), 1e-300)
-    inverse_PP = np.linalg.pinv((jacobian_nP / sizes_P).T @ (jacobian_nP / sizes_P), hermitian=True)
-    errors_P = np.sqrt(np.maximum(np.diag(inverse_PP), 1e-300))
-    return np.asarray(inverse_PP / np.outer(errors_P, errors_P))
+    covariance_PP = fitted.problem.covariance(fitted.theta_P[None], np.ones((1, len(fitted.y_n))))[0]
+    errors_P = np.maximum(np.sqrt(np.maximum(np.diag(covariance_PP), 0.0)), 1e-300)
+    return np.asarray(covariance_PP / errors_P / errors_P[:, None])
 
 
 def _covariance(natural_SP: Array, errors_P: Array) -> Array:

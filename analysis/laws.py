@@ -20,6 +20,8 @@ from analysis.errors import FitRefused
 
 Array = NDArray[np.float64]
 Link = Literal["log", "logit"]
+NO_OFFSET = 1e-6
+"""Share of the lowest value below which an offset is none."""
 _LARGEST_LOG = 700.0
 """Logarithms of coefficients are kept below this, where float64 ends."""
 
@@ -214,6 +216,14 @@ class Problem:
         if not self.law.terms:
             return self._jacobian_break(theta_SP, shares_JSn)
         return np.asarray(np.einsum("jsn,jnp->snp", shares_JSn, self.term_derivatives))
+
+    def covariance(self, theta_SP: Array, weights_Sn: Array) -> Array:
+        """(JᵀWJ)⁻¹, (S, P, P): to first order the covariance of θ for log errors of unit variance."""
+        jacobian_SnP = self.jacobian(theta_SP, self.evaluate(theta_SP)[1]) * np.sqrt(weights_Sn)[..., None]
+        sizes_SP = np.maximum(np.sqrt((jacobian_SnP**2).sum(axis=1)), 1e-300)
+        scaled_SnP = jacobian_SnP / sizes_SP[:, None]
+        inverse_SPP = np.linalg.pinv(np.einsum("snp,snq->spq", scaled_SnP, scaled_SnP), hermitian=True)
+        return np.asarray(inverse_SPP / (sizes_SP[:, :, None] * sizes_SP[:, None]))
 
     # The law with a break, θ = (log A, log B, alpha, beta), B the place of the break, both for the centred input:
     # u = a - αt + (α - β)·log(1 + e^(t - b)).

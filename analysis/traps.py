@@ -12,7 +12,7 @@ from analysis.descent import residuals_of
 from analysis.fitting import Fit
 from analysis.heldout import Heldout
 from analysis.intervals import Uncertainty
-from analysis.laws import Array
+from analysis.laws import NO_OFFSET, Array
 from analysis.parametric import Allocation
 from analysis.table import RunsTable
 
@@ -156,7 +156,7 @@ def of_heldout(name: str, checks: Sequence[Heldout], offsets: Sequence[float], l
     steps = np.diff(offsets)
     # Wandering to and fro is noise, which the interval tells; going one way is a law of another shape.
     one_way = len(steps) >= 2 and abs(steps.sum()) > 0.8 * np.abs(steps).sum()
-    if one_way and abs(steps.sum()) > max(_DRIFT * abs(offsets[-1]), 1e-6 * lowest):
+    if one_way and abs(steps.sum()) > max(_DRIFT * abs(offsets[-1]), NO_OFFSET * lowest):
         message = f"{name}: E drifts from {offsets[0]:.4g} to {offsets[-1]:.4g} as budgets are added"
         found.append(Caution("offset-not-identified", message, name))
     return found
@@ -294,12 +294,11 @@ def _errors_without_each(fitted: Fit, theta_nP: Array) -> Array:
     rows, free = theta_nP.shape
     if rows - 1 - free < 3:
         return np.full_like(theta_nP, np.inf)
-    residuals_nn, _, shares_Jnn = residuals_of(fitted.problem, fitted.y_n, theta_nP, raw=False)
+    residuals_nn = residuals_of(fitted.problem, fitted.y_n, theta_nP, raw=False)[0]
     kept_nn = 1.0 - np.eye(rows)
     variance_n = (kept_nn * residuals_nn**2).sum(axis=1) / (rows - 1 - free)
-    jacobian_nnP = fitted.problem.jacobian(theta_nP, shares_Jnn) * kept_nn[..., None]
-    inverse_nPP = np.linalg.pinv(np.einsum("snp,snq->spq", jacobian_nnP, jacobian_nnP), hermitian=True)
-    return np.asarray(np.sqrt(np.einsum("spp->sp", inverse_nPP).clip(0.0) * variance_n[:, None]))
+    unit_nP = np.einsum("spp->sp", fitted.problem.covariance(theta_nP, kept_nn))
+    return np.asarray(np.sqrt(unit_nP.clip(0.0) * variance_n[:, None]))
 
 
 def _some(rows: tuple[str, ...]) -> str:

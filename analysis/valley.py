@@ -14,11 +14,11 @@ from scipy import special
 from scipy.optimize import minimize_scalar
 
 from analysis.descent import Objective, minimise
-from analysis.laws import Array, Problem
+from analysis.laws import NO_OFFSET, Array, Problem
 
 _COARSE, _FINE = 20, 61
-_NONE = 1e-9
-"""Share of the lowest value that stands for no offset."""
+_NONE = NO_OFFSET / 1000
+"""Share of the lowest value that stands for no offset, whose logarithm there is none of."""
 
 
 def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective) -> tuple[Array, float]:

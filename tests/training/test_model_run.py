@@ -131,12 +131,18 @@ def test_a_trunk_goes_on_to_the_bit(
         assert all(torch.equal(ours["optimizer_states"][0]["state"][name][key], moments[key]) for key in moments)
 
 
-def test_a_cell_goes_on_to_the_bit_and_its_points_are_not_doubled(
-    inputs: Inputs, straight: tuple[Cell, RunFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kills", [[(4, 7), (3, 18)], [(5, 5), (5, 10), (5, 15)]], ids=["between", "at a point"])
+def test_a_cell_goes_on_to_the_bit_with_every_point_once(
+    inputs: Inputs,
+    straight: tuple[Cell, RunFiles],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kills: list[tuple[int, int]],
 ) -> None:
+    """Killed between points, or after a step whose point is not yet written and after which a checkpoint is due."""
     cell, whole = straight
     files = RunFiles(tmp_path)
-    for every, last in ((4, 7), (3, 18)):
+    for every, last in kills:
         checkpoint_every(monkeypatch, every)
         with pytest.raises(Killed):
             train_cell(cell, None, files, inputs, kill_at(last * 8))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from requirements import require_program
 from tiny_training import NUMERICS, little_experiment
 
 from varscale.cells import Numerics, Trunk
@@ -142,8 +143,8 @@ def test_build_var_has_the_shapes_parameters() -> None:
 def test_kernels_loaded_before_they_were_ruled_out_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a run's numbers would depend on what its process had done before."""
     monkeypatch.setenv(SWITCH, "1")
-    if not available(8):
-        pytest.skip("no C++ compiler")
+    require_program("g++")
+    assert available(8)
     assert pointwise.usable(torch.zeros(1))
     apply_numerics(NUMERICS, 8)
     assert not available(8)
