@@ -113,13 +113,19 @@ class LocalLauncher:
             "GOMP_SPINCOUNT": "20000",  # microseconds: threads that spin for long slow down all else on a busy machine
         }
         if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = _visible_gpus(self._gpus)[number % self._gpus]
         # the environment is read by libraries when the new process imports them; Ctrl-C reaches all processes of a
         # terminal, and is the orchestrator's to handle
         with _environment(environment), _interrupts_held_back():
             process.start()
         theirs.close()
         return process, ours
+
+
+def _visible_gpus(count: int) -> list[str]:
+    """Names of the GPUs that this process sees: a scheduler, or a user, may have left it some of the machine's."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(count)]
 
 
 def _work(number: int, connection: Connection) -> None:

@@ -151,6 +151,16 @@ def test_one_compilation_serves_all_blocks() -> None:
         var(labels, inputs)
 
 
+def test_one_process_compiles_every_size_of_a_sweep() -> None:
+    """A worker trains one size after the other, each with a smaller last part of its steps."""
+    torch._dynamo.reset()
+    for depth in range(1, 13):
+        var = VAR(PATCH_NUMS, 32, 4, 5, depth, 8 * depth, depth)
+        var.compile_blocks(backend="eager")
+        for batch in (2, 3):
+            assert var(*inputs_for(var, batch)).shape == (batch, 14, 32)
+
+
 def test_compiled_model_equals_the_eager_one() -> None:
     require_program("c++")
     torch._dynamo.reset()

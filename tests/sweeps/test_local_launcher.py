@@ -36,6 +36,23 @@ def test_a_job_and_its_environment(launcher: LocalLauncher) -> None:
     assert os.environ.get("OMP_NUM_THREADS") != "3"  # this process's own is as before
 
 
+def test_workers_share_out_the_gpus_that_the_user_left_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers on the second and fourth of a machine's GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    launcher = LocalLauncher(workers=3, threads=1, gpus=2)
+    try:
+        for worker in range(3):
+            launcher.submit(worker, Act("say"))  # type: ignore[arg-type]
+        seen = {}
+        while len(seen) < 3:
+            for event in launcher.events(60):
+                if isinstance(event, Finished):
+                    seen[event.worker] = event.value["CUDA_VISIBLE_DEVICES"]
+    finally:
+        launcher.stop()
+    assert seen == {0: "1", 1: "3", 2: "1"}
+
+
 def test_what_a_job_prints_is_in_its_log(launcher: LocalLauncher, tmp_path: Path) -> None:
     files = RunFiles(tmp_path / "run")
     do(launcher, Act("say", files))

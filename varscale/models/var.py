@@ -19,6 +19,9 @@ from varscale.models.blocks import INITIAL_SCALE, Block, KeyValueCache, modulate
 from varscale.models.precision import without_autocast
 from varscale.models.quantizer import validated_patch_nums
 
+MOST_COMPILATIONS = 128
+"""Of the block in one process: sizes of a sweep, each for whole and last parts of a step; beyond, PyTorch fails."""
+
 
 class VAR(nn.Module):
     """Next-scale transformer over the tokens of a `MultiScaleTokenizer`."""
@@ -233,7 +236,7 @@ class VAR(nn.Module):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the blocks in place: one compilation serves all of them, and state-dict keys stay as they are."""
         for block in self.blocks:
-            block.compile(fullgraph=True, dynamic=False, backend=backend)
+            block.compile(fullgraph=True, dynamic=False, backend=backend, recompile_limit=MOST_COMPILATIONS)
 
     def parameter_names_without_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: biases, and place, start, scale and offset tables."""

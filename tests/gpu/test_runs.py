@@ -1,0 +1,135 @@
+"""Runs on a GPU: equal to the bit however interrupted, in the memory that was foreseen, and whole sweeps by the command."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import Killed, checkpoint_every, ignore, kill_at, report_every_step
+from toy_sweep import Finished, results, varscale, write_toy
+
+from benchmarks.studies import cell_of_steps, make_inputs, rings, trunk_of
+from benchmarks.trainings import bare_training, batches
+from varscale.cells import Numerics
+from varscale.config import Experiment
+from varscale.config_files import changed
+from varscale.files import RunFiles
+from varscale.models.storage import load_var
+from varscale.training.model_run import train_cell, train_trunk
+from varscale.training.numerics import choose_numerics
+
+pytestmark = pytest.mark.gpu
+STEPS, BATCH = 20, 24
+
+
+def paper_like(width_per_depth: int = 48, batch: int = BATCH) -> Experiment:
+    """680 tokens of 4,096 codes as in the paper, of little images; heads = depth."""
+    settings: dict[str, Any] = {
+        "data.image_size": 32,
+        "tokenizer.patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+        "tokenizer.vocab_size": 4096,
+        "tokenizer.latent_channels": 32,
+        "tokenizer.base_channels": 8,
+        "tokenizer.norm_groups": 8,
+        "tokenizer.channel_multipliers": [1, 1],
+        "model.width_per_depth": width_per_depth,
+        "model.head_dim": width_per_depth,
+        "model.drop_path_at_depth_24": 0.5,
+        "optim.batch_size": batch,
+        "optim.lr_batch_size": batch,
+    }
+    return changed(rings(), settings, "a test")
+
+
+def weights(files: RunFiles) -> dict[str, torch.Tensor]:
+    return load_var(files.folder / "weights.safetensors").state_dict()
+
+
+@pytest.mark.parametrize(
+    "numerics",
+    [
+        Numerics("float32", False, False, 4, 4),
+        Numerics("bfloat16", False, False, 4, 4),
+        Numerics("bfloat16", True, False, 4, 4),
+        Numerics("bfloat16", False, False, 4, 4, micro_batch=7),
+    ],
+    ids=["float32", "bfloat16", "compiled", "in parts"],
+)
+def test_a_run_is_equal_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numerics: Numerics) -> None:
+    """Straight; killed twice; and as a branch of a trunk."""
+    experiment = paper_like()
+    inputs = make_inputs(tmp_path / "inputs", experiment, numerics, 1e12, images=512)
+    cell = cell_of_steps(experiment, 4, STEPS)
+    straight, killed = RunFiles(tmp_path / "straight"), RunFiles(tmp_path / "killed")
+    trunk, branch = RunFiles(tmp_path / "trunk"), RunFiles(tmp_path / "branch")
+    report_every_step(monkeypatch)
+    train_cell(cell, None, straight, inputs, ignore)
+    train_trunk(cell.trunk, [cell.branch_images], trunk, inputs, ignore)
+    train_cell(cell, trunk, branch, inputs, ignore)
+    for every, last in ((4, 7), (3, 16)):
+        checkpoint_every(monkeypatch, every)
+        with pytest.raises(Killed):
+            train_cell(cell, None, killed, inputs, kill_at(last * BATCH))
+    train_cell(cell, None, killed, inputs, ignore)
+    expected = weights(straight)
+    for files in (killed, branch):
+        found = weights(files)
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("depth", "width"), [(4, 64), (12, 64)])
+def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, depth: int, width: int) -> None:
+    """State and activations to within a third: what decides how many images pass at once."""
+    torch.compiler.reset()
+    experiment = paper_like(width, batch=16)
+    trunk = trunk_of(experiment, depth)
+    inputs = make_inputs(tmp_path, experiment, Numerics(precision, compiled, False, 4, 4), 1.0, images=128)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    training, data = bare_training(trunk, inputs), batches(trunk, inputs)
+    training.step(next(data))
+    torch.cuda.reset_peak_memory_stats()
+    training.step(next(data))
+    measured = torch.cuda.max_memory_allocated() - before
+    element_bytes = 2 if precision == "bfloat16" else 4
+    foreseen = trunk.shape.training_state_bytes() + trunk.shape.activation_bytes(16, element_bytes=element_bytes)
+    assert 0.75 < foreseen / measured < 4 / 3, f"{foreseen / 2**20:.0f} MiB foreseen, {measured / 2**20:.0f} measured"
+
+
+def test_the_papers_step_passes_in_parts_that_fit(tmp_path: Path) -> None:
+    """Depth 16, width 1024, 768 images a step: the parts that were chosen leave the memory neither full nor idle."""
+    torch.compiler.reset()
+    experiment = changed(
+        paper_like(64, batch=768), {"runtime.precision": "bfloat16", "runtime.compile": "off"}, "a test"
+    )
+    trunk = trunk_of(experiment, 16)
+    numerics, _ = choose_numerics([(trunk, 768_000)], experiment.runtime, 4, 4)
+    assert 0 < numerics.micro_batch < 768
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    inputs = make_inputs(tmp_path, experiment, numerics, 1.0, images=768)
+    loss = bare_training(trunk, inputs).step(next(batches(trunk, inputs)))
+    assert math.isfinite(loss)
+    share = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory
+    assert 0.4 < share < 0.9
+
+
+def test_a_sweep_by_the_command(tmp_path: Path, finished: Finished) -> None:
+    """Numerics left to measurement; a second call trains nothing, and on the toy's own numerics two sweeps are equal."""
+    path = write_toy(tmp_path, runtime={"precision": "auto", "compile": "auto", "workers": 0, "threads": 0})
+    first, second = (varscale("sweep", path, cwd=tmp_path) for _ in range(2))
+    assert first.returncode == 0, first.stdout + first.stderr
+    rows = results(tmp_path / "runs")
+    assert len(rows) == 8
+    assert all(math.isfinite(row["loss"]) for row in rows.values())
+    assert second.returncode == 0
+    assert results(tmp_path / "runs") == rows
+    again = tmp_path / "again"
+    again.mkdir()
+    process = varscale("sweep", write_toy(again), cwd=again)
+    assert process.returncode == 0, process.stdout + process.stderr
+    ours, theirs = results(again / "runs"), results(finished.runs)
+    assert {name: row["loss"] for name, row in ours.items()} == {name: row["loss"] for name, row in theirs.items()}
