@@ -13,6 +13,7 @@ from varscale.cells import Precision, Trunk
 from varscale.data.loading import StepBatches
 from varscale.data.tokens import TokenStore
 from varscale.files import RunFiles, read_json
+from varscale.models.device import deterministic
 from varscale.training import model_run
 from varscale.training.model_run import Inputs
 from varscale.training.token_model_module import TokenModelModule
@@ -32,9 +33,10 @@ class BareTraining:
         """One step; the loss before it."""
         module = self.module
         batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
-        with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss = module.training_step(batch, 0)
-        loss.backward()
+        with deterministic():  # as in runs
+            with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+                loss = module.training_step(batch, 0)
+            loss.backward()
         module.configure_gradient_clipping(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -66,13 +66,14 @@ class NumericsJob:
     trunks: tuple[tuple[Trunk, int], ...]
     threads: int
     tokenizer_threads: int
+    workers_a_device: int
 
     def run(self, report: Report) -> tuple[Numerics, dict[str, float]]:
         """The choice, and the seconds that each way would take."""
         from varscale.training.numerics import choose_numerics
 
         runtime = self.trunks[0][0].experiment.runtime
-        return choose_numerics(self.trunks, runtime, self.threads, self.tokenizer_threads)
+        return choose_numerics(self.trunks, runtime, self.threads, self.tokenizer_threads, self.workers_a_device)
 
 
 @dataclass(frozen=True)

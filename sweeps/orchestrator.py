@@ -127,6 +127,7 @@ class _Sweep:
                 gpus, runtime = _gpus(), self._experiment.runtime  # asked only now: it imports torch
                 workers = runtime.workers or gpus or processors()
                 self._threads = runtime.threads or max(1, processors() // workers)
+                self._workers_a_device = -(-workers // max(1, gpus))
                 self._launcher = LocalLauncher(workers, self._threads, gpus)
                 self._prepare_inputs()
                 plan = self._plan(self._numerics or self._measure_numerics())
@@ -187,7 +188,8 @@ class _Sweep:
                 )
 
     def _measure_numerics(self) -> Numerics:
-        job = NumericsJob(tuple(images_by_trunk(self._cells)), self._threads, self._tokenizer_threads)
+        trunks = tuple(images_by_trunk(self._cells))
+        job = NumericsJob(trunks, self._threads, self._tokenizer_threads, self._workers_a_device)
         numerics, seconds = self._alone("numerics", job)
         store_numerics(self._files, numerics, seconds)
         assert isinstance(numerics, Numerics)

@@ -28,7 +28,7 @@ TOKENIZERS = {
     "plain": {},
     "deep": {"channel_multipliers": (1, 2, 2), "residual_blocks": 2, "phi_count": 1},
     "without attention": {"attention": False, "channel_multipliers": (1, 1)},
-    "large maps": {"patch_nums": (1, 20, 30), "channel_multipliers": (1,)},
+    "large maps": {"patch_nums": (1, 33, 36), "channel_multipliers": (1,)},
 }
 
 
@@ -162,6 +162,29 @@ def test_activation_memory_is_right_to_a_third(
     assert loss.isfinite()
     estimate = VARShape.of(var).activation_bytes(8, element_bytes=element_bytes)
     assert 0.75 < estimate / sum(kept.values()) < 4 / 3
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, "many channels"])
+def test_activation_memory_of_tokenizers_is_right_to_a_third(name: str) -> None:
+    if name == "many channels":
+        tokenizer = MultiScaleTokenizer((1, 2, 4, 8), 64, 16, 32, channel_multipliers=(1, 1, 2, 2))
+    else:
+        tokenizer = tokenizer_of(name)
+    weights = {p.untyped_storage().data_ptr() for p in tokenizer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokenizer.to(memory_format=torch.channels_last)  # as in training
+    images = torch.rand(4, 3, tokenizer.image_size, tokenizer.image_size).contiguous(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = tokenizer(images)
+        loss = F.mse_loss(output.reconstruction_B3HW, images) + output.quantizer_loss
+    assert loss.isfinite()
+    assert 0.75 < TokenizerShape.of(tokenizer).activation_bytes(4) / sum(kept.values()) < 4 / 3
 
 
 def test_training_state() -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 # resizing is a matrix product up to this many entries (varscale.models.resizing, which a test compares)
-LARGEST_RESIZING_MATRIX = 2**18
+LARGEST_RESIZING_MATRIX = 2**20
 FLOAT32_BYTES = 4
 # weights, gradients and AdamW's two moments
 TRAINING_COPIES = 4
+# of the latents' size that each scale of the quantizer keeps
+QUANTIZER_MAPS = 6
 
 
 class _Shape:
@@ -187,6 +189,18 @@ class TokenizerShape(_Shape):
         """Float32 weights, gradients, AdamW's two moments and the averaged weights (EMA)."""
         return self.parameters() * (TRAINING_COPIES + averaged) * FLOAT32_BYTES
 
+    def activation_bytes(self, batch: int) -> int:
+        """An estimate, to within a third, of what a training step keeps for its backward pass, in float32.
+
+        Convolutions keep their inputs, normalisations inputs and outputs; the adversarial term and LPIPS are left out.
+
+        Args:
+            batch: Images at once.
+        """
+        layers = (*self._encoder(), *self._decoder())
+        quantizer = len(self.patch_nums) * QUANTIZER_MAPS * self.latent_channels * self.patch_nums[-1] ** 2
+        return batch * (sum(layer.kept() for layer in layers) + quantizer) * FLOAT32_BYTES
+
     def _channels(self) -> list[int]:
         return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
 
@@ -201,7 +215,7 @@ class TokenizerShape(_Shape):
             incoming = outgoing
             if not last:
                 side //= 2
-                layers.append(_Convolution(outgoing, outgoing, side))
+                layers.append(_Convolution(outgoing, outgoing, side, stride=2))
         return [*layers, *self._middle(), *self._ends(incoming, self.latent_channels, side), *self._beside_quantizer()]
 
     def _decoder(self) -> "list[_Layer]":
@@ -232,7 +246,7 @@ class TokenizerShape(_Shape):
         return [*_residual_block(channels, channels, side), *attention, *_residual_block(channels, channels, side)]
 
     def _ends(self, incoming: int, outgoing: int, side: int) -> "list[_Layer]":
-        return [_Normalisation(incoming), _Convolution(incoming, outgoing, side)]
+        return [_Normalisation(incoming, side), _Convolution(incoming, outgoing, side)]
 
     def _beside_quantizer(self) -> "list[_Layer]":
         return [_Convolution(self.latent_channels, self.latent_channels, self.patch_nums[-1])]
@@ -261,6 +275,7 @@ class _Convolution:
     outgoing: int
     side: int  # of its output
     kernel: int = 3
+    stride: int = 1
 
     def parameters(self) -> int:
         return (self.incoming * self.kernel**2 + 1) * self.outgoing
@@ -268,16 +283,23 @@ class _Convolution:
     def flops(self) -> int:
         return 2 * self.incoming * self.outgoing * self.kernel**2 * self.side**2
 
+    def kept(self) -> int:
+        return self.incoming * (self.stride * self.side) ** 2
+
 
 @dataclass(frozen=True)
 class _Normalisation:
     channels: int
+    side: int
 
     def parameters(self) -> int:
         return 2 * self.channels
 
     def flops(self) -> int:
         return 0
+
+    def kept(self) -> int:
+        return 2 * self.channels * self.side**2
 
 
 @dataclass(frozen=True)
@@ -292,6 +314,9 @@ class _Attention:
         places = self.side**2
         return 8 * places * self.channels**2 + 4 * places**2 * self.channels
 
+    def kept(self) -> int:
+        return 6 * self.channels * self.side**2
+
 
 _Layer = _Convolution | _Normalisation | _Attention
 
@@ -299,9 +324,9 @@ _Layer = _Convolution | _Normalisation | _Attention
 def _residual_block(incoming: int, outgoing: int, side: int) -> list[_Layer]:
     shortcut = [] if incoming == outgoing else [_Convolution(incoming, outgoing, side, kernel=1)]
     return [
-        _Normalisation(incoming),
+        _Normalisation(incoming, side),
         _Convolution(incoming, outgoing, side),
-        _Normalisation(outgoing),
+        _Normalisation(outgoing, side),
         _Convolution(outgoing, outgoing, side),
         *shortcut,
     ]

@@ -34,6 +34,11 @@ class Numerics:
     micro_batch: int = 0
     """Images that pass at once, the gradients of a step's parts added up; 0: all of a step."""
 
+    @property
+    def element_bytes(self) -> int:
+        """Of a number in the matrix products."""
+        return 2 if self.precision == "bfloat16" else 4
+
     def images_at_once(self, batch_size: int) -> int:
         """Images of a step's largest part."""
         return min(batch_size, self.micro_batch or batch_size)

@@ -1,6 +1,7 @@
 """A GPU computes what the processor computes: models, random numbers, kernels for lower precision, compilation."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -107,9 +108,17 @@ def test_samples_are_those_of_the_processor() -> None:
     assert same[:, :30].float().mean() > 0.95
 
 
-def test_lookups_are_exact_where_tf32_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+@pytest.fixture
+def _tf32() -> Iterator[None]:
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision
+    matmul.fp32_precision = convolution.fp32_precision = "tf32"
+    yield
+    matmul.fp32_precision, convolution.fp32_precision = before
+
+
+@pytest.mark.usefixtures("_tf32")
+def test_lookups_are_exact_where_tf32_is_allowed() -> None:
     tokenizer = make_tokenizer()
     features = torch.randn(16, 16, 16, 16)
     expected = tokenizer.quantizer.encode(features)

@@ -1,4 +1,4 @@
-"""Runs on a GPU: equal to the bit however interrupted, in the memory that was foreseen, and whole sweeps by the command."""
+"""Runs on a GPU: equal to the bit however interrupted, in the memory that was foreseen, and sweeps by the command."""
 
 import math
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_the_papers_step_passes_in_parts_that_fit(tmp_path: Path) -> None:
 
 
 def test_a_sweep_by_the_command(tmp_path: Path, finished: Finished) -> None:
-    """Numerics left to measurement; a second call trains nothing, and on the toy's own numerics two sweeps are equal."""
+    """With measured numerics a second call trains nothing; with the toy's own, two sweeps are equal."""
     path = write_toy(tmp_path, runtime={"precision": "auto", "compile": "auto", "workers": 0, "threads": 0})
     first, second = (varscale("sweep", path, cwd=tmp_path) for _ in range(2))
     assert first.returncode == 0, first.stdout + first.stderr

@@ -53,13 +53,13 @@ def test_library_kernels_equal_the_definition(patch_nums: tuple[int, ...]) -> No
     mask = attention.block_causal_mask(patch_nums, torch.device("cpu"))
     expected = naive(queries, keys, values, patch_nums)
     dense = attention.block_causal_attention(queries, keys, values, mask)
-    sliced = attention.sliced_attention(queries, keys, values, mask, patch_nums)
+    sliced = attention.sliced_attention(queries, keys, values, mask, attention.query_slices(patch_nums))
     torch.testing.assert_close(dense, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sliced, expected, atol=1e-5, rtol=1e-5)
     if len(patch_nums) > 1:  # and for the first scales alone
         end = attention.scale_bounds(patch_nums)[-2][1]
         parts = (part[:, :, :end] for part in (queries, keys, values))
-        prefix = attention.sliced_attention(*parts, mask[:end, :end], patch_nums)
+        prefix = attention.sliced_attention(*parts, mask[:end, :end], attention.query_slices(patch_nums))
         torch.testing.assert_close(prefix, expected[:, :, :end], atol=1e-5, rtol=1e-5)
 
 

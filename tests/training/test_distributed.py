@@ -90,7 +90,7 @@ def test_validation_covers_every_image_once(ranks: list[dict[str, Any]], alone: 
         assert rank["model"]["figures"]["validation_images"] == 40
 
 
-@pytest.mark.parametrize("way", ["tokenizer", "adversarial"])
+@pytest.mark.parametrize("way", ["tokenizer", "tokenizer in parts", "adversarial"])
 def test_the_tokenizers_of_all_processes_stay_equal(ranks: list[dict[str, Any]], way: str) -> None:
     """Codes start and restart as the same vectors, in the averages and the moments too."""
     first, second = (rank[way] for rank in ranks)
@@ -101,3 +101,9 @@ def test_the_tokenizers_of_all_processes_stay_equal(ranks: list[dict[str, Any]],
         for name, tensor in first[part].items():
             if not name.startswith("meter."):  # sums over a process's own images
                 assert torch.equal(tensor, second[part][name]), name
+
+
+def test_the_tokenizer_in_parts_learns_the_same(ranks: list[dict[str, Any]]) -> None:
+    whole, parts = ranks[0]["tokenizer"], ranks[0]["tokenizer in parts"]
+    assert whole["moved"] == parts["moved"]
+    assert_close(parts["weights"], whole["weights"])

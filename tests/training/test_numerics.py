@@ -15,7 +15,7 @@ from varscale.models.native import building, pointwise
 from varscale.models.native.attention import available
 from varscale.models.native.building import SWITCH
 from varscale.training import numerics
-from varscale.training.numerics import apply_numerics, build_var, choose_numerics, measure_matmul_peak
+from varscale.training.numerics import apply_numerics, build_var, check_memory, choose_numerics, measure_matmul_peak
 
 Cost = Callable[[Trunk, Numerics], tuple[float, float]]
 
@@ -113,14 +113,22 @@ def test_as_many_images_pass_at_once_as_the_memory_holds(monkeypatch: pytest.Mon
     state, image = largest.shape.training_state_bytes(), largest.shape.activation_bytes(1)
     assert largest.batch_size == 8
     for images, expected in ((8.5, 0), (7.5, 4), (3.5, 3), (1.5, 1)):
-        monkeypatch.setattr(numerics, "_memory", lambda _, images=images: (state + images * image) / 0.6)
+        monkeypatch.setattr(numerics, "memory_bytes", lambda _, images=images: (state + images * image) / 0.6)
         chosen, _ = choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
         assert chosen.micro_batch == expected
         assert chosen.images_at_once(8) == (expected or 8)
-    monkeypatch.setattr(numerics, "_memory", lambda _: (state + 0.5 * image) / 0.6)
+    monkeypatch.setattr(numerics, "memory_bytes", lambda _: (state + 0.5 * image) / 0.6)
     assert choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32", micro_batch=2)[0].micro_batch == 2
     with pytest.raises(ValueError, match=r"depth 4 needs 0.0 GiB for a step of one image, and a run has"):
         choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
+
+
+def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one whose estimate is a little high."""
+    monkeypatch.setattr(numerics, "memory_bytes", lambda _: 2.0**31)
+    check_memory(2.6 * 2**30, "runtime.micro_batch")
+    with pytest.raises(ValueError, match=r"runtime\.micro_batch: a step needs about 2\.8 GiB, and there are 2\.0 GiB"):
+        check_memory(2.8 * 2**30, "runtime.micro_batch")
 
 
 def test_a_step_is_measured() -> None:

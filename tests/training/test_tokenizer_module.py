@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tiny_training import TOKENIZER
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from varscale.data.loading import ImageBatches
 from varscale.data.sources import RingsSource
@@ -186,6 +187,34 @@ def test_images_pass_unquantized_at_first(monkeypatch: pytest.MonkeyPatch) -> No
     assert quantized == [False] * 4 + [True] * 6
     assert all(torch.equal(book, begin) for book in books[:4])
     assert not torch.equal(books[4], begin)
+
+
+def test_parts_of_a_step_add_up() -> None:
+    """From before the codes begin until after a restart; parts of 3, 3 and 2."""
+    settings = {"quantize_after": 0.3, "restart_every_steps": 4, "restart_usage": 0.9, "lr": 1e-3}
+    whole, parts = make_module(10, **settings), make_module(10, micro_batch=3, **settings)
+    sizes: list[int] = []
+    parts.tokenizer.encoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    for module in (whole, parts):
+        train(module, 6)
+    assert set(sizes) == {3, 2}
+    for name, tensor in whole.state_dict().items():
+        if not name.startswith("meter."):
+            torch.testing.assert_close(parts.state_dict()[name], tensor, atol=2e-4, rtol=2e-3, msg=name)
+
+
+def test_the_adversarial_term_in_parts() -> None:
+    """Equal parts of equal images: each finds the weight that the whole finds."""
+    whole, parts = (make_module(10, adversarial_start=0.0, **ADVERSARIAL, micro_batch=size) for size in (0, 4))
+    images = first_images(24)[:4].repeat(2, 1, 1, 1)
+    for module in (whole, parts):
+        trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        batches: Any = [{"images_B3HW": images}] * 2
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+    for name, tensor in whole.state_dict().items():
+        if not name.startswith("meter."):
+            torch.testing.assert_close(parts.state_dict()[name], tensor, atol=2e-4, rtol=2e-3, msg=name)
 
 
 def test_training_that_never_quantizes_is_refused() -> None:

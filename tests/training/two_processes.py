@@ -138,6 +138,7 @@ def main(folder: Path) -> None:
         "model in parts": train_model(folder, rank, processes, "ddp", images_at_once=3),
         "sharded in parts": train_model(folder, rank, processes, sharding(), images_at_once=3),
         "tokenizer": train_tokenizer(rank, processes, "ddp"),
+        "tokenizer in parts": train_tokenizer(rank, processes, "ddp", micro_batch=3),
         "adversarial": train_tokenizer(rank, processes, "ddp_find_unused_parameters_true", **ADVERSARIAL),
     }
     torch.save(results, folder / f"rank-{rank}.pt")

@@ -29,6 +29,8 @@ class TokenizerTraining(Section):
     """Length of the training, images seen."""
     batch_size: Count = 64
     """Images a step, over all devices."""
+    micro_batch: CountOrZero = 0
+    """Images that pass at once: a step of more goes in parts, whose gradients are added up. 0: all of a step."""
     lr: Positive = 3e-4
     """Peak learning rate of AdamW."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)

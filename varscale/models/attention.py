@@ -14,6 +14,7 @@ What is fastest was measured with torch 2.13, forward and backward, batch 32 (mi
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,27 +45,36 @@ def block_causal_attention(queries_BHLd: Tensor, keys_BHLd: Tensor, values_BHLd:
 
 
 def sliced_attention(
-    queries_BHLd: Tensor, keys_BHLd: Tensor, values_BHLd: Tensor, mask_LL: Tensor, patch_nums: tuple[int, ...]
+    queries_BHLd: Tensor,
+    keys_BHLd: Tensor,
+    values_BHLd: Tensor,
+    mask_LL: Tensor,
+    slices: Sequence[tuple[int, int]],
 ) -> Tensor:
     """The same numbers as `block_causal_attention`, skipping the pairs that the mask hides.
 
     The queries of one scale see a prefix of the keys, so a finer scale needs no mask and can use a flash kernel; only
     the coarse scales, too small to fill one, share a masked call.
+
+    Args:
+        queries_BHLd: Queries, already scaled; of all scales or of the first few.
+        keys_BHLd: Keys.
+        values_BHLd: Values.
+        mask_LL: From `block_causal_mask`.
+        slices: From `query_slices`.
     """
+    tokens = queries_BHLd.shape[2]
+    slices = [(begin, min(end, tokens)) for begin, end in slices if begin < tokens]
+    queries = queries_BHLd.split([end - begin for begin, end in slices], dim=2)
     outputs = []
-    for begin, end in query_slices(patch_nums):
-        if begin >= queries_BHLd.shape[2]:  # a prefix of the scales was given
-            break
-        queries_BHMd, keys_BHNd, values_BHNd = (
-            queries_BHLd[:, :, begin:end],
-            keys_BHLd[:, :, :end],
-            values_BHLd[:, :, :end],
-        )
+    # from the finest scale on, each prefix cut from the one before: the backward pass then adds up the fewest zeros
+    for (begin, end), queries_BHMd in zip(reversed(slices), reversed(queries), strict=True):
+        keys_BHLd, values_BHLd = keys_BHLd[:, :, :end], values_BHLd[:, :, :end]
         mask_MN = mask_LL[begin:end, :end].to(queries_BHLd.dtype) if begin == 0 else None
         outputs.append(
-            F.scaled_dot_product_attention(queries_BHMd, keys_BHNd, values_BHNd, attn_mask=mask_MN, scale=1.0)
+            F.scaled_dot_product_attention(queries_BHMd, keys_BHLd, values_BHLd, attn_mask=mask_MN, scale=1.0)
         )
-    return torch.cat(outputs, dim=2)
+    return torch.cat(outputs[::-1], dim=2)
 
 
 @functools.lru_cache(maxsize=32)

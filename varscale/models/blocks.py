@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varscale.models.attention import block_causal_attention, scale_bounds, sliced_attention
+from varscale.models.attention import block_causal_attention, query_slices, scale_bounds, sliced_attention
 from varscale.models.native import pointwise
 from varscale.models.native.attention import available, native_attention, native_attention_to_all
 
@@ -113,7 +113,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, patch_nums: tuple[int, ...], normalise: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.patch_nums = patch_nums
+        self.slices = query_slices(patch_nums)
         self.ends = tuple(end for _, end in scale_bounds(patch_nums))
         self.head_channels = width // heads
         self.fixed_scale = 0.25 / math.sqrt(self.head_channels)
@@ -148,7 +148,7 @@ class Attention(nn.Module):
         if mask_LL is None:
             out_BHLd = F.scaled_dot_product_attention(queries_BHLd, keys_BHLd, values_BHLd, scale=1.0)
         elif queries_BHLd.device.type == "cuda" and queries_BHLd.dtype != torch.float32:
-            out_BHLd = sliced_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL, self.patch_nums)
+            out_BHLd = sliced_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL, self.slices)
         else:
             out_BHLd = block_causal_attention(queries_BHLd, keys_BHLd, values_BHLd, mask_LL)
         return out_BHLd.transpose(1, 2).flatten(2)

@@ -162,10 +162,11 @@ class MultiScaleQuantizer(nn.Module):
                 group_BChw = upsampled_KBChw[members[0] : members[-1] + 1].flatten(0, 1)
                 groups.append(self._refine(group_BChw, index))
             contribution_KBChw = torch.cat(groups).view(scales - 1, batch, self.latent_channels, side, side)
-            features_hat_KBChw = contribution_KBChw.cumsum(0)
+            # double precision as in `cumsum`, which on a GPU may give other bits each time
+            features_hat = itertools.accumulate(contribution_KBChw.double())
             inputs = [
-                resize_area(features_hat_KBChw[k], self.patch_nums[k + 1]).flatten(2).transpose(1, 2)
-                for k in range(scales - 1)
+                resize_area(features_hat_BChw.float(), side).flatten(2).transpose(1, 2)
+                for features_hat_BChw, side in zip(features_hat, self.patch_nums[1:], strict=True)
             ]
             return torch.cat(inputs, dim=1)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# above this many entries the matrix product costs more than F.interpolate (measured on one core, 8 × 8 to 32 × 32)
-LARGEST_MATRIX = 2**18
+# holds all maps of up to 32 × 32; on a GPU F.interpolate's gradients, beyond, are not the same bits every time
+LARGEST_MATRIX = 2**20
 
 
 def resize_area(maps_BChw: Tensor, side: int) -> Tensor:

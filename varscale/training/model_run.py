@@ -16,10 +16,10 @@ from varscale.data.tokens import TokenStore
 from varscale.files import RunFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
-from varscale.models.device import best_device
+from varscale.models.device import best_device, deterministic
 from varscale.models.storage import load_tokenizer, save_model
 from varscale.training.callbacks import Checkpoints, Diverged, Progress, ScheduleCallback, Throughput
-from varscale.training.numerics import apply_numerics
+from varscale.training.numerics import apply_numerics, check_memory
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_run import Report
@@ -200,13 +200,17 @@ def _fit(
         Progress(lambda images: report(images, total_images)),
     ]
     trainer = make_trainer(files, batch, callbacks, precision=inputs.numerics.precision)
-    trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
+    with deterministic():
+        trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
     return module, throughput.figures
 
 
 def _module(trunk: Trunk, inputs: Inputs) -> TokenModelModule:
     experiment, shape = trunk.experiment, trunk.shape
     apply_numerics(inputs.numerics, shape.width // shape.heads)
+    images = inputs.numerics.images_at_once(trunk.batch_size)
+    activations = shape.activation_bytes(images, element_bytes=inputs.numerics.element_bytes)
+    check_memory(shape.training_state_bytes() + activations, "runtime.micro_batch")
     model, optim = experiment.model, experiment.optim
     return TokenModelModule(
         str(inputs.tokenizer),
@@ -271,7 +275,8 @@ def _evaluate(module: TokenModelModule, cell: Cell, inputs: Inputs) -> dict[str,
     files = RunFiles(inputs.tokens)
     trainer = make_trainer(files, 1, [], precision=inputs.numerics.precision)
     module.prediction.reset()
-    trainer.validate(module, loader(batches), verbose=False)
+    with deterministic():
+        trainer.validate(module, loader(batches), verbose=False)
     return module.prediction.compute()
 
 

@@ -14,7 +14,7 @@ from varscale.accounting import VARShape
 from varscale.cells import Numerics, Precision, Trunk
 from varscale.config import RuntimeConfig
 from varscale.identity import processors
-from varscale.models.device import best_device
+from varscale.models.device import best_device, deterministic
 from varscale.models.native.attention import available
 from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
@@ -35,7 +35,11 @@ def measure_matmul_peak(precision: str, threads: int) -> float:
 
 
 def choose_numerics(
-    trunks: Sequence[tuple[Trunk, int]], runtime: RuntimeConfig, threads: int, tokenizer_threads: int
+    trunks: Sequence[tuple[Trunk, int]],
+    runtime: RuntimeConfig,
+    threads: int,
+    tokenizer_threads: int,
+    runs_at_once: int = 1,
 ) -> tuple[Numerics, dict[str, float]]:
     """Choose what the experiment leaves open by measuring training steps; the fewest seconds for the sweep win.
 
@@ -48,11 +52,13 @@ def choose_numerics(
         runtime: What is already decided.
         threads: CPU threads of a transformer's run.
         tokenizer_threads: CPU threads of the tokenizer's run, recorded with the choice.
+        runs_at_once: Workers that share a GPU's memory.
 
     Returns:
         The choice, and the estimated seconds of every way measured, named `<precision>, compiled|eager`.
     """
     torch.set_num_threads(threads)
+    memory = memory_bytes(threads) / (runs_at_once if best_device().type == "cuda" else 1)
     head_channels = {trunk.shape.width // trunk.shape.heads for trunk, _ in trunks}
     native = best_device().type == "cpu" and all(map(available, head_channels))
     ordered = sorted((trunk for trunk, _ in trunks), key=lambda trunk: trunk.flops_per_image)
@@ -73,7 +79,7 @@ def choose_numerics(
     _switch_kernels(native)
 
     def choice_of(precision: Precision, compiled: bool) -> Numerics:
-        micro_batch = runtime.micro_batch or _micro_batch(ordered, precision, threads)
+        micro_batch = runtime.micro_batch or _micro_batch(ordered, precision, memory)
         return Numerics(precision, compiled, native, threads, tokenizer_threads, micro_batch)
 
     best = choice_of(precisions[0], compiled)
@@ -97,13 +103,12 @@ def has_bfloat16_arithmetic() -> bool:
     return best_device().type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-def _micro_batch(trunks: Sequence[Trunk], precision: Precision, threads: int) -> int:
+def _micro_batch(trunks: Sequence[Trunk], precision: Precision, memory: float) -> int:
     """Images at once with which every size fits into the memory of a run; 0 where all of a step's do.
 
     Raises:
         ValueError: a size does not fit even with one image.
     """
-    memory = _memory(threads)
     found = []
     for trunk in trunks:
         state = trunk.shape.training_state_bytes()
@@ -119,12 +124,30 @@ def _micro_batch(trunks: Sequence[Trunk], precision: Precision, threads: int) ->
     return min(found, default=0)
 
 
-def _memory(threads: int) -> float:
-    """Bytes that a run may use: a GPU's, or the share of the machine's that goes with its threads."""
+def memory_bytes(threads: int) -> float:
+    """Of the device that a run is on: a GPU's, or the share of the machine's that goes with its threads."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
     machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return machine * min(1.0, threads / processors())
+
+
+def check_memory(needed: float, key: str) -> None:
+    """Refuse a run that can't fit, before it starts.
+
+    Args:
+        needed: Estimated bytes, right to within a third.
+        key: The setting that says how many images pass at once.
+
+    Raises:
+        ValueError: it needs more than the whole device has, however kind the estimate is.
+    """
+    memory = memory_bytes(processors())
+    if 0.75 * needed > memory:
+        raise ValueError(
+            f"{key}: a step needs about {needed / 2**30:.1f} GiB, and there are {memory / 2**30:.1f} GiB here: let "
+            "fewer images pass at once"
+        )
 
 
 def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
@@ -146,8 +169,9 @@ def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    (first,) = _timings(step, repeats=1, warmup=0)
-    quickest = min(_timings(step, repeats=8, warmup=1))  # what else a machine does only ever adds
+    with deterministic():
+        (first,) = _timings(step, repeats=1, warmup=0)
+        quickest = min(_timings(step, repeats=8, warmup=1))  # what else a machine does only ever adds
     return quickest, max(0.0, first - quickest)
 
 

@@ -1,6 +1,6 @@
 """Trains the multi-scale VQ-VAE (VAR, section 3.2 and appendix; VQGAN's losses).
 
-Letters: B batch, K scales, c latent channels, N looked-up vectors, V vocabulary.
+Letters: B batch (b a part of it), K scales, c latent channels, N looked-up vectors, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,10 @@ class TokenizerModule(LightningModule):
     """Tokenizer, its averaged copy and, where its weight is not 0, the discriminator.
 
     Batches are dicts with `images_B3HW` in [-1, 1]. Everything that is measured or used later (validation, tokens,
-    decoding) comes from the averaged copy, `averaged`. With a discriminator on several devices the trainer's strategy
-    must be `ddp_find_unused_parameters_true`, since the discriminator does nothing before its start.
+    decoding) comes from the averaged copy, `averaged`. A device's share of a step passes in parts of `micro_batch`
+    images, 0 at once; parts change nothing but rounding and the adversarial term's weight, which each finds for itself.
+    With a discriminator on several devices the trainer's strategy must be `ddp_find_unused_parameters_true`, since the
+    discriminator does nothing before its start.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class TokenizerModule(LightningModule):
         *,
         total_images: int,
         batch_size: int,
+        micro_batch: int = 0,
         lr: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
@@ -111,7 +114,7 @@ class TokenizerModule(LightningModule):
         self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._averaged.requires_grad_(False)
         self.schedule = Schedule("cosine", lr, batch_size, warmup_images, total_images, final_ratio=final_lr_ratio)
-        self.total_images, self.batch_size = total_images, batch_size
+        self.total_images, self.batch_size, self.micro_batch = total_images, batch_size, micro_batch
         self.betas, self.weight_decay, self.grad_clip = betas, weight_decay, grad_clip
         self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
@@ -171,22 +174,26 @@ class TokenizerModule(LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.lr(self.images_seen)
         quantizes = int(self.steps) >= self.quantize_from_step
-        output: TokenizerOutput = self.tokenizer(images_B3HW, quantize=quantizes)
-        loss, figures = self._losses(images_B3HW, output)
-        check_finite(loss, self.images_seen)
+        parts = images_B3HW.split(self.micro_batch or len(images_B3HW))
         optimizers[0].zero_grad()
-        self.manual_backward(loss)
+        outputs, figures = zip(
+            *(self._add_gradient(part_b3HW, len(part_b3HW) / len(images_B3HW), quantizes) for part_b3HW in parts),
+            strict=True,
+        )
         nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.grad_clip)
         optimizers[0].step()
         self._averaged.update_parameters(self.tokenizer)
+        logged = {name: torch.stack([figure[name] for figure in figures]).sum() for name in figures[0]}
         if self._adversarial:
-            fake_B3HW = output.reconstruction_B3HW.detach()
-            figures["train_discriminator"] = self._train_discriminator(optimizers[1], images_B3HW, fake_B3HW)
+            fakes = [output.reconstruction_B3HW for output in outputs]
+            logged["train_discriminator"] = self._train_discriminator(optimizers[1], parts, fakes)
         self.steps += 1
         if quantizes:
-            self._keep_codes_alive(optimizers[0], output)
+            tokens = [torch.cat(scale) for scale in zip(*(output.tokens for output in outputs), strict=True)]
+            residuals = [torch.cat(scale) for scale in zip(*(output.residuals for output in outputs), strict=True)]
+            self._keep_codes_alive(optimizers[0], tokens, residuals)
         if int(self.steps) % self.log_every_steps == 0:
-            self.log_dict({"train_loss": loss.detach(), "step": float(self.steps), **figures})
+            self.log_dict({"step": float(self.steps), **logged})
 
     def on_validation_epoch_start(self) -> None:
         """Measure anew."""
@@ -199,6 +206,19 @@ class TokenizerModule(LightningModule):
     @property
     def _adversarial(self) -> bool:
         return self.discriminator is not None and self.images_seen >= self.adversarial_start * self.total_images
+
+    def _add_gradient(
+        self, images_b3HW: Tensor, share: float, quantizes: bool
+    ) -> tuple[TokenizerOutput, dict[str, Tensor]]:
+        """Backward pass of a step's part; what it gave, detached, and its share of the logged figures."""
+        output: TokenizerOutput = self.tokenizer(images_b3HW, quantize=quantizes)
+        loss, figures = self._losses(images_b3HW, output)
+        check_finite(loss, self.images_seen)
+        self.manual_backward(loss * share)
+        detached = output._replace(
+            reconstruction_B3HW=output.reconstruction_B3HW.detach(), quantizer_loss=output.quantizer_loss.detach()
+        )
+        return detached, {name: value * share for name, value in {"train_loss": loss.detach(), **figures}.items()}
 
     def _losses(self, images_B3HW: Tensor, output: TokenizerOutput) -> tuple[Tensor, dict[str, Tensor]]:
         l1 = F.l1_loss(output.reconstruction_B3HW, images_B3HW)
@@ -218,32 +238,36 @@ class TokenizerModule(LightningModule):
             figures["train_adversarial"] = adversarial.detach()
         return loss, figures
 
-    def _train_discriminator(self, optimizer: Any, real_B3HW: Tensor, fake_B3HW: Tensor) -> Tensor:
+    def _train_discriminator(self, optimizer: Any, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
         assert self.discriminator is not None
         optimizer.zero_grad()
-        loss = discriminator_loss(self.discriminator(real_B3HW), self.discriminator(fake_B3HW))
-        self.manual_backward(loss)
+        images, losses = sum(map(len, real)), []
+        for real_b3HW, fake_b3HW in zip(real, fake, strict=True):
+            loss = discriminator_loss(self.discriminator(real_b3HW), self.discriminator(fake_b3HW))
+            losses.append(loss * (len(real_b3HW) / images))
+            self.manual_backward(losses[-1])
         optimizer.step()
-        return loss.detach()
+        return torch.stack(losses).detach().sum()
 
     @torch.no_grad()
     def _initialise_codes(self, images_B3HW: Tensor) -> None:
         """Codes start as vectors of the data, of all scales alike, the same on every process."""
         quantizer = self.tokenizer.quantizer
-        features_BChw = self.tokenizer.features(images_B3HW)
+        parts = images_B3HW.split(self.micro_batch or len(images_B3HW))
+        features_BChw = torch.cat([self.tokenizer.features(part_b3HW) for part_b3HW in parts])
         vectors_Nc = _replacements(quantizer(features_BChw).residuals, quantizer.vocab_size, self.seed)
         quantizer.initialise_codes(self._from_first_process(vectors_Nc), seed=self.seed)
         self.averaged.quantizer.codebook_Vc.copy_(quantizer.codebook_Vc)
 
     @torch.no_grad()
-    def _keep_codes_alive(self, optimizer: Any, output: TokenizerOutput) -> None:
+    def _keep_codes_alive(self, optimizer: Any, tokens: Sequence[Tensor], residuals: Sequence[Tensor]) -> None:
         """Count use over all processes; every so often move dead codes onto vectors of the data.
 
         None in the last fifth of training, so that the tokens settle. A moved code begins with fresh optimizer
         moments, and at once in the averaged copy: old averages of another code would be worse than none.
         """
         quantizer = self.tokenizer.quantizer
-        used_V = count_codes(output.tokens, quantizer.vocab_size).sum(0)
+        used_V = count_codes(tokens, quantizer.vocab_size).sum(0)
         self.usage_V += self._summed(used_V)
         if int(self.steps) % self.restart_every_steps or self.images_seen > 0.8 * self.total_images:
             return
@@ -252,7 +276,7 @@ class TokenizerModule(LightningModule):
         if not bool(dead_V.any()):
             return
         seed = self.seed * 1_000_003 + int(self.steps)
-        vectors_Nc = _replacements(output.residuals, quantizer.vocab_size, seed)
+        vectors_Nc = _replacements(residuals, quantizer.vocab_size, seed)
         moved_V = quantizer.restart_codes(dead_V, self._from_first_process(vectors_Nc))
         self.averaged.quantizer.codebook_Vc[moved_V] = quantizer.codebook_Vc[moved_V]
         for moments in optimizer.state.get(quantizer.codebook_Vc, {}).values():

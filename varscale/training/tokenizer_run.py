@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from varscale.accounting import TokenizerShape
 from varscale.config import Experiment, TokenizerConfig
 from varscale.data.experiment_sources import training_source, validation_source
 from varscale.data.loading import ImageBatches
@@ -19,10 +20,11 @@ from varscale.generation.pictures import save_pictures
 from varscale.identity import processors
 from varscale.metrics.reconstruction import ReconstructionMeter
 from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.device import best_device
+from varscale.models.device import best_device, deterministic
 from varscale.models.storage import load_tokenizer, save_model
 from varscale.official_files import read_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
+from varscale.training.numerics import check_memory
 from varscale.training.tokenizer_module import TokenizerModule
 from varscale.training.trainer import Continuation, loader, make_trainer, read_checkpoint
 
@@ -86,7 +88,8 @@ def encode_tokens(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
 
     def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
-        return model.encode(images_B3HW.to(device, memory_format=torch.channels_last))
+        with deterministic():
+            return model.encode(images_B3HW.to(device, memory_format=torch.channels_last))
 
     sources = {
         "validation": validation_source(experiment.data),
@@ -144,6 +147,9 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
         **training.model_dump(exclude={"images"}),
         log_every_steps=experiment.runtime.log_every_steps,
     )
+    shape = TokenizerShape.of(module.tokenizer)
+    activations = shape.activation_bytes(training.micro_batch or training.batch_size)
+    check_memory(shape.training_state_bytes() + activations, "tokenizer.training.micro_batch")
     start_step, resume = 0, None
     if files.last_checkpoint.exists():
         checkpoint = read_checkpoint(files.last_checkpoint, fingerprint)
@@ -165,7 +171,8 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
         Progress(lambda images: report(images, steps * training.batch_size)),
     ]
     trainer = make_trainer(files, training.batch_size, callbacks, precision="float32")
-    trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
+    with deterministic():
+        trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
     return module
 
 
