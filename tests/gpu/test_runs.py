@@ -7,17 +7,24 @@ from typing import Any
 import pytest
 import torch
 from tiny_training import Killed, checkpoint_every, ignore, kill_at, report_every_step
+from torchvision.models import vgg16
 from toy_sweep import Finished, results, varscale, write_toy
 
 from benchmarks.studies import cell_of_steps, make_inputs, rings, trunk_of
 from benchmarks.trainings import bare_training, batches
+from varscale.accounting import TokenizerShape
 from varscale.cells import Numerics
 from varscale.config import Experiment
 from varscale.config_files import changed
+from varscale.data.loading import ImageBatches
+from varscale.data.sources import RingsSource
 from varscale.files import RunFiles
+from varscale.models.device import deterministic
 from varscale.models.storage import load_var
 from varscale.training.model_run import train_cell, train_trunk
 from varscale.training.numerics import choose_numerics
+from varscale.training.tokenizer_module import TokenizerModule
+from varscale.training.trainer import loader, make_trainer
 
 pytestmark = pytest.mark.gpu
 STEPS, BATCH = 20, 24
@@ -78,11 +85,34 @@ def test_a_run_is_equal_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
+def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> None:
+    """The paper's settings with LPIPS and the adversarial term, a step in two parts; also the memory foreseen."""
+    backbone = tmp_path / "vgg.pth"
+    torch.save(vgg16().state_dict(), backbone)
+    measured, states = 0, []
+    for _ in range(2):
+        module = TokenizerModule(
+            (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4096, 32, 160, total_images=400, batch_size=4, micro_batch=2,
+            perceptual_weight=1.0, perceptual_weights_path=str(backbone), adversarial_weight=0.5,
+            adversarial_start=0.0, restart_every_steps=2,
+        )  # fmt: skip
+        batches = ImageBatches(RingsSource(64, 256), seed=0, batch_size=4, start_step=0, num_steps=4, workers=4)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        with deterministic():
+            make_trainer(RunFiles(tmp_path), 4, [], precision="float32").fit(module, loader(batches))
+        measured = torch.cuda.max_memory_allocated()
+        states.append(module.state_dict())
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
+    shape = TokenizerShape.of(module.tokenizer)
+    assert 0.7 < (shape.training_state_bytes() + shape.activation_bytes(2)) / measured < 4 / 3
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("depth", "width"), [(4, 64), (12, 64)])
 def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, depth: int, width: int) -> None:
-    """State and activations to within a third: what decides how many images pass at once."""
+    """State and activations to within a third, what decides how many images pass at once; compiled blocks need less."""
     torch.compiler.reset()
     experiment = paper_like(width, batch=16)
     trunk = trunk_of(experiment, depth)
@@ -96,7 +126,9 @@ def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, d
     measured = torch.cuda.max_memory_allocated() - before
     element_bytes = 2 if precision == "bfloat16" else 4
     foreseen = trunk.shape.training_state_bytes() + trunk.shape.activation_bytes(16, element_bytes=element_bytes)
-    assert 0.75 < foreseen / measured < 4 / 3, f"{foreseen / 2**20:.0f} MiB foreseen, {measured / 2**20:.0f} measured"
+    assert 0.75 < foreseen / measured < (5 / 3 if compiled else 4 / 3), (
+        f"{foreseen / 2**20:.0f} MiB foreseen, {measured / 2**20:.0f} measured"
+    )
 
 
 def test_the_papers_step_passes_in_parts_that_fit(tmp_path: Path) -> None:
