@@ -66,6 +66,24 @@ def experiment_130(size: Size, **changes: Any) -> Experiment:
     return changed(rings(), settings, "benchmarks")
 
 
+def experiment_680(size: Size, batch: int) -> Experiment:
+    """The paper's tokens at 256 × 256 pixels, of little images: 680 tokens of 4,096 codes."""
+    settings = {
+        "data.image_size": 32,
+        "tokenizer.patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+        "tokenizer.vocab_size": 4096,
+        "tokenizer.latent_channels": 32,
+        "tokenizer.base_channels": 8,
+        "tokenizer.norm_groups": 8,
+        "tokenizer.channel_multipliers": [1, 1],
+        "model.width_per_depth": size.width // size.depth,
+        "model.head_dim": size.width // size.heads,
+        "optim.batch_size": batch,
+        "optim.lr_batch_size": batch,
+    }
+    return changed(rings(), settings, "benchmarks")
+
+
 def rings() -> Experiment:
     """The shipped experiment, without pictures and with a small validation set."""
     settings = {"evaluation.samples_per_class": 0, "data.validation_images": 64}

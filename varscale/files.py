@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NUMERICS_VERSION = 4
+NUMERICS_VERSION = 5
 """Raised when a change of code changes results; part of every fingerprint."""
 
 

@@ -10,7 +10,7 @@ from tiny_training import Killed, checkpoint_every, ignore, kill_at, report_ever
 from torchvision.models import vgg16
 from toy_sweep import Finished, results, varscale, write_toy
 
-from benchmarks.studies import cell_of_steps, make_inputs, rings, trunk_of
+from benchmarks.studies import Size, cell_of_steps, experiment_680, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches
 from varscale.accounting import TokenizerShape
 from varscale.cells import Numerics
@@ -30,23 +30,10 @@ pytestmark = pytest.mark.gpu
 STEPS, BATCH = 20, 24
 
 
-def paper_like(width_per_depth: int = 48, batch: int = BATCH) -> Experiment:
+def paper_like(depth: int = 4, width_per_depth: int = 48, batch: int = BATCH, **changes: Any) -> Experiment:
     """680 tokens of 4,096 codes as in the paper, of little images; heads = depth."""
-    settings: dict[str, Any] = {
-        "data.image_size": 32,
-        "tokenizer.patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
-        "tokenizer.vocab_size": 4096,
-        "tokenizer.latent_channels": 32,
-        "tokenizer.base_channels": 8,
-        "tokenizer.norm_groups": 8,
-        "tokenizer.channel_multipliers": [1, 1],
-        "model.width_per_depth": width_per_depth,
-        "model.head_dim": width_per_depth,
-        "model.drop_path_at_depth_24": 0.5,
-        "optim.batch_size": batch,
-        "optim.lr_batch_size": batch,
-    }
-    return changed(rings(), settings, "a test")
+    experiment = experiment_680(Size(depth, depth * width_per_depth, depth), batch)
+    return changed(experiment, {"model.drop_path_at_depth_24": 0.5, **changes}, "a test")
 
 
 def weights(files: RunFiles) -> dict[str, torch.Tensor]:
@@ -114,7 +101,7 @@ def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> 
 def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, depth: int, width: int) -> None:
     """State and activations to within a third, what decides how many images pass at once; compiled blocks need less."""
     torch.compiler.reset()
-    experiment = paper_like(width, batch=16)
+    experiment = paper_like(depth, width, batch=16)
     trunk = trunk_of(experiment, depth)
     inputs = make_inputs(tmp_path, experiment, Numerics(precision, compiled, False, 4, 4), 1.0, images=128)
     torch.cuda.empty_cache()
@@ -134,9 +121,8 @@ def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, d
 def test_the_papers_step_passes_in_parts_that_fit(tmp_path: Path) -> None:
     """Depth 16, width 1024, 768 images a step: the parts that were chosen leave the memory neither full nor idle."""
     torch.compiler.reset()
-    experiment = changed(
-        paper_like(64, batch=768), {"runtime.precision": "bfloat16", "runtime.compile": "off"}, "a test"
-    )
+    settings = {"runtime.precision": "bfloat16", "runtime.compile": "off"}
+    experiment = paper_like(16, 64, batch=768, **settings)
     trunk = trunk_of(experiment, 16)
     numerics, _ = choose_numerics([(trunk, 768_000)], experiment.runtime, 4, 4)
     assert 0 < numerics.micro_batch < 768

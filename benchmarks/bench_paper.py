@@ -1,0 +1,67 @@
+"""Training steps of the paper's depth 16 on a GPU: 680 tokens of 4,096 codes, in the ways that a sweep may choose."""
+
+import itertools
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.measuring import Options, Report, rate
+from benchmarks.studies import Size, experiment_680, make_inputs, trunk_of
+from benchmarks.trainings import bare_training, batches
+from varscale.cells import Numerics, Precision
+from varscale.training.numerics import measure_matmul_peak
+
+SIZE, BATCH = Size(16, 1024, 16), 64
+QUICK_SIZE, QUICK_BATCH = Size(2, 32, 2), 2
+STEPS, ROUNDS = 5, 3
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+
+def run(options: Options) -> Report:
+    size, batch = (QUICK_SIZE, QUICK_BATCH) if options.quick else (SIZE, BATCH)
+    report = Report(
+        "paper",
+        f"A training step on a GPU: {size.title}, 680 tokens, V = 4096, batch {batch}",
+        ("way", "images/s", "TFLOP/s", "peak TFLOP/s", "utilisation", "GiB", "GiB foreseen"),
+    )
+    if not options.quick and not torch.cuda.is_available():
+        report.notes = ["no GPU here: not measured."]
+        return report
+    for precision, compiled, parts in itertools.product(PRECISIONS, (False, True), (1, 2)):
+        if not (options.quick and compiled):
+            threads = options.threads
+            numerics = Numerics(precision, compiled, False, threads, threads, micro_batch=batch // parts)
+            _measure(size, batch, numerics, options, report)
+    report.notes = ["utilisation: 3 × the executed forward FLOPs, against a large product in the same precision."]
+    return report
+
+
+def _measure(size: Size, batch: int, numerics: Numerics, options: Options, report: Report) -> None:
+    torch.compiler.reset()
+    trunk = trunk_of(experiment_680(size, batch), size.depth)
+    inputs = make_inputs(options.folder / "tokens-680", trunk.experiment, numerics, 1.0, images=8 * batch)
+    training, data = bare_training(trunk, inputs), batches(trunk, inputs)
+
+    def speed(steps: int) -> float:
+        return rate(lambda: training.step(next(data)), batch, steps)
+
+    speed(2)
+    memory = _peak_memory(lambda: speed(1))
+    images = statistics.median(speed(1 if options.quick else STEPS) for _ in range(options.rounds(ROUNDS)))
+    flops, peak = 3 * trunk.shape.executed_forward_flops(), measure_matmul_peak(numerics.precision, options.threads)
+    activations = trunk.shape.activation_bytes(numerics.micro_batch, element_bytes=numerics.element_bytes)
+    foreseen = trunk.shape.training_state_bytes() + activations
+    way = f"{numerics.precision}, {'compiled' if numerics.compiled else 'eager'}, {numerics.micro_batch} images at once"
+    speeds = (images, images * flops / 1e12, peak / 1e12, images * flops / peak)
+    report.rows.append((way, *speeds, memory / 2**30, foreseen / 2**30))
+
+
+def _peak_memory(work: Callable[[], object]) -> float:
+    """Bytes of the GPU."""
+    if not torch.cuda.is_available():
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return float(torch.cuda.max_memory_allocated())
