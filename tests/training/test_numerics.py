@@ -123,6 +123,17 @@ def test_as_many_images_pass_at_once_as_the_memory_holds(monkeypatch: pytest.Mon
         choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
 
 
+def test_workers_on_one_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = max((trunk for trunk, _ in trunks()), key=lambda trunk: trunk.flops_per_image)
+    state, image = largest.shape.training_state_bytes(), largest.shape.activation_bytes(1)
+    monkeypatch.setattr(numerics, "memory_bytes", lambda _: 2 * (state + 4.5 * image) / 0.6)
+    monkeypatch.setattr(numerics, "best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(numerics, "_step_cost", lambda *_: (1.0, 0.0))
+    runtime = RuntimeConfig(precision="float32")
+    alone, shared = (choose_numerics(trunks(), runtime, 1, 2, workers)[0] for workers in (1, 2))
+    assert (alone.micro_batch, shared.micro_batch) == (0, 4)
+
+
 def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one whose estimate is a little high."""
     monkeypatch.setattr(numerics, "memory_bytes", lambda _: 2.0**31)
