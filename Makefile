@@ -22,7 +22,7 @@ READY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && .venv/bin/
 help: ## list the targets
 	@echo "varscale: scaling laws of visual autoregressive image models"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make sweep takes DEPTHS=12,16,20, EXPERIMENT=rings (a shipped name or a YAML file) and ARGS='--workers 1';"
 	@echo "  make test takes ARGS for pytest; PYTHON=… names the Python that makes .venv."

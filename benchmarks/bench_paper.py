@@ -50,8 +50,7 @@ def _measure(size: Size, batch: int, numerics: Numerics, options: Options, repor
     memory = _peak_memory(lambda: speed(1))
     images = statistics.median(speed(1 if options.quick else STEPS) for _ in range(options.rounds(ROUNDS)))
     flops, peak = 3 * trunk.shape.executed_forward_flops(), measure_matmul_peak(numerics.precision, options.threads)
-    activations = trunk.shape.activation_bytes(numerics.micro_batch, element_bytes=numerics.element_bytes)
-    foreseen = trunk.shape.training_state_bytes() + activations
+    foreseen = trunk.shape.step_bytes(numerics.micro_batch, element_bytes=numerics.element_bytes)
     way = f"{numerics.precision}, {'compiled' if numerics.compiled else 'eager'}, {numerics.micro_batch} images at once"
     speeds = (images, images * flops / 1e12, peak / 1e12, images * flops / peak)
     report.rows.append((way, *speeds, memory / 2**30, foreseen / 2**30))

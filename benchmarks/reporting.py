@@ -15,8 +15,9 @@ from varscale.files import write_atomically, write_json
 def show(report: Report, console: Console) -> None:
     """Print a benchmark's table, goals and notes."""
     table = Table(title=report.title, title_justify="left")
-    for column, example in zip(report.columns, report.rows[0], strict=True):
-        table.add_column(column, justify="left" if isinstance(example, str) else "right")
+    for number, column in enumerate(report.columns):
+        words = any(isinstance(row[number], str) for row in report.rows)
+        table.add_column(column, justify="left" if words else "right")
     for row in report.rows:
         table.add_row(*map(_text, row))
     console.print(table)

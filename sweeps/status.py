@@ -41,7 +41,7 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
             f"{cell.budget_flops:.3g}",
             f"{cell.steps:,}",
             f"{cell.images:,}",
-            f"{(shape.training_state_bytes() + shape.activation_bytes(batch)) / 2**30:.2g}",
+            f"{shape.step_bytes(batch) / 2**30:.2g}",
             f"{cell.images * cell.trunk.flops_per_image / speed / 3600:.2g}" if speed else "",
         )
     return table

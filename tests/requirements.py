@@ -24,6 +24,14 @@ def require_program(name: str) -> str:
     return str(path)
 
 
+def require_gpu() -> None:
+    """That PyTorch sees a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        _missing("PyTorch sees no GPU")
+
+
 def _missing(reason: str) -> None:
     if os.environ.get("VARSCALE_REQUIRE_ALL") == "1":
         pytest.fail(f"VARSCALE_REQUIRE_ALL=1 but {reason}")

@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,6 +47,22 @@ def counted(function: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         function()
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def kept_bytes(model: nn.Module, apart: Callable[[Tensor], bool] = lambda _: False) -> Iterator[dict[int, int]]:
+    """Bytes of each memory, weights apart, that forward passes within keep for their backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and not apart(tensor):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 @pytest.mark.parametrize(
@@ -145,18 +162,11 @@ def test_activation_memory_is_right_to_a_third(
     """Copies of weights in bfloat16, which do not grow with the images, are not activations."""
     monkeypatch.setenv(SWITCH, native)
     var = VAR((1, 2, 3, 4), 64, 6, 5, depth, width, 2)
-    weights = {p.untyped_storage().data_ptr() for p in var.parameters()}
-    kept: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        copied_weight = tensor.dtype == torch.bfloat16 and tensor.shape[:1] not in ((8,), (8 * 30,))
-        if storage.data_ptr() not in weights and not copied_weight:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def copied_weight(tensor: Tensor) -> bool:
+        return tensor.dtype == torch.bfloat16 and tensor.shape[:1] not in ((8,), (8 * 30,))
 
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=element_bytes == 2)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+    with kept_bytes(var, copied_weight) as kept, torch.autocast("cpu", torch.bfloat16, enabled=element_bytes == 2):
         logits = var(torch.zeros(8, dtype=torch.long), torch.randn(8, 29, 6))
         loss = F.cross_entropy(logits.flatten(0, 1), torch.zeros(8 * 30, dtype=torch.long))
     assert loss.isfinite()
@@ -170,17 +180,9 @@ def test_activation_memory_of_tokenizers_is_right_to_a_third(name: str) -> None:
         tokenizer = MultiScaleTokenizer((1, 2, 4, 8), 64, 16, 32, channel_multipliers=(1, 1, 2, 2))
     else:
         tokenizer = tokenizer_of(name)
-    weights = {p.untyped_storage().data_ptr() for p in tokenizer.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     tokenizer.to(memory_format=torch.channels_last)  # as in training
     images = torch.rand(4, 3, tokenizer.image_size, tokenizer.image_size).contiguous(memory_format=torch.channels_last)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_bytes(tokenizer) as kept:
         output = tokenizer(images)
         loss = F.mse_loss(output.reconstruction_B3HW, images) + output.quantizer_loss
     assert loss.isfinite()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -29,6 +29,14 @@ def test_every_measurement_is_printed_and_written(tmp_path: Path) -> None:
         assert report["title"] in markdown
         for goal in report["goals"]:
             assert goal["text"] in done.stdout.replace("\n", " ")
+
+
+def test_what_needs_a_gpu_says_so_without_one(tmp_path: Path) -> None:
+    done = bench("paper", "--runs-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "no GPU here: not measured." in done.stdout
+    (report,) = json.loads((tmp_path / "bench" / "bench.json").read_text())["benchmarks"]
+    assert report["rows"] == []
 
 
 def test_an_unknown_name_is_one_clear_error(tmp_path: Path) -> None:

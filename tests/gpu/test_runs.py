@@ -91,8 +91,7 @@ def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> 
         measured = torch.cuda.max_memory_allocated()
         states.append(module.state_dict())
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
-    shape = TokenizerShape.of(module.tokenizer)
-    assert 0.7 < (shape.training_state_bytes() + shape.activation_bytes(2)) / measured < 4 / 3
+    assert 0.7 < TokenizerShape.of(module.tokenizer).step_bytes(2) / measured < 4 / 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -112,7 +111,7 @@ def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, d
     training.step(next(data))
     measured = torch.cuda.max_memory_allocated() - before
     element_bytes = 2 if precision == "bfloat16" else 4
-    foreseen = trunk.shape.training_state_bytes() + trunk.shape.activation_bytes(16, element_bytes=element_bytes)
+    foreseen = trunk.shape.step_bytes(16, element_bytes=element_bytes)
     assert 0.75 < foreseen / measured < (5 / 3 if compiled else 4 / 3), (
         f"{foreseen / 2**20:.0f} MiB foreseen, {measured / 2**20:.0f} measured"
     )

@@ -5,7 +5,7 @@ Letters: V vocabulary, c latent channels.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -57,6 +57,10 @@ def train(module: TokenizerModule, steps: int, after: Callable[[TokenizerModule]
         num_steps=steps,
         workers=0,
     )
+    fit(module, loader(batches), after)
+
+
+def fit(module: TokenizerModule, batches: Any, after: Callable[[TokenizerModule], None] = lambda _: None) -> None:
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -67,7 +71,14 @@ def train(module: TokenizerModule, steps: int, after: Callable[[TokenizerModule]
         enable_model_summary=False,
         callbacks=[AfterStep(after)],
     )
-    trainer.fit(module, loader(batches))
+    trainer.fit(module, batches)
+
+
+def assert_near(ours: TokenizerModule, theirs: TokenizerModule) -> None:
+    found = ours.state_dict()
+    for name, tensor in theirs.state_dict().items():
+        if not name.startswith("meter."):
+            torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=2e-3, msg=name)
 
 
 def codebook(tokenizer: MultiScaleTokenizer) -> torch.Tensor:
@@ -198,9 +209,7 @@ def test_parts_of_a_step_add_up() -> None:
     for module in (whole, parts):
         train(module, 6)
     assert set(sizes) == {3, 2}
-    for name, tensor in whole.state_dict().items():
-        if not name.startswith("meter."):
-            torch.testing.assert_close(parts.state_dict()[name], tensor, atol=2e-4, rtol=2e-3, msg=name)
+    assert_near(parts, whole)
 
 
 def test_the_adversarial_term_in_parts() -> None:
@@ -208,13 +217,8 @@ def test_the_adversarial_term_in_parts() -> None:
     whole, parts = (make_module(10, adversarial_start=0.0, **ADVERSARIAL, micro_batch=size) for size in (0, 4))
     images = first_images(24)[:4].repeat(2, 1, 1, 1)
     for module in (whole, parts):
-        trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
-                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-        batches: Any = [{"images_B3HW": images}] * 2
-        trainer.fit(module, DataLoader(batches, batch_size=None))
-    for name, tensor in whole.state_dict().items():
-        if not name.startswith("meter."):
-            torch.testing.assert_close(parts.state_dict()[name], tensor, atol=2e-4, rtol=2e-3, msg=name)
+        fit(module, DataLoader(cast(Any, [{"images_B3HW": images}] * 2), batch_size=None))
+    assert_near(parts, whole)
 
 
 def test_training_that_never_quantizes_is_refused() -> None:

@@ -209,8 +209,7 @@ def _module(trunk: Trunk, inputs: Inputs) -> TokenModelModule:
     experiment, shape = trunk.experiment, trunk.shape
     apply_numerics(inputs.numerics, shape.width // shape.heads)
     images = inputs.numerics.images_at_once(trunk.batch_size)
-    activations = shape.activation_bytes(images, element_bytes=inputs.numerics.element_bytes)
-    check_memory(shape.training_state_bytes() + activations, "runtime.micro_batch")
+    check_memory(shape.step_bytes(images, element_bytes=inputs.numerics.element_bytes), "runtime.micro_batch")
     model, optim = experiment.model, experiment.optim
     return TokenModelModule(
         str(inputs.tokenizer),

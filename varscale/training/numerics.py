@@ -39,7 +39,7 @@ def choose_numerics(
     runtime: RuntimeConfig,
     threads: int,
     tokenizer_threads: int,
-    runs_at_once: int = 1,
+    workers_a_device: int = 1,
 ) -> tuple[Numerics, dict[str, float]]:
     """Choose what the experiment leaves open by measuring training steps; the fewest seconds for the sweep win.
 
@@ -52,13 +52,13 @@ def choose_numerics(
         runtime: What is already decided.
         threads: CPU threads of a transformer's run.
         tokenizer_threads: CPU threads of the tokenizer's run, recorded with the choice.
-        runs_at_once: Workers that share a GPU's memory.
+        workers_a_device: Workers that share a GPU's memory.
 
     Returns:
         The choice, and the estimated seconds of every way measured, named `<precision>, compiled|eager`.
     """
     torch.set_num_threads(threads)
-    memory = memory_bytes(threads) / (runs_at_once if best_device().type == "cuda" else 1)
+    memory = memory_bytes(threads) / (workers_a_device if best_device().type == "cuda" else 1)
     head_channels = {trunk.shape.width // trunk.shape.heads for trunk, _ in trunks}
     native = best_device().type == "cpu" and all(map(available, head_channels))
     ordered = sorted((trunk for trunk, _ in trunks), key=lambda trunk: trunk.flops_per_image)
@@ -79,8 +79,9 @@ def choose_numerics(
     _switch_kernels(native)
 
     def choice_of(precision: Precision, compiled: bool) -> Numerics:
-        micro_batch = runtime.micro_batch or _micro_batch(ordered, precision, memory)
-        return Numerics(precision, compiled, native, threads, tokenizer_threads, micro_batch)
+        choice = Numerics(precision, compiled, native, threads, tokenizer_threads, runtime.micro_batch)
+        found = runtime.micro_batch or _micro_batch(ordered, choice.element_bytes, memory)
+        return replace(choice, micro_batch=found)
 
     best = choice_of(precisions[0], compiled)
     if len(precisions) > 1 and has_bfloat16_arithmetic():
@@ -103,7 +104,7 @@ def has_bfloat16_arithmetic() -> bool:
     return best_device().type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-def _micro_batch(trunks: Sequence[Trunk], precision: Precision, memory: float) -> int:
+def _micro_batch(trunks: Sequence[Trunk], element_bytes: int, memory: float) -> int:
     """Images at once with which every size fits into the memory of a run; 0 where all of a step's do.
 
     Raises:
@@ -112,7 +113,7 @@ def _micro_batch(trunks: Sequence[Trunk], precision: Precision, memory: float) -
     found = []
     for trunk in trunks:
         state = trunk.shape.training_state_bytes()
-        image = trunk.shape.activation_bytes(1, element_bytes=2 if precision == "bfloat16" else 4)
+        image = trunk.shape.activation_bytes(1, element_bytes=element_bytes)
         most = int((_MEMORY_SHARE * memory - state) // image)
         if most < 1:
             raise ValueError(

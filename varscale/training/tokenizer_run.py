@@ -147,9 +147,8 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
         **training.model_dump(exclude={"images"}),
         log_every_steps=experiment.runtime.log_every_steps,
     )
-    shape = TokenizerShape.of(module.tokenizer)
-    activations = shape.activation_bytes(training.micro_batch or training.batch_size)
-    check_memory(shape.training_state_bytes() + activations, "tokenizer.training.micro_batch")
+    needed = TokenizerShape.of(module.tokenizer).step_bytes(training.micro_batch or training.batch_size)
+    check_memory(needed, "tokenizer.training.micro_batch")
     start_step, resume = 0, None
     if files.last_checkpoint.exists():
         checkpoint = read_checkpoint(files.last_checkpoint, fingerprint)
