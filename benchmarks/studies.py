@@ -15,7 +15,7 @@ from varscale.config import Experiment
 from varscale.config_files import changed, load_experiment
 from varscale.data.sources import RingsSource
 from varscale.data.token_writer import encode_store
-from varscale.files import write_json
+from varscale.files import TokenFiles, write_json
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import save_model
 from varscale.training.model_run import Inputs
@@ -109,23 +109,14 @@ def make_inputs(folder: Path, experiment: Experiment, numerics: Numerics, peak: 
         folder.mkdir(parents=True, exist_ok=True)
         save_model(tokenizer, untrained_tokenizer(experiment), PRINT)
         _encode(folder, experiment, images)
-    return Inputs(tokenizer, PRINT, folder / "tokens", "benchmark-tokens", numerics, peak)
+    return Inputs(tokenizer, PRINT, TokenFiles(folder / "tokens"), "benchmark-tokens", numerics, peak)
 
 
 def untrained_tokenizer(experiment: Experiment) -> MultiScaleTokenizer:
     """The experiment's tokenizer as it is before training, with codes that differ."""
-    settings = experiment.tokenizer
     torch.manual_seed(0)
-    tokenizer = MultiScaleTokenizer(
-        settings.patch_nums,
-        settings.vocab_size,
-        settings.latent_channels,
-        settings.base_channels,
-        channel_multipliers=settings.channel_multipliers,
-        residual_blocks=settings.residual_blocks,
-        attention=settings.attention,
-        norm_groups=settings.norm_groups,
-    )
+    settings = experiment.tokenizer.model_dump(exclude={"training", "checkpoint"})
+    tokenizer = MultiScaleTokenizer(**settings)
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     return tokenizer.eval()
 
@@ -148,4 +139,4 @@ def _encode(folder: Path, experiment: Experiment, images: int) -> None:
             batch_size=64,
             workers=0,
         )
-    write_json(folder / "tokens" / "summary.json", {"images": images, "unigram_entropy": 0.0})
+    write_json(TokenFiles(folder / "tokens").summary, {"images": images, "unigram_entropy": 0.0})

@@ -56,7 +56,7 @@ def bare_training(trunk: Trunk, inputs: Inputs) -> BareTraining:
 
 def batches(trunk: Trunk, inputs: Inputs) -> "itertools.cycle[dict[str, Tensor]]":
     """A few batches of stored tokens, again and again."""
-    store = TokenStore.open(inputs.tokens / "train")
+    store = TokenStore.open(inputs.tokens.train)
     steps = StepBatches(store, seed=0, batch_size=trunk.batch_size, start_step=0, num_steps=8)
     return itertools.cycle(list(steps))
 

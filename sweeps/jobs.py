@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from varscale.cells import Cell, Numerics, Trunk
 from varscale.config import Experiment
-from varscale.files import RunFiles
+from varscale.files import RunFiles, TokenFiles
 
 if TYPE_CHECKING:
     from varscale.training.model_run import Inputs
@@ -42,21 +42,16 @@ class TokensJob:
     experiment: Experiment
     tokenizer: RunFiles
     fingerprint: str
-    folder: Path
+    files: TokenFiles
     train_images: int
     threads: int
-
-    @property
-    def files(self) -> RunFiles:
-        """Where its log goes."""
-        return RunFiles(self.folder)
 
     def run(self, report: Report) -> None:
         """Do it."""
         from varscale.training.tokenizer_run import encode_tokens
 
         _set_threads(self.threads)
-        encode_tokens(self.experiment, self.tokenizer, self.fingerprint, self.folder, self.train_images, report)
+        encode_tokens(self.experiment, self.tokenizer, self.fingerprint, self.files, self.train_images, report)
 
 
 @dataclass(frozen=True)

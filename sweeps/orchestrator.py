@@ -8,7 +8,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,7 +20,7 @@ from sweeps.view import SweepView
 from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
 from varscale.data.manifest import MANIFEST, read_manifest
-from varscale.files import ExperimentFiles, fingerprint
+from varscale.files import ExperimentFiles, TokenFiles, fingerprint
 from varscale.identity import (
     DataIdentity,
     processors,
@@ -69,7 +68,7 @@ def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, f
     cells = selected_cells(experiment)
     data = data_identity(experiment.data)
     files.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(files.root / ".sweep.lock")
+    lock = FileLock(files.sweep_lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -102,14 +101,14 @@ class _Sweep:
         self._tokens = tokens_fingerprint(data, self._tokenizer)
         self._launcher: LocalLauncher | None = None
         self._numerics = stored_numerics(experiment, files)
-        self._stored_images = data.stored_images
+        self._train_images = train_images(cells, data)
 
     def check_space(self) -> None:
         """Raise `SweepError` when what is still missing will not fit on the disk."""
         tokens = self._files.tokens(self._tokens)
         needed = bytes_of_runs(self._plan(self._numerics).missing if self._numerics else self._cells)
-        if not tokens.exists():
-            needed += bytes_of_tokens(self._experiment, self._stored_images or train_images(self._cells))
+        if not tokens.folder.exists():
+            needed += bytes_of_tokens(self._experiment, self._train_images)
         free = shutil.disk_usage(self._files.root).free
         if free < needed:
             raise SweepError(
@@ -170,20 +169,20 @@ class _Sweep:
             self._alone(
                 "tokenizer", TokenizerJob(self._experiment, tokenizer, self._tokenizer, self._tokenizer_threads)
             )
-        folder, images = self._files.tokens(self._tokens), train_images(self._cells)
-        if not tokens_ready(folder, images):
-            job = TokensJob(self._experiment, tokenizer, self._tokenizer, folder, images, self._tokenizer_threads)
+        tokens, images = self._files.tokens(self._tokens), self._train_images
+        if not tokens_ready(tokens, images):
+            job = TokensJob(self._experiment, tokenizer, self._tokenizer, tokens, images, self._tokenizer_threads)
             self._alone("tokens", job)
-            self._note_undecodable(folder)
+            self._note_undecodable(tokens)
 
-    def _note_undecodable(self, folder: Path) -> None:
-        for split in ("train", "validation"):
-            manifest = read_manifest(folder / split / MANIFEST)
+    def _note_undecodable(self, tokens: TokenFiles) -> None:
+        for folder in (tokens.train, tokens.validation):
+            manifest = read_manifest(folder / MANIFEST)
             names = list(manifest.undecodable) if manifest is not None else []
             if names:
                 more = ", …" if len(names) > 3 else ""
                 self._view.note(
-                    f"{len(names)} {split} images do not decode, and their neighbours stand in for them: "
+                    f"{len(names)} {folder.name} images do not decode, and their neighbours stand in for them: "
                     f"{', '.join(names[:3])}{more}"
                 )
 

@@ -9,6 +9,7 @@ from typing import Any
 from varscale.cells import Cell, Numerics, Trunk, grid_cells
 from varscale.config import Experiment
 from varscale.files import ExperimentFiles, RunFiles
+from varscale.identity import DataIdentity
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Plan:
         return found
 
 
-def train_images(cells: Iterable[Cell]) -> int:
-    """Images that the longest run sees: as many unique ones are made of a procedural source."""
-    return max(cell.images for cell in cells)
+def train_images(cells: Iterable[Cell], data: DataIdentity) -> int:
+    """Training images to encode: all that are stored, or of a procedural source as many as the longest run sees."""
+    return data.stored_images or max(cell.images for cell in cells)
 
 
 def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:

@@ -1,17 +1,20 @@
 """Single runs: a tokenizer, its tokens, one model; in this process, on all of its threads."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sweeps.plan import selected_cells, train_images
 from varscale.cells import Cell, Trunk, check_lengths
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
-from varscale.files import ExperimentFiles, RunFiles
+from varscale.files import ExperimentFiles, RunFiles, TokenFiles
 from varscale.identity import (
+    DataIdentity,
     processors,
     store_numerics,
     stored_numerics,
@@ -25,27 +28,24 @@ def make_tokenizer(experiment: Experiment, runs: Path) -> RunFiles:
     """Train and measure the experiment's tokenizer, unless that was done; its files."""
     from varscale.training.tokenizer_run import train_tokenizer
 
-    files, fingerprint, _ = _tokenizer(experiment, runs)
+    inputs = _inputs(experiment, runs)
     _set_threads(tokenizer_threads(experiment, ExperimentFiles(runs, experiment.name)))
     with _bar("tokenizer") as report:
-        train_tokenizer(experiment, files, fingerprint, report)
-    return files
+        train_tokenizer(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, report)
+    return inputs.tokenizer
 
 
-def make_tokens(experiment: Experiment, runs: Path, train_images: int | None = None) -> Path:
-    """Encode the images, unless that was done: as many as the grid's longest run sees, or `train_images`."""
-    from sweeps.plan import selected_cells
-    from sweeps.plan import train_images as longest_run
+def make_tokens(experiment: Experiment, runs: Path, cells: Sequence[Cell] = ()) -> TokenFiles:
+    """Encode the images that cells (the grid's, unless given) train on, unless that was done."""
     from varscale.training.tokenizer_run import encode_tokens, tokens_ready
 
     tokenizer = make_tokenizer(experiment, runs)
-    _, fingerprint, tokens = _tokenizer(experiment, runs)
-    folder = ExperimentFiles(runs, experiment.name).tokens(tokens)
-    images = longest_run(selected_cells(experiment)) if train_images is None else train_images
-    if not tokens_ready(folder, images):
+    inputs = _inputs(experiment, runs)
+    images = train_images(cells or selected_cells(experiment), inputs.data)
+    if not tokens_ready(inputs.tokens, images):
         with _bar("tokens") as report:
-            encode_tokens(experiment, tokenizer, fingerprint, folder, images, report)
-    return folder
+            encode_tokens(experiment, tokenizer, inputs.tokenizer_fingerprint, inputs.tokens, images, report)
+    return inputs.tokens
 
 
 def train_single(experiment: Experiment, depth: int, budget: float | None, seed: int, runs: Path) -> Path:
@@ -72,8 +72,8 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
     elif cell.steps < 1:
         raise ExperimentError(f"--budget {cell.budget_flops:g}: less than one step of depth {depth}")
     files = ExperimentFiles(runs, experiment.name)
-    folder = make_tokens(experiment, runs, cell.images)
-    tokenizer, tokenizer_print, tokens = _tokenizer(experiment, runs)
+    make_tokens(experiment, runs, [cell])
+    made = _inputs(experiment, runs)
     numerics = stored_numerics(experiment, files)
     if numerics is None:
         threads = experiment.runtime.threads or processors()
@@ -82,8 +82,15 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
         )
         store_numerics(files, numerics, seconds)
     peak = measure_matmul_peak(numerics.precision, numerics.threads)
-    inputs = Inputs(tokenizer.tokenizer_checkpoint, tokenizer_print, folder, tokens, numerics, peak)
-    run = files.cell(cell.name, cell.fingerprint(tokens, numerics))
+    inputs = Inputs(
+        made.tokenizer.tokenizer_checkpoint,
+        made.tokenizer_fingerprint,
+        made.tokens,
+        made.tokens_fingerprint,
+        numerics,
+        peak,
+    )
+    run = files.cell(cell.name, cell.fingerprint(made.tokens_fingerprint, numerics))
     with _bar(cell.title) as report:
         train_cell(cell, None, run, inputs, report)
     return run.result
@@ -102,14 +109,22 @@ def _cell_of_epochs(trunk: Trunk) -> Cell:
     return Trunk(experiment, trunk.depth, trunk.seed, budget).cell(budget)
 
 
-def _tokenizer(experiment: Experiment, runs: Path) -> tuple[RunFiles, str, str]:
-    """The tokenizer's files, its fingerprint and that of its tokens."""
+class _Inputs(NamedTuple):
+    data: DataIdentity
+    tokenizer: RunFiles
+    tokenizer_fingerprint: str
+    tokens: TokenFiles
+    tokens_fingerprint: str
+
+
+def _inputs(experiment: Experiment, runs: Path) -> _Inputs:
     from varscale.data.experiment_sources import data_identity
 
     files = ExperimentFiles(runs, experiment.name)
     data = data_identity(experiment.data)
-    print_ = tokenizer_fingerprint(experiment, data, tokenizer_threads(experiment, files))
-    return files.tokenizer(print_), print_, tokens_fingerprint(data, print_)
+    tokenizer = tokenizer_fingerprint(experiment, data, tokenizer_threads(experiment, files))
+    tokens = tokens_fingerprint(data, tokenizer)
+    return _Inputs(data, files.tokenizer(tokenizer), tokenizer, files.tokens(tokens), tokens)
 
 
 def _set_threads(threads: int) -> None:

@@ -73,7 +73,7 @@ def finished_rows(files: ExperimentFiles) -> tuple[list[dict[str, Any]], int]:
     """
     records = sorted(files.sweep_records(), key=lambda path: path.stat().st_mtime)
     sweeps = [record for path in records if (record := read_json(path)) is not None]
-    folders = {path.parent.resolve(): path.parent for path in files.root.glob("cells/*/result.json")}
+    folders = {run.folder.resolve(): run.folder for run in files.all_runs("cells")}
     for run in (run for record in sweeps for run in record.get("runs", ()) if "/cells/" in run):
         folders.setdefault((files.runs / run).resolve(), files.runs / run)
     read = (RunFiles(folder).read_result() for _, folder in sorted(folders.items()))
@@ -115,12 +115,11 @@ def _state(plan: Plan, cell: Cell) -> str:
 def _flops_per_second(files: ExperimentFiles) -> dict[int, float]:
     """Training FLOPs a second of each depth's last run, from metrics files."""
     speeds = {}
-    for path in sorted(files.root.glob("trunks/*/run.json")):
-        identity = read_json(path)
-        metrics = path.with_name("metrics.jsonl")
-        if identity is None or not metrics.exists():
+    for run in files.all_runs("trunks"):
+        identity = read_json(run.identity)
+        if identity is None or not run.metrics.exists():
             continue
-        rates = [point["images_per_second"] for point in _points(metrics) if "images_per_second" in point]
+        rates = [point["images_per_second"] for point in _points(run.metrics) if "images_per_second" in point]
         if rates:
             params = identity["params"]
             speeds[int(params["depth"])] = params["flops_per_image"] * statistics.median(rates)

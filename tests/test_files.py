@@ -134,7 +134,7 @@ def test_everything_lies_under_the_experiments_folder(tmp_path: Path) -> None:
     inside = [
         layout.numerics,
         layout.laws,
-        layout.tokens("f" * 16),
+        layout.tokens("f" * 16).summary,
         layout.sweep("f" * 16),
         layout.tokenizer("f" * 16).result,
         layout.trunk("d2-s0", "f" * 16).milestone(640),

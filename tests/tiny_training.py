@@ -19,7 +19,7 @@ from varscale.config_files import validate
 from varscale.data.sources import RingsSource
 from varscale.data.token_writer import encode_store
 from varscale.data.tokens import TokenStore, unigram_entropy
-from varscale.files import RunFiles, write_json
+from varscale.files import RunFiles, TokenFiles, write_json
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import save_model
 from varscale.training.callbacks import Checkpoints, Progress
@@ -97,9 +97,9 @@ def make_inputs(folder: Path, train_images: int = 400) -> Inputs:
             workers=0,
         )
     entropy = unigram_entropy(stores["train"]).mean
-    write_json(folder / "tokens" / "summary.json", {"images": train_images, "unigram_entropy": entropy})
+    write_json(TokenFiles(folder / "tokens").summary, {"images": train_images, "unigram_entropy": entropy})
     tokenizer = save_tokenizer(folder / "tokenizer.safetensors")
-    return Inputs(tokenizer, "tokenizer-print", folder / "tokens", "tokens-print", NUMERICS, 1e10)
+    return Inputs(tokenizer, "tokenizer-print", TokenFiles(folder / "tokens"), "tokens-print", NUMERICS, 1e10)
 
 
 def points(files: RunFiles) -> list[dict[str, Any]]:

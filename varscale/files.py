@@ -2,13 +2,16 @@
 
 runs/<experiment>/
 numerics.json                     precision, threads and compilation of the whole sweep
-tokenizers/<fingerprint>/         tokenizer.pt, result.json, metrics.jsonl, last.ckpt, reconstructions.png
-tokens/<fingerprint>/{train,validation}/   token store
-trunks/d12-s0-<fingerprint>/      images-<n>.ckpt (where branches start), last.ckpt, metrics.jsonl, run.json
-cells/d12-c1.0e+12-s0-<fingerprint>/   result.json (written last), metrics.jsonl, run.json, samples.png
+tokenizers/<fingerprint>/         tokenizer.safetensors, reconstructions.png
+tokens/<fingerprint>/             summary.json, and a token store a split: train/, validation/
+trunks/d12-s0-<fingerprint>/      images-<n>.ckpt (where branches start)
+cells/d12-c1e12-s0-<fingerprint>/ weights.safetensors, samples.png
 sweeps/<fingerprint>.sweep.json   a sweep's cells
-laws/                             laws.json, report.html, *.svg, *.png, runs.csv
-.<folder>.lock beside a run's folder is held while a process writes there.
+laws/                             laws.json, report.html, *.svg, *.png, runs.csv, fitted.json
+
+Every run's folder has run.json (written first), run.log, metrics.jsonl, last.ckpt while it is under way, and
+result.json (written last); .<folder>.lock beside it is held while a process writes there. `varscale.tracking.records`
+adds how far each run was delivered to MLflow.
 """
 
 import hashlib
@@ -18,7 +21,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 NUMERICS_VERSION = 5
 """Raised when a change of code changes results; part of every fingerprint."""
@@ -36,6 +39,12 @@ class ExperimentFiles:
 
     runs: Path
     experiment: str
+
+    @classmethod
+    def holding(cls, run: "RunFiles") -> "ExperimentFiles":
+        """Of the experiment that a run belongs to."""
+        root = run.folder.parent.parent
+        return cls(root.parent, root.name)
 
     @property
     def root(self) -> Path:
@@ -58,6 +67,16 @@ class ExperimentFiles:
         return f"sqlite:///{(self.runs / 'mlflow.db').resolve()}"
 
     @property
+    def sweep_lock(self) -> Path:
+        """Held while a sweep of the experiment runs."""
+        return self.root / ".sweep.lock"
+
+    @property
+    def tracking_lock(self) -> Path:
+        """Held while a process delivers to MLflow."""
+        return self.runs / ".mlflow.lock"
+
+    @property
     def laws_state(self) -> Path:
         """Which results the laws of the last sweep were fitted to."""
         return self.laws / "fitted.json"
@@ -66,9 +85,9 @@ class ExperimentFiles:
         """Files of a tokenizer."""
         return RunFiles(self.root / "tokenizers" / print_)
 
-    def tokens(self, print_: str) -> Path:
-        """Folder of a token store (with a subfolder a split)."""
-        return self.root / "tokens" / print_
+    def tokens(self, print_: str) -> "TokenFiles":
+        """Files of the token stores."""
+        return TokenFiles(self.root / "tokens" / print_)
 
     def trunk(self, name: str, print_: str) -> "RunFiles":
         """Files of a trunk."""
@@ -84,9 +103,13 @@ class ExperimentFiles:
         others = sorted(self.runs.glob(f"*/cells/*-{print_}"))
         return next((run for run in (own, *map(RunFiles, others)) if run.finished(print_)), None)
 
+    def all_runs(self, kind: Literal["trunks", "cells"]) -> "list[RunFiles]":
+        """Files of every trunk or cell that was begun."""
+        return [RunFiles(path.parent) for path in sorted((self.root / kind).glob("*/run.json"))]
+
     def sweep(self, print_: str) -> Path:
         """Record of a sweep."""
-        return self.root / "sweeps" / f"{print_}.json"
+        return self.root / "sweeps" / f"{print_}.sweep.json"
 
     def sweep_records(self) -> list[Path]:
         """The records of all sweeps."""
@@ -132,7 +155,17 @@ class RunFiles:
     @property
     def tokenizer_checkpoint(self) -> Path:
         """A finished tokenizer's EMA weights and shape."""
-        return self.folder / "tokenizer.pt"
+        return self.folder / "tokenizer.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """A finished cell's weights and shape."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def milestones(self) -> list[Path]:
+        """A trunk's checkpoints where branches start."""
+        return sorted(self.folder.glob("images-*.ckpt"))
 
     def milestone(self, images: int) -> Path:
         """A trunk's checkpoint after `images` images, where a branch starts."""
@@ -150,6 +183,25 @@ class RunFiles:
         """Whether a result with this fingerprint was written."""
         result = self.read_result()
         return result is not None and result.get("fingerprint") == print_
+
+
+class TokenFiles(RunFiles):
+    """Paths of the token stores that one tokenizer made of an experiment's images."""
+
+    @property
+    def train(self) -> Path:
+        """Folder of the training store."""
+        return self.folder / "train"
+
+    @property
+    def validation(self) -> Path:
+        """Folder of the validation store."""
+        return self.folder / "validation"
+
+    @property
+    def summary(self) -> Path:
+        """Images of the training store and their unigram entropy; written last."""
+        return self.folder / "summary.json"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

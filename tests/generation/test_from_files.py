@@ -31,9 +31,7 @@ def test_a_picture_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for _ in range(2):  # the same again: only the seed decides
         draw(run.folder, [2, 0], 3, 1.5, 0, 0.0, 7, out)
         image_HW3 = np.asarray(Image.open(out)) / 255
-    expected = sample(
-        load_var(run.folder / "weights.safetensors"), load_tokenizer(kept), torch.tensor([2, 2, 2, 0, 0, 0]), seed=7
-    ).images
+    expected = sample(load_var(run.weights), load_tokenizer(kept), torch.tensor([2, 2, 2, 0, 0, 0]), seed=7).images
     assert image_HW3.shape == (4 + 2 * 100, 4 + 3 * 100, 3)  # 8 px shown at 96, 4 px between
     shown_B = [
         image_HW3[row : row + 96 : 12, column : column + 96 : 12] for row in (4, 104) for column in (4, 104, 204)

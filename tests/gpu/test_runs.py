@@ -37,7 +37,7 @@ def paper_like(depth: int = 4, width_per_depth: int = 48, batch: int = BATCH, **
 
 
 def weights(files: RunFiles) -> dict[str, torch.Tensor]:
-    return load_var(files.folder / "weights.safetensors").state_dict()
+    return load_var(files.weights).state_dict()
 
 
 @pytest.mark.parametrize(

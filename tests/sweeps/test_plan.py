@@ -10,6 +10,7 @@ from sweeps.plan import Plan, images_by_trunk, selected_cells, train_images
 from varscale.cells import Numerics
 from varscale.config_files import ExperimentError
 from varscale.files import ExperimentFiles, write_json
+from varscale.identity import DataIdentity
 
 NUMERICS = Numerics("float32", False, False, 1, 1)
 
@@ -45,7 +46,9 @@ def test_images_of_trunks_and_of_the_token_store() -> None:
     for trunk, images in images_by_trunk(cells):
         own = [cell for cell in cells if cell.trunk == trunk]
         assert images == max(cell.branch_images for cell in own) + sum(cell.images - cell.branch_images for cell in own)
-    assert train_images(cells) == max(int(6e7 // (4 * cell.trunk.flops_per_image)) * 4 for cell in cells)
+    longest = max(int(6e7 // (4 * cell.trunk.flops_per_image)) * 4 for cell in cells)
+    assert train_images(cells, DataIdentity({}, {})) == longest
+    assert train_images(cells, DataIdentity({}, {}, stored_images=24)) == 24  # however often they are seen
 
 
 def test_cells_of_variants_come_after_the_grid_and_each_once() -> None:

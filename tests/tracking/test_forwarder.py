@@ -225,7 +225,7 @@ def test_the_table_equals_the_rows_of_the_results(files: ExperimentFiles) -> Non
         rows.append(row)
     deliver_all(files.runs, files.tracking_uri)
     table = runs_table(files.tracking_uri, "rings").sort_values("run", ignore_index=True)
-    pandas.testing.assert_frame_equal(table, pandas.DataFrame(rows), check_exact=True)
+    pandas.testing.assert_frame_equal(table, pandas.DataFrame(rows), check_exact=True, check_like=True)
     [metrics, *_] = [histories for _, histories, _ in snapshot(files.tracking_uri).values()]
     assert "train_flops" in metrics
     assert "depth" not in metrics  # a parameter; metrics stay few

@@ -47,7 +47,7 @@ def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights(files: RunFiles) -> dict[str, torch.Tensor]:
-    return load_var(files.folder / "weights.safetensors").state_dict()
+    return load_var(files.weights).state_dict()
 
 
 def assert_same(first: RunFiles, second: RunFiles) -> None:
@@ -245,7 +245,7 @@ def test_a_torn_checkpoint_is_named(inputs: Inputs, tmp_path: Path) -> None:
 
 def test_summary_may_be_missing(inputs: Inputs, straight: tuple[Cell, RunFiles]) -> None:
     """A store that someone brought along has no summary: the row says so by empty fields."""
-    summary = inputs.tokens / "summary.json"
+    summary = inputs.tokens.summary
     kept = read_json(summary) or {}
     summary.unlink()
     try:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,7 +157,10 @@ def test_peak(precision: str) -> None:
 
 def test_build_var_has_the_shapes_parameters() -> None:
     trunk, _ = trunks()[0]
-    assert sum(parameter.numel() for parameter in build_var(trunk.shape).parameters()) == trunk.shape.parameters()
+    for shape in (trunk.shape, replace(trunk.shape, normalise_queries_keys=False, shared_adaln=True)):
+        var = build_var(shape)
+        assert sum(parameter.numel() for parameter in var.parameters()) == shape.parameters()
+        assert var.normalise_queries_keys == shape.normalise_queries_keys
 
 
 def test_kernels_loaded_before_they_were_ruled_out_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

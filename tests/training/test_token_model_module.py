@@ -186,9 +186,9 @@ def quiet_trainer(**settings: Any) -> Trainer:
 def test_learns_more_than_how_often_tokens_are(inputs: Inputs) -> None:
     """Below the entropy of each position's own distribution, which needs attention and inputs to beat."""
     module = make_module(inputs.tokenizer)
-    store = TokenStore.open(inputs.tokens / "train")
+    store = TokenStore.open(inputs.tokens.train)
     quiet_trainer().fit(module, loader(StepBatches(store, seed=0, batch_size=32, start_step=0, num_steps=120)))
-    quiet_trainer().validate(module, loader(EvaluationBatches(TokenStore.open(inputs.tokens / "validation"),
+    quiet_trainer().validate(module, loader(EvaluationBatches(TokenStore.open(inputs.tokens.validation),
                                                               batch_size=16)), verbose=False)  # fmt: skip
     tokens_NL = store.tokens(torch.arange(store.num_samples)).tokens_BL
     share_LV = F.one_hot(tokens_NL, VOCAB_SIZE).double().mean(0)
@@ -201,7 +201,7 @@ def test_learns_more_than_how_often_tokens_are(inputs: Inputs) -> None:
 
 def test_validation_equals_a_plain_computation(inputs: Inputs) -> None:
     module = make_module(inputs.tokenizer, drop_path_rate=0.5, label_dropout=0.9).eval()
-    store = TokenStore.open(inputs.tokens / "validation")
+    store = TokenStore.open(inputs.tokens.validation)
     for number, batch in enumerate(EvaluationBatches(store, batch_size=7)):
         module.validation_step(batch, number)
     tokens_BL, labels_B = store.tokens(torch.arange(40))

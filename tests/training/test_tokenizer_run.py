@@ -14,7 +14,7 @@ from varscale.config import Experiment
 from varscale.data.experiment_sources import training_source, validation_source
 from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.data.transforms import to_model_range
-from varscale.files import RunFiles, read_json
+from varscale.files import RunFiles, TokenFiles, read_json
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import load_tokenizer, save_model
 from varscale.official_files import export_checkpoint, read_tokenizer
@@ -180,7 +180,9 @@ def test_tokens_are_the_tokenizers(straight: RunFiles, tmp_path: Path, monkeypat
     # windows of 4096 images are what training wants; a test has no time for that many
     monkeypatch.setattr(tokenizer_run, "training_source", lambda data, images: training_source_of(data, images))
     told: list[tuple[int, int]] = []
-    encode_tokens(experiment(), straight, "print-a", tmp_path, 300, lambda done, total: told.append((done, total)))
+    encode_tokens(
+        experiment(), straight, "print-a", TokenFiles(tmp_path), 300, lambda done, total: told.append((done, total))
+    )
     assert told[-1] == (340, 340)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     tokenizer = load_tokenizer(straight.tokenizer_checkpoint)

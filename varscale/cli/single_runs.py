@@ -41,7 +41,7 @@ def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsD
     from sweeps.single import make_tokens
 
     with mistakes_as_one_line(of_training=True):
-        typer.echo(make_tokens(load(experiment, set_), runs_dir))
+        typer.echo(make_tokens(load(experiment, set_), runs_dir).folder)
 
 
 def sample(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from varscale.files import ExperimentFiles, read_json
+from varscale.files import ExperimentFiles, RunFiles
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.models.device import best_device
@@ -21,15 +21,15 @@ def draw(
         FileNotFoundError: the folder holds no finished cell.
         ValueError: the cell diverged, or a class or a sampling parameter is out of range.
     """
-    row = (read_json(run / "result.json") or {}).get("row")
+    files = RunFiles(run.resolve())
+    row = (files.read_result() or {}).get("row")
     if row is None:
         raise FileNotFoundError(f"{run}: no finished cell (result.json is missing); `varscale status` lists them")
     if row["status"] != "finished":
         raise ValueError(f"{run}: this cell {row['status']}: it has no weights to sample from")
-    files = ExperimentFiles(run.resolve().parent.parent.parent, run.resolve().parent.parent.name)
-    device = best_device()
-    tokenizer = load_tokenizer(files.tokenizer(row["tokenizer"]).tokenizer_checkpoint, row["tokenizer"]).to(device)
-    var = load_var(run / "weights.safetensors", row["fingerprint"]).to(device)
+    experiment, device = ExperimentFiles.holding(files), best_device()
+    tokenizer = load_tokenizer(experiment.tokenizer(row["tokenizer"]).tokenizer_checkpoint, row["tokenizer"]).to(device)
+    var = load_var(files.weights, row["fingerprint"]).to(device)
     labels_B = torch.tensor(classes, device=device).repeat_interleave(count)
     drawn = sample(var, tokenizer, labels_B, cfg=guidance, top_k=top_k, top_p=top_p, seed=seed)
     save_pictures(drawn.images, out, count)

@@ -40,7 +40,7 @@ class VAR(nn.Module):
         drop_path_rate: float = 0.0,
         shared_adaln: bool = False,
         normalise_queries_keys: bool = True,
-        adaln_gamma_init: float = 1e-5,
+        adaln_gamma_init: float = 1e-3,
         adaln_init: float = 0.5,
         head_init: float = 0.02,
         init_std: float = -1.0,

@@ -12,7 +12,7 @@ import filelock
 
 from varscale.files import ExperimentFiles
 from varscale.tracking.delivery import Delivery, OutOfTimeError
-from varscale.tracking.records import RECORD_SUFFIX, SweepRecord, pending_metrics, read_record, run_folders
+from varscale.tracking.records import SweepRecord, pending_metrics, read_record, run_folders
 from varscale.tracking.store import Store, check_tracking_uri
 
 LONGEST_BACKOFF = 60.0
@@ -73,7 +73,7 @@ class Forwarder:
         Returns:
             The record's file, a handle for `attach` and `finish`.
         """
-        file = self._files.sweep(key).with_suffix(RECORD_SUFFIX)
+        file = self._files.sweep(key)
         old = read_record(file)
         folders = [folder.resolve() for folder in run_folders]
         runs = tuple(dict.fromkeys([*(old.runs if old else ()), *map(self._relative, folders)]))
@@ -106,7 +106,7 @@ class Forwarder:
         """
         deadline = time.monotonic() + seconds
         with self._delivering:
-            lock = filelock.FileLock(self._files.runs / ".mlflow.lock")
+            lock = filelock.FileLock(self._files.tracking_lock)
             try:
                 self._files.runs.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=min(2.0, seconds))

@@ -13,7 +13,7 @@ from filelock import FileLock
 from varscale.cells import Cell, Numerics, Trunk
 from varscale.data.loading import EvaluationBatches, StepBatches
 from varscale.data.tokens import TokenStore
-from varscale.files import RunFiles, read_json, write_json
+from varscale.files import RunFiles, TokenFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.models.device import best_device, deterministic
@@ -33,8 +33,7 @@ class Inputs:
     tokenizer: Path
     """File of the finished tokenizer."""
     tokenizer_fingerprint: str
-    tokens: Path
-    """Folder of the token stores."""
+    tokens: TokenFiles
     tokens_fingerprint: str
     numerics: Numerics
     peak_flops: float
@@ -68,7 +67,7 @@ def _train_trunk(
     report: Report,
 ) -> None:
     _write_identity(files, "trunk", f"depth {trunk.depth} · trunk · seed {trunk.seed}", fingerprint, _describe(trunk))
-    resume = _latest([*files.folder.glob("images-*.ckpt"), files.last_checkpoint], missing[0], fingerprint, trunk)
+    resume = _latest([*files.milestones, files.last_checkpoint], missing[0], fingerprint, trunk)
     schedule = _schedule(trunk, None, 0)
     paths = {images: files.milestone(images) for images in milestones}
     _fit(trunk, files, inputs, fingerprint, schedule, missing[-1], resume, paths, report)
@@ -105,8 +104,7 @@ def _train_cell(
     if not math.isfinite(figures["loss"]):
         raise Diverged(f"after the last step the validation loss is {figures['loss']}")
     pictures = _draw_samples(module, cell, inputs, files)
-    weights = files.folder / "weights.safetensors"
-    save_model(weights, module.var, fingerprint)
+    save_model(files.weights, module.var, fingerprint)
     seconds = time.time() - started
     write_json(files.result, cell_result(cell, inputs, fingerprint, "finished", figures, seconds, pictures))
     files.last_checkpoint.unlink(missing_ok=True)
@@ -129,7 +127,7 @@ def cell_result(
     pictures: Sequence[str],
 ) -> dict[str, Any]:
     """A result file's content: `row` has the columns of the runs table, `metrics` its numbers for dashboards."""
-    summary = read_json(inputs.tokens / "summary.json") or {}
+    summary = read_json(inputs.tokens.summary) or {}
     row = {
         "run": f"{cell.name}-{fingerprint[:8]}",
         **cell.parameters(),
@@ -180,7 +178,7 @@ def _fit(
         assert resume is not None
         module.load_state_dict(torch.load(resume, map_location="cpu", weights_only=True)["state_dict"])
         return module, {}
-    store = TokenStore.open(inputs.tokens / "train", inputs.tokenizer_fingerprint)
+    store = TokenStore.open(inputs.tokens.train, inputs.tokenizer_fingerprint)
     batches = TimedBatches(
         StepBatches(
             store,
@@ -269,10 +267,9 @@ def _latest(paths: Sequence[Path], before_or_at: int, fingerprint: str, trunk: T
 
 def _evaluate(module: TokenModelModule, cell: Cell, inputs: Inputs) -> dict[str, float]:
     """Loss and error on the whole validation set, without label dropout."""
-    store = TokenStore.open(inputs.tokens / "validation", inputs.tokenizer_fingerprint)
+    store = TokenStore.open(inputs.tokens.validation, inputs.tokenizer_fingerprint)
     batches = EvaluationBatches(store, batch_size=cell.trunk.experiment.evaluation.batch_size)
-    files = RunFiles(inputs.tokens)
-    trainer = make_trainer(files, 1, [], precision=inputs.numerics.precision)
+    trainer = make_trainer(inputs.tokens, 1, [], precision=inputs.numerics.precision)
     module.prediction.reset()
     with deterministic():
         trainer.validate(module, loader(batches), verbose=False)

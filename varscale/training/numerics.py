@@ -6,7 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -199,17 +199,7 @@ def _switch_kernels(native: bool) -> None:
 
 def build_var(shape: VARShape) -> VAR:
     """The transformer of a shape."""
-    return VAR(
-        shape.patch_nums,
-        shape.vocab_size,
-        shape.latent_channels,
-        shape.num_classes,
-        shape.depth,
-        shape.width,
-        shape.heads,
-        mlp_ratio=shape.mlp_ratio,
-        shared_adaln=shape.shared_adaln,
-    )
+    return VAR(**asdict(shape))
 
 
 def _timings(work: Callable[[], object], repeats: int, warmup: int = 1) -> list[float]:

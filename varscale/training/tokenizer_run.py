@@ -15,7 +15,7 @@ from varscale.data.manifest import TokenStoreError, remove_damaged_shards
 from varscale.data.token_writer import encode_store
 from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.data.transforms import to_model_range
-from varscale.files import RunFiles, read_json, write_json
+from varscale.files import RunFiles, TokenFiles, read_json, write_json
 from varscale.generation.pictures import save_pictures
 from varscale.identity import processors
 from varscale.metrics.reconstruction import ReconstructionMeter
@@ -75,14 +75,18 @@ def _train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, 
 
 
 def encode_tokens(
-    experiment: Experiment, tokenizer_files: RunFiles, tokenizer: str, folder: Path, train_images: int, report: Report
+    experiment: Experiment,
+    tokenizer_files: RunFiles,
+    tokenizer: str,
+    files: TokenFiles,
+    train_images: int,
+    report: Report,
 ) -> None:
-    """Encode the validation images and `train_images` training images (all, of a stored data set) into `folder`.
+    """Encode the validation images and `train_images` training images (all, of a stored data set).
 
     Damaged shards of earlier calls are made anew, and a store never shrinks.
     """
-    summary = folder / "summary.json"
-    train_images = max(train_images, (read_json(summary) or {}).get("images") or 0)
+    train_images = max(train_images, _encoded_images(files))
     model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
     device = best_device()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
@@ -91,43 +95,43 @@ def encode_tokens(
         with deterministic():
             return model.encode(images_B3HW.to(device, memory_format=torch.channels_last))
 
-    sources = {
-        "validation": validation_source(experiment.data),
-        "train": training_source(experiment.data, train_images),
-    }
-    views = {"validation": 1, "train": experiment.data.views}
-    total = sum(len(source) * views[split] for split, source in sources.items())
+    train = training_source(experiment.data, train_images)
+    stores = [(files.validation, validation_source(experiment.data), 1), (files.train, train, experiment.data.views)]
+    total = sum(len(source) * views for _, source, views in stores)
     done = 0
-    for split, source in sources.items():
+    for folder, source, views in stores:
         before = done
-        remove_damaged_shards(folder / split)
+        remove_damaged_shards(folder)
         store = encode_store(
-            folder / split,
+            folder,
             source,
             encode,
             patch_nums=model.patch_nums,
             vocab_size=model.vocab_size,
             tokenizer_fingerprint=tokenizer,
-            views=views[split],
+            views=views,
             workers=_loading_threads(),
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
-        done += len(source) * views[split]
-    if (read_json(summary) or {}).get("images") != len(sources["train"]):
-        entropy = unigram_entropy(store)
-        write_json(summary, {"images": len(sources["train"]), "unigram_entropy": entropy.mean})
+        done += len(source) * views
+    if _encoded_images(files) != len(train):
+        write_json(files.summary, {"images": len(train), "unigram_entropy": unigram_entropy(store).mean})
 
 
-def tokens_ready(folder: Path, train_images: int) -> bool:
+def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     """Whether intact stores of so many training images are there."""
-    if ((read_json(folder / "summary.json") or {}).get("images") or 0) < train_images:
+    if _encoded_images(files) < train_images:
         return False
     try:
-        for split in ("validation", "train"):
-            TokenStore.open(folder / split)
+        for folder in (files.validation, files.train):
+            TokenStore.open(folder)
     except TokenStoreError:
         return False
     return True
+
+
+def _encoded_images(files: TokenFiles) -> int:
+    return int((read_json(files.summary) or {}).get("images") or 0)
 
 
 def _saved(files: RunFiles, fingerprint: str) -> MultiScaleTokenizer | None:
