@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import stats
 
 from analysis import valley
 from analysis.descent import minimise, respond
@@ -200,19 +200,11 @@ def uneven(fitted: Fit) -> float:
     along = [*fitted.problem.log_inputs_In]
     if len(along) > 1:
         along += [fitted.problem.evaluate(fitted.theta_P[None])[0][0]]
-    sizes_n = _ranks(np.abs(fitted.residuals_n))
+    sizes_n = np.abs(fitted.residuals_n)
     if np.ptp(sizes_n) == 0:
         return 1.0
-    correlations = [np.corrcoef(sizes_n, _ranks(each_n))[0, 1] for each_n in along if np.ptp(each_n) > 0]
-    largest = min(max(abs(float(each)) for each in correlations), 1 - 1e-12)
-    statistic = largest * np.sqrt((rows - 2) / (1 - largest**2))
-    return float(min(1.0, 2 * len(correlations) * special.stdtr(rows - 2, -statistic)))
-
-
-def _ranks(values_n: Array) -> Array:
-    """Ranks, equal values with their mean rank."""
-    _, inverse, counts = np.unique(values_n, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+    likelihoods = [float(stats.spearmanr(sizes_n, each_n).pvalue) for each_n in along if np.ptp(each_n) > 0]
+    return min(1.0, len(likelihoods) * min(likelihoods))
 
 
 def leave_one_out(fitted: Fit) -> Array:

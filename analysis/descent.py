@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.special import huber
 
 from analysis.laws import Array, Law, Problem
 
@@ -43,8 +44,7 @@ class Objective:
     def terms(self, residuals: Array) -> Array:
         """The loss of each residual, as reported."""
         if self.name == "huber":
-            size = np.abs(residuals)
-            return np.where(size <= self.delta, 0.5 * residuals**2, self.delta * (size - 0.5 * self.delta))
+            return np.asarray(huber(self.delta, residuals))
         return np.abs(residuals) if self.name == "lad" else np.square(residuals)
 
 
@@ -129,8 +129,7 @@ def _loss(residuals: Array, delta: float | None) -> Array:
     """The loss per row that Newton minimises, scaled so that its curvature at zero is one."""
     if delta is None:
         return 0.5 * residuals**2
-    size = np.abs(residuals)
-    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
+    return np.asarray(huber(delta, residuals))
 
 
 def _newton(

@@ -80,7 +80,6 @@ def fit(
     *,
     objective: Objective | None = None,
     offset: float | None = None,
-    weights: Array | None = None,
     few_starts: bool = False,
 ) -> Fit:
     """Fits a law to rows.
@@ -91,7 +90,6 @@ def fit(
         y: the values, positive (between 0 and 1 for power-logit).
         objective: what to minimise; the sum of Huber losses of log residuals by default.
         offset: holds E at this value.
-        weights: how often each row counts (all once by default).
         few_starts: a coarser grid of starts, for refits of rows that have been fitted before.
 
     Raises:
@@ -103,7 +101,7 @@ def fit(
     inputs = tuple(np.asarray(values, dtype=float) for values in inputs)
     check(law, inputs, y, offset)
     problem = Problem.of(law, inputs, offset)
-    weights_n = np.ones_like(y) if weights is None else np.asarray(weights, dtype=float)
+    weights_n = np.ones_like(y)
     theta_SP, values_S, count = _from_many_starts(problem, y, weights_n, objective, few_starts)
     best = int(np.argmin(values_S))
     theta_1P, polished_1 = minimise(

@@ -42,15 +42,14 @@ class OffsetAverage:
         if len(np.unique(self.x_n)) < 3:
             raise FitRefused(f"a prediction needs three or more points, not {len(np.unique(self.x_n))}")
 
-    def predict(self, x: Array, probability: float = 0.95, new_run: bool = True) -> tuple[Array, Array, Array]:
-        """Median and interval at inputs x: for a new run, or for the curve itself."""
+    def predict(self, x: Array) -> tuple[Array, Array, Array]:
+        """Median and 95% interval of a new run at inputs x."""
         offsets_G, theta_G2, _, covariance_G22, weights_G = self._profile
         t_m = np.log(np.atleast_1d(np.asarray(x, dtype=float))) - self._centre
         u_Gm, jacobian_Gm2 = _curve(t_m, offsets_G, theta_G2)
         leverage_Gm = np.einsum("gmp,gpq,gmq->gm", jacobian_Gm2, covariance_G22, jacobian_Gm2)
-        scale_Gm = np.sqrt(self._variance[:, None] * (leverage_Gm + (1.0 if new_run else 0.0)))
-        tail = (1 - probability) / 2
-        middle, low, high = (self._quantile(level, u_Gm, scale_Gm, weights_G) for level in (0.5, tail, 1 - tail))
+        scale_Gm = np.sqrt(self._variance[:, None] * (leverage_Gm + 1.0))
+        middle, low, high = (self._quantile(level, u_Gm, scale_Gm, weights_G) for level in (0.5, 0.025, 0.975))
         return np.exp(middle), np.exp(low), np.exp(high)
 
     @property

@@ -112,9 +112,9 @@ def _linked(problem: Problem, place: int, theta_SP: Array) -> Array:
     return problem.evaluate(theta_SP)[0][:, place]
 
 
-def t_quantile(degrees: int, probability: float = 0.95) -> float:
-    """Student's t at the upper end of a two-sided interval."""
-    return float(special.stdtrit(degrees, 0.5 + probability / 2))
+def t_quantile(degrees: int) -> float:
+    """Student's t at the upper end of a two-sided 95% interval."""
+    return float(special.stdtrit(degrees, 0.975))
 
 
 def _local_correlations(fitted: Fit) -> Array:

@@ -13,6 +13,7 @@ from analysis.laws import Array
 
 MINIMUM_SIZES = 4
 METHODS = ("parabola", "cubic", "akima")
+_DEGREES = {"parabola": 2, "cubic": 3}
 _DRAWS = 400
 _GRID, _DRAWS_GRID = 2001, 401
 
@@ -71,7 +72,7 @@ def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parab
     params = rows["params"].to_numpy(dtype=float)
     values = rows[target].to_numpy(dtype=float)
     sizes = len(np.unique(params))
-    reason = _why_not(params, values, sizes)
+    reason = _why_not(params, values, sizes, method)
     if reason:
         return Minimum(budget, sizes, method, refused=reason)
     centre = float(np.log(params).mean())
@@ -82,7 +83,7 @@ def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parab
         return Minimum(budget, sizes, method, refused=f"the {method} has no minimum within the sizes")
     place, value, coefficients = float(fine[best]), float(curve_G1[best, 0]), ()
     if method != "akima":
-        coefficients = tuple(np.polyfit(logs, values, _degree(method, sizes)).tolist())
+        coefficients = tuple(np.polyfit(logs, values, _DEGREES[method]).tolist())
         flat = np.roots(np.polyder(coefficients)).real  # the grid has found which of them
         place = float(flat[np.abs(flat - place).argmin()])
         value = float(np.polyval(coefficients, place))
@@ -92,9 +93,10 @@ def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parab
     return Minimum(budget, sizes, method, float(np.exp(place + centre)), value, tokens, coefficients=coefficients)
 
 
-def _why_not(params: Array, values: Array, sizes: int) -> str:
-    if sizes < MINIMUM_SIZES:
-        return f"{sizes} size{'s' if sizes != 1 else ''} at this budget; at least {MINIMUM_SIZES} are needed"
+def _why_not(params: Array, values: Array, sizes: int, method: str) -> str:
+    needed = 5 if method == "cubic" else MINIMUM_SIZES  # a row more than coefficients
+    if sizes < needed:
+        return f"{sizes} size{'s' if sizes != 1 else ''} at this budget; at least {needed} are needed"
     best = int(np.argmin(values))
     if best == 0:
         return f"not bracketed: the smallest size ({params[0]:.3g}) is the best, smaller ones are needed"
@@ -140,10 +142,5 @@ def _curves(logs: Array, values_nS: Array, method: str, points: int = _GRID) -> 
     fine = np.linspace(logs.min(), logs.max(), points)
     if method == "akima":
         return fine, np.asarray(Akima1DInterpolator(logs, values_nS)(fine))
-    degree = _degree(method, len(logs))
-    coefficients = np.polyfit(logs, values_nS, degree)
-    return fine, np.vander(fine, degree + 1) @ coefficients
-
-
-def _degree(method: str, sizes: int) -> int:
-    return 3 if method == "cubic" and sizes >= 5 else 2
+    coefficients = np.polyfit(logs, values_nS, _DEGREES[method])
+    return fine, np.vander(fine, len(coefficients)) @ coefficients

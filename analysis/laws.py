@@ -44,7 +44,6 @@ class Law:
     inputs: tuple[str, ...]
     terms: tuple[Term, ...]
     link: Link = "log"
-    description: str = ""
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -63,34 +62,30 @@ class Law:
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
-        Law("power", "A·x^-α", ("x",), (Term("A", "alpha"),), description="a straight line in log-log axes"),
+        Law("power", "A·x^-α", ("x",), (Term("A", "alpha"),)),
         Law(
             "power-offset",
             "E + A·x^-α",
             ("x",),
             (Term("E"), Term("A", "alpha")),
-            description="a power law above an irreducible value E",
         ),
         Law(
             "chinchilla",
             "E + A·N^-α + B·D^-β",
             ("params", "tokens"),
             (Term("E"), Term("A", "alpha", 0), Term("B", "beta", 1)),
-            description="Hoffmann et al. 2022, approach 3: parameters N and training tokens D",
         ),
         Law(
             "chinchilla-tied",
             "E + A·N^-α + B·D^-α",
             ("params", "tokens"),
             (Term("E"), Term("A", "alpha", 0), Term("B", "alpha", 1)),
-            description="chinchilla with one exponent for N and D: parameters and tokens then grow alike with compute",
         ),
         Law(
             "broken-power",
             "A·x^-α·(1 + x/B)^(α-β)",
             ("x",),
             (),
-            description="a power law of exponent α far below x = B and β far above, with one smooth break",
         ),
         Law(
             "power-logit",
@@ -98,14 +93,12 @@ LAWS: dict[str, Law] = {
             ("x",),
             (Term("A", "alpha"),),
             link="logit",
-            description="a power law of the odds, for metrics between 0 and 1 such as token error or accuracy",
         ),
         Law(
             "power-floor",
             "E + A·x^-α, E ≥ 0",
             ("x",),
             (Term("E"), Term("A", "alpha")),
-            description="a power law above a floor, for FID: the floor is what the tokenizer's reconstructions reach",
         ),
     )
 }
@@ -264,13 +257,6 @@ class Problem:
             else:
                 columns.append(np.exp(np.clip(values[name] + self._shift(name, values), -_LARGEST_LOG, _LARGEST_LOG)))
         return np.stack(columns, axis=1)
-
-    def natural_jacobian(self, theta_P: Array) -> Array:
-        """∂(reported parameters)/∂θ at one θ; rows in the order of law.parameters."""
-        step = 1e-6
-        steps_PP = np.eye(len(theta_P)) * step
-        difference = self.natural(theta_P + steps_PP) - self.natural(theta_P - steps_PP)
-        return np.asarray(difference.T / (2 * step))
 
     def _shift(self, name: str, values: dict[str, Array]) -> Array | float:
         """What turns a coefficient's logarithm at the centre into the one for inputs in their own units."""

@@ -1,4 +1,4 @@
-"""Everything a user can choose about a fit; the command line's flags are these fields. Imports nothing heavy."""
+"""Everything a user can choose about a fit. Imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ class FitOptions:
     allocate: tuple[float, ...] = ()
     """Budgets in FLOPs for which the best size and data are worked out."""
     compare: tuple[str, ...] = ()
-    """Two groups to compare; all pairs, when there are two or three groups, if empty."""
+    """Two groups to compare; all pairs, when there are at most four groups, if empty."""
     published: bool = False
     """Draws VAR's published laws beside ours."""
     holdout: bool = True

@@ -107,7 +107,7 @@ def of_table(table: RunsTable, grid: pd.DataFrame | None, checkpoints: bool) -> 
 
 
 def of_fit(
-    name: str, fitted: Fit, uncertainty: Uncertainty | None, rows: pd.DataFrame, inputs: Sequence[str], values: Array
+    name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame, inputs: Sequence[str], values: Array
 ) -> list[Caution]:
     """What is wrong with one fit."""
     found = []
@@ -120,8 +120,6 @@ def of_fit(
     rising_share = values.max() < 1 and not name.startswith(("loss", "error"))  # accuracies are to rise
     if len(inputs) == 1 and fitted.law.name == "power" and fitted.parameters["alpha"] <= _FLAT and not rising_share:
         found.append(Caution("not-monotone", f"{name}: the target doesn't fall with x over these rows", name))
-    if uncertainty is None:
-        return found
     if uneven(fitted) < UNEVEN:
         message = f"{name}: the residuals are larger at one end of the data than at the other"
         found.append(Caution("uneven-scatter", message, name))

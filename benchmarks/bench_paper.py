@@ -10,6 +10,7 @@ from benchmarks.measuring import Options, Report, rate
 from benchmarks.studies import Size, experiment_680, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches
 from varscale.cells import Numerics, Precision
+from varscale.config_files import changed
 from varscale.training.numerics import measure_matmul_peak
 
 SIZE, BATCH = Size(16, 1024, 16), 64
@@ -30,16 +31,16 @@ def run(options: Options) -> Report:
         return report
     for precision, compiled, parts in itertools.product(PRECISIONS, (False, True), (1, 2)):
         if not (options.quick and compiled):
-            threads = options.threads
-            numerics = Numerics(precision, compiled, False, threads, threads, micro_batch=batch // parts)
-            _measure(size, batch, numerics, options, report)
+            numerics = Numerics(precision, compiled, False, options.threads, options.threads)
+            _measure(size, batch, batch // parts, numerics, options, report)
     report.notes = ["utilisation: 3 × the executed forward FLOPs, against a large product in the same precision."]
     return report
 
 
-def _measure(size: Size, batch: int, numerics: Numerics, options: Options, report: Report) -> None:
+def _measure(size: Size, batch: int, at_once: int, numerics: Numerics, options: Options, report: Report) -> None:
     torch.compiler.reset()
-    trunk = trunk_of(experiment_680(size, batch), size.depth)
+    experiment = changed(experiment_680(size, batch), {"runtime.micro_batch": at_once}, "benchmarks")
+    trunk = trunk_of(experiment, size.depth)
     inputs = make_inputs(options.folder / "tokens-680", trunk.experiment, numerics, 1.0, images=8 * batch)
     training, data = bare_training(trunk, inputs), batches(trunk, inputs)
 
@@ -49,9 +50,9 @@ def _measure(size: Size, batch: int, numerics: Numerics, options: Options, repor
     speed(2)
     memory = _peak_memory(lambda: speed(1))
     images = statistics.median(speed(1 if options.quick else STEPS) for _ in range(options.rounds(ROUNDS)))
-    flops, peak = 3 * trunk.shape.executed_forward_flops(), measure_matmul_peak(numerics.precision, options.threads)
-    foreseen = trunk.shape.step_bytes(numerics.micro_batch, element_bytes=numerics.element_bytes)
-    way = f"{numerics.precision}, {'compiled' if numerics.compiled else 'eager'}, {numerics.micro_batch} images at once"
+    flops, peak = trunk.shape.executed_training_flops(), measure_matmul_peak(numerics.precision, options.threads)
+    foreseen = trunk.shape.step_bytes(at_once, element_bytes=numerics.element_bytes)
+    way = f"{numerics.precision}, {'compiled' if numerics.compiled else 'eager'}, {at_once} images at once"
     speeds = (images, images * flops / 1e12, peak / 1e12, images * flops / peak)
     report.rows.append((way, *speeds, memory / 2**30, foreseen / 2**30))
 

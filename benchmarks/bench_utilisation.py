@@ -51,7 +51,7 @@ def _measure(study: str, experiment: Experiment, options: Options, report: Repor
     works["peak"] = lambda: measure_matmul_peak(numerics.precision, options.threads)
     speeds = in_turns(works, options.rounds(5))
     for trunk, (size, values) in zip(trunks, speeds.items(), strict=False):
-        flops = 3 * trunk.shape.executed_forward_flops()
+        flops = trunk.shape.executed_training_flops()
         speed, peak = statistics.median(values), statistics.median(speeds["peak"])
         share = statistics.median(value * flops / top for value, top in zip(values, speeds["peak"], strict=True))
         numbers = (speed, flops / 1e9, speed * flops / 1e9, peak / 1e9, share)

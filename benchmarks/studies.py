@@ -115,8 +115,7 @@ def make_inputs(folder: Path, experiment: Experiment, numerics: Numerics, peak: 
 def untrained_tokenizer(experiment: Experiment) -> MultiScaleTokenizer:
     """The experiment's tokenizer as it is before training, with codes that differ."""
     torch.manual_seed(0)
-    settings = experiment.tokenizer.model_dump(exclude={"training", "checkpoint"})
-    tokenizer = MultiScaleTokenizer(**settings)
+    tokenizer = MultiScaleTokenizer(**experiment.tokenizer.architecture)
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     return tokenizer.eval()
 

@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 
 from sweeps.jobs import FINAL_ERRORS, Job, NumericsJob, PeakJob, TokenizerJob, TokensJob
 from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
-from sweeps.plan import Plan, bytes_of_runs, bytes_of_tokens, images_by_trunk, selected_cells, train_images
+from sweeps.plan import Plan, bytes_of_runs, bytes_of_tokens, images_by_trunk, train_images
 from sweeps.pool import Pool
 from sweeps.view import SweepView
-from varscale.cells import Cell, Numerics
+from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
 from varscale.data.manifest import MANIFEST, read_manifest
 from varscale.files import ExperimentFiles, TokenFiles, fingerprint
@@ -65,7 +65,7 @@ def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, f
     """
     from varscale.data.experiment_sources import data_identity
 
-    cells = selected_cells(experiment)
+    cells = grid_cells(experiment)
     data = data_identity(experiment.data)
     files.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(files.sweep_lock)
@@ -98,7 +98,7 @@ class _Sweep:
         self._view, self._forwarder = view, forwarder
         self._tokenizer_threads = tokenizer_threads(experiment, files)
         self._tokenizer = tokenizer_fingerprint(experiment, data, self._tokenizer_threads)
-        self._tokens = tokens_fingerprint(data, self._tokenizer)
+        self._tokens = tokens_fingerprint(experiment, data, self._tokenizer)
         self._launcher: LocalLauncher | None = None
         self._numerics = stored_numerics(experiment, files)
         self._train_images = train_images(cells, data)
@@ -106,7 +106,9 @@ class _Sweep:
     def check_space(self) -> None:
         """Raise `SweepError` when what is still missing will not fit on the disk."""
         tokens = self._files.tokens(self._tokens)
-        needed = bytes_of_runs(self._plan(self._numerics).missing if self._numerics else self._cells)
+        plan = self._plan(self._numerics) if self._numerics else None
+        missing = plan.missing if plan else self._cells
+        needed = bytes_of_runs(missing, [cell for cell in missing if plan is None or not plan.has_checkpoint(cell)])
         if not tokens.folder.exists():
             needed += bytes_of_tokens(self._experiment, self._train_images)
         free = shutil.disk_usage(self._files.root).free
@@ -130,6 +132,8 @@ class _Sweep:
                 self._launcher = LocalLauncher(workers, self._threads, gpus)
                 self._prepare_inputs()
                 plan = self._plan(self._numerics or self._measure_numerics())
+                for trunk, _ in plan.trunks().values():  # a size may be new to a study whose numerics were decided
+                    trunk.check_memory(plan.numerics)
                 record = self._record(plan)
                 trained = len(plan.missing)
                 failed = self._train(plan)
@@ -157,7 +161,7 @@ class _Sweep:
         key = fingerprint(kind="sweep", cells=sorted(plan.cell_fingerprint(cell) for cell in plan.cells))
         depths = ",".join(str(depth) for depth in sorted({cell.trunk.depth for cell in plan.cells}))
         name = f"{self._experiment.name} · depths {depths} · {len(plan.cells)} cells"
-        params = {"cells": len(plan.cells), "depths": depths, "tokenizer": self._tokenizer}
+        params = {"cells": len(plan.cells), "depths": depths, "tokenizer": self._tokenizer, "recipe": plan.recipe}
         return self._forwarder.sweep(key, name, params, folders)
 
     def _prepare_inputs(self) -> None:
@@ -165,7 +169,7 @@ class _Sweep:
 
         tokenizer = self._files.tokenizer(self._tokenizer)
         self._forwarder.watch(tokenizer.folder)
-        if not tokenizer.finished(self._tokenizer):
+        if not tokenizer.has_tokenizer(self._tokenizer):
             self._alone(
                 "tokenizer", TokenizerJob(self._experiment, tokenizer, self._tokenizer, self._tokenizer_threads)
             )
@@ -188,6 +192,11 @@ class _Sweep:
 
     def _measure_numerics(self) -> Numerics:
         trunks = tuple(images_by_trunk(self._cells))
+        if self._files.numerics.exists():
+            self._view.note(
+                "precision, compilation or threads differ from those that the study was begun with: what was trained "
+                "with those doesn't count"
+            )
         job = NumericsJob(trunks, self._threads, self._tokenizer_threads, self._workers_a_device)
         numerics, seconds = self._alone("numerics", job)
         store_numerics(self._files, numerics, seconds)

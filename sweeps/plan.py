@@ -1,14 +1,14 @@
 """What a sweep has to do: its cells, their trunks, and what is done already. Pure but for reading result files."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from varscale.cells import Cell, Numerics, Trunk, grid_cells
+from varscale.cells import Cell, Numerics, Trunk
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles, RunFiles
+from varscale.files import ExperimentFiles, RunFiles, fingerprint
 from varscale.identity import DataIdentity
 
 
@@ -26,6 +26,20 @@ class Plan:
     def cell_fingerprint(self, cell: Cell) -> str:
         """Identity of a cell."""
         return cell.fingerprint(self.tokens, self.numerics)
+
+    @property
+    def recipe(self) -> str:
+        """Identity of what all cells of a grid have in common, whatever their depth, budget and seed."""
+        experiment = self.experiment
+        return fingerprint(
+            kind="recipe",
+            tokens=self.tokens,
+            numerics=self.numerics.identity,
+            model=experiment.model.model_dump(mode="json"),
+            optim=experiment.optim.model_dump(mode="json", exclude={"epochs"}),
+            smallest_budget=min(experiment.grid.budgets),
+            evaluation_batch_size=experiment.evaluation.batch_size,
+        )
 
     def cell_files(self, cell: Cell) -> RunFiles:
         """A cell's files: where it finished (perhaps in another study), or where it will run."""
@@ -52,6 +66,10 @@ class Plan:
     def missing(self) -> tuple[Cell, ...]:
         """Cells without result when the plan was made."""
         return tuple(cell for cell in self.cells if not self.finished(cell))
+
+    def has_checkpoint(self, cell: Cell) -> bool:
+        """Whether its trunk got as far as a cell branches off."""
+        return self.trunk_files(cell.trunk).milestone(cell.branch_images).exists()
 
     def trunks(self) -> dict[str, tuple[Trunk, tuple[int, ...]]]:
         """Trunks that missing cells need, by name: each with the milestones at which these branch."""
@@ -81,17 +99,20 @@ def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
     return [(trunk, longest[name] + branches[name]) for name, trunk in trunks.items()]
 
 
-def selected_cells(experiment: Experiment) -> tuple[Cell, ...]:
-    """The cells of the experiment's grid and variants, each once; raises `ExperimentError` for too short ones."""
-    unique: dict[tuple[str, float], Cell] = {}
-    for cell in grid_cells(experiment):
-        unique.setdefault((cell.trunk.name, cell.budget_flops), cell)
-    return tuple(unique.values())
+def bytes_of_runs(missing: Sequence[Cell], without_checkpoint: Sequence[Cell]) -> int:
+    """What runs write at most, those of all sizes at once.
 
-
-def bytes_of_runs(cells: Iterable[Cell]) -> int:
-    """About what cells leave on the disk at most: a checkpoint where each branches off, and weights."""
-    return sum(2 * cell.trunk.shape.training_state_bytes() for cell in cells)
+    Args:
+        missing: Cells that will be trained: each leaves its weights.
+        without_checkpoint: Those of them whose trunk has not got as far as they branch off: each needs a checkpoint.
+    """
+    in_flight = {cell.trunk.name: 2 * cell.trunk.shape.checkpoint_bytes() for cell in missing}  # the last, and the next
+    milestones = {(cell.trunk.name, cell.branch_images): cell.trunk.shape for cell in without_checkpoint}
+    return (
+        sum(cell.trunk.shape.weights_bytes() for cell in missing)
+        + sum(shape.checkpoint_bytes() for shape in milestones.values())
+        + sum(in_flight.values())
+    )
 
 
 def bytes_of_tokens(experiment: Experiment, images: int) -> int:

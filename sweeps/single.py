@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sweeps.plan import selected_cells, train_images
-from varscale.cells import Cell, Trunk, check_lengths
+from sweeps.plan import train_images
+from varscale.cells import Cell, Trunk, check_lengths, grid_cells
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
 from varscale.files import ExperimentFiles, RunFiles, TokenFiles
@@ -41,7 +41,7 @@ def make_tokens(experiment: Experiment, runs: Path, cells: Sequence[Cell] = ()) 
 
     tokenizer = make_tokenizer(experiment, runs)
     inputs = _inputs(experiment, runs)
-    images = train_images(cells or selected_cells(experiment), inputs.data)
+    images = train_images(cells or grid_cells(experiment), inputs.data)
     if not tokens_ready(inputs.tokens, images):
         with _bar("tokens") as report:
             encode_tokens(experiment, tokenizer, inputs.tokenizer_fingerprint, inputs.tokens, images, report)
@@ -80,7 +80,9 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
         numerics, seconds = choose_numerics(
             [(trunk, cell.images)], experiment.runtime, threads, tokenizer_threads(experiment, files)
         )
-        store_numerics(files, numerics, seconds)
+        if not files.numerics.exists():  # else --set asks for others, for this run alone
+            store_numerics(files, numerics, seconds)
+    trunk.check_memory(numerics)
     peak = measure_matmul_peak(numerics.precision, numerics.threads)
     inputs = Inputs(
         made.tokenizer.tokenizer_checkpoint,
@@ -123,7 +125,7 @@ def _inputs(experiment: Experiment, runs: Path) -> _Inputs:
     files = ExperimentFiles(runs, experiment.name)
     data = data_identity(experiment.data)
     tokenizer = tokenizer_fingerprint(experiment, data, tokenizer_threads(experiment, files))
-    tokens = tokens_fingerprint(data, tokenizer)
+    tokens = tokens_fingerprint(experiment, data, tokenizer)
     return _Inputs(data, files.tokenizer(tokenizer), tokenizer, files.tokens(tokens), tokens)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from sweeps.plan import Plan, selected_cells
-from varscale.cells import Cell, Numerics
+from sweeps.plan import Plan
+from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
 from varscale.files import ExperimentFiles, RunFiles, read_json
 from varscale.identity import stored_numerics, tokenizer_fingerprint, tokens_fingerprint
@@ -22,7 +22,7 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
         ExperimentError: cells that are too short.
     """
     speeds = _flops_per_second(files)
-    cells = selected_cells(experiment)
+    cells = grid_cells(experiment)
     table = Table(
         title=f"{experiment.name}: {len(cells)} cells", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
     )
@@ -52,42 +52,48 @@ def status_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     table = Table(title=f"{experiment.name} in {files.root}", title_justify="left")
     for column in ("cell", "state", "loss", "log"):
         table.add_column(column, overflow="fold")
-    plan = known_plan(experiment, files)
-    for cell in selected_cells(experiment):
+    plan = _known_plan(experiment, files)
+    for cell in grid_cells(experiment):
         if plan is None:
             table.add_row(cell.title, "not begun", "", "")
             continue
         run = plan.cell_files(cell)
         result = run.read_result()
-        loss = f"{result['metrics']['loss']:.4f}" if result and "loss" in result["metrics"] else ""
+        loss = f"{result['metrics']['loss']:.4f}" if result and "loss" in result.get("metrics", {}) else ""
         log = run.log if run.log.exists() else plan.trunk_files(cell.trunk).log
         table.add_row(cell.title, _state(plan, cell), loss, str(log) if log.exists() else "")
     return table
 
 
 def finished_rows(files: ExperimentFiles) -> tuple[list[dict[str, Any]], int]:
-    """The runs table of all runs that ended with the experiment's latest tokenizer, and how many rows others have.
+    """The runs table of the latest sweep and of all others of its recipe, and how many other cells have ended.
 
-    Losses of different tokenizers don't compare. The latest is that of the latest sweep, or else of the latest result.
-    Cells that a sweep took from another experiment belong to it.
+    Losses of different tokenizers or validation images don't compare, and a law of two recipes is a law of neither.
+    Cells that a sweep took from another experiment belong to it. Without a sweep, all cells of the latest tokenizer.
     """
-    records = sorted(files.sweep_records(), key=lambda path: path.stat().st_mtime)
-    sweeps = [record for path in records if (record := read_json(path)) is not None]
-    folders = {run.folder.resolve(): run.folder for run in files.all_runs("cells")}
-    for run in (run for record in sweeps for run in record.get("runs", ()) if "/cells/" in run):
-        folders.setdefault((files.runs / run).resolve(), files.runs / run)
-    read = (RunFiles(folder).read_result() for _, folder in sorted(folders.items()))
-    results = [result for result in read if result is not None and "row" in result]
-    if not results:
-        return [], 0
-    tokenizers = [record["params"]["tokenizer"] for record in sweeps if "tokenizer" in record.get("params", {})]
-    if not tokenizers:
-        tokenizers = [result["row"]["tokenizer"] for result in sorted(results, key=lambda result: result["time"])]
-    rows = [result["row"] for result in results if result["row"]["tokenizer"] == tokenizers[-1]]
-    return rows, len(results) - len(rows)
+    results = {run.folder: result for run in files.all_runs("cells") if (result := _with_row(run)) is not None}
+    records = [record for path in files.sweep_records() if (record := read_json(path)) is not None]
+    if records:
+        latest = max(records, key=lambda record: record.get("ended") or record["created"])
+        alike = [record for record in records if _recipe(record) == _recipe(latest)]
+        folders = sorted({files.runs / run for record in alike for run in record["runs"] if "/cells/" in run})
+        chosen = {folder: result for folder in folders if (result := _with_row(RunFiles(folder))) is not None}
+    else:
+        newest = max(results.values(), key=lambda result: result["time"], default={})
+        chosen = {run: each for run, each in results.items() if each["row"]["tokenizer"] == newest["row"]["tokenizer"]}
+    return [result["row"] for result in chosen.values()], len(results.keys() - chosen.keys())
 
 
-def known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
+def _with_row(run: RunFiles) -> dict[str, Any] | None:
+    result = run.read_result()
+    return result if result is not None and "row" in result else None
+
+
+def _recipe(record: dict[str, Any]) -> tuple[str | None, str | None]:
+    return record.get("params", {}).get("tokenizer"), record.get("params", {}).get("recipe")
+
+
+def _known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
     """The plan, if the study's numerics are decided."""
     from varscale.data.experiment_sources import data_identity
 
@@ -96,8 +102,8 @@ def known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
         return None
     data = data_identity(experiment.data)
     tokenizer = tokenizer_fingerprint(experiment, data, numerics.tokenizer_threads)
-    tokens = tokens_fingerprint(data, tokenizer)
-    return Plan(experiment, files, selected_cells(experiment), tokens, numerics)
+    tokens = tokens_fingerprint(experiment, data, tokenizer)
+    return Plan(experiment, files, grid_cells(experiment), tokens, numerics)
 
 
 def _state(plan: Plan, cell: Cell) -> str:
@@ -106,10 +112,9 @@ def _state(plan: Plan, cell: Cell) -> str:
         return str((run.read_result() or {})["status"])
     if run.identity.exists():
         return "in its branch"
-    trunk = plan.trunk_files(cell.trunk)
-    if trunk.milestone(cell.branch_images).exists():
+    if plan.has_checkpoint(cell):
         return "ready to branch"
-    return "in its trunk" if trunk.identity.exists() else "not begun"
+    return "in its trunk" if plan.trunk_files(cell.trunk).identity.exists() else "not begun"
 
 
 def _flops_per_second(files: ExperimentFiles) -> dict[int, float]:
@@ -128,7 +133,7 @@ def _flops_per_second(files: ExperimentFiles) -> dict[int, float]:
 
 def _points(path: Path) -> list[dict[str, float]]:
     points = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             points.append(json.loads(line)["metrics"])
         except (ValueError, KeyError, TypeError):  # torn by a crash

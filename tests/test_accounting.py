@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from varscale.accounting import LARGEST_RESIZING_MATRIX, TokenizerShape, VARShape
+from varscale.accounting import TokenizerShape, VARShape
 from varscale.generation.sampling import ScalePredictor
-from varscale.models import resizing
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
@@ -147,10 +146,6 @@ def test_tokenizers(name: str) -> None:
     assert counted(lambda: tokenizer.decode(tokens)) == 2 * shape.decode_flops()
     assert counted(lambda: tokenizer(images)) == 2 * shape.forward_flops()
     assert counted(lambda: tokenizer.next_scale_inputs(tokens)) == 2 * shape.next_scale_flops()
-
-
-def test_resizing_limit_is_the_one_that_the_models_use() -> None:
-    assert resizing.LARGEST_MATRIX == LARGEST_RESIZING_MATRIX
 
 
 @pytest.mark.parametrize(("depth", "width"), [(4, 32), (2, 128)])

@@ -155,8 +155,7 @@ def test_variants_are_further_cells() -> None:
 
 def test_a_variant_that_changes_nothing_is_the_cell_itself() -> None:
     cells = grid_cells(experiment(grid__variants=[VARIANT | {"settings": {}, "budgets": [1e12], "seeds": [0]}]))
-    numerics = Numerics(**NUMERICS)
-    assert cells[2].fingerprint("t", numerics) == cells[1].fingerprint("t", numerics)
+    assert [cell.name for cell in cells] == [cell.name for cell in grid_cells(experiment())]
 
 
 def test_too_small_budgets_say_what_is_needed() -> None:

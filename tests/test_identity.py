@@ -28,7 +28,7 @@ def prints(threads: int = 2, **sections: dict[str, Any]) -> tuple[str, str]:
     experiment = little_experiment(**sections)
     data = data_identity(experiment.data)
     tokenizer = tokenizer_fingerprint(experiment, data, threads)
-    return tokenizer, tokens_fingerprint(data, tokenizer)
+    return tokenizer, tokens_fingerprint(experiment, data, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_where_images_lie_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     views = [data.model_copy(update={"resize_ratio": 1.25, "views": count}) for count in (2, 4)]
     first, second = map(data_identity, views)
     assert first.training == second.training
-    assert tokens_fingerprint(first, "") != tokens_fingerprint(second, "")
+    assert tokens_fingerprint(little_experiment(), first, "") != tokens_fingerprint(little_experiment(), second, "")
 
 
 def folders(root: Path, shade: int) -> FolderData:
@@ -76,7 +76,15 @@ def test_other_validation_images_change_the_tokens_alone(tmp_path: Path) -> None
     """Files of the same names and sizes with other pixels."""
     before, after = (data_identity(folders(tmp_path, shade)) for shade in (1, 2))
     assert before.training == after.training
-    assert tokens_fingerprint(before, "tokenizer") != tokens_fingerprint(after, "tokenizer")
+    experiment = little_experiment()
+    assert tokens_fingerprint(experiment, before, "") != tokens_fingerprint(experiment, after, "")
+
+
+def test_images_encoded_at_once_change_the_tokens_alone() -> None:
+    """By rounding; training the tokenizer encodes nothing."""
+    few, many = prints(), prints(tokenizer={"encode_batch_size": 64})
+    assert few[0] == many[0]
+    assert few[1] != many[1]
 
 
 def test_missing_validation_images_show_before_anything_is_trained(tmp_path: Path) -> None:

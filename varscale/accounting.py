@@ -9,7 +9,8 @@ import itertools
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-# resizing is a matrix product up to this many entries (varscale.models.resizing, which a test compares)
+# resizing is a matrix product up to this many entries, which all maps of up to 32 × 32 have; beyond, on a GPU, the
+# gradients of F.interpolate are not the same bits every time
 LARGEST_RESIZING_MATRIX = 2**20
 FLOAT32_BYTES = 4
 # weights, gradients and AdamW's two moments
@@ -84,6 +85,10 @@ class VARShape(_Shape):
         pairs = sum(side**2 * end for side, end in zip(self.patch_nums, ends, strict=True))
         return self._products() + self._attention(pairs)
 
+    def executed_training_flops(self) -> int:
+        """Forward and backward pass of one image as it is computed: 3 × the executed forward pass."""
+        return 3 * self.executed_forward_flops()
+
     def sampling_flops(self, *, guidance: bool = True, cache: bool = True) -> int:
         """Sampling one image in K passes, without the tokenizer's decoder.
 
@@ -122,6 +127,14 @@ class VARShape(_Shape):
     def training_state_bytes(self) -> int:
         """Float32 weights, gradients and AdamW's two moments."""
         return self.parameters() * TRAINING_COPIES * FLOAT32_BYTES
+
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint that training goes on from: float32 weights and AdamW's two moments."""
+        return self.parameters() * (TRAINING_COPIES - 1) * FLOAT32_BYTES
+
+    def weights_bytes(self) -> int:
+        """Of the float32 weights alone."""
+        return self.parameters() * FLOAT32_BYTES
 
     def step_bytes(self, images: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
         """What a training step needs with so many images at once; compiled blocks need up to a third less."""

@@ -4,6 +4,7 @@ A trunk is the constant-rate run of one size (depth, seed, variant); a cell bran
 its own images and decays the rate over the rest (warm-up, stable, decay).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from varscale.config_files import ExperimentError, changed
 from varscale.files import fingerprint
 
 Precision = Literal["float32", "bfloat16"]
+_MEMORY_SHARE = 0.6
+"""Of the memory; activations are estimated to within a third, and the backward pass needs room of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,18 @@ class Numerics:
     """CPU threads of a transformer's run."""
     tokenizer_threads: int
     """CPU threads of the tokenizer's run."""
-    micro_batch: int = 0
-    """Images that pass at once, the gradients of a step's parts added up; 0: all of a step."""
+    memory_bytes: int | None = None
+    """What a transformer's run has; None: enough. In fingerprints only by the parts that a size's steps go in."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of it that is a part of every transformer's fingerprint."""
+        return {name: getattr(self, name) for name in ("precision", "compiled", "native_kernels", "threads")}
 
     @property
     def element_bytes(self) -> int:
         """Of a number in the matrix products."""
         return 2 if self.precision == "bfloat16" else 4
-
-    def images_at_once(self, batch_size: int) -> int:
-        """Images of a step's largest part."""
-        return min(batch_size, self.micro_batch or batch_size)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,31 @@ class Trunk:
         """Readable name, unique within an experiment together with the fingerprint."""
         return "-".join(filter(None, (f"d{self.depth}", f"s{self.seed}", self.variant)))
 
+    def images_at_once(self, numerics: Numerics) -> int:
+        """Images of a step that pass together: all, or parts of about one size that the memory holds."""
+        most = self.experiment.runtime.micro_batch or self._most_images(numerics)
+        return math.ceil(self.batch_size / math.ceil(self.batch_size / most))
+
+    def check_memory(self, numerics: Numerics) -> None:
+        """Raise `ExperimentError` where not even one image fits, unless the experiment says how many pass at once."""
+        if not self.experiment.runtime.micro_batch and numerics.memory_bytes and self._spare_images(numerics) < 1:
+            needed = self.shape.step_bytes(1, element_bytes=numerics.element_bytes)
+            raise ExperimentError(
+                f"grid.depths: depth {self.depth} needs {needed / 2**30:.1f} GiB for a step of one image, and a run "
+                f"has {numerics.memory_bytes / 2**30:.1f} GiB here"
+            )
+
+    def _most_images(self, numerics: Numerics) -> int:
+        if numerics.memory_bytes is None:
+            return self.batch_size
+        return min(self.batch_size, max(1, int(self._spare_images(numerics))))
+
+    def _spare_images(self, numerics: Numerics) -> float:
+        """Images whose activations fit beside weights and moments."""
+        assert numerics.memory_bytes is not None
+        spare = _MEMORY_SHARE * numerics.memory_bytes - self.shape.training_state_bytes()
+        return spare / self.shape.activation_bytes(1, element_bytes=numerics.element_bytes)
+
     def steps(self, budget: float) -> int:
         """Whole steps that a budget pays for."""
         return int(budget // (self.flops_per_image * self.batch_size))
@@ -123,7 +152,8 @@ class Trunk:
         return fingerprint(
             kind="trunk",
             tokens=tokens,
-            numerics={name: value for name, value in asdict(numerics).items() if name != "tokenizer_threads"},
+            numerics=numerics.identity,
+            images_at_once=self.images_at_once(numerics),
             shape=asdict(self.shape),
             model=self.experiment.model.model_dump(mode="json"),
             depth=self.depth,
@@ -220,8 +250,8 @@ class Cell:
         }
 
 
-def grid_cells(experiment: Experiment) -> list[Cell]:
-    """All cells of an experiment's grid and variants, sizes in order, budgets rising.
+def grid_cells(experiment: Experiment) -> tuple[Cell, ...]:
+    """All cells of an experiment's grid and variants, each once, sizes in order, budgets rising.
 
     Raises:
         ExperimentError: cells of fewer than `grid.min_steps` steps, a warm-up that runs into a decay, or a variant
@@ -248,7 +278,10 @@ def grid_cells(experiment: Experiment) -> list[Cell]:
                 cells += _cells(altered, depth, seed, name, variant.budgets)
     check_lengths(cells, grid.min_steps)
     _check_repeats(cells)
-    return cells
+    unique: dict[tuple[str, float], Cell] = {}
+    for cell in cells:
+        unique.setdefault((cell.trunk.name, cell.budget_flops), cell)
+    return tuple(unique.values())
 
 
 def _check_schedule(experiment: Experiment, key: str) -> None:
@@ -286,6 +319,11 @@ def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
             f"{worst.trunk.depth} at {worst.budget_flops:.3g} FLOPs has {worst.steps} and needs {needed:.3g} FLOPs"
         )
     for cell in cells:
+        if cell.trunk.experiment.optim.schedule == "wsd" and not 0 < cell.decay_images < cell.images:
+            raise ExperimentError(
+                f"optim.decay_fraction: {cell.trunk.experiment.optim.decay_fraction:g} of the {cell.steps} steps of "
+                f"{cell.title} leaves no whole step to decay the rate over, or none before"
+            )
         if cell.branch_images < cell.trunk.warmup_images:
             raise ExperimentError(
                 f"optim.warmup_fraction: the warm-up takes {cell.trunk.warmup_images} images, but the decay of "

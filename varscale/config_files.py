@@ -50,8 +50,10 @@ def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] 
     changes |= {f"grid.variants.{variant.name}": variant.settings for variant in experiment.grid.variants}
     for place, change in changes.items():
         for key in change:
-            if key.split(".")[0] not in ("model", "optim"):
-                raise ExperimentError(f"{source}: {place}: {key}: only fields of model and optim can be changed here")
+            if not key.startswith(("model.", "optim.")):
+                raise ExperimentError(
+                    f"{source}: {place}: {key}: only fields of model and optim can be changed here, such as optim.lr"
+                )
         changed(experiment, change, f"{source}: {place}")
     return experiment
 

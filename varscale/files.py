@@ -18,12 +18,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-NUMERICS_VERSION = 5
+NUMERICS_VERSION = 6
 """Raised when a change of code changes results; part of every fingerprint."""
 
 
@@ -179,6 +180,10 @@ class RunFiles:
         """The result, or None where there is none."""
         return read_json(self.result)
 
+    def has_tokenizer(self, print_: str) -> bool:
+        """Whether a finished tokenizer with this fingerprint is there."""
+        return self.finished(print_) and self.tokenizer_checkpoint.exists()
+
     def finished(self, print_: str) -> bool:
         """Whether a result with this fingerprint was written."""
         result = self.read_result()
@@ -204,6 +209,11 @@ class TokenFiles(RunFiles):
         return self.folder / "summary.json"
 
 
+def absolute(path: Path) -> Path:
+    """From the root, and no link followed: a run belongs to the folder that it was reached by."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  # Path.absolute keeps `..`
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON atomically."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
@@ -224,17 +234,28 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: it can't be written; names the file.
     """
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which then takes its place at once; deleted where writing fails.
+
+    Raises:
+        OSError: it can't be written; names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
+        with os.fdopen(descriptor, "rb+") as file:
+            yield temporary
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise

@@ -37,7 +37,7 @@ def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity, threads: i
     if settings.checkpoint is not None:
         content = _content("tokenizer.checkpoint", settings.checkpoint)
         return fingerprint(kind="tokenizer", checkpoint=content, patch_nums=settings.patch_nums)
-    described = settings.model_dump(mode="json")
+    described = settings.model_dump(mode="json", exclude={"encode_batch_size"})
     backbone = settings.training.perceptual_weights_path
     if backbone is not None:  # what the file holds counts, not where it lies
         described["training"]["perceptual_weights_path"] = _content(
@@ -46,10 +46,11 @@ def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity, threads: i
     return fingerprint(kind="tokenizer", data=data.training, tokenizer=described, threads=threads)
 
 
-def tokens_fingerprint(data: DataIdentity, tokenizer: str) -> str:
-    """Identity of the token stores: the tokenizer's and the images'."""
+def tokens_fingerprint(experiment: Experiment, data: DataIdentity, tokenizer: str) -> str:
+    """Identity of the token stores: the tokenizer's and the images', and how many are encoded at once (rounding)."""
     images = {"data": data.training, "views": data.views, "validation": data.validation}
-    return fingerprint(kind="tokens", tokenizer=tokenizer, **images)
+    batch_size = experiment.tokenizer.encode_batch_size
+    return fingerprint(kind="tokens", tokenizer=tokenizer, encode_batch_size=batch_size, **images)
 
 
 def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics | None:
@@ -66,7 +67,6 @@ def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics 
     agrees = (
         runtime.precision in ("auto", numerics.precision)
         and numerics.compiled == wanted_compiled
-        and runtime.micro_batch in (0, numerics.micro_batch)
         and runtime.threads in (0, numerics.threads)
         and runtime.tokenizer_threads in (0, numerics.tokenizer_threads)
     )

@@ -6,6 +6,7 @@ Lea and Flood 2014) applied to one key after another; in int64 arithmetic it giv
 
 import functools
 import zlib
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -17,6 +18,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 FACTOR_1 = 0xBF58476D1CE4E5B9
 FACTOR_2 = 0x94D049BB133111EB
 MASK_64 = 2**64 - 1
+
+Order = Callable[[int, int, int], npt.NDArray[np.int64]]
+"""(seed, epoch, size) → a random order of 0 … size - 1."""
 
 
 def uniform(seed: int, stream: str, step: int, sample_index_B: Tensor, draws: int) -> Tensor:
@@ -42,7 +46,9 @@ def permutation(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
     return cast(npt.NDArray[np.int64], torch.argsort(keys, stable=True).numpy())
 
 
-def sample_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> npt.NDArray[np.int64]:
+def sample_indices(
+    seed: int, step: int, batch_size: int, dataset_size: int, order: Order = permutation
+) -> npt.NDArray[np.int64]:
     """Which items of a data set a global step takes: epochs in ever new order, without replacement within each.
 
     Args:
@@ -50,6 +56,7 @@ def sample_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> 
         step: From 0.
         batch_size: Items a step takes, over all processes.
         dataset_size: Items there are. A batch may run over the end of an epoch into the next.
+        order: (seed, epoch, size) → the order of an epoch.
 
     Raises:
         ValueError: If a size is not positive or the step is negative.
@@ -63,13 +70,13 @@ def sample_indices(seed: int, step: int, batch_size: int, dataset_size: int) -> 
     indices = np.empty(batch_size, dtype=np.int64)
     for number in range(int(epoch[0]), int(epoch[-1]) + 1):
         taken = epoch == number
-        indices[taken] = _epoch_order(seed, number, dataset_size)[place[taken]]
+        indices[taken] = _epoch_order(order, seed, number, dataset_size)[place[taken]]
     return indices
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
-    return permutation(seed, epoch, size)
+def _epoch_order(order: Order, seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
+    return order(seed, epoch, size)
 
 
 def _hash(seed: int, stream: str, step: int, sample_index_B: Tensor, draws: int) -> Tensor:

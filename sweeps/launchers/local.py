@@ -80,7 +80,7 @@ class LocalLauncher:
             try:
                 event: Event = connection.recv()
             except (EOFError, OSError):  # between messages, or within one
-                process.join()
+                _end(process)
                 self._workers[number] = self._start(number)
                 if number not in self._busy:
                     continue
@@ -98,10 +98,7 @@ class LocalLauncher:
                 with suppress(OSError):
                     connection.send(None)  # let it end by itself, and tidy up
         for process, connection in self._workers:
-            process.join(_FAREWELL_SECONDS)
-            if process.is_alive():
-                process.terminate()
-                process.join()
+            _end(process)
             connection.close()
 
     def _start(self, number: int) -> tuple[Any, Connection]:
@@ -122,6 +119,14 @@ class LocalLauncher:
         return process, ours
 
 
+def _end(process: Any) -> None:
+    """Wait for a process that should end by itself; then end it, even one that is stuck in a driver."""
+    process.join(_FAREWELL_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
 def _visible_gpus(count: int) -> list[str]:
     """Names of the GPUs that this process sees: a scheduler, or a user, may have left it some of the machine's."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -138,11 +143,12 @@ def _work(number: int, connection: Connection) -> None:
         job = jobs.get()
         if job is None:
             return
-        _redirect_output(log_file(job))
         try:
+            _redirect_output(log_file(job))
             value = job.run(lambda done, total: connection.send(Progress(number, done, total)))
         except Exception as error:
-            traceback.print_exc()
+            with suppress(OSError):  # on a full disk the log is full, too
+                traceback.print_exc()
             connection.send(Failed(number, type(error).__name__, " ".join(str(error).split())))
         else:
             connection.send(Finished(number, value))

@@ -1,11 +1,13 @@
 """`varscale fit-laws` on a finished little sweep, and the laws at the end of a sweep."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import pandas as pd
 from command_calls import ONE_QUICK_LAW, Call
-from toy_sweep import Finished
+from toy_sweep import Finished, varscale
 
 
 def test_laws_are_the_same_from_files_mlflow_and_tables(
@@ -40,6 +42,23 @@ def test_laws_are_fitted_again_where_they_are_missing_or_others(call: Call, copy
         assert "nothing is new" not in result.output
         assert (laws / "report.html").exists()
         assert (laws / "runs.csv").read_text() == whole
+
+
+def test_laws_are_of_one_recipe(call: Call, copy: Path, finished: Finished) -> None:
+    """Of the latest sweep's, from files and from MLflow; a copy of the folder tells no other times."""
+    arguments = ("--depths", "2", "--set", "optim.lr=1e-4")
+    assert varscale("sweep", finished.yaml, *arguments, cwd=copy.parent).returncode == 0
+    theirs = {path.name for path in (finished.root / "sweeps").iterdir()}
+    (latest,) = (path for path in (copy / "toy" / "sweeps").glob("*.sweep.json") if path.name not in theirs)
+    os.utime(latest, (1, 1))
+    for source in ((), ("--from-mlflow",)):
+        fitted = call("fit-laws", finished.yaml, *ONE_QUICK_LAW, *source)
+        assert fitted.code == 0, fitted.error
+        table = pd.read_csv(copy / "toy" / "laws" / "runs.csv")
+        assert list(table["depth"]) == [2] * 4
+        assert set(table["lr"]) == {1e-4}
+        if not source:
+            assert "left out: 8 cells in runs/toy of other settings than the latest sweep's" in fitted.error
 
 
 def test_laws_leave_out_cells_of_another_tokenizer(call: Call, copy: Path, finished: Finished) -> None:

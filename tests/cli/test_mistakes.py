@@ -59,7 +59,7 @@ MISTAKES = {
     ),
     "every branch dropped": (["--set", "model.drop_path_at_depth_24=1", "--depths", "24"], "it must stay below 1"),
     "no hidden channel": (["--set", "model.mlp_ratio=0.01"], "leaves depth 2 of width 8 no hidden channel"),
-    "negative workers": (["--workers", "-1"], "runtime.workers: input should be greater than or equal to 0, got -1"),
+    "negative workers": (["--workers", "-1"], "--workers -1: expected 1 or more"),
     "missing data": (
         ["--set", "data={kind: folder, image_size: 8, num_classes: 2, train_path: gone, validation_path: gone}"],
         "gone",

@@ -18,6 +18,7 @@ from varscale.data.loading import (
     whole_windows,
 )
 from varscale.data.sources import RingsSource
+from varscale.randomness import permutation
 
 
 class Views:
@@ -28,6 +29,7 @@ class Views:
     def __init__(self, count):
         self.count = count
         self.undecodable = {}
+        self.order = permutation
 
     def __len__(self):
         return self.count

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from requirements import shared_path
 
+from varscale.data.loading import ImageBatches
 from varscale.data.parquet import ParquetSource
 from varscale.data.sources import DataError
 from varscale.data.transforms import Crop
@@ -54,6 +55,27 @@ def test_folder_and_pattern_of_files_with_a_small_cache(tmp_path):
     pattern = ParquetSource(tmp_path / "train-*.parquet", Crop(12, 1.0))
     check_all(pattern, 20)
     assert pattern.picture_name(13) == f"{tmp_path / 'train-1.parquet'} row 3"
+
+
+def test_training_reads_each_row_group_a_few_times_an_epoch(tmp_path, monkeypatch):
+    """Not once for each of its images, where a data set is larger than the memory kept."""
+    images = [{"bytes": png(PIXELS[number % 10]), "path": None} for number in range(400)]
+    write(tmp_path / "a.parquet", images, [number % 10 for number in range(400)], row_group_size=10)
+    held = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).total_byte_size * 8
+    source = ParquetSource(tmp_path / "a.parquet", Crop(12, 1.0), cache_bytes=held)
+    orders = [source.order(seed, epoch, 400) for seed in range(2) for epoch in range(2)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(400))
+        assert len(np.unique(order[:40] // 10)) == 4  # whole groups, from anywhere
+        assert (np.diff(order[:40]) == 1).sum() < 8  # shuffled throughout
+    assert len({order.tobytes() for order in orders}) == 4
+    reads, read = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, n, **kwargs: reads.append(n) or read(self, n, **kwargs)
+    )
+    for _ in ImageBatches(source, seed=0, batch_size=16, start_step=0, num_steps=25, workers=2):
+        pass
+    assert 40 <= len(reads) < 60
 
 
 def test_real_cifar10():

@@ -17,7 +17,7 @@ from tiny_store import PATCH_NUMS, brightness_encoder, store_of_rings
 
 from varscale.data import token_writer
 from varscale.data.images import FolderSource
-from varscale.data.manifest import LOCK, MANIFEST, PROGRESS, TokenStoreError, remove_damaged_shards
+from varscale.data.manifest import LOCK, MANIFEST, PROGRESS, TokenStoreError
 from varscale.data.sources import DataError, RingsSource
 from varscale.data.tokens import TokenStore
 from varscale.data.transforms import Crop, to_model_range
@@ -112,7 +112,6 @@ def test_a_shard_damaged_after_a_kill_is_made_anew(tmp_path, uninterrupted):
     assert in_child(lambda: store_of_rings(tmp_path, encode=encoder)) == -signal.SIGKILL
     first = next(tmp_path.glob("view-000-shard-000000-*.npy"))
     first.write_bytes(first.read_bytes()[:-5])
-    remove_damaged_shards(tmp_path)
     store_of_rings(tmp_path)
     assert contents(tmp_path) == uninterrupted
 
@@ -225,15 +224,15 @@ def test_growth_interrupted_keeps_the_old_store(tmp_path, uninterrupted):
     assert contents(tmp_path) == uninterrupted
 
 
-def test_a_damaged_shard_is_encoded_again_once_deleted(tmp_path, uninterrupted):
-    shard = tmp_path / store_of_rings(tmp_path).manifest.shards[2].file
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(TokenStoreError, match=r"shards\[2\].*delete the file and encode the store again"):
-        store_of_rings(tmp_path)
-    shard.unlink()
+def test_damaged_and_missing_shards_are_made_anew(tmp_path, uninterrupted):
+    first, _, third, _ = (tmp_path / shard.file for shard in store_of_rings(tmp_path).manifest.shards)
+    first.unlink()
+    third.write_bytes(third.read_bytes()[:-1] + b"x")
+    with pytest.raises(TokenStoreError, match=r"shards\[0\] is missing; encode the store again"):
+        TokenStore.open(tmp_path)
     encoder = CountingEncoder()
     store_of_rings(tmp_path, encode=encoder)
-    assert encoder.calls == 2
+    assert encoder.calls == 4
     assert contents(tmp_path) == uninterrupted
 
 

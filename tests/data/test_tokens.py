@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -138,7 +140,7 @@ def test_truncated_shard(damaged):
         file.truncate(size - 100)
     for verify in ("auto", "contents", "sizes"):
         with pytest.raises(
-            TokenStoreError, match=rf"{shard}: shards\[1\]: {size - 100} bytes, expected {size}; delete"
+            TokenStoreError, match=rf"{shard}: shards\[1\]: {size - 100} bytes, expected {size}; encode"
         ):
             TokenStore.open(folder, verify=verify)
 
@@ -156,9 +158,29 @@ def test_flipped_bit(damaged):
     content[200] ^= 1
     shard.write_bytes(content)
     for verify in ("auto", "contents"):
-        with pytest.raises(TokenStoreError, match=rf"{shard}: shards\[1\]: checksum \w+, expected \w+; delete"):
+        with pytest.raises(TokenStoreError, match=rf"{shard}: shards\[1\]: checksum \w+, expected \w+; encode"):
             TokenStore.open(folder, verify=verify)
     TokenStore.open(folder, verify="sizes")
+
+
+LIMITED = """
+import resource, sys
+from varscale.data.tokens import TokenStore
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+print(TokenStore.open(sys.argv[1]).tokens([0, 149]).labels_B.tolist())
+"""
+
+
+@pytest.mark.parametrize(("hard_limit", "message"), [(1024, ""), (64, "let a process open 150 files more (ulimit -n)")])
+def test_more_shards_than_files_that_may_be_open(tmp_path, hard_limit, message):
+    """Ten views of ImageNet have 1,570; the usual limit is 1,024."""
+    store = store_of_rings(tmp_path, 150, shard_images=1, batch_size=1)
+    arguments = [sys.executable, "-c", LIMITED, str(tmp_path), str(hard_limit)]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert message in process.stderr
+    if not message:
+        assert process.stdout == f"{store.tokens([0, 149]).labels_B.tolist()}\n"
 
 
 def test_shard_of_another_shape(damaged):

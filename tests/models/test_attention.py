@@ -141,9 +141,7 @@ def test_without_a_compiler_the_library_is_none(tmp_path: Path, monkeypatch: pyt
     assert building.load(source, {}) is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert building.load(source, {}) is None
-    assert building.compiler_identity() == "none"
     monkeypatch.undo()
-    assert "g++" in building.compiler_identity() or "c++" in building.compiler_identity()
     monkeypatch.setenv("VARSCALE_NATIVE", "0")
     assert building.load(source, {}) is None
 

@@ -32,6 +32,6 @@ def test_matrices_made_in_inference_mode_serve_training_later() -> None:
 
 def test_large_maps_take_the_library_path() -> None:
     few = torch.randn(1, 1, 40, 40)
-    assert resizing.LARGEST_MATRIX < 40**2 * 64**2
+    assert resizing.LARGEST_RESIZING_MATRIX < 40**2 * 64**2
     expected = F.interpolate(few, size=(64, 64), mode="bicubic")
     assert torch.equal(resizing.resize_bicubic(few, 64), expected)

@@ -66,12 +66,15 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for kept in (0, 4, 100, len(whole) - 1):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match="model: not a readable model file"):
+        with pytest.raises(ValueError, match=r"model: not a readable \.safetensors file"):
             load_model(path)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="model: damaged: its checksum is not"):
+        load_model(path)
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="model: not a model of varscale"):
         load_model(path)
-    with pytest.raises(ValueError, match="absent: not a readable model file"):
+    with pytest.raises(ValueError, match="absent: no such file"):
         load_model(tmp_path / "absent")
     save_model(path, tokenizer(), "print-a")
     with pytest.raises(ValueError, match="holds a tokenizer, expected a transformer"):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from toy_sweep import toy_experiment
 
-from sweeps.plan import Plan, images_by_trunk, selected_cells, train_images
-from varscale.cells import Numerics
+from sweeps.plan import Plan, bytes_of_runs, images_by_trunk, train_images
+from varscale.cells import Numerics, grid_cells
 from varscale.config_files import ExperimentError
 from varscale.files import ExperimentFiles, write_json
 from varscale.identity import DataIdentity
@@ -27,13 +27,13 @@ def by_hand(depth: int) -> int:
 
 @pytest.mark.parametrize("depth", [2, 3])
 def test_flops_of_an_image(depth: int) -> None:
-    cells = [cell for cell in selected_cells(toy_experiment()) if cell.trunk.depth == depth]
+    cells = [cell for cell in grid_cells(toy_experiment()) if cell.trunk.depth == depth]
     assert cells[0].trunk.flops_per_image == pytest.approx(by_hand(depth), rel=0.02)
 
 
 def test_steps_branch_points_and_warm_up() -> None:
     experiment = toy_experiment(optim={"warmup_fraction": 0.25, "decay_fraction": 0.2})
-    for cell in selected_cells(experiment):
+    for cell in grid_cells(experiment):
         flops = cell.trunk.flops_per_image
         steps = math.floor(cell.budget_flops / (4 * flops))
         assert (cell.steps, cell.images) == (steps, 4 * steps)
@@ -42,7 +42,7 @@ def test_steps_branch_points_and_warm_up() -> None:
 
 
 def test_images_of_trunks_and_of_the_token_store() -> None:
-    cells = selected_cells(toy_experiment())
+    cells = grid_cells(toy_experiment())
     for trunk, images in images_by_trunk(cells):
         own = [cell for cell in cells if cell.trunk == trunk]
         assert images == max(cell.branch_images for cell in own) + sum(cell.images - cell.branch_images for cell in own)
@@ -51,11 +51,20 @@ def test_images_of_trunks_and_of_the_token_store() -> None:
     assert train_images(cells, DataIdentity({}, {}, stored_images=24)) == 24  # however often they are seen
 
 
+def test_bytes_of_runs_are_those_that_are_not_there_yet() -> None:
+    """Four bytes a weight, and thrice as many with AdamW's moments: the run's last checkpoint, the next, its branch."""
+    *_, cell = grid_cells(toy_experiment())
+    parameters = cell.trunk.shape.parameters()
+    assert bytes_of_runs([cell], [cell]) == (4 + 2 * 12 + 12) * parameters
+    assert bytes_of_runs([cell], []) == (4 + 2 * 12) * parameters
+    assert bytes_of_runs([], []) == 0
+
+
 def test_cells_of_variants_come_after_the_grid_and_each_once() -> None:
     """Further seeds of the same recipe are cells like any other; those of the grid are not doubled."""
     seeds = {"name": "noise", "depths": [2], "budgets": [3e7, 4e7], "seeds": [1, 5]}
     faster = {"name": "lr-double", "depths": [3], "budgets": [6e7, 2e7], "settings": {"optim.lr": 1e-2}}
-    cells = selected_cells(toy_experiment(grid={"budgets": [4e7, 2e7], "seeds": [0, 5], "variants": [seeds, faster]}))
+    cells = grid_cells(toy_experiment(grid={"budgets": [4e7, 2e7], "seeds": [0, 5], "variants": [seeds, faster]}))
     assert [cell.name for cell in cells] == [
         *("d2-c2e07-s0", "d2-c4e07-s0", "d2-c2e07-s5", "d2-c4e07-s5"),
         *("d3-c2e07-s0", "d3-c4e07-s0", "d3-c2e07-s5", "d3-c4e07-s5"),
@@ -68,18 +77,18 @@ def test_cells_of_variants_come_after_the_grid_and_each_once() -> None:
 def test_a_variant_that_changes_nothing_is_the_same_run() -> None:
     """So that the base cell beside a study's variants is not trained twice."""
     same = {"name": "same", "depths": [2], "budgets": [2e7], "settings": {"optim.lr": 5e-3}}
-    *grid, twin = selected_cells(toy_experiment(grid={"variants": [same]}))
+    *grid, twin = grid_cells(toy_experiment(grid={"variants": [same]}))
     assert twin.fingerprint("tokens", NUMERICS) == grid[0].fingerprint("tokens", NUMERICS)
 
 
 def test_trunks_of_missing_cells_only(tmp_path: Path) -> None:
     experiment = toy_experiment()
-    cells = selected_cells(experiment)
+    cells = grid_cells(experiment)
     files = ExperimentFiles(tmp_path, "toy")
     done = [cell for cell in cells if cell.trunk.depth == 2 or cell.budget_flops in (2e7, 6e7)]
     for cell in done:
         print_ = cell.fingerprint("tokens", NUMERICS)
-        write_json(files.cell(cell.name, print_).result, {"fingerprint": print_, "status": "finished"})
+        write_json(files.cell(cell.name, print_).result, {"fingerprint": print_, "status": "finished", "metrics": {}})
     plan = Plan(experiment, files, cells, "tokens", NUMERICS)
     assert plan.missing == tuple(cell for cell in cells if cell not in done)
     ((trunk, milestones),) = plan.trunks().values()
@@ -89,10 +98,10 @@ def test_trunks_of_missing_cells_only(tmp_path: Path) -> None:
 
 def test_results_of_other_settings_don_t_count(tmp_path: Path) -> None:
     experiment = toy_experiment(grid={"depths": [2], "budgets": [2e7]})
-    (cell,) = selected_cells(experiment)
+    (cell,) = grid_cells(experiment)
     files = ExperimentFiles(tmp_path, "toy")
     print_ = cell.fingerprint("tokens", NUMERICS)
-    write_json(files.cell(cell.name, print_).result, {"fingerprint": "another", "status": "finished"})
+    write_json(files.cell(cell.name, print_).result, {"fingerprint": "another", "status": "finished", "metrics": {}})
     assert Plan(experiment, files, (cell,), "tokens", NUMERICS).missing == (cell,)
 
 
@@ -108,12 +117,12 @@ def test_results_of_other_settings_don_t_count(tmp_path: Path) -> None:
 )
 def test_too_short_cells_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
-        selected_cells(toy_experiment(grid=changes))
+        grid_cells(toy_experiment(grid=changes))
 
 
 def test_the_budget_that_is_asked_for_is_enough() -> None:
     with pytest.raises(ExperimentError) as raised:
-        selected_cells(toy_experiment(grid={"depths": [3], "budgets": [2e7], "min_steps": 17}))
+        grid_cells(toy_experiment(grid={"depths": [3], "budgets": [2e7], "min_steps": 17}))
     needed = float(str(raised.value).rpartition("needs ")[2].removesuffix(" FLOPs"))
-    (cell,) = selected_cells(toy_experiment(grid={"depths": [3], "budgets": [needed], "min_steps": 17}))
+    (cell,) = grid_cells(toy_experiment(grid={"depths": [3], "budgets": [needed], "min_steps": 17}))
     assert cell.steps in (17, 18)

@@ -9,9 +9,9 @@ from toy_sweep import toy_experiment
 
 from sweeps import view
 from sweeps.jobs import CellJob, TrunkJob
-from sweeps.plan import Plan, selected_cells
+from sweeps.plan import Plan
 from sweeps.view import SweepView
-from varscale.cells import Cell, Numerics
+from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
 from varscale.files import ExperimentFiles, write_json
 
@@ -44,7 +44,7 @@ def terminal() -> Console:
 
 
 def make_plan(runs: Path, experiment: Experiment) -> Plan:
-    return Plan(experiment, ExperimentFiles(runs, "toy"), selected_cells(experiment), "tokens", NUMERICS)
+    return Plan(experiment, ExperimentFiles(runs, "toy"), grid_cells(experiment), "tokens", NUMERICS)
 
 
 def jobs_of(plan: Plan) -> tuple[list[TrunkJob], list[CellJob]]:

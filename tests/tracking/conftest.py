@@ -12,7 +12,7 @@ from varscale.tracking.store import Store
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Store(f"sqlite:///{path}").find_experiment("none")
+    Store(f"sqlite:///{path}").newest_experiment()
     return path
 
 

@@ -16,6 +16,7 @@ from fake_runs import START, append_points, finished_cell, unfinished_trunk, wri
 
 from varscale.files import ExperimentFiles, RunFiles, read_json, write_json
 from varscale.tracking import Forwarder, TrackingError, check_tracking_uri, deliver_all, runs_table
+from varscale.tracking.records import read_record
 
 BUDGETS = (1e12, 2e12)
 
@@ -100,7 +101,7 @@ def test_curves_grow_and_nothing_is_doubled(files: ExperimentFiles) -> None:
 def test_more_points_than_one_call_holds(files: ExperimentFiles) -> None:
     unfinished_trunk(files, 4, points=1234)
     state = deliver_all(files.runs, files.tracking_uri)
-    assert (state.delivered, state.pending, state.problem) == (2468, 0, "")
+    assert (state.pending, state.problem) == (0, "")
     [(_, histories, _)] = snapshot(files.tracking_uri).values()
     assert len(histories["train_loss"]) == 1234
 
@@ -186,12 +187,13 @@ def test_a_later_sweep_lists_what_it_reuses(files: ExperimentFiles) -> None:
 
 
 def test_the_table_has_the_numbers_of_the_files(files: ExperimentFiles) -> None:
-    small_sweep(files)
+    forwarder, _, folders = small_sweep(files)
     print_ = "diverged"
     run = files.cell("d20-c1.0e+12-s0", print_)
     write_identity(run, "d20", "cell", print_, depth=20, budget_flops=1e12, compiled=True, lr=3e-3 / 7)
     append_points(run, 0, 2)
     write_result(run, print_, START + 3, status="diverged", loss=float("nan"), train_flops=1.5e11)
+    forwarder.sweep("first", "rings · depth 12", {}, [*folders, run.folder])
     deliver_all(files.runs, files.tracking_uri)
     table = runs_table(files.tracking_uri, "rings").set_index("run")
     assert list(table["status"].sort_values()) == ["diverged", "finished", "finished"]
@@ -229,6 +231,31 @@ def test_the_table_equals_the_rows_of_the_results(files: ExperimentFiles) -> Non
     [metrics, *_] = [histories for _, histories, _ in snapshot(files.tracking_uri).values()]
     assert "train_flops" in metrics
     assert "depth" not in metrics  # a parameter; metrics stay few
+
+
+def test_the_table_is_of_the_latest_recipe(files: ExperimentFiles) -> None:
+    """Of all its sweeps, with cells that they took from others; sweeps of one name are told apart."""
+    budgets = (1e12, 2e12, 4e12)
+    first, second, third = (finished_cell(files, 12, budget) for budget in budgets)
+    forwarder = Forwarder(files.tracking_uri, files)
+    for key, recipe, folders in (("a1", "one", [first]), ("b2", "two", [second]), ("c3", "one", [third, second])):
+        sweep = forwarder.sweep(key, "rings · depth 12", {"recipe": recipe}, folders)
+        forwarder.finish(sweep)
+        assert forwarder.deliver()
+    table = runs_table(files.tracking_uri, "rings")
+    assert sorted(table["budget_flops"]) == list(budgets)
+    forwarder.sweep("b2", "rings · depth 12", {"recipe": "two"}, [second])
+    forwarder.finish(files.sweep("b2"))
+    assert forwarder.deliver()
+    assert list(runs_table(files.tracking_uri, "rings")["budget_flops"]) == [2e12]
+    names = [record.name for path in files.sweep_records() if (record := read_record(path))]
+    assert names == ["rings · depth 12", "rings · depth 12 · b2", "rings · depth 12 · c3"]
+
+
+def test_a_store_that_does_not_answer_is_named() -> None:
+    uri = "http://127.0.0.1:9"
+    with pytest.raises(TrackingError, match=f"MLflow at {uri}: "):
+        runs_table(uri, "rings")
 
 
 def test_an_unknown_experiment_is_named(files: ExperimentFiles) -> None:
@@ -279,7 +306,6 @@ def test_a_database_that_can_not_be_opened_costs_one_line(tmp_path: Path) -> Non
     (tmp_path / "broken.db").write_bytes(b"not a database, but long enough to be read as one" * 100)
     forwarder = Forwarder(f"sqlite:///{tmp_path / 'broken.db'}", files, lines.append)
     forwarder.watch(next(files.root.glob("trunks/*")))
-    assert not forwarder.prepare()
     assert not forwarder.deliver()
     assert forwarder.state.pending == 60
     assert forwarder.stop(seconds=5) == 60

@@ -216,6 +216,13 @@ def test_loss_that_is_not_finite_ends_the_run(inputs: Inputs, tmp_path: Path) ->
     assert "loss" not in row
 
 
+def test_a_last_step_that_overflows_is_noticed(inputs: Inputs, tmp_path: Path) -> None:
+    """No step follows that would."""
+    cell = cell_of_steps(little_experiment(optim={"lr": 1e30, "grad_clip": 1e30, "warmup_fraction": 0.0}), 1)
+    with pytest.raises(Diverged, match="after the last step the validation loss is"):
+        train_cell(cell, None, RunFiles(tmp_path), inputs, ignore)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(inputs: Inputs, tmp_path: Path) -> None:
     cell = cell_of_steps(little_experiment(), 20)
     trunk, files = RunFiles(tmp_path / "trunk"), RunFiles(tmp_path / "cell")
@@ -241,6 +248,10 @@ def test_a_torn_checkpoint_is_named(inputs: Inputs, tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"images-128.ckpt: not a readable checkpoint"):
             train_cell(cell, trunk, files, inputs, ignore)
+    middle = len(whole) // 2  # among the tensors
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    with pytest.raises(ValueError, match=r"images-128.ckpt: damaged \(its part .*\); delete it"):
+        train_cell(cell, trunk, files, inputs, ignore)
 
 
 def test_summary_may_be_missing(inputs: Inputs, straight: tuple[Cell, RunFiles]) -> None:

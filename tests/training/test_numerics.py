@@ -12,6 +12,7 @@ from tiny_training import NUMERICS, little_experiment
 
 from varscale.cells import Numerics, Trunk
 from varscale.config import RuntimeConfig
+from varscale.config_files import ExperimentError, changed
 from varscale.models.native import building, pointwise
 from varscale.models.native.attention import available
 from varscale.models.native.building import SWITCH
@@ -109,18 +110,23 @@ def test_what_is_said_is_kept(monkeypatch: pytest.MonkeyPatch, runtime: dict[str
 
 
 def test_as_many_images_pass_at_once_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest size decides, in parts of about one size; its weights and moments have to fit too."""
-    largest = max((trunk for trunk, _ in trunks()), key=lambda trunk: trunk.flops_per_image)
+    """Of each size for itself, in parts of about one size; its weights and moments have to fit too."""
+    smallest, _, largest = sorted((trunk for trunk, _ in trunks()), key=lambda trunk: trunk.flops_per_image)
     state, image = largest.shape.training_state_bytes(), largest.shape.activation_bytes(1)
     assert largest.batch_size == 8
-    for images, expected in ((8.5, 0), (7.5, 4), (3.5, 3), (1.5, 1)):
+    for images, expected in ((8.5, 8), (7.5, 4), (3.5, 3), (1.5, 1)):
         monkeypatch.setattr(numerics, "memory_bytes", lambda _, images=images: (state + images * image) / 0.6)
         chosen, _ = choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
-        assert chosen.micro_batch == expected
-        assert chosen.images_at_once(8) == (expected or 8)
+        assert largest.images_at_once(chosen) == expected
+    assert smallest.images_at_once(chosen) == 8
+    more = replace(chosen, memory_bytes=2 * chosen.memory_bytes)  # whatever else the study's device could hold
+    assert smallest.fingerprint("tokens", more) == smallest.fingerprint("tokens", chosen)
+    assert largest.fingerprint("tokens", more) != largest.fingerprint("tokens", chosen)
     monkeypatch.setattr(numerics, "memory_bytes", lambda _: (state + 0.5 * image) / 0.6)
-    assert choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32", micro_batch=2)[0].micro_batch == 2
-    with pytest.raises(ValueError, match=r"depth 4 needs 0.0 GiB for a step of one image, and a run has"):
+    brave = Trunk(changed(largest.experiment, {"runtime.micro_batch": 2}, "a test"), 4, 0, 1e12)
+    brave.check_memory(replace(chosen, memory_bytes=1))
+    assert brave.images_at_once(chosen) == 2
+    with pytest.raises(ExperimentError, match=r"depth 4 needs 0.0 GiB for a step of one image, and a run has"):
         choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
 
 
@@ -132,7 +138,7 @@ def test_workers_on_one_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(numerics, "_step_cost", lambda *_: (1.0, 0.0))
     runtime = RuntimeConfig(precision="float32")
     alone, shared = (choose_numerics(trunks(), runtime, 1, 2, workers)[0] for workers in (1, 2))
-    assert (alone.micro_batch, shared.micro_batch) == (0, 4)
+    assert [largest.images_at_once(choice) for choice in (alone, shared)] == [8, 4]
 
 
 def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

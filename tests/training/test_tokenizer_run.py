@@ -155,7 +155,7 @@ def test_a_finished_tokenizer_can_be_taken(straight: RunFiles, tmp_path: Path) -
 def test_a_tokenizer_that_does_not_fit_is_named(straight: RunFiles, tmp_path: Path) -> None:
     brought = {"checkpoint": str(straight.tokenizer_checkpoint)}
     for changes, message in (
-        ({"vocab_size": 32}, r"tokenizer\.pt: vocab_size is 16, but tokenizer\.vocab_size says 32"),
+        ({"vocab_size": 32}, r"tokenizer\.safetensors: vocab_size is 16, but tokenizer\.vocab_size says 32"),
         ({"patch_nums": (1, 4)}, r"patch_nums is \(1, 2, 4\), but tokenizer\.patch_nums says \(1, 4\)"),
         ({"patch_nums": (1, 8), "channel_multipliers": (1,)}, "patch_nums is"),
     ):

@@ -44,7 +44,7 @@ def fit_laws(
     predict: Annotated[list[str] | None, typer.Option(help="Point to predict, such as flops=1e21.")] = None,
     budget: Annotated[list[float] | None, typer.Option(metavar="FLOPS", help="Find the best size for it.")] = None,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.")] = False,
-    compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare; twice.")] = None,
+    compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
     published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
     holdout: Annotated[bool, typer.Option(help="Refit with runs left out, and report the errors.")] = True,
     holdout_where: Annotated[str | None, typer.Option(help="Rows to hold out, such as 'C >= 1e21'.")] = None,
@@ -63,6 +63,8 @@ def fit_laws(
 
     if (experiment is None) == (not runs):
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
+    if from_mlflow and runs:
+        raise typer.BadParameter("--from-mlflow reads an EXPERIMENT's runs; it doesn't go with --runs FILE")
     name = ", ".join(path.name for path in runs or ()) if experiment is None else load(experiment, None).name
     files = ExperimentFiles(runs_dir, name)
     if runs:
@@ -149,9 +151,7 @@ def _results(files: ExperimentFiles) -> Any:
 
     rows, others = finished_rows(files)
     if others:
-        typer.echo(
-            f"left out: {others} cells in {files.root} of other tokenizers, whose losses don't compare", err=True
-        )
+        typer.echo(f"left out: {others} cells in {files.root} of other settings than the latest sweep's", err=True)
     if not rows:
         raise ExperimentError(f"{files.root}: no finished cells; run `varscale sweep {files.experiment}` first")
     return pd.DataFrame(rows)

@@ -1,5 +1,6 @@
 """Options that several verbs have, and how they are read."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def load(
     if depths is not None:
         overrides.append(f"grid.depths={whole_numbers('--depths', depths, least=1)}")
     if workers is not None:
+        if workers < 1:
+            raise ExperimentError(f"--workers {workers}: expected 1 or more")
         overrides.append(f"runtime.workers={workers}")
     loaded = load_experiment(experiment, overrides)
     return loaded if depths is None else loaded.with_variants_in_grid()
@@ -38,8 +41,8 @@ def load(
 
 def tracking_store(tracking_uri: str | None, files: ExperimentFiles) -> str:
     """MLflow's store: the one that is named, or SQLite in the runs folder."""
-    if tracking_uri is None and "?" in str(files.runs.resolve()):
-        raise ExperimentError(f"--runs-dir {files.runs}: SQLite can't lie below a folder with ? in its name")
+    if tracking_uri is None and re.search(r"\?|%[0-9A-Fa-f]{2}", str(files.runs.resolve())):
+        raise ExperimentError(f"--runs-dir {files.runs}: SQLite can't lie below a folder with ? or %20 in its name")
     return tracking_uri or files.tracking_uri
 
 

@@ -3,7 +3,7 @@
 import subprocess
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -86,6 +86,7 @@ def status(
 
 def dashboard(
     port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000,
+    order_by: Annotated[Literal["loss", "train_flops"], typer.Option(help="What runs are sorted by.")] = "loss",
     runs_dir: RunsDir = DEFAULT_RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -95,7 +96,7 @@ def dashboard(
     uri = tracking_store(tracking_uri, ExperimentFiles(runs_dir, ""))
     if deliver_all(runs_dir, uri, notify=typer.echo).problem:
         raise typer.Exit(1)  # the reason was printed
-    typer.echo(dashboard_url(uri, port))
+    typer.echo(dashboard_url(uri, port, order_by))
     command = dashboard_command(uri, port)
     if command:  # a tracking server is its own dashboard
         raise typer.Exit(subprocess.call(command, env=dashboard_environment()))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from varscale.config.section import Count, Decay, Fraction, NonNegative, Positive, Real, Section, Truth
+from varscale.config.section import Count, Decay, Fraction, NonNegative, Positive, Real, Section, Truth, Whole
 
 
 class ModelConfig(Section):
@@ -12,12 +12,12 @@ class ModelConfig(Section):
 
     family: Literal["var"] = "var"
     """Model family."""
-    width_per_depth: Count = 64
+    width_per_depth: Annotated[Whole, Field(ge=1, le=2**16)] = 64
     """Transformer width = width_per_depth · depth."""
-    head_dim: Count = 64
+    head_dim: Annotated[Whole, Field(ge=1, le=2**16)] = 64
     """Channels of an attention head, at least: a size has as many heads as divide its width and leave each that many
     (64, the paper's, with width 64 · depth makes heads = depth)."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Annotated[Positive, Field(le=1000)] = 4.0
     """Hidden width of the feed-forward layers as a multiple of the width."""
     drop_path_at_depth_24: Fraction = 0.1
     """Stochastic depth of the last block is this · depth / 24, linear over the blocks."""

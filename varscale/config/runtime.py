@@ -14,7 +14,7 @@ class RuntimeConfig(Section):
     """torch.compile of the transformer block."""
     micro_batch: CountOrZero = 0
     """Images that pass through the transformer at once: a step of more goes in parts, whose gradients are added up.
-    0: as many as fit into the device's memory, for all sizes of a sweep alike."""
+    0: of each size, as many as fit into the device's memory."""
     threads: CountOrZero = 0
     """CPU threads a worker; 0: processors / workers."""
     tokenizer_threads: CountOrZero = 0

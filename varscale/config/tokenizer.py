@@ -1,6 +1,6 @@
 """The multi-scale tokenizer and its training."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ from varscale.config.section import (
     Whole,
 )
 
+SHARD_IMAGES = 8192
+"""Images of a shard of a token store."""
 SMALLEST_ADVERSARIAL_IMAGE = 24
 """Side, pixels, below which nothing is left for the last of the PatchGAN discriminator's convolutions."""
 
@@ -101,10 +103,17 @@ class TokenizerConfig(Section):
     """Share of the convolution in φ(h) = (1 - r) h + r conv(h)."""
     commitment_weight: NonNegative = 0.25
     """β of the quantizer's loss."""
+    encode_batch_size: Annotated[Whole, Field(ge=1, le=SHARD_IMAGES)] = 256
+    """Images that the finished tokenizer encodes, or decodes to be measured, at once; must divide 8192."""
     checkpoint: str | None = None
     """File of a finished tokenizer (ours or the reference's vae_*.pth) to use instead of training one."""
     training: TokenizerTraining = TokenizerTraining()
     """How it is trained."""
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of `MultiScaleTokenizer`."""
+        return self.model_dump(exclude={"training", "checkpoint", "encode_batch_size"})
 
     @property
     def latent_size(self) -> int:
@@ -126,6 +135,8 @@ class TokenizerConfig(Section):
                     f"norm_groups: {self.norm_groups} does not divide {self.base_channels * multiplier} channels "
                     f"(base_channels {self.base_channels} × {multiplier})"
                 )
+        if SHARD_IMAGES % self.encode_batch_size:
+            raise ValueError(f"encode_batch_size: {self.encode_batch_size} does not divide {SHARD_IMAGES}")
         if self.training.perceptual_weight > 0 and self.training.perceptual_weights_path is None:
             raise ValueError("training.perceptual_weights_path: LPIPS needs the file of VGG-16's weights")
         return self

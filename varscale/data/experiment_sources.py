@@ -6,7 +6,7 @@ from varscale.config import Cifar10Data, DataConfig, FolderData, ParquetData, Ri
 from varscale.data.images import Cifar10Source, FolderSource
 from varscale.data.loading import whole_windows
 from varscale.data.parquet import ParquetSource
-from varscale.data.sources import ImageSource, RingsSource, SubsetSource
+from varscale.data.sources import DataError, ImageSource, RingsSource, SubsetSource
 from varscale.data.transforms import Crop
 from varscale.identity import DataIdentity
 
@@ -90,6 +90,27 @@ def data_identity(data: DataConfig) -> DataIdentity:
     validation: dict[str, object] = {"images": data.validation_images}
     if isinstance(data, RingsData):
         return DataIdentity(settings, validation)
-    source = training_source(data, 1)  # its fingerprint is of the images and their crops
-    validation["content"] = validation_source(data).fingerprint
-    return DataIdentity({**settings, "content": source.fingerprint}, validation, data.views, len(source))
+    train, held_out = training_source(data, 1), validation_source(data)
+    _check_splits(train, held_out.source if isinstance(held_out, SubsetSource) else held_out)
+    validation["content"] = held_out.fingerprint  # fingerprints are of the images and their crops
+    return DataIdentity({**settings, "content": train.fingerprint}, validation, data.views, len(train))
+
+
+def _check_splits(train: ImageSource, validation: ImageSource) -> None:
+    """Raise `DataError` where validation images are among the training images, or labels mean other classes."""
+    if isinstance(train, ParquetSource) and isinstance(validation, ParquetSource):
+        shared = {file.resolve() for file in train.files} & {file.resolve() for file in validation.files}
+        if shared:
+            raise DataError(
+                f"data.validation_path: {min(shared)} is among the training files, too; name the split's own files, "
+                f"such as {min(shared).parent / 'validation-*.parquet'}"
+            )
+    if isinstance(train, FolderSource) and isinstance(validation, FolderSource):
+        if train.root.resolve() == validation.root.resolve():
+            raise DataError(f"data.validation_path: {validation.root} is the training set's folder, too")
+        different = sorted({*train.classes} ^ {*validation.classes})
+        if different:
+            raise DataError(
+                f"data.validation_path: {validation.root} and {train.root} differ in their class folders, such as "
+                f"{different[0]}: labels would mean different classes"
+            )

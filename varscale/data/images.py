@@ -19,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from varscale.data.sources import DataError, Indices, Labels, Pixels, digest
 from varscale.data.transforms import Crop
+from varscale.randomness import permutation
 
 HASHED_BYTES = 256 * 2**20
 """Image folders up to this size are told apart by their contents; it takes about a second."""
@@ -38,6 +39,10 @@ class DecodedSource(ABC):
     """
 
     procedural = False
+
+    def order(self, seed: int, epoch: int, size: int) -> Labels:
+        """In which order an epoch of training takes the images."""
+        return permutation(seed, epoch, size)
 
     def __init__(self, name: str, labels: Labels, num_classes: int, crop: Crop, max_undecodable: int) -> None:
         self.name = name
@@ -143,6 +148,9 @@ class FolderSource(DecodedSource):
             raise DataError(
                 f"{root}: no images; expected {root}/<class>/<image>, ending in one of {' '.join(IMG_EXTENSIONS)}"
             )
+        empty = sorted({*self.classes} - {self.classes[label] for _, label in samples})
+        if empty:
+            raise DataError(f"{self.root / empty[0]}: no images; they end in one of {' '.join(IMG_EXTENSIONS)}")
         self.files = [Path(file) for file, _ in samples]
         labels = np.array([label for _, label in samples], dtype=np.int64)
         super().__init__(str(root), labels, len(self.classes), crop, max_undecodable)

@@ -7,8 +7,9 @@ is taken again. The iterables yield dictionaries of tensors; Lightning's trainer
 Letters: B batch (of this rank), L tokens of an image over all scales.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -18,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from varscale.data.sources import ImageSource
+from varscale.data.sources import ImageSource, Labels, Pixels
 from varscale.data.tokens import TokenStore
 from varscale.data.transforms import to_model_range
-from varscale.randomness import sample_indices
+from varscale.randomness import Order, permutation, sample_indices
 
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
@@ -42,7 +43,9 @@ class Take(NamedTuple):
     """Place of each sample in the whole run, step · batch_size + place in the batch: names its random numbers."""
 
 
-def take(seed: int, step: int, batch_size: int, num_images: int, *, procedural: bool) -> Take:
+def take(
+    seed: int, step: int, batch_size: int, num_images: int, *, procedural: bool, order: Order = permutation
+) -> Take:
     """What step `step` takes: each image once an epoch, in an order that depends on (seed, epoch).
 
     Procedural images come window by window of `ORDER_WINDOW`, so that a run takes the same images from a larger source
@@ -50,7 +53,7 @@ def take(seed: int, step: int, batch_size: int, num_images: int, *, procedural: 
     """
     window = min(num_images, ORDER_WINDOW) if procedural else num_images
     sample_index_B = step * batch_size + np.arange(batch_size, dtype=np.int64)
-    within_B = np.asarray(sample_indices(seed, step, batch_size, window), dtype=np.int64)
+    within_B = np.asarray(sample_indices(seed, step, batch_size, window, order), dtype=np.int64)
     epoch_B, window_B = np.divmod(sample_index_B // window, num_images // window)
     return Take(window_B * window + within_B, epoch_B, sample_index_B)
 
@@ -83,8 +86,8 @@ class _Steps(IterableDataset[Batch]):
         first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return range(self.start_step + first, self.start_step + self.num_steps, workers)
 
-    def _take(self, step: int, num_images: int, procedural: bool) -> Take:
-        whole = take(self.seed, step, self.batch_size, num_images, procedural=procedural)
+    def _take(self, step: int, num_images: int, procedural: bool, order: Order = permutation) -> Take:
+        whole = take(self.seed, step, self.batch_size, num_images, procedural=procedural, order=order)
         return Take(*(part[self._share] for part in whole))
 
 
@@ -166,17 +169,27 @@ class ImageBatches(_Steps):
         self.source, self.workers = source, workers
 
     def __iter__(self) -> Iterator[Batch]:
-        return load_ahead(self.batch, self._my_steps(), self.workers)
+        # an epoch's order is worked out here, once, and what waits are bytes, a quarter of the numbers made of them
+        takes = map(self._take_images, self._my_steps())
+        return itertools.starmap(_image_batch, load_ahead(self._load, takes, self.workers))
 
     def batch(self, step: int) -> Batch:
         """This rank's share of one step."""
-        taken = self._take(step, len(self.source), self.source.procedural)
-        pixels_B3ss, labels_B = self.source.load_batch(taken.image_B, taken.epoch_B)
-        return {
-            "images_B3HW": to_model_range(pixels_B3ss),
-            "labels_B": torch.from_numpy(labels_B),
-            "sample_index_B": torch.from_numpy(taken.sample_index_B),
-        }
+        return _image_batch(*self._load(self._take_images(step)))
+
+    def _take_images(self, step: int) -> Take:
+        return self._take(step, len(self.source), self.source.procedural, self.source.order)
+
+    def _load(self, taken: Take) -> tuple[Take, Pixels, Labels]:
+        return taken, *self.source.load_batch(taken.image_B, taken.epoch_B)
+
+
+def _image_batch(taken: Take, pixels_B3ss: Pixels, labels_B: Labels) -> Batch:
+    return {
+        "images_B3HW": to_model_range(pixels_B3ss),
+        "labels_B": torch.from_numpy(labels_B),
+        "sample_index_B": torch.from_numpy(taken.sample_index_B),
+    }
 
 
 class EvaluationBatches(IterableDataset[Batch]):
@@ -203,7 +216,7 @@ class EvaluationBatches(IterableDataset[Batch]):
             yield {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": sample_B}
 
 
-def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result]:
     """`map(load, items)` in order, where `workers` threads load the next items meanwhile; 0 loads when asked."""
     if workers == 0:
         yield from map(load, items)

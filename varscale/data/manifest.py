@@ -92,8 +92,8 @@ class Manifest:
         ]
         return [(view, number, images) for view in range(self.views) for number, images in enumerate(counts)]
 
-    def describes_same_tokens(self, other: "Manifest") -> str | None:
-        """None if both hold the same tokens as far as both go, else the key in which they differ and both values."""
+    def difference_from(self, other: "Manifest") -> str | None:
+        """The key in which they differ and both values; None if both hold the same tokens as far as both go."""
         keys = ["tokenizer", "data", "patch_nums", "vocab_size", "num_classes", "shard_images", "procedural"]
         if not self.procedural:
             keys.append("num_images")
@@ -136,17 +136,6 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def remove_damaged_shards(folder: Path) -> None:
-    """Delete what is left of damaged shards, so that encoding the store again, or to its end, makes them anew."""
-    for name in (MANIFEST, PROGRESS):
-        manifest = read_manifest(folder / name)
-        for number, shard in enumerate(manifest.shards if manifest is not None else ()):
-            try:
-                check_shard(folder, number, shard, contents=True)
-            except TokenStoreError:
-                (folder / shard.file).unlink(missing_ok=True)
-
-
 def check_shard(folder: Path, number: int, shard: Shard, *, contents: bool) -> None:
     """Compare a shard's size, and if asked its checksum, with the manifest.
 
@@ -154,7 +143,7 @@ def check_shard(folder: Path, number: int, shard: Shard, *, contents: bool) -> N
         TokenStoreError: If the file is missing, of another size or damaged; the message names file and shard.
     """
     path = folder / shard.file
-    advice = "delete the file and encode the store again; intact shards are kept"
+    advice = "encode the store again; intact shards are kept"
     try:
         size = path.stat().st_size
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from PIL import Image
 from varscale.data.images import MAX_UNDECODABLE, DecodedSource, check_labels, existing, nearest
 from varscale.data.sources import DataError, Labels, digest
 from varscale.data.transforms import Crop
+from varscale.randomness import permutation
 
 CACHE_BYTES = 2 * 2**30
 """Encoded images that a source keeps in memory; smaller data sets are read from disk once."""
@@ -50,7 +51,7 @@ class ParquetSource(DecodedSource):
         counts = [reader.metadata.num_rows for reader in self._readers]
         self._file_starts = np.cumsum([0, *counts])
         labels = [_read_labels(file, r, label_column) for file, r in zip(self.files, self._readers, strict=True)]
-        self._groups, self._group_starts = _row_groups(self._readers)
+        self._groups, self._group_starts, self._group_bytes = _row_groups(self._readers)
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cache_lock = threading.Lock()
@@ -77,6 +78,19 @@ class ParquetSource(DecodedSource):
         """The picture's file and row."""
         file = int(np.searchsorted(self._file_starts, index, side="right")) - 1
         return f"{self.files[file]} row {index - self._file_starts[file]}"
+
+    def order(self, seed: int, epoch: int, size: int) -> Labels:
+        """A random order of the images that reads each row group once or twice, not once an image.
+
+        Groups come in random order; windows of as many as half of the memory kept holds are shuffled throughout.
+        """
+        groups = permutation(seed, epoch, len(self._groups))
+        window_of_place = np.cumsum(self._group_bytes[groups]) // (self._cache_bytes // 2 + 1)
+        window_of_group = np.empty_like(window_of_place)
+        window_of_group[groups] = window_of_place
+        images = permutation(seed, epoch, size)
+        rows = np.diff([*self._group_starts, size])
+        return images[np.argsort(np.repeat(window_of_group, rows)[images], kind="stable")]
 
     def content_digest(self) -> str:
         """Hash of the files' names, sizes and footers (which hold each column's place, sizes and statistics)."""
@@ -140,14 +154,15 @@ def _read_labels(file: Path, reader: pq.ParquetFile, label_column: str) -> Label
     return np.asarray(column.to_numpy(), dtype=np.int64)
 
 
-def _row_groups(readers: Sequence[Any]) -> tuple[list[tuple[int, int]], Labels]:
-    """Every row group as (file, number within the file), and the index of each group's first row."""
-    groups, rows = [], [0]
+def _row_groups(readers: Sequence[Any]) -> tuple[list[tuple[int, int]], Labels, Labels]:
+    """Every row group as (file, number within the file), the index of each group's first row, and its bytes."""
+    groups, rows, sizes = [], [0], []
     for file, reader in enumerate(readers):
         for number in range(reader.metadata.num_row_groups):
             groups.append((file, number))
             rows.append(reader.metadata.row_group(number).num_rows)
-    return groups, np.cumsum(rows[:-1], dtype=np.int64)
+            sizes.append(reader.metadata.row_group(number).total_byte_size)
+    return groups, np.cumsum(rows[:-1], dtype=np.int64), np.array(sizes, dtype=np.int64)
 
 
 def _footer(file: Path) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varscale.data import rings
+from varscale.randomness import Order, permutation
 
 Indices = Sequence[int] | NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -52,6 +53,10 @@ class ImageSource(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hash of all that the pixels and labels depend on, except the number of images of a procedural source."""
+
+    @property
+    def order(self) -> Order:
+        """In which order an epoch of training takes the images."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -124,6 +129,11 @@ class RingsSource:
         return {}
 
     @property
+    def order(self) -> Order:
+        """Any."""
+        return permutation
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the settings; num_images is left out, so that a store can grow."""
         settings = (self.image_size, self.split, self.seed, self.min_rings, self.max_rings, self.radius, self.width)
@@ -156,6 +166,7 @@ class SubsetSource:
     """`count` images of another source, evenly spread over it, so that data sorted by class stay balanced."""
 
     procedural = False
+    order = staticmethod(permutation)
 
     def __init__(self, source: ImageSource, count: int) -> None:
         if not 1 <= count <= len(source):

@@ -8,7 +8,7 @@ import io
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from varscale.config.tokenizer import SHARD_IMAGES
 from varscale.data.loading import load_ahead
 from varscale.data.manifest import (
     LOCK,
@@ -51,9 +52,8 @@ def encode_store(
     patch_nums: Sequence[int],
     vocab_size: int,
     tokenizer_fingerprint: str,
-    data_fingerprint: str | None = None,
     views: int = 1,
-    shard_images: int = 8192,
+    shard_images: int = SHARD_IMAGES,
     batch_size: int = 256,
     workers: int = 1,
     lock_timeout: float = -1,
@@ -62,9 +62,9 @@ def encode_store(
     """Encode every view of every image of a source once, and open the result.
 
     Goes on where an interrupted call stopped, at the first unfinished shard; a finished store is opened as it is, and
-    extended when it has fewer images (procedural sources) or views than asked for. Shards are the same, to the byte,
-    however often the work was interrupted and whether the store grew: every batch has `batch_size` rows, the last of a
-    shard filled up by repeating its last image.
+    extended when it has fewer images (procedural sources) or views than asked for; damaged shards are made anew.
+    Shards are the same, to the byte, however often the work was interrupted and whether the store grew: every batch has
+    `batch_size` rows, the last of a shard filled up by repeating its last image.
 
     Args:
         directory: The store's folder, one for a tokenizer, a data set and a split.
@@ -73,7 +73,6 @@ def encode_store(
         patch_nums: Side of each scale's token map.
         vocab_size: Tokens must be below it.
         tokenizer_fingerprint: Names the tokenizer.
-        data_fingerprint: Names the images; None: the source's own.
         views: Views of each image, more than 1 only where views differ.
         shard_images: Images of a shard, a multiple of batch_size.
         batch_size: Images encoded at once.
@@ -82,8 +81,8 @@ def encode_store(
         progress: Called after every batch with the samples finished and in all, those of earlier calls included.
 
     Raises:
-        TokenStoreError: If the folder holds another store or a damaged one, the disk is full, the encoder's tokens are
-            not as described, or another process kept the store locked.
+        TokenStoreError: If the folder holds another store, the disk is full, the encoder's tokens are not as described,
+            or another process kept the store locked.
         DataError: If too many images do not decode.
         ValueError: If an argument is out of its range.
     """
@@ -94,7 +93,7 @@ def encode_store(
         raise ValueError(f"views: {views}, but all views of {source.name} are the same; expected 1")
     wanted = Manifest(
         tokenizer=tokenizer_fingerprint,
-        data=source.fingerprint if data_fingerprint is None else data_fingerprint,
+        data=source.fingerprint,
         patch_nums=tuple(patch_nums),
         vocab_size=vocab_size,
         num_classes=source.num_classes,
@@ -138,8 +137,10 @@ class _StoreWriter:
         self._done = 0
 
     def run(self) -> None:
-        """Encode what is missing and write the manifest."""
+        """Encode what is missing or damaged and write the manifest."""
         old = self._read(MANIFEST)
+        for earlier in filter(None, (old, self._read(PROGRESS))):
+            self._adopt(earlier)
         if old is not None and self._covers(old):
             return
         for leftover in self._directory.glob(".*.npy.*"):  # of a writer that was killed
@@ -147,16 +148,15 @@ class _StoreWriter:
         if old is not None:  # a finished store never shrinks
             num_images, views = max(self._wanted.num_images, old.num_images), max(self._wanted.views, old.views)
             self._wanted = replace(self._wanted, num_images=num_images, views=views)
-        for earlier in filter(None, (old, self._read(PROGRESS))):
-            self._adopt(earlier)
         planned = self._wanted.planned_shards()
         missing = [shard for shard in planned if self._wanted.shard_file(*shard) not in self._finished]
         self._check_space(missing)
         self._done = sum(images for _, _, images in planned) - sum(images for _, _, images in missing)
-        for view, number, images in missing:
-            shard = self._write_shard(view, number, images)
-            self._finished[shard.file] = shard
-            write_json(self._directory / PROGRESS, self._manifest().to_json())
+        with closing(load_ahead(self._load, self._batches(missing), self._workers)) as loaded:
+            for view, number, images in missing:
+                shard = self._write_shard(view, number, images, loaded)
+                self._finished[shard.file] = shard
+                write_json(self._directory / PROGRESS, self._manifest().to_json())
         kept = self._manifest()
         write_json(self._directory / MANIFEST, kept.to_json())
         (self._directory / PROGRESS).unlink(missing_ok=True)
@@ -169,24 +169,28 @@ class _StoreWriter:
         """The manifest or progress file, checked to be of the same store."""
         path = self._directory / name
         found = read_manifest(path)
-        difference = None if found is None else found.describes_same_tokens(self._wanted)
+        difference = None if found is None else found.difference_from(self._wanted)
         if difference is not None:
             raise TokenStoreError(f"{path}: {difference}; it is another token store, use or delete its folder")
         return found
 
     def _covers(self, manifest: Manifest) -> bool:
-        """Whether a finished store holds all that is wanted; a damaged shard may have been deleted since."""
+        """Whether a finished store holds all that is wanted."""
         return (
             manifest.num_images >= self._wanted.num_images
             and manifest.views >= self._wanted.views
-            and all((self._directory / shard.file).exists() for shard in manifest.shards)
+            and all(shard.file in self._finished for shard in manifest.shards)
         )
 
     def _adopt(self, earlier: Manifest) -> None:
-        """Keep the finished shards of an earlier call, once their checksums are found right."""
+        """Keep the finished shards of an earlier call whose checksums are found right."""
         for number, shard in enumerate(earlier.shards):
-            if (self._directory / shard.file).exists():
+            try:
                 check_shard(self._directory, number, shard, contents=True)
+            except TokenStoreError as error:
+                _log.warning("%s; it is made anew", error)
+                (self._directory / shard.file).unlink(missing_ok=True)
+            else:
                 self._finished[shard.file] = shard
         self._source.undecodable.update(earlier.undecodable)
 
@@ -200,20 +204,27 @@ class _StoreWriter:
                 f"{free / 1e6:,.0f} MB free; free some space or choose another folder"
             )
 
-    def _write_shard(self, view: int, number: int, images: int) -> Shard:
+    def _batches(self, shards: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, range]]:
+        """View and images of every batch, shard after shard."""
+        for view, number, images in shards:
+            first = number * self._wanted.shard_images
+            for start in range(first, first + images, self._batch_size):
+                yield view, range(start, min(start + self._batch_size, first + images))
+
+    def _load(self, batch: tuple[int, range]) -> tuple[Pixels, Labels]:
+        view, images = batch
+        return self._source.load_batch(images, [view] * len(images))
+
+    def _write_shard(self, view: int, number: int, images: int, loaded: Iterator[tuple[Pixels, Labels]]) -> Shard:
         first = number * self._wanted.shard_images
-        starts = range(first, first + images, self._batch_size)
-        stop = first + images
-
-        def load(start: int) -> tuple[Pixels, Labels]:
-            index_B = np.arange(start, min(start + self._batch_size, stop))
-            return self._source.load_batch(index_B, np.full_like(index_B, view))
-
         rows = np.empty((images, 1 + self._wanted.tokens_per_image), dtype=self._wanted.dtype)
-        for start, (pixels_B3ss, labels_B) in zip(starts, load_ahead(load, starts, self._workers), strict=True):
-            part = rows[start - first : start - first + len(labels_B)]
+        filled = 0
+        while filled < images:
+            pixels_B3ss, labels_B = next(loaded)
+            part = rows[filled : filled + len(labels_B)]
             part[:, 0] = labels_B
             part[:, 1:] = self._encode_batch(pixels_B3ss)
+            filled += len(labels_B)
             self._done += len(labels_B)
             if self._progress is not None:
                 self._progress(self._done, self._wanted.num_images * self._wanted.views)

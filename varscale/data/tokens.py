@@ -5,6 +5,8 @@ Sample s of a store of N images is view s // N of image s % N, so samples 0 … 
 Letters: B batch, L tokens of an image over all scales, p side of a scale's token map, V vocabulary.
 """
 
+import errno
+import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +49,7 @@ class TokenStore:
         self.manifest = manifest
         self.num_images, self.views = manifest.num_images, manifest.views
         self.num_samples = manifest.num_images * manifest.views
+        _allow_open_files(len(manifest.shards))
         self._shards = [_map_shard(directory, manifest, number) for number in range(len(manifest.shards))]
         self._shards_per_view = len(manifest.shards) // manifest.views
 
@@ -145,11 +148,10 @@ class TokenStore:
                 rows[position] = self._shards[shard][row]
         return _split_rows(rows)
 
-    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[TokenBatch]:
-        """Samples `start` … `stop - 1` in order, the last batch as small as it comes."""
-        stop = self.num_samples if stop is None else stop
-        for first in range(start, stop, batch_size):
-            yield self.tokens(np.arange(first, min(first + batch_size, stop)))
+    def batches(self, batch_size: int) -> Iterator[TokenBatch]:
+        """All samples in order, the last batch as small as it comes."""
+        for first in range(0, self.num_samples, batch_size):
+            yield self.tokens(np.arange(first, min(first + batch_size, self.num_samples)))
 
 
 @dataclass(frozen=True)
@@ -210,13 +212,26 @@ def _restrict(directory: Path, manifest: Manifest, num_images: int, views: int) 
     return replace(manifest, num_images=num_images, views=views, shards=shards)
 
 
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit, often 1,024, as far as the system lets it: each mapped shard is an open file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and 2 * count > soft:
+        wanted = soft + 2 * count
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard)
+        )
+
+
 def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[np.unsignedinteger]:
     shard = manifest.shards[number]
     path = directory / shard.file
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise TokenStoreError(f"{path}: shards[{number}]: not readable ({error}); encode the store again") from None
+        advice = "encode the store again"
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            advice = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
+        raise TokenStoreError(f"{path}: shards[{number}]: not readable ({error}); {advice}") from None
     expected = (shard.images, 1 + manifest.tokens_per_image)
     if rows.shape != expected or rows.dtype != manifest.dtype:
         raise TokenStoreError(

@@ -44,7 +44,13 @@ class Crop:
         return self.random or self.flip
 
     def apply(self, picture: Image.Image, index: int, view: int) -> NDArray[np.uint8]:
-        """Crop one view of image `index`; returns (3, s, s) in 0..255."""
+        """Crop one view of image `index`; returns (3, s, s) in 0..255.
+
+        Raises:
+            ValueError: the picture has more than 8 bits a channel, of which Pillow would keep the lowest.
+        """
+        if picture.mode[0] in "IF":
+            raise ValueError(f"mode {picture.mode}: more than 8 bits a channel; convert it")
         resized = resize_shorter_side(picture.convert("RGB"), round(self.resize_ratio * self.image_size))
         down, across, mirror = uniform_draws(self.seed, index, view)
         top, left = self._corner(resized.height, down), self._corner(resized.width, across)

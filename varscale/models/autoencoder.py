@@ -109,11 +109,6 @@ class MultiScaleTokenizer(nn.Module):
         self.downsampling = 2 ** (len(channels) - 1)
         self.image_size = self.patch_nums[-1] * self.downsampling
 
-    @property
-    def last_layer_weight(self) -> Tensor:
-        """The weight of the decoder's last convolution, to which VQGAN's adaptive adversarial weight refers."""
-        return self.decoder.output.weight
-
     def forward(self, images_B3HW: Tensor, *, quantize: bool = True) -> TokenizerOutput:
         """Reconstruct images in [-1, 1] for training.
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_LAYERS = 3
+
 
 class PatchDiscriminator(nn.Sequential):
     """Images (B, 3, H, W) to a map of realness logits, one for each overlapping patch.
@@ -12,12 +14,12 @@ class PatchDiscriminator(nn.Sequential):
     is split over processes.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3) -> None:
+    def __init__(self, channels: int = 64) -> None:
         stages: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = channels
-        for layer in range(1, layers + 1):
+        for layer in range(1, _LAYERS + 1):
             wider = channels * min(2**layer, 8)
-            stride = 2 if layer < layers else 1
+            stride = 2 if layer < _LAYERS else 1
             stages += [
                 nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False),
                 nn.GroupNorm(1, wider),

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# holds all maps of up to 32 × 32; on a GPU F.interpolate's gradients, beyond, are not the same bits every time
-LARGEST_MATRIX = 2**20
+from varscale.accounting import LARGEST_RESIZING_MATRIX
 
 
 def resize_area(maps_BChw: Tensor, side: int) -> Tensor:
@@ -28,7 +27,7 @@ def _resize(maps_BChw: Tensor, side: int, mode: str) -> Tensor:
     source = maps_BChw.shape[-1]
     if source == side:
         return maps_BChw
-    if source**2 * side**2 > LARGEST_MATRIX or maps_BChw.device.type == "meta":
+    if source**2 * side**2 > LARGEST_RESIZING_MATRIX or maps_BChw.device.type == "meta":
         return F.interpolate(maps_BChw, size=(side, side), mode=mode)
     weights_st = _weights(source, side, mode, maps_BChw.device)
     return torch.matmul(maps_BChw.flatten(2), weights_st).view(*maps_BChw.shape[:2], side, side)

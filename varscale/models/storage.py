@@ -1,14 +1,17 @@
 """Finished models as safetensors files that carry the arguments of their constructor."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
+from torch import Tensor
 
-from varscale.files import write_atomically
+from varscale.files import replaced
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.var import VAR
 
@@ -22,12 +25,20 @@ def save_model(path: Path, model: MultiScaleTokenizer | VAR, fingerprint: str) -
         path: File to write.
         model: Tokenizer or transformer.
         fingerprint: Identity of the run that made it.
+
+    Raises:
+        OSError: it can't be written; names the file.
     """
     kind = next(name for name, kind in _CLASSES.items() if isinstance(model, kind))
     arguments = _var_arguments(model) if isinstance(model, VAR) else _tokenizer_arguments(model)
-    metadata = {"kind": kind, "arguments": json.dumps(arguments), "fingerprint": fingerprint}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(tensors, metadata))
+    metadata = {"kind": kind, "arguments": json.dumps(arguments), "fingerprint": fingerprint}
+    metadata["blake2b"] = _checksum(tensors)
+    with replaced(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(f"{path}: {error}") from None
 
 
 def load_tokenizer(path: Path, expected_fingerprint: str | None = None) -> MultiScaleTokenizer:
@@ -50,14 +61,16 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> MultiScal
     """Rebuild a saved model, in evaluation mode.
 
     Raises:
-        ValueError: the file is torn or foreign, or was made by a run of another fingerprint.
+        ValueError: the file is missing, damaged or foreign, or was made by a run of another fingerprint.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable model file ({error}); delete its folder to make it anew") from None
+        raise ValueError(f"{path}: not a readable .safetensors file ({error})") from None
     if metadata.get("kind") not in _CLASSES:
         raise ValueError(f"{path}: not a model of varscale; `varscale import-official` reads the reference's")
     if expected_fingerprint not in (None, metadata["fingerprint"]):
@@ -65,10 +78,20 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> MultiScal
             f"{path}: fingerprint is {metadata['fingerprint']}, expected {expected_fingerprint}: "
             "it was made with other settings; delete the file to make it anew"
         )
+    if metadata["blake2b"] != _checksum(state):
+        raise ValueError(f"{path}: damaged: its checksum is not the one that was written; delete it to make it anew")
     with torch.device("meta"):
         model = _CLASSES[metadata["kind"]](**json.loads(metadata["arguments"]))
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _tokenizer_arguments(tokenizer: MultiScaleTokenizer) -> dict[str, Any]:

@@ -17,27 +17,22 @@ def dashboard_command(tracking_uri: str, port: int = 5000) -> list[str]:
 
 def dashboard_environment() -> dict[str, str]:
     """Environment for `dashboard_command`: nothing phones home, no job queue is started."""
-    return {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def dashboard_url(
-    tracking_uri: str,
-    port: int = 5000,
-    experiment: str | None = None,
-    order_by: Literal["loss", "train_flops"] = "loss",
-) -> str:
-    """The address that opens an experiment's runs, grouped by sweep and sorted.
+def dashboard_url(tracking_uri: str, port: int = 5000, order_by: Literal["loss", "train_flops"] = "loss") -> str:
+    """The address that opens the runs of the experiment whose run began last, grouped by sweep and sorted.
+
+    The front page's address where the store holds no run.
 
     Args:
         tracking_uri: The store; need not be served yet.
         port: Where `dashboard_command` serves it.
-        experiment: Its name; default: the one whose run began last. The front page's address where there is none.
         order_by: Metric to sort by.
     """
     server = tracking_uri.startswith(("http://", "https://"))
     base = tracking_uri.rstrip("/") if server else f"http://127.0.0.1:{port}"
-    store = Store(tracking_uri)
-    number = store.find_experiment(experiment) if experiment else store.newest_experiment()
+    number = Store(tracking_uri).newest_experiment()
     if number is None:
         return base
     return f"{base}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=varscale-{order_by}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from varscale.files import RunFiles, read_json
+from varscale.files import RunFiles, absolute, read_json
 from varscale.tracking.records import (
     OPEN,
     STATE_FILE,
@@ -43,12 +43,10 @@ class Delivery:
     def __init__(self, store: Store, tracking_uri: str, runs: Path) -> None:
         self._store = store
         self._uri = tracking_uri
-        self._runs = runs.resolve()
+        self._runs = absolute(runs)
         self._verified: dict[Path, str] = {}
         self._settled: dict[Path, object] = {}
         self._deadline = 0.0
-        self.delivered = 0
-        """Numbers given to the store."""
 
     def deliver(self, folders: Iterable[Path], deadline: float) -> None:
         """Deliver what is new of these runs and of the sweeps that they belong to.
@@ -127,6 +125,8 @@ class Delivery:
         self._tags(record.state, position, tags)
         for path in record.attachments:
             self._artifact(record.state, position, Path(path), "laws")
+        if _milliseconds(record.ended or 0) > position.ended:
+            position.status = OPEN  # it was run again, and ended again
         self._status(record.state, position, record.status, _milliseconds(record.ended or 0))
 
     def _sweep_position(self, record: SweepRecord) -> Position:
@@ -168,7 +168,6 @@ class Delivery:
         if time.monotonic() > self._deadline:
             raise OutOfTimeError("out of time")
         self._store.log_points(position.run_id, batch)
-        self.delivered += sum(len(point.metrics) for point in batch)
         position.offset, position.checksum = batch[-1].end, batch[-1].checksum
         for point in batch:
             position.steps.update(dict.fromkeys(point.metrics, point.images))
@@ -190,7 +189,6 @@ class Delivery:
         images = int(everything.get("images_seen", max(position.steps.values(), default=0)))
         point = Point(_milliseconds(result.get("time", 0)), images, metrics, 0, 0)
         self._store.log_points(position.run_id, [point])
-        self.delivered += len(metrics)
         self._tags(state, position, {"status": str(result.get("status", "finished"))})
         position.result = checksum
         self._save(state, position)
@@ -218,7 +216,7 @@ class Delivery:
     def _status(self, state: Path, position: Position, status: str, end: int) -> None:
         if status != position.status:
             self._store.set_status(position.run_id, status, end)
-            position.status = status
+            position.status, position.ended = status, end
             self._save(state, position)
 
     def _position(self, state: Path) -> Position:
@@ -228,7 +226,7 @@ class Delivery:
         write_position(state, self._uri, position)
 
     def _key(self, path: Path) -> str:
-        return path.resolve().relative_to(self._runs).as_posix()
+        return absolute(path).relative_to(self._runs).as_posix()
 
 
 def _milliseconds(seconds: float) -> int:

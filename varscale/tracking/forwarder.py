@@ -10,20 +10,18 @@ from typing import Any
 
 import filelock
 
-from varscale.files import ExperimentFiles
+from varscale.files import ExperimentFiles, absolute
 from varscale.tracking.delivery import Delivery, OutOfTimeError
 from varscale.tracking.records import SweepRecord, pending_metrics, read_record, run_folders
-from varscale.tracking.store import Store, check_tracking_uri
+from varscale.tracking.store import Store, check_tracking_uri, first_line
 
 LONGEST_BACKOFF = 60.0
 
 
 @dataclass(frozen=True)
 class ForwarderState:
-    """What the forwarder did and what it still has to do."""
+    """What the forwarder still has to do."""
 
-    delivered: int
-    """Numbers given to MLflow by this forwarder."""
     pending: int
     """Numbers in the files of watched runs that MLflow was not given."""
     problem: str
@@ -49,20 +47,11 @@ class Forwarder:
         self._files = files
         self._notify = notify or logging.getLogger(__name__).warning
         self._watched: dict[Path, None] = {}
-        self._store: Store | None = None
         self._delivery: Delivery | None = None
         self._delivering = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._delivered = 0
         self._problem = ""
-
-    def prepare(self) -> bool:
-        """Create database and MLflow experiment, before anyone else opens them; False (and a notice) where that fails.
-
-        Optional: the first delivery does the same.
-        """
-        return self._guarded(lambda: self._connect()[0].experiment_id(self._files.experiment) != "")
 
     def sweep(self, key: str, name: str, params: Mapping[str, Any], run_folders: Iterable[Path]) -> Path:
         """Make `run_folders` (tokenizer, trunks, cells) children of a parent run, and watch them.
@@ -75,9 +64,12 @@ class Forwarder:
         """
         file = self._files.sweep(key)
         old = read_record(file)
-        folders = [folder.resolve() for folder in run_folders]
+        folders = [absolute(folder) for folder in run_folders]
         runs = tuple(dict.fromkeys([*(old.runs if old else ()), *map(self._relative, folders)]))
         created = old.created if old else time.time()
+        others = (read_record(path) for path in self._files.sweep_records() if path != file)
+        if any(other is not None and other.name == name for other in others):
+            name = f"{name} · {key[:4]}"
         attachments = old.attachments if old else ()
         SweepRecord(file, name, created, dict(params), runs, attachments).write()
         for folder in folders:
@@ -86,7 +78,7 @@ class Forwarder:
 
     def watch(self, folder: Path) -> None:
         """Deliver this run's files from now on; they need not exist yet."""
-        self._watched[folder.resolve()] = None
+        self._watched[absolute(folder)] = None
 
     def attach(self, sweep: Path, paths: Iterable[Path]) -> None:
         """Show files (law figures, laws.json, report) as artifacts of a sweep's parent run, again when they change."""
@@ -141,9 +133,9 @@ class Forwarder:
 
     @property
     def state(self) -> ForwarderState:
-        """What was delivered and what is pending, read from the files."""
+        """What is pending, read from the files."""
         pending = sum(pending_metrics(folder, self._uri) for folder in list(self._watched))
-        return ForwarderState(self._delivered, pending, self._problem)
+        return ForwarderState(pending, self._problem)
 
     def _run(self, interval: float) -> None:
         wait = interval
@@ -161,14 +153,12 @@ class Forwarder:
             time.sleep(0.1)
 
     def _deliver(self, deadline: float) -> bool:
-        delivery = self._connect()[1]
-        before = delivery.delivered
+        if self._delivery is None:
+            self._delivery = Delivery(Store(self._uri), self._uri, self._files.runs)
         try:
-            delivery.deliver(list(self._watched), deadline)
+            self._delivery.deliver(list(self._watched), deadline)
         except OutOfTimeError:
             return False
-        finally:
-            self._delivered += delivery.delivered - before
         return True
 
     def _guarded(self, action: Callable[[], bool]) -> bool:
@@ -176,24 +166,18 @@ class Forwarder:
         try:
             complete = action()
         except Exception as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            line = first_line(error)
             if not self._problem:
                 self._notify(f"MLflow at {self._uri}: {line}. The run goes on; MLflow gets its data later")
-            self._problem, self._store, self._delivery = line, None, None
+            self._problem, self._delivery = line, None
             return False
         if self._problem:
             self._notify(f"MLflow at {self._uri} takes data again")
             self._problem = ""
         return complete
 
-    def _connect(self) -> tuple[Store, Delivery]:
-        if self._store is None or self._delivery is None:
-            self._store = Store(self._uri)
-            self._delivery = Delivery(self._store, self._uri, self._files.runs)
-        return self._store, self._delivery
-
     def _relative(self, folder: Path) -> str:
-        return folder.resolve().relative_to(self._files.runs.resolve()).as_posix()
+        return absolute(folder).relative_to(absolute(self._files.runs)).as_posix()
 
 
 def deliver_all(

@@ -56,6 +56,8 @@ class Position:
     """CRC-32 of the result file that was delivered; 0: none."""
     status: str = OPEN
     """MLflow's status of the run."""
+    ended: int = 0
+    """When it ended, as delivered, Unix milliseconds."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags that may change, as delivered."""
     artifacts: dict[str, list[int]] = field(default_factory=dict)

@@ -107,22 +107,17 @@ class Store:
         )
         return str(runs[0].info.experiment_id) if runs else None
 
-    def find_experiment(self, name: str) -> str | None:
-        """The id of the experiment of that name, or None."""
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id) if found else None
-
     def find(self, experiment: str, key: str, run_id: str = "") -> StoredRun | None:
         """The run with this key (`run_id`: where it was last seen); None: there is none.
 
         Raises:
             RunDeletedError: The user deleted it in MLflow.
         """
-        run = self._get(run_id) if run_id else None
+        run = self.get(run_id) if run_id else None
         if run is None or run.data.tags.get(KEY_TAG) != key:
             number = self.experiment_id(experiment)
             runs = self._client.search_runs([number], f"tags.`{KEY_TAG}` = '{key}'", run_view_type=3, max_results=1)
-            run = self._get(runs[0].info.run_id) if runs else None
+            run = self.get(runs[0].info.run_id) if runs else None
         if run is None:
             return None
         if run.info.lifecycle_stage == "deleted":
@@ -187,9 +182,6 @@ class Store:
 
     def get(self, run_id: str) -> Any:
         """MLflow's run of that id, or None."""
-        return self._get(run_id)
-
-    def _get(self, run_id: str) -> Any:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -209,6 +201,11 @@ def is_rejection(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404, 409, 413, 422)
+
+
+def first_line(error: Exception) -> str:
+    """What a store's error says, one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _text(value: Any) -> str:

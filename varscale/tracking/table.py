@@ -3,30 +3,33 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from varscale.tracking.delivery import REUSED_TAG
-from varscale.tracking.store import Store, TrackingError
+from varscale.tracking.delivery import PARENT_TAG, REUSED_TAG
+from varscale.tracking.store import Store, TrackingError, first_line
 
 if TYPE_CHECKING:
     import pandas
 
 _CURVES = ("train_loss", "train_error", "gradient_norm")
 """What metrics that are curves alone, no columns of the runs table, begin with."""
-_COUNTS = {"unique_images", "validation_images", "threads", "micro_batch"}
+_COUNTS = {"unique_images", "validation_images", "threads", "images_at_once"}
 """Whole numbers among the metrics, which MLflow keeps as floats."""
 _TEXT = {"run", "experiment", "family", "variant", "tokenizer", "fingerprint", "status", "precision"}
 
 
 def runs_table(tracking_uri: str, experiment: str) -> "pandas.DataFrame":
-    """One row a cell that ended, reused cells of other experiments included, in the columns of runs.csv.
+    """One row a cell that ended, in the columns of runs.csv: of the latest sweep and of all others of its recipe.
+
+    Cells that a sweep took from another experiment belong to it. Without a sweep, all cells.
 
     Raises:
-        TrackingError: The URI can't work, or the store holds no such cell.
-        Exception: The store does not answer.
+        TrackingError: The URI can't work, the store does not answer, or holds no such cell.
     """
     import pandas
 
-    store = Store(tracking_uri)
-    rows = [row for run in _cells(store, experiment) if (row := _row(run, experiment))]
+    try:
+        rows = [row for run in _cells(Store(tracking_uri), experiment) if (row := _row(run, experiment))]
+    except Exception as error:
+        raise TrackingError(f"MLflow at {tracking_uri}: {first_line(error)}") from error
     if not rows:
         raise TrackingError(f"MLflow at {tracking_uri} holds no finished cell of an experiment {experiment!r}")
     table = pandas.DataFrame(rows)
@@ -35,17 +38,26 @@ def runs_table(tracking_uri: str, experiment: str) -> "pandas.DataFrame":
 
 
 def _cells(store: Store, experiment: str) -> Iterator[Any]:
+    sweeps = list(store.search(experiment, "tags.role = 'sweep'"))
+    latest = max(sweeps, key=lambda sweep: sweep.info.end_time or sweep.info.start_time, default=None)
+    alike = [sweep for sweep in sweeps if latest is not None and _recipe(sweep) == _recipe(latest)]
+    parents = {sweep.info.run_id for sweep in alike}
     seen = set()
     for run in store.search(experiment, "tags.role = 'cell'"):
-        seen.add(run.info.run_id)
-        yield run
-    for sweep in store.search(experiment, "tags.role = 'sweep'"):
+        if latest is None or run.data.tags.get(PARENT_TAG) in parents:
+            seen.add(run.info.run_id)
+            yield run
+    for sweep in alike:
         for key, ids in sweep.data.tags.items():
             for run_id in ids.split(",") if key.split(".")[0] == REUSED_TAG else ():
                 run = None if run_id in seen else store.get(run_id)
                 seen.add(run_id)
                 if run is not None and run.data.tags.get("role") == "cell":
                     yield run
+
+
+def _recipe(sweep: Any) -> tuple[str | None, str | None]:
+    return sweep.data.params.get("tokenizer"), sweep.data.params.get("recipe")
 
 
 def _row(run: Any, experiment: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class MetricsFile(Logger):
 
 
 def _mend(path: Path) -> int:
-    """Cut a torn last line; the images count of the last whole one, or -1."""
+    """Cut a torn last line; the images count of the last one that can be read, or -1."""
     if not path.exists():
         return -1
     content = path.read_bytes()
@@ -65,5 +65,9 @@ def _mend(path: Path) -> int:
         os.truncate(path, whole)
     if whole == 0:
         return -1
-    last: dict[str, int] = json.loads(content[:whole].splitlines()[-1])
-    return last["images"]
+    for line in reversed(content[:whole].splitlines()):
+        try:
+            return int(json.loads(line)["images"])
+        except (ValueError, KeyError, TypeError):  # damaged
+            continue
+    return -1

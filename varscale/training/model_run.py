@@ -23,7 +23,7 @@ from varscale.training.numerics import apply_numerics, check_memory
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_run import Report
-from varscale.training.trainer import Continuation, TimedBatches, loader, make_trainer, read_checkpoint
+from varscale.training.trainer import Continuation, TimedBatches, check_intact, loader, make_trainer, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def cell_result(
         "compiled": inputs.numerics.compiled,
         "native_kernels": inputs.numerics.native_kernels,
         "threads": inputs.numerics.threads,
-        "micro_batch": inputs.numerics.micro_batch,
+        "images_at_once": cell.trunk.images_at_once(inputs.numerics),
     }
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     return {
@@ -173,6 +173,7 @@ def _fit(
     module = _module(trunk, inputs)
     seen = 0
     if resume is not None:
+        check_intact(resume)
         seen = int(torch.load(resume, map_location="cpu", weights_only=True, mmap=True)["state_dict"]["steps"]) * batch
     if seen >= total_images:
         assert resume is not None
@@ -188,7 +189,7 @@ def _fit(
             num_steps=(total_images - seen) // batch,
         )
     )
-    executed_flops = 3 * trunk.shape.executed_forward_flops()
+    executed_flops = trunk.shape.executed_training_flops()
     throughput = Throughput(batch, runtime.log_every_steps, executed_flops, inputs.peak_flops, lambda: batches.seconds)
     callbacks = [
         Continuation(fingerprint),
@@ -206,7 +207,7 @@ def _fit(
 def _module(trunk: Trunk, inputs: Inputs) -> TokenModelModule:
     experiment, shape = trunk.experiment, trunk.shape
     apply_numerics(inputs.numerics, shape.width // shape.heads)
-    images = inputs.numerics.images_at_once(trunk.batch_size)
+    images = trunk.images_at_once(inputs.numerics)
     check_memory(shape.step_bytes(images, element_bytes=inputs.numerics.element_bytes), "runtime.micro_batch")
     model, optim = experiment.model, experiment.optim
     return TokenModelModule(
@@ -230,7 +231,7 @@ def _module(trunk: Trunk, inputs: Inputs) -> TokenModelModule:
         label_dropout=model.label_dropout,
         seed=trunk.seed,
         compile_blocks=inputs.numerics.compiled,
-        images_at_once=inputs.numerics.micro_batch,
+        images_at_once=images,
         log_every_steps=experiment.runtime.log_every_steps,
     )
 

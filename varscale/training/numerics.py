@@ -1,6 +1,5 @@
 """Which precision and whether to compile, measured once for a whole sweep; and the machine's matrix-multiply peak."""
 
-import math
 import os
 import platform
 import statistics
@@ -20,8 +19,6 @@ from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
 
 _PEAK_SIDES = {"cpu": 1024, "cuda": 8192}
-_MEMORY_SHARE = 0.6
-"""Of the memory; activations are estimated to within a third, and the backward pass needs room of its own."""
 
 
 def measure_matmul_peak(precision: str, threads: int) -> float:
@@ -43,7 +40,7 @@ def choose_numerics(
 ) -> tuple[Numerics, dict[str, float]]:
     """Choose what the experiment leaves open by measuring training steps; the fewest seconds for the sweep win.
 
-    As many images pass at once as the memory holds. First the precision, on the smallest and the largest size. Then
+    First the precision, on the smallest and the largest size. Then
     whether compiling blocks pays, on the largest size in that precision; the time to compile counts, once for each
     size. One choice serves all sizes, since losses of different arithmetic must not be compared.
 
@@ -56,9 +53,12 @@ def choose_numerics(
 
     Returns:
         The choice, and the estimated seconds of every way measured, named `<precision>, compiled|eager`.
+
+    Raises:
+        ExperimentError: a size does not fit into the memory even with one image.
     """
     torch.set_num_threads(threads)
-    memory = memory_bytes(threads) / (workers_a_device if best_device().type == "cuda" else 1)
+    memory = int(memory_bytes(threads) / (workers_a_device if best_device().type == "cuda" else 1))
     head_channels = {trunk.shape.width // trunk.shape.heads for trunk, _ in trunks}
     native = best_device().type == "cpu" and all(map(available, head_channels))
     ordered = sorted((trunk for trunk, _ in trunks), key=lambda trunk: trunk.flops_per_image)
@@ -71,7 +71,7 @@ def choose_numerics(
     def sweep_seconds(numerics: Numerics, measured: Sequence[Trunk]) -> float:
         costs = [_step_cost(trunk, numerics) for trunk in measured]
         per_flop = [
-            step / (trunk.flops_per_image * numerics.images_at_once(trunk.batch_size))
+            step / (trunk.flops_per_image * trunk.images_at_once(numerics))
             for trunk, (step, _) in zip(measured, costs, strict=True)
         ]
         return total_flops * statistics.fmean(per_flop) + sizes * statistics.fmean(start for _, start in costs)
@@ -79,9 +79,10 @@ def choose_numerics(
     _switch_kernels(native)
 
     def choice_of(precision: Precision, compiled: bool) -> Numerics:
-        choice = Numerics(precision, compiled, native, threads, tokenizer_threads, runtime.micro_batch)
-        found = runtime.micro_batch or _micro_batch(ordered, choice.element_bytes, memory)
-        return replace(choice, micro_batch=found)
+        choice = Numerics(precision, compiled, native, threads, tokenizer_threads, memory)
+        for trunk in ordered:
+            trunk.check_memory(choice)
+        return choice
 
     best = choice_of(precisions[0], compiled)
     if len(precisions) > 1 and has_bfloat16_arithmetic():
@@ -102,27 +103,6 @@ def has_bfloat16_arithmetic() -> bool:
     """Whether products in bfloat16 may be faster here: x86 without AVX-512 emulates them, tens of times as slowly."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return best_device().type != "cpu" or not x86 or "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-def _micro_batch(trunks: Sequence[Trunk], element_bytes: int, memory: float) -> int:
-    """Images at once with which every size fits into the memory of a run; 0 where all of a step's do.
-
-    Raises:
-        ValueError: a size does not fit even with one image.
-    """
-    found = []
-    for trunk in trunks:
-        state = trunk.shape.training_state_bytes()
-        image = trunk.shape.activation_bytes(1, element_bytes=element_bytes)
-        most = int((_MEMORY_SHARE * memory - state) // image)
-        if most < 1:
-            raise ValueError(
-                f"depth {trunk.depth} needs {(state + image) / 2**30:.1f} GiB for a step of one image, and a run has "
-                f"{memory / 2**30:.1f} GiB here"
-            )
-        if most < trunk.batch_size:
-            found.append(math.ceil(trunk.batch_size / math.ceil(trunk.batch_size / most)))  # parts of about one size
-    return min(found, default=0)
 
 
 def memory_bytes(threads: int) -> float:
@@ -158,7 +138,7 @@ def _step_cost(trunk: Trunk, numerics: Numerics) -> tuple[float, float]:
     if numerics.compiled:
         var.compile_blocks()
     optimizer = torch.optim.AdamW(var.parameters(), fused=True)
-    images = numerics.images_at_once(trunk.batch_size)
+    images = trunk.images_at_once(numerics)
     labels_B = torch.zeros(images, dtype=torch.int64, device=device)
     later = var.tokens - var.first_tokens
     inputs_BMc = torch.randn(images, later, var.latent_channels, device=device)

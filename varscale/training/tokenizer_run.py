@@ -8,10 +8,11 @@ import torch
 from filelock import FileLock
 
 from varscale.accounting import TokenizerShape
-from varscale.config import Experiment, TokenizerConfig
+from varscale.config import Experiment, TokenizerConfig, TokenizerTraining
 from varscale.data.experiment_sources import training_source, validation_source
-from varscale.data.loading import ImageBatches
-from varscale.data.manifest import TokenStoreError, remove_damaged_shards
+from varscale.data.loading import ImageBatches, load_ahead
+from varscale.data.manifest import TokenStoreError
+from varscale.data.sources import ImageSource, Pixels
 from varscale.data.token_writer import encode_store
 from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.data.transforms import to_model_range
@@ -26,19 +27,21 @@ from varscale.official_files import read_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.numerics import check_memory
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import Continuation, loader, make_trainer, read_checkpoint
+from varscale.training.trainer import Continuation, check_intact, loader, make_trainer, read_checkpoint
 
 Report = Callable[[int, int], None]
 """Called with the images done and in all."""
 
 _PICTURES = 8
+_MOST_LOADING_THREADS = 32
+"""Each keeps a batch of images in memory."""
 
 
 def train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> None:
     """Train (or go on training, or import) the experiment's tokenizer, measure it, and write its files; result last."""
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
-        if not files.finished(fingerprint):
+        if not files.has_tokenizer(fingerprint):
             _train_tokenizer(experiment, files, fingerprint, report)
 
 
@@ -55,12 +58,20 @@ def _train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, 
             | settings.training.model_dump(mode="json"),
         },
     )
+    validation = validation_source(experiment.data)
+    trained = 0 if settings.checkpoint is not None else _steps(settings.training) * settings.training.batch_size
+
+    def report_images(images: int) -> None:
+        report(images, trained + len(validation))
+
     if settings.checkpoint is not None:
         tokenizer = _imported(Path(settings.checkpoint), settings)
     else:
-        tokenizer = _saved(files, fingerprint) or _fit(experiment, files, fingerprint, report).averaged
+        tokenizer = _saved(files, fingerprint) or _fit(experiment, files, fingerprint, report_images).averaged
     save_model(files.tokenizer_checkpoint, tokenizer, fingerprint)
-    figures = _measure(experiment, tokenizer, files)
+    figures = _measure(
+        settings, tokenizer, validation, files.picture("reconstructions"), lambda done: report_images(trained + done)
+    )
     write_json(
         files.result,
         {
@@ -101,8 +112,7 @@ def encode_tokens(
     done = 0
     for folder, source, views in stores:
         before = done
-        remove_damaged_shards(folder)
-        store = encode_store(
+        encode_store(
             folder,
             source,
             encode,
@@ -110,12 +120,14 @@ def encode_tokens(
             vocab_size=model.vocab_size,
             tokenizer_fingerprint=tokenizer,
             views=views,
+            batch_size=experiment.tokenizer.encode_batch_size,
             workers=_loading_threads(),
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
         done += len(source) * views
     if _encoded_images(files) != len(train):
-        write_json(files.summary, {"images": len(train), "unigram_entropy": unigram_entropy(store).mean})
+        first_views = TokenStore.open(files.train, views=1, verify="sizes")
+        write_json(files.summary, {"images": len(train), "unigram_entropy": unigram_entropy(first_views).mean})
 
 
 def tokens_ready(files: TokenFiles, train_images: int) -> bool:
@@ -142,11 +154,15 @@ def _saved(files: RunFiles, fingerprint: str) -> MultiScaleTokenizer | None:
         return None
 
 
-def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> TokenizerModule:
+def _steps(training: TokenizerTraining) -> int:
+    return max(1, round(training.images / training.batch_size))
+
+
+def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Callable[[int], None]) -> TokenizerModule:
     settings, training = experiment.tokenizer, experiment.tokenizer.training
-    steps = max(1, round(training.images / training.batch_size))
+    steps = _steps(training)
     module = TokenizerModule(
-        **settings.model_dump(exclude={"training", "checkpoint"}),
+        **settings.architecture,
         total_images=steps * training.batch_size,
         **training.model_dump(exclude={"images"}),
         log_every_steps=experiment.runtime.log_every_steps,
@@ -156,6 +172,7 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
     start_step, resume = 0, None
     if files.last_checkpoint.exists():
         checkpoint = read_checkpoint(files.last_checkpoint, fingerprint)
+        check_intact(files.last_checkpoint)
         start_step, resume = int(checkpoint["state_dict"]["steps"]), files.last_checkpoint
     if start_step >= steps:
         module.load_state_dict(checkpoint["state_dict"])
@@ -171,7 +188,7 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
     callbacks = [
         Continuation(fingerprint),
         Checkpoints(files.last_checkpoint, experiment.runtime.checkpoint_seconds, {}),
-        Progress(lambda images: report(images, steps * training.batch_size)),
+        Progress(report),
     ]
     trainer = make_trainer(files, training.batch_size, callbacks, precision="float32")
     with deterministic():
@@ -180,8 +197,8 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Repo
 
 
 def _loading_threads() -> int:
-    """All processors where a GPU does the rest; beside a tokenizer on the processors one is enough."""
-    return processors() if best_device().type == "cuda" else 1
+    """Many where a GPU does the rest; beside a tokenizer on the processors one is enough."""
+    return min(processors(), _MOST_LOADING_THREADS) if best_device().type == "cuda" else 1
 
 
 def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
@@ -199,20 +216,30 @@ def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
 
 
 @torch.no_grad()
-def _measure(experiment: Experiment, tokenizer: MultiScaleTokenizer, files: RunFiles) -> dict[str, float]:
+def _measure(
+    settings: TokenizerConfig,
+    tokenizer: MultiScaleTokenizer,
+    source: ImageSource,
+    picture: Path,
+    report: Callable[[int], None],
+) -> dict[str, float]:
     """Figures on the whole validation set, and a picture: originals above, reconstructions below."""
     device = best_device()
     meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size).to(device)
-    source = validation_source(experiment.data)
     tokenizer.to(device).eval()
+    starts = range(0, len(source), settings.encode_batch_size)
 
-    def images(indices: list[int]) -> torch.Tensor:
-        return to_model_range(source.load_batch(indices, [0] * len(indices))[0]).to(device)
+    def load(start: int) -> Pixels:
+        indices = range(start, min(start + settings.encode_batch_size, len(source)))
+        return source.load_batch(indices, [0] * len(indices))[0]
 
-    for start in range(0, len(source), experiment.evaluation.batch_size):
-        meter.update(tokenizer, images(list(range(start, min(start + experiment.evaluation.batch_size, len(source))))))
-    shown = list(range(min(_PICTURES, len(source))))
-    images_B3HW = images(shown)
-    pair = torch.cat((images_B3HW, tokenizer.decode(tokenizer.encode(images_B3HW))))
-    save_pictures((pair + 1) / 2, files.picture("reconstructions"), len(shown))
+    shown_B3HW = None
+    for start, pixels_B3HW in zip(starts, load_ahead(load, starts, _loading_threads()), strict=True):
+        images_B3HW = to_model_range(pixels_B3HW).to(device)
+        meter.update(tokenizer, images_B3HW)
+        shown_B3HW = images_B3HW[:_PICTURES] if shown_B3HW is None else shown_B3HW
+        report(start + len(images_B3HW))
+    assert shown_B3HW is not None
+    pair = torch.cat((shown_B3HW, tokenizer.decode(tokenizer.encode(shown_B3HW))))
+    save_pictures((pair + 1) / 2, picture, len(shown_B3HW))
     return meter.compute()

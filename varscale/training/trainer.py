@@ -1,8 +1,10 @@
 """Lightning trainers as every run of varscale uses them."""
 
 import logging
+import os
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -40,13 +43,24 @@ def make_trainer(files: RunFiles, batch_size: int, callbacks: Sequence[Callback]
         precision="bf16-mixed" if precision == "bfloat16" else "32-true",
         logger=MetricsFile(files.metrics, batch_size),
         callbacks=list(callbacks),
-        plugins=[LightningEnvironment()],  # under Slurm too: one device, and requeuing is the launcher's
+        plugins=[LightningEnvironment(), DirectCheckpoints()],
         log_every_n_steps=1,  # the modules choose which steps they log
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+class DirectCheckpoints(TorchCheckpointIO):
+    """Writes to the file itself: Lightning's own goes whole through memory and the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the file through to the disk; a half-written one is its caller's to replace."""
+        with Path(path).open("wb") as file:  # torch's own writer does not say why it fails
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Continuation(Callback):
@@ -86,6 +100,18 @@ def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
             "delete the file to start this run anew"
         )
     return checkpoint
+
+
+def check_intact(path: Path) -> None:
+    """Read a checkpoint through and compare its checksums, which loading it does not.
+
+    Raises:
+        ValueError: it is damaged; names the file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{path}: damaged (its part {damaged}); delete it to make it anew")
 
 
 class TimedBatches(IterableDataset[Batch]):

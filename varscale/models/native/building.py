@@ -52,17 +52,6 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     return None
 
 
-def compiler_identity() -> str:
-    """The compiler behind the libraries, such as "g++ (Debian 12.2.0-14) 12.2.0", or "none": a part of the numerics."""
-    compiler = _compiler()
-    if compiler is None:
-        return "none"
-    try:
-        return _version(compiler).splitlines()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return "none"
-
-
 def _compiler() -> str | None:
     if not enabled() or platform.system() != "Linux":
         return None
