@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tiny_training import NUMERICS, little_experiment
 
-from varscale.config import FolderData
+from varscale.config import FolderData, ParquetData
 from varscale.config_files import ExperimentError
 from varscale.data.experiment_sources import data_identity
 from varscale.data.sources import DataError
@@ -85,6 +87,30 @@ def test_images_encoded_at_once_change_the_tokens_alone() -> None:
     few, many = prints(), prints(tokenizer={"encode_batch_size": 64})
     assert few[0] == many[0]
     assert few[1] != many[1]
+
+
+def test_training_and_validation_must_be_of_the_same_classes_and_apart(tmp_path: Path) -> None:
+    data = folders(tmp_path, 1)
+    with pytest.raises(DataError, match=r"validation_path: .*train is the training set's folder, too"):
+        data_identity(data.model_copy(update={"validation_path": data.train_path}))
+    (tmp_path / "validation" / "b").rename(tmp_path / "validation" / "c")
+    with pytest.raises(DataError, match="differ in their class folders, such as b: labels would mean different"):
+        data_identity(data)
+    (tmp_path / "validation" / "c" / "image.bmp").rename(tmp_path / "validation" / "c" / "image.xyz")
+    with pytest.raises(DataError, match="validation/c: no images; they end in one of"):
+        data_identity(data)
+
+
+def test_files_of_training_are_no_validation_files(tmp_path: Path) -> None:
+    """A folder in Hugging Face's layout holds the files of all splits."""
+    for split in ("train", "test"):
+        table = pa.table({"image": [b""], "label": [0]}, pa.schema({"image": pa.binary(), "label": pa.int64()}))
+        pq.write_table(table, tmp_path / f"{split}-0.parquet")
+    paths = {"train_path": str(tmp_path / "train-*.parquet"), "validation_path": str(tmp_path)}
+    data = ParquetData(kind="parquet", image_size=8, num_classes=1, **paths)
+    with pytest.raises(DataError, match=r"validation_path: .*train-0.parquet is among the training files, too"):
+        data_identity(data)
+    data_identity(data.model_copy(update={"validation_path": str(tmp_path / "test-*.parquet")}))
 
 
 def test_missing_validation_images_show_before_anything_is_trained(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 
 import torch
 
+from varscale.files import replaced
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import load_model, load_tokenizer, save_model
 from varscale.models.var import VAR
@@ -53,16 +54,20 @@ def export_checkpoint(model: Path, out: Path) -> None:
     """Write the reference's checkpoint of our tokenizer or transformer file."""
     loaded = load_model(model)
     state = export_var(loaded) if isinstance(loaded, VAR) else export_tokenizer(loaded)
-    torch.save(state, out)
+    with replaced(out) as temporary:
+        torch.save(state, temporary)
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         with path.open("rb") as file:  # given a path, torch.load goes by its suffix
             state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR ({reason})") from None
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR: it holds no state dict")
+        # of what isn't tensors alone, torch says how to load it all the same, which nobody should
+        reason = "" if isinstance(error, UnpicklingError) else f" ({str(error).splitlines()[0]})"
+        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR{reason}") from None
+    if not isinstance(state, dict) or not {"quantize.embedding.weight", "word_embed.weight"} & state.keys():
+        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR: neither a tokenizer's nor a transformer's")
     return state

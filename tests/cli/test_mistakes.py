@@ -59,6 +59,19 @@ MISTAKES = {
     ),
     "every branch dropped": (["--set", "model.drop_path_at_depth_24=1", "--depths", "24"], "it must stay below 1"),
     "no hidden channel": (["--set", "model.mlp_ratio=0.01"], "leaves depth 2 of width 8 no hidden channel"),
+    "a decay of no step": (
+        ["--set", "optim.decay_fraction=0.01"],
+        "optim.decay_fraction: 0.01 of the 16 steps of",
+    ),
+    "a section in a depth's recipe": (
+        ["--set", "by_depth.2.optim.lr=1"],
+        "by_depth.2: optim: only fields of model and optim can be changed here, such as optim.lr",
+    ),
+    "a width beyond sense": (["--set", "model.width_per_depth=99999999999"], "width_per_depth: input should be less"),
+    "shards of no whole batches": (
+        ["--set", "tokenizer.encode_batch_size=100"],
+        "encode_batch_size: 100 does",
+    ),
     "negative workers": (["--workers", "-1"], "--workers -1: expected 1 or more"),
     "missing data": (
         ["--set", "data={kind: folder, image_size: 8, num_classes: 2, train_path: gone, validation_path: gone}"],
@@ -66,6 +79,7 @@ MISTAKES = {
     ),
     "missing tokenizer": (["--set", "tokenizer.checkpoint=gone.pth"], "gone.pth"),
     "runs folder of no store": (["--runs-dir", "runs?"], "--runs-dir runs?: SQLite can't lie below a folder with ?"),
+    "runs folder with an escape": (["--runs-dir", "a%20b"], "--runs-dir a%20b: SQLite can't lie below a folder with ?"),
     "tracking store of no kind": (["--tracking-uri", "mlruns"], "mlruns"),
 }
 
@@ -122,9 +136,16 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
         (["fit-laws", "YAML", "--runs-dir", "empty"], "no finished cells; run `varscale sweep toy` first"),
         (["fit-laws", "YAML", "--law", "cubic"], "unknown law 'cubic'; the laws are power"),
         (["fit-laws", "YAML", "--from-mlflow", "--tracking-uri", "sqlite:///empty.db"], "holds no finished cell"),
-        (["import-official", "YAML", "out.safetensors"], ""),
+        (
+            ["fit-laws", "YAML", "--from-mlflow", "--tracking-uri", "http://127.0.0.1:9"],
+            "MLflow at http://127.0.0.1:9",
+        ),
+        (["import-official", "YAML", "out.safetensors"], "not a checkpoint of FoundationVision/VAR"),
         (["import-official", "gone.pth", "out.safetensors"], "gone.pth"),
-        (["export-official", "YAML", "out.pth"], ""),
+        (["import-official", "CELL", "out.pth"], "out.pth: expected a name that ends in .safetensors"),
+        (["export-official", "YAML", "out.pth"], "not a readable .safetensors file"),
+        (["export-official", "gone.safetensors", "out.pth"], "gone.safetensors: no such file"),
+        (["sample", "CELL", "--out", "samples.jpg"], "--out samples.jpg: expected a name that ends in .png"),
         (["dashboard", "--tracking-uri", "nonsense"], "nonsense"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

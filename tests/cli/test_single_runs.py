@@ -8,6 +8,7 @@ from command_calls import Call
 from PIL import Image
 from toy_sweep import Finished, numbers_of, results
 
+from varscale.files import read_json
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import load_model, save_model
 
@@ -20,6 +21,16 @@ def test_train_equals_the_cell_of_the_grid(call: Call, copy: Path, finished: Fin
     assert result.code == 0
     assert result.output.splitlines()[-1] == f"runs/toy/cells/{cell.name}/result.json"
     assert numbers_of(results(copy)[cell.name]) == numbers_of(results(finished.runs)[cell.name])
+
+
+def test_a_run_in_other_numerics_leaves_the_studys_alone(call: Call, copy: Path, finished: Finished) -> None:
+    """Else none of its finished cells would count."""
+    arguments = ("--depth", "2", "--budget", "2e7", "--set", "runtime.precision=bfloat16")
+    result = call("train", finished.yaml, *arguments)
+    assert result.code == 0
+    assert read_json(copy.parent / result.output.splitlines()[-1])["row"]["precision"] == "bfloat16"
+    assert (copy / "toy" / "numerics.json").read_bytes() == (finished.root / "numerics.json").read_bytes()
+    assert call("status", finished.yaml).output.count("finished") == 8
 
 
 def test_tokenizer_and_tokens_alone(call: Call, finished: Finished, tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_grey_and_transparent_pictures_become_three_channels():
         assert Crop(8).apply(noise(20, 12).convert(mode), 0, 0).shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_eight_bits_are_refused(mode):
+    """Pillow would keep the lowest, and show nearly all of them white."""
+    picture = Image.fromarray(np.full((20, 12), 1000, dtype=np.uint16)).convert(mode)
+    with pytest.raises(ValueError, match=f"mode {mode}: more than 8 bits a channel"):
+        Crop(8).apply(picture, 0, 0)
+
+
 def test_draws_are_uniform_and_unrelated():
     draws = np.array([uniform_draws(1, index, view) for index in range(50) for view in range(50)])
     assert (draws >= 0).all()

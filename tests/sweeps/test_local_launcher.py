@@ -9,6 +9,7 @@ import pytest
 from launcher_jobs import Act
 from toy_sweep import wait_for
 
+from sweeps.launchers import local
 from sweeps.launchers.local import Event, Failed, Finished, LocalLauncher, Progress
 from varscale.files import RunFiles
 
@@ -74,6 +75,26 @@ def test_a_worker_that_died_idle_is_replaced(launcher: LocalLauncher) -> None:
     os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not process.is_alive(), seconds=10)
     assert isinstance(do(launcher, Act("say"))[-1], Finished)
+
+
+def test_a_log_that_cannot_be_written_is_a_jobs_error(launcher: LocalLauncher, tmp_path: Path) -> None:
+    """As on a full disk: the reason reaches the sweep, and the worker lives."""
+    (tmp_path / "file").touch()
+    failed = do(launcher, Act("say", RunFiles(tmp_path / "file" / "run")))[-1]
+    assert isinstance(failed, Failed)
+    assert failed.kind == "NotADirectoryError"
+    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+
+
+def test_stop_ends_a_worker_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a driver's call: neither a message nor SIGTERM reaches it."""
+    monkeypatch.setattr(local, "_FAREWELL_SECONDS", 0.2)
+    launcher = LocalLauncher(workers=1, threads=1, gpus=0)
+    do(launcher, Act("say"))
+    process, _ = launcher._workers[0]
+    os.kill(process.pid, signal.SIGSTOP)
+    launcher.stop()
+    assert not process.is_alive()
 
 
 def test_stop_ends_the_workers_at_once() -> None:

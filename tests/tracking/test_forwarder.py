@@ -233,6 +233,16 @@ def test_the_table_equals_the_rows_of_the_results(files: ExperimentFiles) -> Non
     assert "depth" not in metrics  # a parameter; metrics stay few
 
 
+def test_an_experiments_folder_may_be_a_link(files: ExperimentFiles, tmp_path: Path) -> None:
+    """To another disk."""
+    (tmp_path / "disk").mkdir()
+    files.root.symlink_to(tmp_path / "disk")
+    forwarder, sweep, _ = small_sweep(files)
+    forwarder.finish(sweep)
+    assert forwarder.deliver()
+    assert len(runs_table(files.tracking_uri, "rings")) == len(BUDGETS)
+
+
 def test_the_table_is_of_the_latest_recipe(files: ExperimentFiles) -> None:
     """Of all its sweeps, with cells that they took from others; sweeps of one name are told apart."""
     budgets = (1e12, 2e12, 4e12)

@@ -41,6 +41,15 @@ def test_a_run_that_goes_on(tmp_path: Path, torn: str) -> None:
     assert read(path)[-1]["metrics"] == {"loss": 7.0}
 
 
+def test_a_damaged_line_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, 1).log_metrics({"loss": 0.5}, 1)
+    with path.open("ab") as file:
+        file.write(b"\xff\xfe nothing\n")
+    MetricsFile(path, 1).log_metrics({"loss": 0.25}, 2)
+    assert [json.loads(line)["images"] for line in path.read_bytes().splitlines() if line.startswith(b"{")] == [1, 2]
+
+
 def test_only_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"ti')

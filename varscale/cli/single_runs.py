@@ -57,8 +57,7 @@ def sample(
     """Sample images of a finished cell."""
     from varscale.generation.from_files import draw
 
-    if out.is_dir():
-        raise ExperimentError(f"--out {out}: a folder; name the PNG to write")
+    _check_suffix(f"--out {out}", out, ".png")
     with mistakes_as_one_line():
         draw(run, whole_numbers("--labels", labels), count, guidance, top_k, top_p, seed, out)
     typer.echo(out)
@@ -73,6 +72,7 @@ def import_official(
     """Turn a checkpoint of FoundationVision/VAR into ours."""
     from varscale.official_files import import_checkpoint
 
+    _check_suffix(str(out), out, ".safetensors")
     with mistakes_as_one_line():
         import_checkpoint(checkpoint, out, whole_numbers("--patch-nums", patch_nums), tokenizer)
     typer.echo(out)
@@ -88,3 +88,10 @@ def export_official(
     with mistakes_as_one_line():
         export_checkpoint(model, out)
     typer.echo(out)
+
+
+def _check_suffix(place: str, path: Path, suffix: str) -> None:
+    if path.is_dir():
+        raise ExperimentError(f"{place}: a folder; name the {suffix} file to write")
+    if path.suffix != suffix:
+        raise ExperimentError(f"{place}: expected a name that ends in {suffix}")
