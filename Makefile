@@ -57,7 +57,7 @@ test: .venv ## linters, types, import rules and tests; stops at the first that f
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports --no-cache
 	@.venv/bin/mypy
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-coverage: .venv ## how often the laws' intervals cover planted values; takes minutes
 	@.venv/bin/python -m pytest -m coverage -rP $(ARGS)
