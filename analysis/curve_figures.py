@@ -184,10 +184,20 @@ def _prediction_mark(axes: Axes, grid: "TargetGrid") -> None:
     check = grid.check
     if check is None:
         return
-    place = grid.frontier["flops"].iloc[-1] * 1.12
+    place = grid.frontier["flops"].iloc[-1]
     bars = [[check.predicted - check.ci95[0]], [check.ci95[1] - check.predicted]]
     axes.errorbar(
-        [place], [check.predicted], bars, fmt="D", color=VERMILION, ms=4, lw=1, capsize=2.5, zorder=6, label="predicted"
+        [place],
+        [check.predicted],
+        bars,
+        fmt="D",
+        color=VERMILION,
+        markerfacecolor="none",  # what was observed shows through
+        ms=6,
+        lw=1,
+        capsize=2.5,
+        zorder=6,
+        label="predicted",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from sweeps.pace import Pace
 from sweeps.plan import Plan
 from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
@@ -21,7 +22,7 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     Raises:
         ExperimentError: cells that are too short.
     """
-    speeds = _flops_per_second(files)
+    pace, measured = _pace(files)
     cells = grid_cells(experiment)
     table = Table(
         title=f"{experiment.name}: {len(cells)} cells", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
@@ -29,11 +30,14 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     for column in ("model", "width", "params", "FLOPs", "steps", "images", "GiB", "hours"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     table.caption = "GiB of a whole step in float32; a device with less takes a step in parts (runtime.micro_batch)"
-    if not speeds:
+    if not measured:
         table.caption += "; hours follow once a size of this study was trained here"
+    elif not {cell.trunk.flops_per_image for cell in cells} <= measured:
+        table.caption += "; ~ hours of sizes that were not trained yet"
     for cell in cells:
         shape, batch = cell.trunk.shape, cell.trunk.batch_size
-        speed = speeds.get(cell.trunk.depth) or (min(speeds.values()) if speeds else None)
+        hours = cell.images * pace.seconds(cell.trunk.flops_per_image) / 3600
+        mark = "" if cell.trunk.flops_per_image in measured else "~"
         table.add_row(
             cell.trunk.name,
             f"{shape.width}",
@@ -42,7 +46,7 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
             f"{cell.steps:,}",
             f"{cell.images:,}",
             f"{shape.step_bytes(batch) / 2**30:.2g}",
-            f"{cell.images * cell.trunk.flops_per_image / speed / 3600:.2g}" if speed else "",
+            f"{mark}{hours:.2g}" if measured else "",
         )
     return table
 
@@ -117,18 +121,19 @@ def _state(plan: Plan, cell: Cell) -> str:
     return "in its trunk" if plan.trunk_files(cell.trunk).identity.exists() else "not begun"
 
 
-def _flops_per_second(files: ExperimentFiles) -> dict[int, float]:
-    """Training FLOPs a second of each depth's last run, from metrics files."""
-    speeds = {}
+def _pace(files: ExperimentFiles) -> tuple[Pace, set[int]]:
+    """How long an image took at each size that was trained, from metrics files; and the sizes, FLOPs an image."""
+    pace, measured = Pace(), set()
     for run in files.all_runs("trunks"):
         identity = read_json(run.identity)
         if identity is None or not run.metrics.exists():
             continue
         rates = [point["images_per_second"] for point in _points(run.metrics) if "images_per_second" in point]
         if rates:
-            params = identity["params"]
-            speeds[int(params["depth"])] = params["flops_per_image"] * statistics.median(rates)
-    return speeds
+            size = int(identity["params"]["flops_per_image"])
+            pace.add(size, 1, 1 / statistics.median(rates))
+            measured.add(size)
+    return pace, measured
 
 
 def _points(path: Path) -> list[dict[str, float]]:

@@ -156,18 +156,22 @@ class Delivery:
 
     def _points(self, state: Path, position: Position, metrics_file: Path) -> None:
         batch: list[Point] = []
+        count = 0
         for point in new_points(metrics_file, position):
-            if batch and sum(len(other.metrics) for other in batch) + len(point.metrics) > METRICS_A_CALL:
+            # points known already have no metrics, and come in thousands when a file is read again from its start
+            if batch and (count + len(point.metrics) > METRICS_A_CALL or len(batch) == METRICS_A_CALL):
                 self._send(state, position, batch)
-                batch = []
+                batch, count = [], 0
             batch.append(point)
+            count += len(point.metrics)
         if batch:
             self._send(state, position, batch)
 
     def _send(self, state: Path, position: Position, batch: list[Point]) -> None:
         if time.monotonic() > self._deadline:
             raise OutOfTimeError("out of time")
-        self._store.log_points(position.run_id, batch)
+        if any(point.metrics for point in batch):
+            self._store.log_points(position.run_id, batch)
         position.offset, position.checksum = batch[-1].end, batch[-1].checksum
         for point in batch:
             position.steps.update(dict.fromkeys(point.metrics, point.images))

@@ -202,4 +202,7 @@ def deliver_all(
         if forwarder.state.problem or time.monotonic() >= deadline:
             break
         time.sleep(0.2)  # another process delivers from the same folder right now
-    return forwarder.state
+    state = forwarder.state
+    if state.pending and not state.problem and notify is not None:
+        notify(f"{state.pending} points are not delivered to {tracking_uri} yet after {seconds:.0f} s: call again")
+    return state
