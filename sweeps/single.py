@@ -1,14 +1,14 @@
 """Single runs: a tokenizer, its tokens, one model; in this process, on all of its threads."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
 
 from sweeps.plan import train_images
+from sweeps.view import SweepView
 from varscale.cells import Cell, Trunk, check_lengths, grid_cells
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
@@ -22,34 +22,29 @@ from varscale.identity import (
     tokenizer_threads,
     tokens_fingerprint,
 )
+from varscale.tracking import Forwarder
 
 
 def make_tokenizer(experiment: Experiment, runs: Path) -> RunFiles:
     """Train and measure the experiment's tokenizer, unless that was done; its files."""
-    from varscale.training.tokenizer_run import train_tokenizer
-
     inputs = _inputs(experiment, runs)
-    _set_threads(tokenizer_threads(experiment, ExperimentFiles(runs, experiment.name)))
-    with _bar("tokenizer") as report:
-        train_tokenizer(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, report)
+    _train_tokenizer(experiment, runs, inputs)
     return inputs.tokenizer
 
 
-def make_tokens(experiment: Experiment, runs: Path, cells: Sequence[Cell] = ()) -> TokenFiles:
-    """Encode the images that cells (the grid's, unless given) train on, unless that was done."""
-    from varscale.training.tokenizer_run import encode_tokens, tokens_ready
-
-    tokenizer = make_tokenizer(experiment, runs)
+def make_tokens(experiment: Experiment, runs: Path) -> TokenFiles:
+    """Encode the images that the grid's cells train on, unless that was done."""
     inputs = _inputs(experiment, runs)
-    images = train_images(cells or grid_cells(experiment), inputs.data)
-    if not tokens_ready(inputs.tokens, images):
-        with _bar("tokens") as report:
-            encode_tokens(experiment, tokenizer, inputs.tokenizer_fingerprint, inputs.tokens, images, report)
+    images = inputs.data.stored_images or train_images(grid_cells(experiment), inputs.data)
+    _train_tokenizer(experiment, runs, inputs)
+    _encode(experiment, inputs, images)
     return inputs.tokens
 
 
-def train_single(experiment: Experiment, depth: int, budget: float | None, seed: int, runs: Path) -> Path:
-    """Train one model from start to end, without trunk and branch; its result file.
+def train_single(
+    experiment: Experiment, depth: int, budget: float | None, seed: int, runs: Path, forwarder: Forwarder
+) -> Path:
+    """Train one model from start to end, without trunk and branch, delivered to MLflow meanwhile; its result file.
 
     With a budget the run is the grid's cell, to the bit. Without, it takes `optim.epochs` passes, and `by_depth`'s
     recipe for its depth.
@@ -57,9 +52,6 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
     Raises:
         ExperimentError: neither a budget nor `optim.epochs`, or a budget of fewer steps than `grid.min_steps`.
     """
-    from varscale.training.model_run import Inputs, train_cell
-    from varscale.training.numerics import choose_numerics, measure_matmul_peak
-
     if budget is None and depth in experiment.by_depth:
         experiment = changed(experiment, experiment.by_depth[depth], f"by_depth.{depth}")
     wsd = experiment.optim.schedule == "wsd"
@@ -71,18 +63,47 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
         check_lengths([cell], experiment.grid.min_steps)
     elif cell.steps < 1:
         raise ExperimentError(f"--budget {cell.budget_flops:g}: less than one step of depth {depth}")
-    files = ExperimentFiles(runs, experiment.name)
-    make_tokens(experiment, runs, [cell])
-    made = _inputs(experiment, runs)
+    inputs = _inputs(experiment, runs)
+    forwarder.watch(inputs.tokenizer.folder)
+    forwarder.start()
+    try:
+        _train_tokenizer(experiment, runs, inputs)
+        _encode(experiment, inputs, train_images([cell], inputs.data))
+        return _train_cell(cell, inputs, ExperimentFiles(runs, experiment.name), forwarder)
+    finally:
+        forwarder.stop()
+
+
+def _train_tokenizer(experiment: Experiment, runs: Path, inputs: "_Inputs") -> None:
+    from varscale.training.tokenizer_run import train_tokenizer
+
+    _set_threads(tokenizer_threads(experiment, ExperimentFiles(runs, experiment.name)))
+    with _stage("tokenizer") as report:
+        train_tokenizer(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, report)
+
+
+def _encode(experiment: Experiment, inputs: "_Inputs", images: int) -> None:
+    from varscale.training.tokenizer_run import encode_tokens, tokens_ready
+
+    if not tokens_ready(inputs.tokens, images):
+        with _stage("tokens") as report:
+            encode_tokens(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, inputs.tokens, images, report)
+
+
+def _train_cell(cell: Cell, made: "_Inputs", files: ExperimentFiles, forwarder: Forwarder) -> Path:
+    from varscale.training.model_run import Inputs, train_cell
+    from varscale.training.numerics import choose_numerics, measure_matmul_peak
+
+    experiment = cell.trunk.experiment
     numerics = stored_numerics(experiment, files)
     if numerics is None:
         threads = experiment.runtime.threads or processors()
         numerics, seconds = choose_numerics(
-            [(trunk, cell.images)], experiment.runtime, threads, tokenizer_threads(experiment, files)
+            [(cell.trunk, cell.images)], experiment.runtime, threads, tokenizer_threads(experiment, files)
         )
         if not files.numerics.exists():  # else --set asks for others, for this run alone
             store_numerics(files, numerics, seconds)
-    trunk.check_memory(numerics)
+    cell.trunk.check_memory(numerics)
     peak = measure_matmul_peak(numerics.precision, numerics.threads)
     inputs = Inputs(
         made.tokenizer.tokenizer_checkpoint,
@@ -93,7 +114,8 @@ def train_single(experiment: Experiment, depth: int, budget: float | None, seed:
         peak,
     )
     run = files.cell(cell.name, cell.fingerprint(made.tokens_fingerprint, numerics))
-    with _bar(cell.title) as report:
+    forwarder.watch(run.folder)
+    with _stage(cell.title) as report:
         train_cell(cell, None, run, inputs, report)
     return run.result
 
@@ -136,8 +158,12 @@ def _set_threads(threads: int) -> None:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _stage(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows on standard error how far a stage is: on a terminal at once, in a log now and then."""
+    view = SweepView(Console(stderr=True), patient=True)
+    try:
+        yield lambda done, total: view.stage(name, done, total)
+    except BaseException:
+        view.clear()
+        raise
+    view.stage_done(name)

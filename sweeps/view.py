@@ -26,8 +26,14 @@ _LINE_SECONDS = 15.0
 class SweepView:
     """Draws on a terminal; elsewhere (a log, CI) prints a line now and then."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, patient: bool = False) -> None:
+        """Begin.
+
+        Args:
+            console: Where to.
+            patient: Print the first line only after a while, too.
+        """
+        self._console, self._patient = console, patient
         self._live: Live | None = None
         self._plan: Plan | None = None
         self._pace = Pace()
@@ -39,14 +45,13 @@ class SweepView:
         self._states: dict[str, str] = {}
         self._stage_started: dict[str, float] = {}
         self._stage_first: dict[str, tuple[float, int]] = {}
-        self._printed = 0.0
+        self._printed = time.monotonic() if patient else 0.0
         self._began = time.monotonic()
-        self._status = None
 
     def stage(self, stage: str, done: int | None, total: int | None) -> None:
         """A stage before training is at `done` of `total` images, or just still going on."""
         now = time.monotonic()
-        text = _STAGES[stage]
+        text = _STAGES.get(stage, f"training {stage}")
         self._stage_started.setdefault(stage, now)
         if done is not None and total is not None:
             first_time, first_done = self._stage_first.setdefault(stage, (now, done))
@@ -59,10 +64,10 @@ class SweepView:
     def stage_done(self, stage: str) -> None:
         """A stage is over."""
         seconds = time.monotonic() - self._stage_started.get(stage, time.monotonic())
-        self._clear()
+        self.clear()
         if seconds > 1:
-            self._console.print(f"[green]✓[/green] {_STAGES[stage]}, {_duration(seconds)}")
-        self._printed = 0.0
+            self._console.print(f"[green]✓[/green] {_STAGES.get(stage, f'training {stage}')}, {_duration(seconds)}")
+        self._printed = time.monotonic() if self._patient else 0.0
 
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
@@ -70,7 +75,7 @@ class SweepView:
 
     def begin(self, plan: Plan) -> None:
         """Training starts."""
-        self._clear()
+        self.clear()
         self._plan = plan
         self._began = time.monotonic()
         self._done, self._before, self._total, self._pace = {}, {}, defaultdict(int), Pace()
@@ -179,7 +184,8 @@ class SweepView:
             self._printed = time.monotonic()
             self._console.print(text)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Leave the terminal as it was."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -13,6 +13,8 @@ from command_calls import Call
 from PIL import Image
 from toy_sweep import results, toy_settings, varscale, write_toy
 
+from varscale.tracking import runs_table
+
 SIZES = {"train": 24, "validation": 8}
 ONE_SIZE = {"depths": [2]}
 TWO_VIEWS = {"views": 2, "resize_ratio": 1.5, "image_size": 8, "num_classes": 2, "validation_images": None}
@@ -87,6 +89,8 @@ def test_a_single_run_takes_whole_passes_and_its_depths_recipe(call: Call, tmp_p
         (row,) = (row for row in results(tmp_path / "runs").values() if row["depth"] == depth)
         assert (row["images_seen"], row["epochs"], row["lr"]) == (60, 2.5, rate)
         assert row["warmup_images"] == 0.2 * 60
+    tracked = runs_table(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", "toy")
+    assert sorted(tracked["depth"]) == [2, 3]
 
 
 def test_passes_have_no_meaning_without_stored_images(call: Call, tmp_path: Path) -> None:

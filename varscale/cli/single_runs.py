@@ -1,13 +1,24 @@
 """Verbs about one run, its images and its weights."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from varscale.cli.errors import mistakes_as_one_line
-from varscale.cli.options import DEFAULT_RUNS, ExperimentName, Overrides, RunsDir, load, whole_numbers
+from varscale.cli.options import (
+    DEFAULT_RUNS,
+    ExperimentName,
+    Overrides,
+    RunsDir,
+    TrackingUri,
+    load,
+    tracking_store,
+    whole_numbers,
+)
 from varscale.config_files import ExperimentError
+from varscale.files import ExperimentFiles
 
 
 def train(
@@ -17,14 +28,19 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
     set_: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Train one model in a single run, without trunk and branch; with `by_depth`'s recipe where no budget is given."""
     from sweeps.single import train_single
+    from varscale.tracking import Forwarder
 
     if budget is not None and not 0 < budget < float("inf"):
         raise ExperimentError(f"--budget {budget:g}: expected training FLOPs, such as 1e15")
+    settings = load(experiment, set_)
+    files = ExperimentFiles(runs_dir, settings.name)
+    forwarder = Forwarder(tracking_store(tracking_uri, files), files, notify=partial(typer.echo, err=True))
     with mistakes_as_one_line(of_training=True):
-        result = train_single(load(experiment, set_), depth, budget, seed, runs_dir)
+        result = train_single(settings, depth, budget, seed, runs_dir, forwarder)
     typer.echo(result)
 
 
