@@ -1,6 +1,7 @@
 """How precision and compilation are chosen, with costs made up; and what is measured, for real."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -82,6 +83,21 @@ def test_compile_time_counts_once_a_size(monkeypatch: pytest.MonkeyPatch) -> Non
 
     _, seconds = choose(monkeypatch, cost, precision="float32")
     assert seconds["float32, compiled"] - seconds["float32, eager"] == pytest.approx(3 * 7)
+
+
+def test_a_slow_moment_of_the_machine_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor that only the first of a process's models has to be compiled."""
+    turns: Counter[bool] = Counter()
+
+    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
+        turns[choice.compiled] += 1
+        first = turns[choice.compiled] == 1
+        quickest = per_flop(trunk) * (0.5 if choice.compiled else 1)
+        return quickest * (4 if first and choice.compiled else 1), 3.0 if first and choice.compiled else 0.0
+
+    chosen, seconds = choose(monkeypatch, cost, precision="float32")
+    assert chosen.compiled
+    assert seconds["float32, compiled"] == pytest.approx(0.5 * seconds["float32, eager"] + 3 * 3)
 
 
 @pytest.mark.parametrize(("precision", "compiles"), [("float32", "on"), ("bfloat16", "off"), ("bfloat16", "on")])

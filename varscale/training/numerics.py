@@ -1,5 +1,6 @@
 """Which precision and whether to compile, measured once for a whole sweep; and the machine's matrix-multiply peak."""
 
+import math
 import os
 import platform
 import statistics
@@ -18,6 +19,7 @@ from varscale.models.native.attention import available
 from varscale.models.native.building import SWITCH
 from varscale.models.var import VAR
 
+_TURNS = 2
 _PEAK_SIDES = {"cpu": 1024, "cuda": 8192}
 
 
@@ -68,13 +70,21 @@ def choose_numerics(
     precisions: tuple[Precision, ...] = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
     seconds: dict[Numerics, float] = {}
 
-    def sweep_seconds(numerics: Numerics, measured: Sequence[Trunk]) -> float:
-        costs = [_step_cost(trunk, numerics) for trunk in measured]
-        per_flop = [
-            step / (trunk.flops_per_image * trunk.images_at_once(numerics))
-            for trunk, (step, _) in zip(measured, costs, strict=True)
-        ]
-        return total_flops * statistics.fmean(per_flop) + sizes * statistics.fmean(start for _, start in costs)
+    def sweep_seconds(choices: Sequence[Numerics], measured: Sequence[Trunk]) -> dict[Numerics, float]:
+        steps = {choice: [math.inf] * len(measured) for choice in choices}
+        starts = {choice: [0.0] * len(measured) for choice in choices}
+        for _ in range(_TURNS):  # a machine's slow moments must not decide; only the first turn compiles
+            for choice in choices:
+                for place, trunk in enumerate(measured):
+                    step, start = _step_cost(trunk, choice)
+                    steps[choice][place] = min(steps[choice][place], step)
+                    starts[choice][place] = max(starts[choice][place], start)
+        seconds = {}
+        for choice in choices:
+            flops_a_step = [trunk.flops_per_image * trunk.images_at_once(choice) for trunk in measured]
+            per_flop = statistics.fmean(step / flops for step, flops in zip(steps[choice], flops_a_step, strict=True))
+            seconds[choice] = total_flops * per_flop + sizes * statistics.fmean(starts[choice])
+        return seconds
 
     _switch_kernels(native)
 
@@ -86,13 +96,11 @@ def choose_numerics(
 
     best = choice_of(precisions[0], compiled)
     if len(precisions) > 1 and has_bfloat16_arithmetic():
-        for precision in precisions:
-            choice = choice_of(precision, compiled)
-            seconds[choice] = sweep_seconds(choice, [ordered[0], ordered[-1]])
+        choices = [choice_of(precision, compiled) for precision in precisions]
+        seconds |= sweep_seconds(choices, [ordered[0], ordered[-1]])
         best = min(seconds, key=lambda choice: seconds[choice])
     if runtime.compile == "auto":
-        pair = {replace(best, compiled=compiles): 0.0 for compiles in (False, True)}
-        pair = {choice: sweep_seconds(choice, [ordered[-1]]) for choice in pair}
+        pair = sweep_seconds([replace(best, compiled=compiles) for compiles in (False, True)], [ordered[-1]])
         seconds |= pair
         best = min(pair, key=lambda choice: pair[choice])
     names = {choice: f"{choice.precision}, {'compiled' if choice.compiled else 'eager'}" for choice in seconds}
