@@ -35,7 +35,8 @@ def make_tokenizer(experiment: Experiment, runs: Path) -> RunFiles:
 def make_tokens(experiment: Experiment, runs: Path) -> TokenFiles:
     """Encode the images that the grid's cells train on, unless that was done."""
     inputs = _inputs(experiment, runs)
-    images = inputs.data.stored_images or train_images(grid_cells(experiment), inputs.data)
+    cells = () if inputs.data.stored_images else grid_cells(experiment)  # a single run's recipe makes no grid
+    images = train_images(cells, inputs.data)
     _train_tokenizer(experiment, runs, inputs)
     _encode(experiment, inputs, images)
     return inputs.tokens

@@ -51,7 +51,7 @@ class SweepView:
     def stage(self, stage: str, done: int | None, total: int | None) -> None:
         """A stage before training is at `done` of `total` images, or just still going on."""
         now = time.monotonic()
-        text = _STAGES.get(stage, f"training {stage}")
+        text = _stage_text(stage)
         self._stage_started.setdefault(stage, now)
         if done is not None and total is not None:
             first_time, first_done = self._stage_first.setdefault(stage, (now, done))
@@ -66,7 +66,7 @@ class SweepView:
         seconds = time.monotonic() - self._stage_started.get(stage, time.monotonic())
         self.clear()
         if seconds > 1:
-            self._console.print(f"[green]✓[/green] {_STAGES.get(stage, f'training {stage}')}, {_duration(seconds)}")
+            self._console.print(f"[green]✓[/green] {_stage_text(stage)}, {_duration(seconds)}")
         self._printed = time.monotonic() if self._patient else 0.0
 
     def note(self, text: str) -> None:
@@ -189,6 +189,10 @@ class SweepView:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _stage_text(stage: str) -> str:
+    return _STAGES.get(stage, f"training {stage}")
 
 
 def _key(job: Job) -> str:

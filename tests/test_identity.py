@@ -1,6 +1,7 @@
 """Fingerprints of tokenizers and tokens, and the numerics that a study is held to."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -200,5 +201,12 @@ def test_a_torn_record_is_measured_anew(tmp_path: Path, content: str) -> None:
     assert stored_numerics(little_experiment(), files) is None
 
 
-def test_processors() -> None:
-    assert processors() >= 1
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to processors")
+def test_processors_are_those_that_the_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert processors() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert processors() == len(allowed)

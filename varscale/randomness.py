@@ -19,9 +19,6 @@ FACTOR_1 = 0xBF58476D1CE4E5B9
 FACTOR_2 = 0x94D049BB133111EB
 MASK_64 = 2**64 - 1
 
-Order = Callable[[int, int, int], npt.NDArray[np.int64]]
-"""(seed, epoch, size) → a random order of 0 … size - 1."""
-
 
 def uniform(seed: int, stream: str, step: int, sample_index_B: Tensor, draws: int) -> Tensor:
     """Uniform numbers in [0, 1), the same for the same arguments whatever else is in the batch, on any device.
@@ -46,8 +43,18 @@ def permutation(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
     return cast(npt.NDArray[np.int64], torch.argsort(keys, stable=True).numpy())
 
 
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
+    """`permutation`, kept for the steps of an epoch."""
+    return permutation(seed, epoch, size)
+
+
+Order = Callable[[int, int, int], npt.NDArray[np.int64]]
+"""(seed, epoch, size) → a random order of 0 … size - 1."""
+
+
 def sample_indices(
-    seed: int, step: int, batch_size: int, dataset_size: int, order: Order = permutation
+    seed: int, step: int, batch_size: int, dataset_size: int, order: Order = epoch_order
 ) -> npt.NDArray[np.int64]:
     """Which items of a data set a global step takes: epochs in ever new order, without replacement within each.
 
@@ -56,7 +63,7 @@ def sample_indices(
         step: From 0.
         batch_size: Items a step takes, over all processes.
         dataset_size: Items there are. A batch may run over the end of an epoch into the next.
-        order: (seed, epoch, size) → the order of an epoch.
+        order: Of an epoch; called for each step.
 
     Raises:
         ValueError: If a size is not positive or the step is negative.
@@ -70,13 +77,8 @@ def sample_indices(
     indices = np.empty(batch_size, dtype=np.int64)
     for number in range(int(epoch[0]), int(epoch[-1]) + 1):
         taken = epoch == number
-        indices[taken] = _epoch_order(order, seed, number, dataset_size)[place[taken]]
+        indices[taken] = order(seed, number, dataset_size)[place[taken]]
     return indices
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch_order(order: Order, seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
-    return order(seed, epoch, size)
 
 
 def _hash(seed: int, stream: str, step: int, sample_index_B: Tensor, draws: int) -> Tensor:

@@ -40,10 +40,6 @@ class DecodedSource(ABC):
 
     procedural = False
 
-    def order(self, seed: int, epoch: int, size: int) -> Labels:
-        """In which order an epoch of training takes the images."""
-        return permutation(seed, epoch, size)
-
     def __init__(self, name: str, labels: Labels, num_classes: int, crop: Crop, max_undecodable: int) -> None:
         self.name = name
         self.labels = labels
@@ -98,6 +94,10 @@ class DecodedSource(ABC):
         for row, (index, view) in enumerate(zip(indices, views, strict=True)):
             pixels_B3ss[row], labels_B[row] = self.load(int(index), int(view))
         return pixels_B3ss, labels_B
+
+    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+        """Any order."""
+        return permutation(seed, epoch, size)
 
     def _record_undecodable(self, picture: str, error: Exception) -> None:
         with self._record_lock:

@@ -7,6 +7,7 @@ is taken again. The iterables yield dictionaries of tensors; Lightning's trainer
 Letters: B batch (of this rank), L tokens of an image over all scales.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -22,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from varscale.data.sources import ImageSource, Labels, Pixels
 from varscale.data.tokens import TokenStore
 from varscale.data.transforms import to_model_range
-from varscale.randomness import Order, permutation, sample_indices
+from varscale.randomness import Order, epoch_order, sample_indices
 
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
@@ -44,7 +45,7 @@ class Take(NamedTuple):
 
 
 def take(
-    seed: int, step: int, batch_size: int, num_images: int, *, procedural: bool, order: Order = permutation
+    seed: int, step: int, batch_size: int, num_images: int, *, procedural: bool, order: Order = epoch_order
 ) -> Take:
     """What step `step` takes: each image once an epoch, in an order that depends on (seed, epoch).
 
@@ -86,7 +87,7 @@ class _Steps(IterableDataset[Batch]):
         first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return range(self.start_step + first, self.start_step + self.num_steps, workers)
 
-    def _take(self, step: int, num_images: int, procedural: bool, order: Order = permutation) -> Take:
+    def _take(self, step: int, num_images: int, procedural: bool, order: Order = epoch_order) -> Take:
         whole = take(self.seed, step, self.batch_size, num_images, procedural=procedural, order=order)
         return Take(*(part[self._share] for part in whole))
 
@@ -170,15 +171,16 @@ class ImageBatches(_Steps):
 
     def __iter__(self) -> Iterator[Batch]:
         # an epoch's order is worked out here, once, and what waits are bytes, a quarter of the numbers made of them
-        takes = map(self._take_images, self._my_steps())
+        order = functools.lru_cache(maxsize=2)(self.source.order)
+        takes = (self._take_images(step, order) for step in self._my_steps())
         return itertools.starmap(_image_batch, load_ahead(self._load, takes, self.workers))
 
     def batch(self, step: int) -> Batch:
         """This rank's share of one step."""
-        return _image_batch(*self._load(self._take_images(step)))
+        return _image_batch(*self._load(self._take_images(step, self.source.order)))
 
-    def _take_images(self, step: int) -> Take:
-        return self._take(step, len(self.source), self.source.procedural, self.source.order)
+    def _take_images(self, step: int, order: Order) -> Take:
+        return self._take(step, len(self.source), self.source.procedural, order)
 
     def _load(self, taken: Take) -> tuple[Take, Pixels, Labels]:
         return taken, *self.source.load_batch(taken.image_B, taken.epoch_B)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from varscale.data.images import MAX_UNDECODABLE, DecodedSource, check_labels, existing, nearest
@@ -79,7 +80,7 @@ class ParquetSource(DecodedSource):
         file = int(np.searchsorted(self._file_starts, index, side="right")) - 1
         return f"{self.files[file]} row {index - self._file_starts[file]}"
 
-    def order(self, seed: int, epoch: int, size: int) -> Labels:
+    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
         """A random order of the images that reads each row group once or twice, not once an image.
 
         Groups come in random order; windows of as many as half of the memory kept holds are shuffled throughout.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varscale.data import rings
-from varscale.randomness import Order, permutation
+from varscale.randomness import permutation
 
 Indices = Sequence[int] | NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -54,10 +54,6 @@ class ImageSource(Protocol):
     def fingerprint(self) -> str:
         """Hash of all that the pixels and labels depend on, except the number of images of a procedural source."""
 
-    @property
-    def order(self) -> Order:
-        """In which order an epoch of training takes the images."""
-
     def __len__(self) -> int:
         """Number of images."""
 
@@ -66,6 +62,9 @@ class ImageSource(Protocol):
 
     def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
         """Images (B, 3, s, s) in 0..255 and labels (B,). Safe to call from several threads."""
+
+    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+        """A random order of the first `size` images, in which an epoch of training takes them."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,6 @@ class RingsSource:
         return {}
 
     @property
-    def order(self) -> Order:
-        """Any."""
-        return permutation
-
-    @property
     def fingerprint(self) -> str:
         """Hash of the settings; num_images is left out, so that a store can grow."""
         settings = (self.image_size, self.split, self.seed, self.min_rings, self.max_rings, self.radius, self.width)
@@ -161,12 +155,15 @@ class RingsSource:
             colours=self.colours,
         )
 
+    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+        """Any order."""
+        return permutation(seed, epoch, size)
+
 
 class SubsetSource:
     """`count` images of another source, evenly spread over it, so that data sorted by class stay balanced."""
 
     procedural = False
-    order = staticmethod(permutation)
 
     def __init__(self, source: ImageSource, count: int) -> None:
         if not 1 <= count <= len(source):
@@ -192,6 +189,10 @@ class SubsetSource:
     def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
         """Images (B, 3, s, s) and labels (B,)."""
         return self.source.load_batch(self._chosen[np.asarray(indices, dtype=np.int64)], views)
+
+    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+        """Any order."""
+        return permutation(seed, epoch, size)
 
 
 def digest(parts: Iterable[bytes]) -> str:
