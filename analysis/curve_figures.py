@@ -64,7 +64,7 @@ def against_compute(result: "LawsResult", key: str, group: str, target: str, nam
         "run, averaged over the offset."
     )
     if grid.check is not None:
-        caption += " Diamond: the largest budget as predicted from the smaller ones alone, with its 95% interval."
+        caption += " Bars: the largest budget as predicted from the smaller ones alone, with its 95% interval."
     return render(name, caption, draw, height=3.3)
 
 
@@ -190,12 +190,12 @@ def _prediction_mark(axes: Axes, grid: "TargetGrid") -> None:
         [place],
         [check.predicted],
         bars,
-        fmt="D",
+        fmt="_",  # what was observed shows through
         color=VERMILION,
-        markerfacecolor="none",  # what was observed shows through
-        ms=6,
+        ms=13,
+        mew=1.2,
         lw=1,
-        capsize=2.5,
+        capsize=4,
         zorder=6,
         label="predicted",
     )
