@@ -186,6 +186,13 @@ def test_the_minimum_of_a_parabola_is_its_vertex():
         assert found.value == pytest.approx(2.0, rel=1e-12)
 
 
+def test_a_cubic_through_as_many_sizes_as_it_has_coefficients_is_refused():
+    rows = pd.DataFrame({"params": [1e6, 4e6, 1.6e7, 6.4e7], "loss": [2.5, 2.1, 2.0, 2.4], "budget": 1e18})
+    (parabola,), (cubic,) = minima(rows, "loss"), minima(rows, "loss", "cubic")
+    assert parabola.params is not None
+    assert cubic.refused == "4 sizes at this budget; at least 5 are needed"
+
+
 def test_without_flops_the_most_data_are_held_out_once():
     table = chinchilla_table().drop(columns="C")
     result = fit_laws(table, FitOptions(params="N", tokens="D", law=("chinchilla",), bootstrap_draws=100))

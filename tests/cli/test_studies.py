@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import signal
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -150,10 +151,15 @@ def test_plan_writes_nothing(call: Call, tmp_path: Path, finished: Finished, arg
 
 
 def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) -> None:
-    (row,) = [
-        line for line in call("plan", finished.yaml, "--runs-dir", finished.runs).output.splitlines() if "196" in line
-    ]
-    assert 0 < float(row.split()[-1]) < 1
+    """As fast as their trunks were; those of another size are marked."""
+    output = call("plan", finished.yaml, "--runs-dir", finished.runs, "--depths", "1,2,3").output
+    (row,) = [line for line in output.splitlines() if "196" in line]
+    (curves,) = finished.root.glob(f"trunks/{row.split()[0]}-*/metrics.jsonl")
+    points = [json.loads(line)["metrics"] for line in curves.read_text().splitlines()]
+    rate = statistics.median(point["images_per_second"] for point in points if "images_per_second" in point)
+    assert float(row.split()[-1]) == pytest.approx(196 / rate / 3600, rel=0.06)
+    marked = [line.split()[0] for line in output.splitlines() if " ~" in line and "-s0" in line]
+    assert marked == ["d1-s0"] * 4
 
 
 def test_status(call: Call, copy: Path, finished: Finished) -> None:

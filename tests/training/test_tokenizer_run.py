@@ -3,6 +3,7 @@
 Letters: B batch, L tokens of an image.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,17 @@ def test_a_finished_tokenizer_can_be_taken(straight: RunFiles, tmp_path: Path) -
     train_tokenizer(settings, files, "print-c", kill_at(8))
     ours, theirs = load_tokenizer(files.tokenizer_checkpoint, "print-c").state_dict(), weights(straight)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_tokenizer_whose_file_is_gone_is_made_anew(straight: RunFiles, tmp_path: Path) -> None:
+    """As the message about a damaged one asks for."""
+    files = RunFiles(Path(shutil.copytree(straight.folder, tmp_path / "copy")))
+    files.tokenizer_checkpoint.unlink()
+    train_tokenizer(experiment(), files, "print-a", ignore)
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(weights(files).values(), weights(straight).values(), strict=True)
+    )
 
 
 def test_a_tokenizer_that_does_not_fit_is_named(straight: RunFiles, tmp_path: Path) -> None:
