@@ -1,8 +1,11 @@
-"""Every test runs on one torch thread, so that results and timings don't depend on the machine's width."""
+"""Every test runs on one torch thread and with the kernels that were given, whatever others in its process left."""
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -12,3 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # for requirements.py
 from toy_sweep import finished  # noqa: F401  # a fixture of sweeps' and the command's tests
 
 import varscale  # noqa: F401  # repairs torchvision before any test imports lightning or torchmetrics
+
+_KERNELS = os.environ.get("VARSCALE_NATIVE")
+
+
+@pytest.fixture(autouse=True)
+def _kernels_as_given() -> Iterator[None]:
+    """A run switches kernels for its whole process; the next test's may want others."""
+    yield
+    if _KERNELS is None:
+        os.environ.pop("VARSCALE_NATIVE", None)
+    else:
+        os.environ["VARSCALE_NATIVE"] = _KERNELS
