@@ -31,6 +31,12 @@ def test_laws_are_the_same_from_files_mlflow_and_tables(
     assert exponents["files"] == exponents["mlflow"] == exponents["table"]
 
 
+def test_laws_need_results_and_no_yaml(call: Call, copy: Path, finished: Finished) -> None:
+    result = call("fit-laws", "toy", *ONE_QUICK_LAW)
+    assert result.code == 0, result.error
+    assert result.output.splitlines()[-1] == "runs/toy/laws/report.html"
+
+
 def test_laws_are_fitted_again_where_they_are_missing_or_others(call: Call, copy: Path, finished: Finished) -> None:
     laws = copy / "toy" / "laws"
     assert "nothing is new" in call("sweep", finished.yaml).output

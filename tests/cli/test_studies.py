@@ -177,6 +177,8 @@ def test_status(call: Call, copy: Path, finished: Finished) -> None:
     assert text.count("not begun") == 1
     for row in results(copy).values():
         assert f"{row['loss']:.4f}" in text
+    for folder in [*(copy / "toy" / "cells").iterdir(), *(copy / "toy" / "trunks").glob("d2-*")]:
+        assert folder.is_file() or f"{folder.relative_to(copy / 'toy')}\n" in text.replace(" ", "")
 
 
 def test_status_before_anything_ran(call: Call, finished: Finished) -> None:

@@ -65,7 +65,7 @@ def fit_laws(
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
     if from_mlflow and runs:
         raise typer.BadParameter("--from-mlflow reads an EXPERIMENT's runs; it doesn't go with --runs FILE")
-    name = ", ".join(path.name for path in runs or ()) if experiment is None else load(experiment, None).name
+    name = ", ".join(path.name for path in runs or ()) if experiment is None else _study(experiment, runs_dir)
     files = ExperimentFiles(runs_dir, name)
     if runs:
         table = read_runs(runs)
@@ -134,6 +134,13 @@ def print_paths(*paths: Path) -> None:
     """A line a path: the last that a fit prints."""
     for path in paths:
         typer.echo(path)
+
+
+def _study(experiment: str, runs_dir: Path) -> str:
+    """Name of an experiment: the one whose results are there, wherever its YAML file is, or a YAML file's."""
+    if experiment == Path(experiment).name and ExperimentFiles(runs_dir, experiment).root.is_dir():
+        return experiment
+    return load(experiment, None).name
 
 
 def _digest(laws: Path) -> list[str] | None:
