@@ -64,13 +64,13 @@ def status_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     plan = _known_plan(experiment, files)
     for cell in grid_cells(experiment):
         if plan is None:
-            table.add_row(cell.title, "not begun", "", "")
+            table.add_row(cell.name, "not begun", "", "")
             continue
         run = plan.cell_files(cell)
         result = run.read_result()
         loss = f"{result['metrics']['loss']:.4f}" if result and "loss" in result.get("metrics", {}) else ""
         run = run if run.log.exists() else plan.trunk_files(cell.trunk)
-        table.add_row(cell.title, _state(plan, cell), loss, _relative(run, files) if run.log.exists() else "")
+        table.add_row(cell.name, _state(plan, cell), loss, _relative(run, files) if run.log.exists() else "")
     return table
 
 
