@@ -69,18 +69,20 @@ def against_compute(result: "LawsResult", key: str, group: str, target: str, nam
 
 
 def against(result: "LawsResult", target: str, x: str, name: str, group: str = "") -> Drawing:
-    """The rows of the fits against x, with each law."""
+    """The rows of the fits against x, with each law that falls with x."""
     entries = result.entries(target, x, group)
     rows = entries[0].rows
-    banded = next((each for each in entries if each.fitted.law.has_offset), entries[-1])
+    drawn = [entry for entry in entries if not any(each.code == "not-monotone" for each in entry.cautions)]
+    banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         values = rows[x].to_numpy(dtype=float)
         points(axes, values, rows[target].to_numpy(dtype=float), "runs")
         reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
-        _interval_bands(axes, banded, reach)
-        for entry, (style, colour) in zip(entries, _LINES, strict=False):
+        if banded is not None:
+            _interval_bands(axes, banded, reach)
+        for entry, (style, colour) in zip(drawn, _LINES, strict=False):
             axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry))
         log_axis(axes, "x", counts=x == "params")
         value_axis(axes, rows[target])
@@ -89,10 +91,12 @@ def against(result: "LawsResult", target: str, x: str, name: str, group: str = "
 
     filters = [each for each in entries[0].filters if each not in result.table.filters]
     which = f" ({'; '.join(filters)})" if filters else ""
-    caption = (
-        f"{sentence(result.table, target)} against {label(result.table, x)}{which}. Bands: 95% intervals of "
-        f"{banded.fitted.law.name}, for the curve (darker) and for a new run."
-    )
+    caption = f"{sentence(result.table, target)} against {label(result.table, x)}{which}. "
+    if banded is None:
+        caption += "No law is drawn: over these rows the values don't fall."
+    else:
+        name_of_law = banded.fitted.law.name
+        caption += f"Bands: 95% intervals of {name_of_law}, for the curve (darker) and for a new run."
     return render(name, caption, draw, height=2.9)
 
 

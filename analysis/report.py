@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis import report_tables as tables
 from analysis.descent import OBJECTIVES
 from analysis.drawing import Drawing
-from analysis.report_tables import check_sentence, comparison_sentence, number, parameter_text
+from analysis.report_tables import check_sentence, comparison_sentence, end_sentence, number, parameter_text
 from analysis.traps import CODES
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def render(result: "LawsResult", drawings: Sequence[Drawing]) -> str:
         drawings=list(drawings),
         checks=[grid.check for grid in result.grids.values() if grid.check],
         headline=headline(result),
+        doubt=_doubt(result),
         objectives=OBJECTIVES,
         definitions=tables.definitions(result.table),
         units=tables.units(result.table),
@@ -61,6 +62,8 @@ def terminal_summary(result: "LawsResult") -> RenderableType:
         *(Text(check_sentence(each, name), style="green" if each.held else "yellow") for name, each in checks.items()),
         *(Text(comparison_sentence(each)) for each in result.comparisons),
     ]
+    if doubt := _doubt(result):
+        parts.append(Text(doubt, style="yellow"))
     if result.cautions:
         codes: dict[str, int] = {}
         for caution in result.cautions:
@@ -77,6 +80,12 @@ def headline(result: "LawsResult") -> str:
             return check_sentence(grid.check, name)
     entry = result.main(result.fits[0].target, result.fits[0].group)
     return f"{entry.name}: " + ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters) + "."
+
+
+def _doubt(result: "LawsResult") -> str:
+    """That the sizes don't reach past the best ones, for the first target, whose grid it says most of."""
+    end = next((grid.best_end for grid in result.grids.values()), "")
+    return end_sentence(end) if end else ""
 
 
 @cache

@@ -165,6 +165,15 @@ def parameter_text(entry: "FitEntry", name: str) -> str:
     return f"{text} {interval(entry.uncertainty.ci95[name])}"
 
 
+def end_sentence(end: str) -> str:
+    """What it means that the best size is an end of the grid at every budget (`TargetGrid.best_end`)."""
+    beyond = "smaller" if end == "smallest" else "larger"
+    return (
+        f"At every budget the {end} size of the grid is best: {beyond} ones may do better, so the frontier and its "
+        "laws are those of this grid, not of the best models."
+    )
+
+
 def check_sentence(check: LargestBudgetCheck, name: str = "") -> str:
     """The held-out prediction in one sentence that says whether it held."""
     verdict = "held" if check.held else "did not hold"

@@ -110,6 +110,14 @@ class TargetGrid:
     other_minima: Mapping[str, tuple[Minimum, ...]] = field(default_factory=dict)
 
     @property
+    def best_end(self) -> str:
+        """Which of the sizes is best at every budget, "smallest" or "largest"; empty where neither is."""
+        sizes, best = self.cells["params"], self.frontier["params"]
+        if sizes.nunique() < 2:
+            return ""
+        return "smallest" if (best == sizes.min()).all() else "largest" if (best == sizes.max()).all() else ""
+
+    @property
     def check(self) -> LargestBudgetCheck | None:
         """The largest budget predicted from the smaller ones; None where `check_refused` says why."""
         return self.roll_forward[-1] if self.roll_forward else None

@@ -111,6 +111,8 @@ def test_every_cell_of_a_shipped_grid_has_enough_steps(name: str) -> None:
 def test_a_misspelt_name_gets_the_nearest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"no experiment 'imagenet25'; did you mean imagenet256\?; shipped are"):
         find_experiment("imagenet25")
+    with pytest.raises(ExperimentError, match=r"no experiment 'rings-law'; did you mean studies/rings-law\?"):
+        find_experiment("rings-law")
     (tmp_path / "cifar10").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_experiment("cifar10") == shipped_experiments()["cifar10"]  # a folder of that name doesn't hide it

@@ -248,7 +248,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _nearest(word: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    within = [choice for choice in choices if choice.endswith(f"/{word}")]
+    close = within or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -83,12 +83,14 @@ class ExperimentFiles:
         return self.laws / "fitted.json"
 
     def tokenizer(self, print_: str) -> "RunFiles":
-        """Files of a tokenizer."""
-        return RunFiles(self.root / "tokenizers" / print_)
+        """Files of a tokenizer, under another experiment of the same runs folder where only that one finished it."""
+        found = map(RunFiles, self._here_or_elsewhere("tokenizers", print_))
+        return next((run for run in found if run.has_tokenizer(print_)), RunFiles(self.root / "tokenizers" / print_))
 
     def tokens(self, print_: str) -> "TokenFiles":
-        """Files of the token stores."""
-        return TokenFiles(self.root / "tokens" / print_)
+        """Files of the token stores, under another experiment of the same runs folder where only that one has them."""
+        found = map(TokenFiles, self._here_or_elsewhere("tokens", print_))
+        return next((files for files in found if files.summary.exists()), TokenFiles(self.root / "tokens" / print_))
 
     def trunk(self, name: str, print_: str) -> "RunFiles":
         """Files of a trunk."""
@@ -100,9 +102,8 @@ class ExperimentFiles:
 
     def finished_cell(self, name: str, print_: str) -> "RunFiles | None":
         """The cell's files if it is finished, here or under another experiment of the same runs folder."""
-        own = self.cell(name, print_)
-        others = sorted(self.runs.glob(f"*/cells/*-{print_}"))
-        return next((run for run in (own, *map(RunFiles, others)) if run.finished(print_)), None)
+        found = map(RunFiles, self._here_or_elsewhere("cells", f"*-{print_}"))
+        return next((run for run in found if run.finished(print_)), None)
 
     def all_runs(self, kind: Literal["trunks", "cells"]) -> "list[RunFiles]":
         """Files of every trunk or cell that was begun."""
@@ -115,6 +116,10 @@ class ExperimentFiles:
     def sweep_records(self) -> list[Path]:
         """The records of all sweeps."""
         return sorted((self.root / "sweeps").glob("*.sweep.json"))
+
+    def _here_or_elsewhere(self, kind: str, name: str) -> list[Path]:
+        """Folders of that name under this experiment, then under the others."""
+        return [*(self.root / kind).glob(name), *sorted(self.runs.glob(f"*/{kind}/{name}"))]
 
 
 @dataclass(frozen=True)

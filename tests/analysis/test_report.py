@@ -89,6 +89,28 @@ def test_terminal_summary_says_whether_the_prediction_held(result):
     assert "α = " in text
 
 
+@pytest.mark.parametrize(("depths", "end"), [((12, 14, 16, 20), "smallest"), ((1, 2), "largest"), ((3, 6, 16), "")])
+def test_sizes_that_stop_short_of_the_best_are_said_first(depths, end):
+    result = fit_laws(sweep_table(depths=depths, budgets=5), FitOptions(bootstrap_draws=50, law=("power",)))
+    html = render(result, [])
+    console = Console(record=True, width=400, file=None)
+    with console.capture() as captured:
+        console.print(terminal_summary(result))
+    sentence = f"At every budget the {end} size of the grid is best"
+    for text in (html[: html.index("<h2>")], captured.get()):
+        assert (sentence in text) == bool(end), text
+        assert ("At every budget" in text) == bool(end)
+
+
+def test_a_law_that_rises_is_not_drawn():
+    """Sizes far too large for a budget: the larger the worse."""
+    result = fit_laws(sweep_table(depths=(12, 14, 16, 20), budgets=5), FitOptions(bootstrap_draws=50))
+    drawings = {drawing.name: drawing for drawing in draw_all(result)}
+    assert drawings["loss_vs_parameters"].caption.endswith("No law is drawn: over these rows the values don't fall.")
+    banded = {name for name, drawing in drawings.items() if "PolyCollection" in drawing.svg}  # a band, to matplotlib
+    assert banded == {"loss_vs_compute", "error_vs_compute"}
+
+
 def test_a_surface_without_a_grid_is_drawn_too():
     table = chinchilla_table().sample(frac=0.5, random_state=0)
     table["C"] *= 1 + 0.1 * (table.index % 7)

@@ -17,7 +17,8 @@ from varscale.tracking import deliver_all, runs_table
 
 
 def modification_times(root: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name != "mlflow.json"}
+    files = (path for path in root.rglob("*") if path.is_file() and not path.name.endswith("mlflow.json"))
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_sweep_from_nothing(finished: Finished) -> None:
@@ -50,6 +51,24 @@ def test_second_call_trains_nothing(finished: Finished) -> None:
     assert modification_times(finished.root / "cells") == before
     assert "training" not in process.stdout
     assert child_seconds() - seconds < 20
+
+
+def test_another_study_takes_tokenizer_tokens_and_cells_that_are_there(
+    call: Call, copy: Path, finished: Finished, tmp_path: Path
+) -> None:
+    before = modification_times(copy / "toy")
+    result = call("sweep", write_toy(tmp_path, name="study", grid={"depths": [1, 2]}))
+    assert result.code == 0, result.error
+    assert "tokenizer" not in result.output
+    assert modification_times(copy / "toy") == before
+    assert {path.name for path in (copy / "study").iterdir() if not path.name.startswith(".")} == {
+        *("cells", "laws", "numerics.json", "sweeps", "trunks")
+    }
+    assert {path.name[:2] for path in (copy / "study" / "cells").iterdir() if path.is_dir()} == {"d1"}
+    table = pd.read_csv(copy / "study" / "laws" / "runs.csv")
+    assert list(table["depth"]) == [1] * 4 + [2] * 4
+    (cell,) = (copy / "study" / "cells").glob("d1-c6e07-*")
+    assert call("sample", cell, "--labels", "0", "--out", tmp_path / "sample.png").code == 0
 
 
 def test_fewer_cells_than_a_law_needs(call: Call, copy: Path, finished: Finished) -> None:
