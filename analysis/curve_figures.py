@@ -27,8 +27,8 @@ from analysis.drawing import (
     si,
     value_axis,
 )
-from analysis.holdout import OffsetAverage
 from analysis.intervals import predict
+from analysis.largest_budget import OffsetAverage
 from analysis.laws import Array
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from analysis.descent import Objective
 from analysis.errors import FitRefused
 from analysis.fitting import fit
 from analysis.grids import TEN_TIMES
-from analysis.heldout import Refits, heldout_checks, offset_path
+from analysis.holdout import Refits, heldout_checks, offset_path
 from analysis.intervals import from_draws, predict
 from analysis.laws import LAWS, Array
 from analysis.options import FitOptions

@@ -4,8 +4,8 @@ import pandas as pd
 
 from analysis.errors import FitRefused
 from analysis.frontier import cells, envelope, seed_noise
-from analysis.holdout import roll_forward
 from analysis.isoflop import METHODS, minima
+from analysis.largest_budget import roll_forward
 from analysis.options import FitOptions
 from analysis.parametric import Allocation, from_frontier, from_law, from_minima
 from analysis.results import FitEntry, TargetGrid

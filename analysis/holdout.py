@@ -1,195 +1,214 @@
-"""Predictions of runs that a fit has not seen, and how they compare with simple baselines."""
+"""Refits with runs left out: how well a law predicts what it hasn't seen, beside simple baselines."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from scipy import special
-from scipy.optimize.elementwise import find_root
+from scipy.spatial import cKDTree
 
-from analysis.errors import FitRefused
+from analysis.errors import FitRefused, TableError
+from analysis.fitting import Fit, fit
 from analysis.frontier import SeedNoise
 from analysis.laws import Array
+from analysis.table import meets
 
-ASSUMED_NOISE = SeedNoise(relative=0.002, degrees_of_freedom=1)
+MOST_STEPS = 6
+MANY_ROWS = 10_000
+_MANY = 30
 
 
-@dataclass(frozen=True)
-class OffsetAverage:
-    """Prediction from few points, averaged over the offset that few points can't identify.
-
-    For every offset E between 0 (the pure power law) and the lowest value seen, the power law above that offset is
-    fitted by least squares of log residuals. An offset counts with weight S(E)^(-ν/2), S its sum of squares: the
-    likelihood of normal errors of unknown size. A new run's log value, given E, is Student's t with ν = n - 2 degrees
-    of freedom around the fit, with variance s²(1 + leverage). The prediction is the median of that mixture and the
-    interval its quantiles, so it holds the parameters' uncertainty, a new run's own scatter and the doubt between
-    `power` and `power-offset`. Two things join S and ν: the pooled variance of runs repeated with other seeds, with its
-    degrees of freedom, and one degree of freedom with a scatter of 0.2%, so that three or four points that happen to
-    lie on a line don't make a new run certain.
+@dataclass
+class Refits:
+    """Refits of a law to some of its rows, each made once.
 
     Attributes:
-        x_n: inputs of the fitted points.
-        y_n: their values.
-        noise: seed noise, where measured.
+        fitted: the fit of all rows.
+        rows: its rows.
+        inputs: the columns it takes.
+        target: the column it was fitted to.
     """
 
-    x_n: Array
-    y_n: Array
-    noise: SeedNoise | None = None
-
-    def __post_init__(self) -> None:
-        if len(np.unique(self.x_n)) < 3:
-            raise FitRefused(f"a prediction needs three or more points, not {len(np.unique(self.x_n))}")
-
-    def predict(self, x: Array) -> tuple[Array, Array, Array]:
-        """Median and 95% interval of a new run at inputs x."""
-        offsets_G, theta_G2, _, covariance_G22, weights_G = self._profile
-        t_m = np.log(np.atleast_1d(np.asarray(x, dtype=float))) - self._centre
-        u_Gm, jacobian_Gm2 = _curve(t_m, offsets_G, theta_G2)
-        leverage_Gm = np.einsum("gmp,gpq,gmq->gm", jacobian_Gm2, covariance_G22, jacobian_Gm2)
-        scale_Gm = np.sqrt(self._variance[:, None] * (leverage_Gm + 1.0))
-        middle, low, high = (self._quantile(level, u_Gm, scale_Gm, weights_G) for level in (0.5, 0.025, 0.975))
-        return np.exp(middle), np.exp(low), np.exp(high)
-
-    @property
-    def degrees_of_freedom(self) -> int:
-        """ν: points minus two, plus those of the seed noise."""
-        return len(self.y_n) - 2 + sum(each.degrees_of_freedom for each in self._noises)
-
-    @property
-    def _noises(self) -> tuple[SeedNoise, ...]:
-        return (ASSUMED_NOISE,) if self.noise is None else (ASSUMED_NOISE, self.noise)
-
-    @cached_property
-    def _centre(self) -> float:
-        return float(np.log(self.x_n).mean())
-
-    @cached_property
-    def _variance(self) -> Array:
-        return np.maximum(self._profile[2], 1e-16) / self.degrees_of_freedom
-
-    @cached_property
-    def _profile(self) -> tuple[Array, Array, Array, Array, Array]:
-        """Offsets, θ, sums of squares (with the seeds'), (JᵀJ)⁻¹ and weights along the grid of G offsets."""
-        t_n = np.log(self.x_n) - self._centre
-        offsets_G = (1 - np.linspace(1, 0.05, 161) ** 2) * float(self.y_n.min())
-        slopes_G, middles_G = np.polyfit(t_n, np.log(self.y_n[:, None] - offsets_G), 1)
-        theta_G2 = np.stack([middles_G, -slopes_G], axis=1)
-        logs_n = np.log(self.y_n)
-        for _ in range(40):
-            u_Gn, jacobian_Gn2 = _curve(t_n, offsets_G, theta_G2)
-            normal_G22 = np.einsum("gnp,gnq->gpq", jacobian_Gn2, jacobian_Gn2) + 1e-14 * np.eye(2)
-            gradient_G2 = np.einsum("gnp,gn->gp", jacobian_Gn2, logs_n - u_Gn)
-            theta_G2 = theta_G2 + np.linalg.solve(normal_G22, gradient_G2[..., None])[..., 0]
-        u_Gn, jacobian_Gn2 = _curve(t_n, offsets_G, theta_G2)
-        covariance_G22 = np.linalg.inv(np.einsum("gnp,gnq->gpq", jacobian_Gn2, jacobian_Gn2) + 1e-14 * np.eye(2))
-        squares_G = ((logs_n - u_Gn) ** 2).sum(axis=1)
-        squares_G = squares_G + sum(each.degrees_of_freedom * each.relative**2 for each in self._noises)
-        log_weights_G = -0.5 * self.degrees_of_freedom * np.log(np.maximum(squares_G, 1e-16))
-        # The grid is denser near the lowest value: weight by its spacing, so that E itself is uniform.
-        weights_G = np.exp(log_weights_G - log_weights_G.max()) * np.gradient(offsets_G)
-        return offsets_G, theta_G2, squares_G, covariance_G22, weights_G / weights_G.sum()
-
-    def _quantile(self, level: float, u_Gm: Array, scale_Gm: Array, weights_G: Array) -> Array:
-        """The mixture's quantile at each input; it lies between those of its parts."""
-        weighty_G = weights_G > 1e-9 * weights_G.max()
-        u_Gm, scale_Gm, weights_G = u_Gm[weighty_G], scale_Gm[weighty_G], weights_G[weighty_G]
-
-        def excess(value_m: Array, place_m: NDArray[np.intp]) -> Array:
-            below_Gm = special.stdtr(self.degrees_of_freedom, (value_m - u_Gm[:, place_m]) / scale_Gm[:, place_m])
-            return np.asarray(weights_G @ below_Gm / weights_G.sum() - level)
-
-        parts_Gm = u_Gm + special.stdtrit(self.degrees_of_freedom, level) * scale_Gm
-        margin_m = 1e-6 * scale_Gm.max(axis=0)
-        bracket = parts_Gm.min(axis=0) - margin_m, parts_Gm.max(axis=0) + margin_m
-        return np.asarray(find_root(excess, bracket, args=(np.arange(u_Gm.shape[1]),), tolerances={"xatol": 1e-9}).x)
-
-
-@dataclass(frozen=True)
-class LargestBudgetCheck:
-    """The largest budget's best value, predicted from the smaller budgets alone.
-
-    Attributes:
-        target: the column.
-        budget: the largest budget, FLOPs.
-        n_budgets: how many smaller budgets the prediction used.
-        observed: the value found there.
-        predicted: the prediction.
-        ci95: its 95% interval for a new run.
-        baseline: the value of the next smaller budget ("no change").
-        extrapolation: largest budget over the next smaller one.
-    """
-
+    fitted: Fit
+    rows: pd.DataFrame
+    inputs: tuple[str, ...]
     target: str
-    budget: float
-    n_budgets: int
-    observed: float
-    predicted: float
-    ci95: tuple[float, float]
-    baseline: float
-    extrapolation: float
+    _made: dict[bytes, Fit | None] = field(default_factory=dict)
 
-    @property
-    def error(self) -> float:
-        """Predicted minus observed."""
-        return self.predicted - self.observed
-
-    @property
-    def baseline_error(self) -> float:
-        """What "no change from the next smaller budget" is off by."""
-        return self.baseline - self.observed
-
-    @property
-    def inside(self) -> bool:
-        """Whether the observed value lies in the interval."""
-        return self.ci95[0] <= self.observed <= self.ci95[1]
-
-    @property
-    def held(self) -> bool:
-        """Inside the interval and off by less than a quarter of the baseline's error."""
-        return self.inside and abs(self.error) < 0.25 * abs(self.baseline_error)
+    def on(self, known: NDArray[np.bool_]) -> Fit | None:
+        """The law fitted to the rows chosen; None where they don't allow it."""
+        key = np.packbits(known).tobytes()
+        if key not in self._made:
+            chosen = self.rows[known]
+            try:
+                self._made[key] = fit(
+                    self.fitted.law,
+                    _columns(chosen, self.inputs),
+                    chosen[self.target].to_numpy(dtype=float),
+                    objective=self.fitted.objective,
+                    offset=self.fitted.offset,
+                    few_starts=True,
+                )
+            except FitRefused:
+                self._made[key] = None
+        return self._made[key]
 
 
-def largest_budget_check(
-    x_n: Array, y_n: Array, budgets_n: Array, target: str, noise: SeedNoise | None = None
-) -> LargestBudgetCheck:
-    """Predicts the last point of a frontier, in order of budget, from the ones before.
+@dataclass(frozen=True)
+class Heldout:
+    """Errors of a refit on the rows left out.
 
-    Raises:
-        FitRefused: fewer than four budgets.
+    Attributes:
+        name: which rows were left out.
+        n_fitted: rows that the refit used.
+        n_held: rows left out.
+        mean_percent: mean absolute error, per cent of the observed value.
+        worst_percent: the largest.
+        noise_units: mean absolute error over the seeds' standard deviation; None without repeated seeds.
+        baselines: mean absolute error of each baseline, per cent.
+        parameters: of the refit.
+        place: the input (compute, or size) up to which the refit saw rows.
     """
-    if len(x_n) < 4:
-        raise FitRefused(f"predicting the largest budget needs four or more budgets, not {len(x_n)}")
-    average = OffsetAverage(x_n[:-1], y_n[:-1], noise)
-    middle, low, high = average.predict(x_n[-1:])
-    return LargestBudgetCheck(
-        target=target,
-        budget=float(budgets_n[-1]),
-        n_budgets=len(x_n) - 1,
-        observed=float(y_n[-1]),
-        predicted=float(middle[0]),
-        ci95=(float(low[0]), float(high[0])),
-        baseline=float(y_n[-2]),
-        extrapolation=float(x_n[-1] / x_n[-2]),
+
+    name: str
+    n_fitted: int
+    n_held: int
+    mean_percent: float
+    worst_percent: float
+    noise_units: float | None
+    baselines: dict[str, float]
+    parameters: dict[str, float]
+    place: float
+
+    @property
+    def beaten_by(self) -> str:
+        """The baseline that did better than the law; empty when none did."""
+        best = min(self.baselines, key=lambda name: self.baselines[name])
+        return best if self.baselines[best] < self.mean_percent else ""
+
+
+def heldout_checks(refits: Refits, noise: SeedNoise | None, above: str = "") -> list[Heldout]:
+    """Leaves out the largest budget, the largest size, and rolls forward from few to many.
+
+    A law of three parameters is held out only where five or more distinct budgets remain, a law of more where there
+    remain twice as many rows as parameters.
+
+    Args:
+        refits: of the law in question.
+        noise: scatter between seeds.
+        above: a condition in pandas' query syntax; rows that meet it are left out together, as a check of its own.
+    """
+    splits = _splits(refits.rows, refits.inputs, above)
+    checks = (_check(name, column, held, refits, noise) for name, column, held in splits)
+    return [check for check in checks if check is not None]
+
+
+def offset_path(refits: Refits) -> list[float]:
+    """E as rows are added in order of the law's one input, from half of its values (four at least) to all."""
+    values = refits.rows[refits.inputs[0]].to_numpy(dtype=float)
+    levels = _levels(values)
+    kept = levels[max(4, len(levels) // 2) - 1 : -1] if len(values) <= MANY_ROWS else ()
+    path = [again.parameters["E"] for level in kept if (again := refits.on(values <= level)) is not None]
+    return [*path, refits.fitted.parameters["E"]]
+
+
+def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tuple[str, str, Array]]:
+    """Names, the column that decides, and which rows are left out."""
+    order = next((name for name in ("budget", "flops") if name in rows.columns), inputs[-1])
+    column = order if inputs != ("params",) and not set(inputs) - {"params", "tokens", "flops"} else inputs[0]
+    splits = [(_name("largest", column), column, _top(rows[column].to_numpy(dtype=float)))]
+    if len(inputs) > 1:
+        splits.append(("largest params", "params", _top(rows["params"].to_numpy(dtype=float))))
+    if above:
+        splits.append((f"where {above}", column, _meeting(rows, above)))
+    levels = _levels(rows[column].to_numpy(dtype=float))
+    last = len(levels) - 1
+    steps = MOST_STEPS if len(rows) <= MANY_ROWS else 2
+    for count in sorted({*np.linspace(3, last, steps).astype(int).tolist()}) if last >= 3 else []:
+        inside = rows[column].to_numpy() <= levels[count - 1]
+        following = rows[column].to_numpy() <= levels[count]
+        splits.append(
+            (f"roll forward {count} of {len(levels)}", column, np.where(inside, 0, np.where(following, 1, 2)))
+        )
+    return splits
+
+
+def _meeting(rows: pd.DataFrame, condition: str) -> Array:
+    """Which rows meet the condition: none of cells averaged over seeds that lack its column."""
+    try:
+        return np.asarray(meets(rows, condition), dtype=float)
+    except TableError:  # the whole table has the column, or the fit would have been refused
+        return np.zeros(len(rows))
+
+
+def _name(prefix: str, column: str) -> str:
+    return f"{prefix} {'budget' if column in ('budget', 'flops') else column}"
+
+
+def _levels(values: Array) -> Array:
+    """Distinct values; twelve even quantiles where there are very many."""
+    distinct = np.unique(values)
+    return distinct if len(distinct) <= _MANY else np.unique(np.quantile(values, np.linspace(0.1, 1.0, 12)))
+
+
+def _top(values: Array) -> Array:
+    """The rows at the largest value, or the top tenth where nearly every row has its own."""
+    distinct = np.unique(values)
+    limit = distinct[-1] * (1 - 1e-9) if len(distinct) <= _MANY else float(np.quantile(values, 0.9))
+    return np.asarray(values >= limit)
+
+
+def _check(name: str, column: str, held: Array, refits: Refits, noise: SeedNoise | None) -> Heldout | None:
+    # Zero is fitted, one is predicted, two is neither (later than the next step of a roll forward).
+    rows, inputs, target = refits.rows, refits.inputs, refits.target
+    known, unknown = rows[held == 0], rows[held == 1]
+    free = refits.fitted.free_count
+    if not len(unknown) or not len(known):
+        return None
+    if free == 3 and known[column].nunique() < 5:
+        return None
+    if free > 3 and len(known) < 2 * free:
+        return None
+    again = refits.on(held == 0)
+    if again is None:
+        return None
+    observed = unknown[target].to_numpy(dtype=float)
+    errors = 100 * np.abs(again.predict(*_columns(unknown, inputs)) / observed - 1)
+    return Heldout(
+        name=name,
+        n_fitted=len(known),
+        n_held=len(unknown),
+        mean_percent=float(errors.mean()),
+        worst_percent=float(errors.max()),
+        noise_units=float(errors.mean() / (100 * noise.relative)) if noise and noise.relative > 0 else None,
+        baselines=_baselines(known, unknown, inputs, target, column, refits.fitted.law.name != "power"),
+        parameters=again.parameters,
+        place=float(known[column].max()),
     )
 
 
-def roll_forward(
-    x_n: Array, y_n: Array, budgets_n: Array, target: str, noise: SeedNoise | None = None
-) -> list[LargestBudgetCheck]:
-    """Each budget from the fourth on predicted from the smaller ones; the last check is that of the largest budget.
-
-    Raises:
-        FitRefused: fewer than four budgets.
-    """
-    counts = range(min(4, len(x_n)), len(x_n) + 1)
-    return [largest_budget_check(x_n[:n], y_n[:n], budgets_n[:n], target, noise) for n in counts]
+def _columns(rows: pd.DataFrame, inputs: tuple[str, ...]) -> tuple[Array, ...]:
+    return tuple(rows[name].to_numpy(dtype=float) for name in inputs)
 
 
-def _curve(t_m: Array, offsets_G: Array, theta_G2: Array) -> tuple[Array, Array]:
-    """log(E + e^(a - αt)) and its derivatives by (a, α), for each offset: (G, m) and (G, m, 2)."""
-    power_Gm = np.exp(np.clip(theta_G2[:, :1] - theta_G2[:, 1:] * t_m, -700, 700))
-    total_Gm = offsets_G[:, None] + power_Gm
-    share_Gm = power_Gm / total_Gm
-    return np.log(total_Gm), np.stack([share_Gm, -share_Gm * t_m], axis=-1)
+def _baselines(
+    known: pd.DataFrame, unknown: pd.DataFrame, inputs: tuple[str, ...], target: str, column: str, with_power: bool
+) -> dict[str, float]:
+    """No change: the row before along the column left out, alike otherwise. Power law: no offset. Nearest run."""
+    observed = unknown[target].to_numpy(dtype=float)
+    logs_known, logs_unknown = (np.log(np.stack(_columns(rows, inputs), axis=1)) for rows in (known, unknown))
+    scale = np.maximum(logs_known.std(axis=0), 1e-9)
+    values = known[target].to_numpy(dtype=float)
+    nearest = values[cKDTree(logs_known / scale).query(logs_unknown / scale)[1]]
+    before = nearest
+    # Alike otherwise: the same size when budgets are left out, the same budget when a size is.
+    alike = "params" if column != "params" else ("budget" if "budget" in known.columns else None)
+    if alike in known.columns:
+        last = known.sort_values(column).drop_duplicates(alike, keep="last").set_index(alike)[target]
+        alike_before = unknown[alike].map(last).to_numpy(dtype=float)
+        before = np.where(np.isnan(alike_before), nearest, alike_before)
+    design = np.column_stack([np.ones(len(known)), logs_known])
+    slopes, *_ = np.linalg.lstsq(design, np.log(values), rcond=None)
+    power = np.exp(np.column_stack([np.ones(len(unknown)), logs_unknown]) @ slopes)
+    candidates = {"no change": before, "nearest run": nearest} | ({"power law": power} if with_power else {})
+    return {name: float(100 * np.abs(each / observed - 1).mean()) for name, each in candidates.items()}

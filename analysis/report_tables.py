@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from analysis.compare import Comparison
-from analysis.holdout import LargestBudgetCheck
+from analysis.largest_budget import LargestBudgetCheck
 from analysis.roles import SWEEP_COLUMNS
 from analysis.units import NOUNS
 
 if TYPE_CHECKING:
-    from analysis.heldout import Heldout
+    from analysis.holdout import Heldout
     from analysis.parametric import Allocation
     from analysis.results import FitEntry, LawsResult, PredictionAt
     from analysis.table import RunsTable

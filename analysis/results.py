@@ -11,10 +11,10 @@ import pandas as pd
 from analysis.compare import Comparison
 from analysis.fitting import Fit
 from analysis.frontier import SeedNoise
-from analysis.heldout import Heldout
-from analysis.holdout import LargestBudgetCheck
+from analysis.holdout import Heldout
 from analysis.intervals import Prediction, Uncertainty
 from analysis.isoflop import Minimum
+from analysis.largest_budget import LargestBudgetCheck
 from analysis.options import FitOptions
 from analysis.parametric import Allocation
 from analysis.table import RunsTable, hash_rows

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.bootstrap import leave_one_out, uneven
 from analysis.descent import residuals_of
 from analysis.fitting import Fit
-from analysis.heldout import Heldout
+from analysis.holdout import Heldout
 from analysis.intervals import Uncertainty
 from analysis.laws import NO_OFFSET, Array
 from analysis.parametric import Allocation

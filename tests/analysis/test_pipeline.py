@@ -8,7 +8,7 @@ import pytest
 from tables import sweep_table
 
 from analysis.errors import TableError
-from analysis.holdout import largest_budget_check
+from analysis.largest_budget import largest_budget_check
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.writing import write
