@@ -52,15 +52,9 @@ def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
 
 
 def status_table(experiment: Experiment, files: ExperimentFiles) -> Table:
-    """Each cell's state, loss, and the folder of the run that it is in; rows fit 80 columns: paths stay whole."""
-    table = Table(
-        title=f"{experiment.name} in {files.root}: each folder there has a run.log",
-        title_justify="left",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    for column in ("cell", "state", "loss", "folder"):
-        table.add_column(column, overflow="fold")
+    """Each cell's state, loss and log."""
+    title = f"{experiment.name} in {files.root}"
+    table = Table("cell", "state", "loss", "log", title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     plan = _known_plan(experiment, files)
     for cell in grid_cells(experiment):
         if plan is None:
@@ -69,8 +63,8 @@ def status_table(experiment: Experiment, files: ExperimentFiles) -> Table:
         run = plan.cell_files(cell)
         result = run.read_result()
         loss = f"{result['metrics']['loss']:.4f}" if result and "loss" in result.get("metrics", {}) else ""
-        run = run if run.log.exists() else plan.trunk_files(cell.trunk)
-        table.add_row(cell.name, _state(plan, cell), loss, _relative(run, files) if run.log.exists() else "")
+        log = run.log if run.log.exists() else plan.trunk_files(cell.trunk).log
+        table.add_row(cell.name, _state(plan, cell), loss, str(log) if log.exists() else "")
     return table
 
 
@@ -91,11 +85,6 @@ def finished_rows(files: ExperimentFiles) -> tuple[list[dict[str, Any]], int]:
         newest = max(results.values(), key=lambda result: result["time"], default={})
         chosen = {run: each for run, each in results.items() if each["row"]["tokenizer"] == newest["row"]["tokenizer"]}
     return [result["row"] for result in chosen.values()], len(results.keys() - chosen.keys())
-
-
-def _relative(run: RunFiles, files: ExperimentFiles) -> str:
-    """From the experiment's folder, where it is there; cells may be another experiment's."""
-    return str(run.folder.relative_to(files.root) if run.folder.is_relative_to(files.root) else run.folder)
 
 
 def _with_row(run: RunFiles) -> dict[str, Any] | None:

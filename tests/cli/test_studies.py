@@ -181,7 +181,7 @@ def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) 
     assert marked == ["d1-s0"] * 4
 
 
-def test_status(call: Call, copy: Path, finished: Finished) -> None:
+def test_status(call: Call, copy: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = next((copy / "toy" / "cells").glob("d2-c2e07-*"))
     shutil.rmtree(cell)
     for path in (copy / "toy" / "trunks").glob("d3-*"):
@@ -196,8 +196,10 @@ def test_status(call: Call, copy: Path, finished: Finished) -> None:
     assert text.count("not begun") == 1
     for row in results(copy).values():
         assert f"{row['loss']:.4f}" in text
-    for folder in [*(copy / "toy" / "cells").iterdir(), *(copy / "toy" / "trunks").glob("d2-*")]:
-        assert folder.is_file() or f"{folder.relative_to(copy / 'toy')}\n" in text.replace(" ", "")
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = call("status", finished.yaml).output
+    for log in [*(copy / "toy" / "cells").glob("*/run.log"), *(copy / "toy" / "trunks").glob("d2-*/run.log")]:
+        assert f" {log.relative_to(copy.parent)} " in narrow, "whole, to be copied"
 
 
 def test_status_before_anything_ran(call: Call, finished: Finished) -> None:

@@ -81,7 +81,10 @@ def status(
     from sweeps.status import status_table
 
     settings = load(experiment, set_, depths)
-    Console().print(status_table(settings, ExperimentFiles(runs_dir, settings.name)))
+    console, table = Console(), status_table(settings, ExperimentFiles(runs_dir, settings.name))
+    # paths stay whole, to be copied: a narrow terminal wraps the lines
+    console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).maximum)
+    console.print(table)
 
 
 def dashboard(
