@@ -31,7 +31,7 @@ def render(result: "LawsResult", drawings: Sequence[Drawing]) -> str:
         drawings=list(drawings),
         checks=[grid.check for grid in result.grids.values() if grid.check],
         headline=headline(result),
-        doubt=_doubt(result),
+        doubts=_doubts(result),
         objectives=OBJECTIVES,
         definitions=tables.definitions(result.table),
         units=tables.units(result.table),
@@ -62,8 +62,7 @@ def terminal_summary(result: "LawsResult") -> RenderableType:
         *(Text(check_sentence(each, name), style="green" if each.held else "yellow") for name, each in checks.items()),
         *(Text(comparison_sentence(each)) for each in result.comparisons),
     ]
-    if doubt := _doubt(result):
-        parts.append(Text(doubt, style="yellow"))
+    parts += [Text(doubt, style="yellow") for doubt in _doubts(result)]
     if result.cautions:
         codes: dict[str, int] = {}
         for caution in result.cautions:
@@ -82,10 +81,10 @@ def headline(result: "LawsResult") -> str:
     return f"{entry.name}: " + ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters) + "."
 
 
-def _doubt(result: "LawsResult") -> str:
-    """That the sizes don't reach past the best ones, for the first target, whose grid it says most of."""
-    end = next((grid.best_end for grid in result.grids.values()), "")
-    return end_sentence(end) if end else ""
+def _doubts(result: "LawsResult") -> list[str]:
+    """Whose sizes don't reach past the best ones: by the first target, for each group."""
+    first = {name: grid for name, grid in result.grids.items() if name.split(" [")[0] == result.table.targets[0]}
+    return [end_sentence(grid.best_end, name) for name, grid in first.items() if grid.best_end]
 
 
 @cache

@@ -165,12 +165,12 @@ def parameter_text(entry: "FitEntry", name: str) -> str:
     return f"{text} {interval(entry.uncertainty.ci95[name])}"
 
 
-def end_sentence(end: str) -> str:
+def end_sentence(end: str, name: str) -> str:
     """What it means that the best size is an end of the grid at every budget (`TargetGrid.best_end`)."""
     beyond = "smaller" if end == "smallest" else "larger"
     return (
-        f"At every budget the {end} size of the grid is best: {beyond} ones may do better, so the frontier and its "
-        "laws are those of this grid, not of the best models."
+        f"{name}: at every budget the {end} size of the grid is best; {beyond} ones may do better, so the frontier and "
+        "its laws are those of this grid, not of the best models."
     )
 
 

@@ -44,7 +44,7 @@ class Plan:
     def cell_files(self, cell: Cell) -> RunFiles:
         """A cell's files: where it finished (perhaps in another study), or where it will run."""
         print_ = self.cell_fingerprint(cell)
-        return self.files.finished_cell(cell.name, print_) or self.files.cell(cell.name, print_)
+        return self.files.finished_cell(print_) or self.files.cell(cell.name, print_)
 
     def trunk_files(self, trunk: Trunk) -> RunFiles:
         """A trunk's files."""

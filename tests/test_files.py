@@ -157,12 +157,12 @@ def test_a_run_is_finished_when_its_result_has_its_fingerprint(tmp_path: Path) -
 
 def test_a_finished_cell_is_found_in_other_experiments(tmp_path: Path) -> None:
     mine, other = ExperimentFiles(tmp_path, "mine"), ExperimentFiles(tmp_path, "other")
-    assert mine.finished_cell("d2", "a" * 16) is None
+    assert mine.finished_cell("a" * 16) is None
     write_json(other.cell("d2-other", "a" * 16).result, {"fingerprint": "a" * 16})
-    found = mine.finished_cell("d2", "a" * 16)
+    found = mine.finished_cell("a" * 16)
     assert found is not None
     assert found.folder == other.cell("d2-other", "a" * 16).folder
     write_json(mine.cell("d2", "a" * 16).result, {"fingerprint": "a" * 16})
-    found = mine.finished_cell("d2", "a" * 16)
+    found = mine.finished_cell("a" * 16)
     assert found is not None
     assert found.folder == mine.cell("d2", "a" * 16).folder

@@ -100,8 +100,8 @@ class ExperimentFiles:
         """Files of a cell."""
         return RunFiles(self.root / "cells" / f"{name}-{print_}")
 
-    def finished_cell(self, name: str, print_: str) -> "RunFiles | None":
-        """The cell's files if it is finished, here or under another experiment of the same runs folder."""
+    def finished_cell(self, print_: str) -> "RunFiles | None":
+        """A cell's files if it is finished, here or under another experiment of the same runs folder."""
         found = map(RunFiles, self._here_or_elsewhere("cells", f"*-{print_}"))
         return next((run for run in found if run.finished(print_)), None)
 

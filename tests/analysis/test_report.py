@@ -96,10 +96,10 @@ def test_sizes_that_stop_short_of_the_best_are_said_first(depths, end):
     console = Console(record=True, width=400, file=None)
     with console.capture() as captured:
         console.print(terminal_summary(result))
-    sentence = f"At every budget the {end} size of the grid is best"
+    sentence = f"loss: at every budget the {end} size of the grid is best"
     for text in (html[: html.index("<h2>")], captured.get()):
         assert (sentence in text) == bool(end), text
-        assert ("At every budget" in text) == bool(end)
+        assert ("at every budget" in text) == bool(end)
 
 
 def test_a_law_that_rises_is_not_drawn():

@@ -138,7 +138,7 @@ def print_paths(*paths: Path) -> None:
 
 def _study(experiment: str, runs_dir: Path) -> str:
     """Name of an experiment: the one whose results are there, wherever its YAML file is, or a YAML file's."""
-    if experiment == Path(experiment).name and ExperimentFiles(runs_dir, experiment).root.is_dir():
+    if experiment and experiment == Path(experiment).name and ExperimentFiles(runs_dir, experiment).root.is_dir():
         return experiment
     return load(experiment, None).name
 
