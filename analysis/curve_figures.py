@@ -40,7 +40,7 @@ _LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BL
 def against_compute(result: "LawsResult", key: str, group: str, target: str, name: str) -> Drawing:
     """Cells as points joined by size, the frontier, its law with the interval for a new run, and the held-out check."""
     grid = result.grids[key]
-    entries = result.entries(target, "flops", group)
+    entries = [entry for entry in result.entries(target, "flops", group) if entry.falls]
     entry = next((each for each in entries if each.fitted.law.name == "power-offset"), entries[0] if entries else None)
 
     def draw(figure: Figure) -> None:
@@ -60,8 +60,9 @@ def against_compute(result: "LawsResult", key: str, group: str, target: str, nam
 
     caption = (
         f"{sentence(result.table, target)} against training compute. Points are runs, joined by size; rings mark the "
-        "best run of each budget (the frontier). Line: the law fitted to the frontier. Band: 95% interval for a new "
-        "run, averaged over the offset."
+        "best run of each budget (the frontier). "
+        + ("Line: the law fitted to the frontier. " if entry is not None else "")
+        + "Band: 95% interval for a new run, averaged over the offset."
     )
     if grid.check is not None:
         caption += " Bars: the largest budget as predicted from the smaller ones alone, with its 95% interval."
@@ -72,7 +73,7 @@ def against(result: "LawsResult", target: str, x: str, name: str, group: str = "
     """The rows of the fits against x, with each law that falls with x."""
     entries = result.entries(target, x, group)
     rows = entries[0].rows
-    drawn = [entry for entry in entries if not any(each.code == "not-monotone" for each in entry.cautions)]
+    drawn = [entry for entry in entries if entry.falls]
     banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
 
     def draw(figure: Figure) -> None:
@@ -142,11 +143,11 @@ def groups(result: "LawsResult") -> Drawing:
         axes = figure.add_subplot()
         for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
             values = entry.rows["flops"].to_numpy(dtype=float)
-            axes.plot(values, entry.rows[target], "o", color=colour)
-            reach = np.geomspace(values.min(), values.max() * 2, 50)
-            axes.plot(
-                reach, entry.fitted.predict(reach), "-", color=colour, label=f"{plain(entry.group)}: {_formula(entry)}"
-            )
+            name = plain(entry.group)
+            axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.falls else name)
+            if entry.falls:
+                reach = np.geomspace(values.min(), values.max() * 2, 50)
+                axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{name}: {_formula(entry)}")
         log_axis(axes, "x")
         value_axis(axes, pd.concat([entry.rows[target] for entry in entries]))
         axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))

@@ -30,7 +30,7 @@ def build_grid(frame: pd.DataFrame, target: str, targets: tuple[str, ...], optio
         refused = str(refusal)
     found = {method: tuple(minima(grid_cells, target, method, noise, options.seed)) for method in METHODS}
     first = found.pop(METHODS[0])
-    return TargetGrid(grid_cells, frontier, first, noise, tuple(rolled), refused, found)
+    return TargetGrid(target, grid_cells, frontier, first, noise, tuple(rolled), refused, found)
 
 
 def grid_cautions(target: str, grid: TargetGrid, first: bool) -> list[Caution]:

@@ -83,7 +83,7 @@ def headline(result: "LawsResult") -> str:
 
 def _doubts(result: "LawsResult") -> list[str]:
     """Whose sizes don't reach past the best ones: by the first target, for each group."""
-    first = {name: grid for name, grid in result.grids.items() if name.split(" [")[0] == result.table.targets[0]}
+    first = {name: grid for name, grid in result.grids.items() if grid.target == result.table.targets[0]}
     return [end_sentence(grid.best_end, name) for name, grid in first.items() if grid.best_end]
 
 

@@ -144,7 +144,7 @@ def frontier_tables(result: "LawsResult") -> list[ReportTable]:
     tables = []
     for name, grid in result.grids.items():
         minima = {found.budget: found for found in grid.minima}
-        values = grid.frontier[name.split(" [")[0]]
+        values = grid.frontier[grid.target]
         rows = []
         for budget, size, value in zip(grid.frontier["budget"], grid.frontier["params"], values, strict=True):
             found = minima[budget]

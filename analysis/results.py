@@ -56,6 +56,11 @@ class FitEntry:
     group: str = ""
 
     @property
+    def falls(self) -> bool:
+        """Whether the target falls with x; a law that rises is drawn in no figure."""
+        return not any(caution.code == "not-monotone" for caution in self.cautions)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Columns of `rows` that the law takes."""
         return inputs_of(self.fitted.law.inputs, self.x)
@@ -101,6 +106,7 @@ class FitEntry:
 class TargetGrid:
     """What the grid of cells says about one target."""
 
+    target: str
     cells: pd.DataFrame
     frontier: pd.DataFrame
     minima: tuple[Minimum, ...]

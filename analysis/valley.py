@@ -44,8 +44,8 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
 
     The draws take all offsets for alike likely beforehand: an offset counts with weight S(E)^(-ν/2), S the sum of
     squared log residuals of the law fitted at E held fixed and ν their degrees of freedom; given E, the others are
-    Student's t around that fit, as in `holdout.OffsetAverage`. The edge is where the profile likelihood ratio of one
-    quantity reaches its 95% level, S = S_min·(1 + t²/ν): a quantity's interval is its range there.
+    Student's t around that fit, as in `largest_budget.OffsetAverage`. The edge is where the profile likelihood ratio of
+    one quantity reaches its 95% level, S = S_min·(1 + t²/ν): a quantity's interval is its range there.
     """
     generator = np.random.default_rng(seed)
     place, rows = problem.free.index("E"), len(y)

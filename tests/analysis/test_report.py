@@ -106,9 +106,34 @@ def test_a_law_that_rises_is_not_drawn():
     """Sizes far too large for a budget: the larger the worse."""
     result = fit_laws(sweep_table(depths=(12, 14, 16, 20), budgets=5), FitOptions(bootstrap_draws=50))
     drawings = {drawing.name: drawing for drawing in draw_all(result)}
+    assert "Line: the law" in drawings["loss_vs_compute"].caption
     assert drawings["loss_vs_parameters"].caption.endswith("No law is drawn: over these rows the values don't fall.")
     banded = {name for name, drawing in drawings.items() if "PolyCollection" in drawing.svg}  # a band, to matplotlib
     assert banded == {"loss_vs_compute", "error_vs_compute"}
+
+
+def test_a_law_that_rises_with_compute_is_drawn_in_no_figure():
+    """Alone, and of one of two groups."""
+    good, bad = sweep_table(depths=(4, 6, 8), seed=1), sweep_table(depths=(4, 6, 8), seed=2)
+    bad["loss"] = 10 / bad["loss"]
+    bad["run"] += "-b"
+    table = pd.concat([good.assign(family="good"), bad.assign(family="bad")])
+    options = FitOptions(group="family", target=("loss",), bootstrap_draws=50)
+    drawings = {drawing.name: drawing for drawing in draw_all(fit_laws(table, options))}
+    assert "Line: the law" in drawings["loss_vs_compute_good"].caption
+    assert "Line: the law" not in drawings["loss_vs_compute_bad"].caption
+
+
+@pytest.mark.parametrize("group", ["", "family"])
+def test_targets_may_have_brackets_in_their_names(group):
+    table = sweep_table(depths=(12, 14, 16, 20), budgets=5).rename(columns={"loss": "loss [nats]"})
+    other = sweep_table(depths=(12, 14, 16, 20), budgets=5, seed=1).rename(columns={"loss": "loss [nats]"})
+    other["run"] += "-b"
+    both = pd.concat([table.assign(family="a [x]"), other.assign(family="b")]) if group else table
+    options = FitOptions(loss="loss [nats]", group=group or None, law=("power",), bootstrap_draws=50)
+    result = fit_laws(both, options)
+    html = render(result, draw_all(result))
+    assert html.count(": at every budget the smallest size of the grid is best") == (2 if group else 1)
 
 
 def test_a_surface_without_a_grid_is_drawn_too():
