@@ -186,6 +186,34 @@ def test_a_later_sweep_lists_what_it_reuses(files: ExperimentFiles) -> None:
     assert sorted(runs_table(files.tracking_uri, "study")["depth"]) == [12, 12, 16]
 
 
+def test_a_sweep_lists_what_it_took_from_single_runs_of_another_experiment(files: ExperimentFiles) -> None:
+    """No sweep of theirs owns them; a parent in another experiment would hide them in both."""
+    single = finished_cell(files, 12, 1e12)
+    other = ExperimentFiles(files.runs, "study")
+    forwarder = Forwarder(files.tracking_uri, other)
+    forwarder.sweep("later", "study", {}, [single, finished_cell(other, 16, 1e12)])
+    assert forwarder.deliver()
+    content = snapshot(files.tracking_uri)
+    assert content["study/sweeps/later.sweep.json"][0][5]["reused_runs"] == f"rings/cells/{single.name}"
+    assert "mlflow.parentRunId" not in content[f"rings/cells/{single.name}"][0][5]
+    assert sorted(runs_table(files.tracking_uri, "study")["depth"]) == [12, 16]
+
+
+def test_an_experiment_deleted_in_mlflow_does_not_hold_up_others(files: ExperimentFiles) -> None:
+    """Its runs that were not delivered yet can't be."""
+    _, _, folders = small_sweep(files)
+    client = mlflow.MlflowClient(files.tracking_uri)
+    client.delete_experiment(client.create_experiment("rings"))
+    other = ExperimentFiles(files.runs, "study")
+    new = finished_cell(other, 16, 1e12)
+    lines: list[str] = []
+    forwarder = Forwarder(files.tracking_uri, other, lines.append)
+    forwarder.sweep("later", "study", {}, [*folders, new])
+    forwarder.deliver()
+    assert list(runs_table(files.tracking_uri, "study")["depth"]) == [16]
+    assert any("the experiment 'rings' was deleted in MLflow" in line for line in lines)
+
+
 def test_the_table_has_the_numbers_of_the_files(files: ExperimentFiles) -> None:
     forwarder, _, folders = small_sweep(files)
     print_ = "diverged"

@@ -115,7 +115,7 @@ class Delivery:
 
     def _update_sweep(self, record: SweepRecord, owned: dict[str, SweepRecord]) -> None:
         position = self._sweep_position(record)
-        others = [run for run in record.runs if owned[run].file != record.file]
+        others = [run for run in record.runs if run not in owned or owned[run].file != record.file]
         found = [read_position(self._runs / run / STATE_FILE, self._uri).run_id for run in others]
         reused = [run_id for run_id in found if run_id]
         tags = {"mlflow.runName": record.name}

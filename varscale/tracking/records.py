@@ -162,11 +162,13 @@ def read_record(file: Path) -> SweepRecord | None:
 
 
 def owners(records: Iterable[SweepRecord]) -> dict[str, SweepRecord]:
-    """The sweep that each run belongs to: the oldest that lists it. Later ones reuse it."""
+    """The sweep that each run belongs to: the oldest of its own experiment that lists it. Other ones reuse it."""
     found: dict[str, SweepRecord] = {}
     for record in records:
+        experiment = record.file.parent.parent.name
         for run in record.runs:
-            found.setdefault(run, record)
+            if run.split("/")[0] == experiment:
+                found.setdefault(run, record)
     return found
 
 

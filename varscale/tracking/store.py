@@ -28,6 +28,10 @@ class TrackingError(ValueError):
     """A tracking URI or experiment that can't be used, with what would be right."""
 
 
+class ExperimentDeletedError(TrackingError):
+    """The user deleted an experiment in MLflow; others may be delivered still."""
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """A run as the store has it."""
@@ -82,12 +86,12 @@ class Store:
         """MLflow's experiment of that name, created with the dashboard's view where there is none.
 
         Raises:
-            TrackingError: It was deleted in MLflow.
+            ExperimentDeletedError: It was deleted in MLflow.
         """
         if name not in self._experiments:
             found = self._client.get_experiment_by_name(name)
             if found is not None and found.lifecycle_stage == "deleted":
-                raise TrackingError(
+                raise ExperimentDeletedError(
                     f"the experiment {name!r} was deleted in MLflow: "
                     f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
                 )
@@ -200,6 +204,8 @@ def is_rejection(error: Exception) -> bool:
     """Whether the store answered and refused this one request, so that other runs may be delivered still."""
     from mlflow.exceptions import MlflowException
 
+    if isinstance(error, ExperimentDeletedError):
+        return True
     return isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404, 409, 413, 422)
 
 
