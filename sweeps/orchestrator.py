@@ -16,6 +16,7 @@ from sweeps.jobs import FINAL_ERRORS, Job, NumericsJob, PeakJob, TokenizerJob, T
 from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
 from sweeps.plan import Plan, bytes_of_runs, bytes_of_tokens, images_by_trunk, train_images
 from sweeps.pool import Pool
+from sweeps.shares import shares
 from sweeps.view import SweepView
 from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
@@ -23,7 +24,6 @@ from varscale.data.manifest import MANIFEST, read_manifest
 from varscale.files import ExperimentFiles, TokenFiles, fingerprint
 from varscale.identity import (
     DataIdentity,
-    processors,
     store_numerics,
     stored_numerics,
     tokenizer_fingerprint,
@@ -102,15 +102,14 @@ class _Sweep:
         self._launcher: LocalLauncher | None = None
         self._numerics = stored_numerics(experiment, files)
         self._train_images = train_images(cells, data)
+        self._token_files = files.tokens(self._tokens, self._train_images)
 
     def check_space(self) -> None:
         """Raise `SweepError` when what is still missing will not fit on the disk."""
-        tokens = self._files.tokens(self._tokens)
         plan = self._plan(self._numerics) if self._numerics else None
         missing = plan.missing if plan else self._cells
         needed = bytes_of_runs(missing, [cell for cell in missing if plan is None or not plan.has_checkpoint(cell)])
-        if not tokens.folder.exists():
-            needed += bytes_of_tokens(self._experiment, self._train_images)
+        needed += max(0, bytes_of_tokens(self._experiment, self._train_images) - self._token_files.bytes)
         free = shutil.disk_usage(self._files.root).free
         if free < needed:
             raise SweepError(
@@ -125,11 +124,8 @@ class _Sweep:
         failed: dict[str, str] = {}
         try:
             if plan is None or plan.missing:
-                gpus, runtime = _gpus(), self._experiment.runtime  # asked only now: it imports torch
-                workers = runtime.workers or gpus or processors()
-                self._threads = runtime.threads or max(1, processors() // workers)
-                self._workers_a_device = -(-workers // max(1, gpus))
-                self._launcher = LocalLauncher(workers, self._threads, gpus)
+                self._shares = shares(self._experiment.runtime)  # asked only now: it imports torch
+                self._launcher = LocalLauncher(self._shares.workers, self._shares.threads, self._shares.gpus)
                 self._prepare_inputs()
                 plan = self._plan(self._numerics or self._measure_numerics())
                 for trunk, _ in plan.trunks().values():  # a size may be new to a study whose numerics were decided
@@ -173,7 +169,7 @@ class _Sweep:
             self._alone(
                 "tokenizer", TokenizerJob(self._experiment, tokenizer, self._tokenizer, self._tokenizer_threads)
             )
-        tokens, images = self._files.tokens(self._tokens), self._train_images
+        tokens, images = self._token_files, self._train_images
         if not tokens_ready(tokens, images):
             job = TokensJob(self._experiment, tokenizer, self._tokenizer, tokens, images, self._tokenizer_threads)
             self._alone("tokens", job)
@@ -197,7 +193,7 @@ class _Sweep:
                 "precision, compilation or threads differ from those that the study was begun with: what was trained "
                 "with those doesn't count"
             )
-        job = NumericsJob(trunks, self._threads, self._tokenizer_threads, self._workers_a_device)
+        job = NumericsJob(trunks, self._shares.threads, self._tokenizer_threads, self._shares.workers_a_device)
         numerics, seconds = self._alone("numerics", job)
         store_numerics(self._files, numerics, seconds)
         assert isinstance(numerics, Numerics)
@@ -231,7 +227,7 @@ class _Sweep:
         inputs = Inputs(
             self._files.tokenizer(self._tokenizer).tokenizer_checkpoint,
             self._tokenizer,
-            self._files.tokens(self._tokens),
+            self._token_files,
             self._tokens,
             plan.numerics,
             peak,
@@ -253,9 +249,3 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     if repeated:
         remarks.append(f"{len(repeated)} cells saw their images more than {MOST_EPOCHS} times: {', '.join(repeated)}")
     return remarks
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""Single runs: a tokenizer, its tokens, one model; in this process, on all of its threads."""
+"""Single runs: a tokenizer, its tokens, one model; in this process, with the share of a sweep's worker."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from sweeps.plan import train_images
+from sweeps.shares import shares
 from sweeps.view import SweepView
 from varscale.cells import Cell, Trunk, check_lengths, grid_cells
 from varscale.config import Experiment
@@ -15,7 +16,6 @@ from varscale.config_files import ExperimentError, changed
 from varscale.files import ExperimentFiles, RunFiles, TokenFiles
 from varscale.identity import (
     DataIdentity,
-    processors,
     store_numerics,
     stored_numerics,
     tokenizer_fingerprint,
@@ -38,8 +38,7 @@ def make_tokens(experiment: Experiment, runs: Path) -> TokenFiles:
     cells = () if inputs.data.stored_images else grid_cells(experiment)  # a single run's recipe makes no grid
     images = train_images(cells, inputs.data)
     _train_tokenizer(experiment, runs, inputs)
-    _encode(experiment, inputs, images)
-    return inputs.tokens
+    return _encode(experiment, inputs, images)
 
 
 def train_single(
@@ -69,8 +68,8 @@ def train_single(
     forwarder.start()
     try:
         _train_tokenizer(experiment, runs, inputs)
-        _encode(experiment, inputs, train_images([cell], inputs.data))
-        return _train_cell(cell, inputs, ExperimentFiles(runs, experiment.name), forwarder)
+        tokens = _encode(experiment, inputs, train_images([cell], inputs.data))
+        return _train_cell(cell, inputs, tokens, forwarder)
     finally:
         forwarder.stop()
 
@@ -83,24 +82,30 @@ def _train_tokenizer(experiment: Experiment, runs: Path, inputs: "_Inputs") -> N
         train_tokenizer(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, report)
 
 
-def _encode(experiment: Experiment, inputs: "_Inputs", images: int) -> None:
+def _encode(experiment: Experiment, inputs: "_Inputs", images: int) -> TokenFiles:
     from varscale.training.tokenizer_run import encode_tokens, tokens_ready
 
-    if not tokens_ready(inputs.tokens, images):
+    tokens = inputs.files.tokens(inputs.tokens_fingerprint, images)
+    if not tokens_ready(tokens, images):
         with _stage("tokens") as report:
-            encode_tokens(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, inputs.tokens, images, report)
+            encode_tokens(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, tokens, images, report)
+    return tokens
 
 
-def _train_cell(cell: Cell, made: "_Inputs", files: ExperimentFiles, forwarder: Forwarder) -> Path:
+def _train_cell(cell: Cell, made: "_Inputs", tokens: TokenFiles, forwarder: Forwarder) -> Path:
     from varscale.training.model_run import Inputs, train_cell
     from varscale.training.numerics import choose_numerics, measure_matmul_peak
 
-    experiment = cell.trunk.experiment
+    experiment, files = cell.trunk.experiment, made.files
     numerics = stored_numerics(experiment, files)
     if numerics is None:
-        threads = experiment.runtime.threads or processors()
+        share = shares(experiment.runtime)
         numerics, seconds = choose_numerics(
-            [(cell.trunk, cell.images)], experiment.runtime, threads, tokenizer_threads(experiment, files)
+            [(cell.trunk, cell.images)],
+            experiment.runtime,
+            share.threads,
+            tokenizer_threads(experiment, files),
+            share.workers_a_device,
         )
         if not files.numerics.exists():  # else --set asks for others, for this run alone
             store_numerics(files, numerics, seconds)
@@ -109,7 +114,7 @@ def _train_cell(cell: Cell, made: "_Inputs", files: ExperimentFiles, forwarder: 
     inputs = Inputs(
         made.tokenizer.tokenizer_checkpoint,
         made.tokenizer_fingerprint,
-        made.tokens,
+        tokens,
         made.tokens_fingerprint,
         numerics,
         peak,
@@ -135,10 +140,10 @@ def _cell_of_epochs(trunk: Trunk) -> Cell:
 
 
 class _Inputs(NamedTuple):
+    files: ExperimentFiles
     data: DataIdentity
     tokenizer: RunFiles
     tokenizer_fingerprint: str
-    tokens: TokenFiles
     tokens_fingerprint: str
 
 
@@ -149,7 +154,7 @@ def _inputs(experiment: Experiment, runs: Path) -> _Inputs:
     data = data_identity(experiment.data)
     tokenizer = tokenizer_fingerprint(experiment, data, tokenizer_threads(experiment, files))
     tokens = tokens_fingerprint(experiment, data, tokenizer)
-    return _Inputs(data, files.tokenizer(tokenizer), tokenizer, files.tokens(tokens), tokens)
+    return _Inputs(files, data, files.tokenizer(tokenizer), tokenizer, tokens)
 
 
 def _set_threads(threads: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varscale import files
-from varscale.files import ExperimentFiles, RunFiles, fingerprint, read_json, write_atomically, write_json
+from varscale.files import ExperimentFiles, RunFiles, TokenFiles, fingerprint, read_json, write_atomically, write_json
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -134,7 +134,7 @@ def test_everything_lies_under_the_experiments_folder(tmp_path: Path) -> None:
     inside = [
         layout.numerics,
         layout.laws,
-        layout.tokens("f" * 16).summary,
+        layout.tokens("f" * 16, 0).summary,
         layout.sweep("f" * 16),
         layout.tokenizer("f" * 16).result,
         layout.trunk("d2-s0", "f" * 16).milestone(640),
@@ -153,6 +153,28 @@ def test_a_run_is_finished_when_its_result_has_its_fingerprint(tmp_path: Path) -
     assert not run.finished("b")
     run.result.write_text(json.dumps({"fingerprint": "a"})[:-3])
     assert not run.finished("a")
+
+
+def test_tokens_of_another_experiment_are_taken_where_they_suffice(tmp_path: Path) -> None:
+    """Growing them would replace files that the other experiment's workers are reading."""
+    mine, other = ExperimentFiles(tmp_path, "mine"), ExperimentFiles(tmp_path, "other")
+    theirs = TokenFiles(other.root / "tokens" / "a")
+    assert mine.tokens("a", 0).folder == mine.root / "tokens" / "a"
+    write_json(theirs.summary, {"images": 100})
+    assert mine.tokens("a", 100).folder == theirs.folder
+    assert mine.tokens("a", 101).folder == mine.root / "tokens" / "a"
+    (mine.root / "tokens" / "a").mkdir(parents=True)
+    assert mine.tokens("a", 1).folder == mine.root / "tokens" / "a"  # begun, and gone on with
+
+
+def test_a_finished_tokenizer_is_found_in_other_experiments(tmp_path: Path) -> None:
+    mine, other = ExperimentFiles(tmp_path, "mine"), ExperimentFiles(tmp_path, "other")
+    theirs = other.tokenizer("a")
+    write_json(theirs.identity, {})
+    assert mine.tokenizer("a").folder == mine.root / "tokenizers" / "a"
+    theirs.tokenizer_checkpoint.write_bytes(b"")
+    write_json(theirs.result, {"fingerprint": "a"})
+    assert mine.tokenizer("a").folder == theirs.folder
 
 
 def test_a_finished_cell_is_found_in_other_experiments(tmp_path: Path) -> None:

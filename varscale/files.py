@@ -87,10 +87,14 @@ class ExperimentFiles:
         found = map(RunFiles, self._here_or_elsewhere("tokenizers", print_))
         return next((run for run in found if run.has_tokenizer(print_)), RunFiles(self.root / "tokenizers" / print_))
 
-    def tokens(self, print_: str) -> "TokenFiles":
-        """Files of the token stores, under another experiment of the same runs folder where only that one has them."""
-        found = map(TokenFiles, self._here_or_elsewhere("tokens", print_))
-        return next((files for files in found if files.summary.exists()), TokenFiles(self.root / "tokens" / print_))
+    def tokens(self, print_: str, images: int) -> "TokenFiles":
+        """Files of the token stores; without own, those of another experiment that hold as many training images.
+
+        Only those: a store that grows replaces files, and the other experiment's sweep may be reading them.
+        """
+        own = TokenFiles(self.root / "tokens" / print_)
+        others = map(TokenFiles, self._here_or_elsewhere("tokens", print_))
+        return own if own.folder.exists() else next((files for files in others if files.images >= images), own)
 
     def trunk(self, name: str, print_: str) -> "RunFiles":
         """Files of a trunk."""
@@ -117,9 +121,10 @@ class ExperimentFiles:
         """The records of all sweeps."""
         return sorted((self.root / "sweeps").glob("*.sweep.json"))
 
-    def _here_or_elsewhere(self, kind: str, name: str) -> list[Path]:
+    def _here_or_elsewhere(self, kind: str, name: str) -> Iterator[Path]:
         """Folders of that name under this experiment, then under the others."""
-        return [*(self.root / kind).glob(name), *sorted(self.runs.glob(f"*/{kind}/{name}"))]
+        yield from (self.root / kind).glob(name)
+        yield from sorted(self.runs.glob(f"*/{kind}/{name}"))
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,16 @@ class TokenFiles(RunFiles):
     def summary(self) -> Path:
         """Images of the training store and their unigram entropy; written last."""
         return self.folder / "summary.json"
+
+    @property
+    def images(self) -> int:
+        """Images of the finished training store."""
+        return int((read_json(self.summary) or {}).get("images") or 0)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the shards that are written, those of unfinished stores too."""
+        return sum(path.stat().st_size for path in self.folder.glob("*/*.npy"))
 
 
 def absolute(path: Path) -> Path:

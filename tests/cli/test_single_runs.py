@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from command_calls import Call
 from PIL import Image
-from toy_sweep import Finished, numbers_of, results
+from toy_sweep import Finished, numbers_of, results, write_toy
 
+from sweeps.shares import shares
+from varscale.config import RuntimeConfig
 from varscale.files import read_json
 from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.models.storage import load_model, save_model
@@ -31,6 +34,35 @@ def test_a_run_in_other_numerics_leaves_the_studys_alone(call: Call, copy: Path,
     assert read_json(copy.parent / result.output.splitlines()[-1])["row"]["precision"] == "bfloat16"
     assert (copy / "toy" / "numerics.json").read_bytes() == (finished.root / "numerics.json").read_bytes()
     assert call("status", finished.yaml).output.count("finished") == 8
+
+
+def test_a_single_run_takes_a_workers_share_of_the_machine(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides for the whole study: with all threads of the machine, the sweep's workers would each start as many."""
+    monkeypatch.setattr("sweeps.shares.processors", lambda: 4)
+    toy = write_toy(tmp_path, runtime={"threads": 0, "workers": 0}, grid={"depths": [2]})
+    assert call("train", toy, "--depth", "2", "--budget", "2e7").code == 0
+    assert (read_json(tmp_path / "runs" / "toy" / "numerics.json") or {})["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "gpus", "expected"),
+    [
+        (0, 0, 0, (8, 0, 1, 8)),
+        (2, 0, 0, (2, 0, 4, 2)),
+        (16, 0, 0, (16, 0, 1, 16)),
+        (0, 3, 0, (8, 0, 3, 8)),
+        (0, 0, 4, (4, 4, 2, 1)),
+        (6, 0, 4, (6, 4, 1, 2)),
+    ],
+)
+def test_shares(
+    workers: int, threads: int, gpus: int, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.shares.processors", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert shares(RuntimeConfig(workers=workers, threads=threads)) == expected
 
 
 def test_tokenizer_and_tokens_alone(call: Call, finished: Finished, tmp_path: Path) -> None:

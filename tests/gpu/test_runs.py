@@ -24,7 +24,7 @@ from varscale.models.storage import load_var
 from varscale.training.model_run import train_cell, train_trunk
 from varscale.training.numerics import choose_numerics
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import loader, make_trainer
+from varscale.training.trainer import Loader, make_trainer
 
 pytestmark = pytest.mark.gpu
 STEPS, BATCH = 20, 24
@@ -89,7 +89,7 @@ def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         with deterministic():
-            make_trainer(RunFiles(tmp_path), 4, [], precision="float32").fit(module, loader(batches))
+            make_trainer(RunFiles(tmp_path), 4, [], precision="float32").fit(module, Loader(batches))
         measured = torch.cuda.max_memory_allocated()
         states.append(module.state_dict())
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []

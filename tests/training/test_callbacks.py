@@ -2,15 +2,18 @@
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 
 from varscale.training.callbacks import Checkpoints, Diverged, Progress, ScheduleCallback, Throughput, check_finite
 from varscale.training.schedules import Schedule
+from varscale.training.trainer import Loader
 
 
 class Module:
@@ -107,6 +110,25 @@ def test_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
         assert logged["images_per_second"] == pytest.approx(2)
         assert logged["utilisation"] == pytest.approx(2 * 10 / 100)
         assert logged["data_wait_share"] == pytest.approx(0.25)
+
+
+def test_waiting_is_all_of_a_loaders_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch does with a batch counts, what is done with it afterwards doesn't."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Batches(IterableDataset[dict[str, torch.Tensor]]):
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            for number in range(4):
+                clock[0] += 2
+                yield {"number": torch.tensor(number)}
+
+    loader = Loader(Batches())
+    convert = loader.collate_fn
+    monkeypatch.setattr(loader, "collate_fn", lambda batch: (clock.__setitem__(0, clock[0] + 1), convert(batch))[1])
+    for batch in loader:
+        clock[0] += 10
+        assert loader.seconds == 3 * (int(batch["number"]) + 1)
 
 
 def test_progress_is_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

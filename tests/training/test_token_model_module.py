@@ -24,7 +24,7 @@ from varscale.training.model_run import Inputs
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import loader
+from varscale.training.trainer import Loader
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ def test_learns_more_than_how_often_tokens_are(inputs: Inputs) -> None:
     """Below the entropy of each position's own distribution, which needs attention and inputs to beat."""
     module = make_module(inputs.tokenizer)
     store = TokenStore.open(inputs.tokens.train)
-    quiet_trainer().fit(module, loader(StepBatches(store, seed=0, batch_size=32, start_step=0, num_steps=120)))
-    quiet_trainer().validate(module, loader(EvaluationBatches(TokenStore.open(inputs.tokens.validation),
+    quiet_trainer().fit(module, Loader(StepBatches(store, seed=0, batch_size=32, start_step=0, num_steps=120)))
+    quiet_trainer().validate(module, Loader(EvaluationBatches(TokenStore.open(inputs.tokens.validation),
                                                               batch_size=16)), verbose=False)  # fmt: skip
     tokens_NL = store.tokens(torch.arange(store.num_samples)).tokens_BL
     share_LV = F.one_hot(tokens_NL, VOCAB_SIZE).double().mean(0)

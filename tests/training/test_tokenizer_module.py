@@ -20,7 +20,7 @@ from varscale.models.autoencoder import MultiScaleTokenizer
 from varscale.training import tokenizer_module
 from varscale.training.callbacks import Diverged
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import loader
+from varscale.training.trainer import Loader
 
 BATCH = 8
 ADVERSARIAL = {
@@ -57,7 +57,7 @@ def train(module: TokenizerModule, steps: int, after: Callable[[TokenizerModule]
         num_steps=steps,
         workers=0,
     )
-    fit(module, loader(batches), after)
+    fit(module, Loader(batches), after)
 
 
 def fit(module: TokenizerModule, batches: Any, after: Callable[[TokenizerModule], None] = lambda _: None) -> None:

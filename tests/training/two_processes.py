@@ -25,7 +25,7 @@ from varscale.data.sources import RingsSource
 from varscale.data.tokens import TokenStore
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import loader
+from varscale.training.trainer import Loader
 
 STEPS, BATCH = 8, 8
 ADVERSARIAL = {
@@ -63,7 +63,7 @@ def train_model(folder: Path, rank: int, processes: int, strategy: Any, **change
     )
     recorder = Losses()
     trainer = make_trainer(strategy, processes, recorder)
-    trainer.fit(module, loader(batches))
+    trainer.fit(module, Loader(batches))
     sharded = isinstance(module.var, FSDPModule)
     if sharded:
         assert all(isinstance(parameter, DTensor) for parameter in module.var.parameters())
@@ -75,7 +75,7 @@ def train_model(folder: Path, rank: int, processes: int, strategy: Any, **change
     figures: dict[str, float] = {}
     if not sharded:
         store = TokenStore.open(folder / "tokens" / "validation")
-        trainer.validate(module, loader(EvaluationBatches(store, batch_size=7, **share)), verbose=False)
+        trainer.validate(module, Loader(EvaluationBatches(store, batch_size=7, **share)), verbose=False)
         figures = module.prediction.compute()
     return {"losses": recorder.losses, "weights": weights, "figures": figures, "norm": norm, "sharded": sharded}
 
@@ -99,7 +99,7 @@ def train_tokenizer(rank: int, processes: int, strategy: str, **changes: Any) ->
 
     module.tokenizer.quantizer.restart_codes = restart_codes  # type: ignore[method-assign]
     trainer = make_trainer(strategy, processes)
-    trainer.fit(module, loader(batches))
+    trainer.fit(module, Loader(batches))
     moments = trainer.optimizers[0].state[module.tokenizer.quantizer.codebook_Vc]
     return {
         "weights": {name: tensor.detach().clone() for name, tensor in module.state_dict().items()},

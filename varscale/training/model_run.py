@@ -23,7 +23,7 @@ from varscale.training.numerics import apply_numerics, check_memory
 from varscale.training.schedules import Schedule
 from varscale.training.token_model_module import TokenModelModule
 from varscale.training.tokenizer_run import Report
-from varscale.training.trainer import Continuation, TimedBatches, check_intact, loader, make_trainer, read_checkpoint
+from varscale.training.trainer import Continuation, Loader, check_intact, make_trainer, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _fit(
         module.load_state_dict(torch.load(resume, map_location="cpu", weights_only=True)["state_dict"])
         return module, {}
     store = TokenStore.open(inputs.tokens.train, inputs.tokenizer_fingerprint)
-    batches = TimedBatches(
+    batches = Loader(
         StepBatches(
             store,
             seed=trunk.seed,
@@ -200,7 +200,7 @@ def _fit(
     ]
     trainer = make_trainer(files, batch, callbacks, precision=inputs.numerics.precision)
     with deterministic():
-        trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
+        trainer.fit(module, batches, ckpt_path=resume, weights_only=True)
     return module, throughput.figures
 
 
@@ -273,7 +273,7 @@ def _evaluate(module: TokenModelModule, cell: Cell, inputs: Inputs) -> dict[str,
     trainer = make_trainer(inputs.tokens, 1, [], precision=inputs.numerics.precision)
     module.prediction.reset()
     with deterministic():
-        trainer.validate(module, loader(batches), verbose=False)
+        trainer.validate(module, Loader(batches), verbose=False)
     return module.prediction.compute()
 
 

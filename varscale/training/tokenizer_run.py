@@ -16,7 +16,7 @@ from varscale.data.sources import ImageSource, Pixels
 from varscale.data.token_writer import encode_store
 from varscale.data.tokens import TokenStore, unigram_entropy
 from varscale.data.transforms import to_model_range
-from varscale.files import RunFiles, TokenFiles, read_json, write_json
+from varscale.files import RunFiles, TokenFiles, write_json
 from varscale.generation.pictures import save_pictures
 from varscale.identity import processors
 from varscale.metrics.reconstruction import ReconstructionMeter
@@ -27,7 +27,7 @@ from varscale.official_files import read_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.numerics import check_memory
 from varscale.training.tokenizer_module import TokenizerModule
-from varscale.training.trainer import Continuation, check_intact, loader, make_trainer, read_checkpoint
+from varscale.training.trainer import Continuation, Loader, check_intact, make_trainer, read_checkpoint
 
 Report = Callable[[int, int], None]
 """Called with the images done and in all."""
@@ -97,7 +97,7 @@ def encode_tokens(
 
     Damaged shards of earlier calls are made anew, and a store never shrinks.
     """
-    train_images = max(train_images, _encoded_images(files))
+    train_images = max(train_images, files.images)
     model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
     device = best_device()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
@@ -125,14 +125,14 @@ def encode_tokens(
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
         done += len(source) * views
-    if _encoded_images(files) != len(train):
+    if files.images != len(train):
         first_views = TokenStore.open(files.train, views=1, verify="sizes")
         write_json(files.summary, {"images": len(train), "unigram_entropy": unigram_entropy(first_views).mean})
 
 
 def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     """Whether intact stores of so many training images are there."""
-    if _encoded_images(files) < train_images:
+    if files.images < train_images:
         return False
     try:
         for folder in (files.validation, files.train):
@@ -140,10 +140,6 @@ def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     except TokenStoreError:
         return False
     return True
-
-
-def _encoded_images(files: TokenFiles) -> int:
-    return int((read_json(files.summary) or {}).get("images") or 0)
 
 
 def _saved(files: RunFiles, fingerprint: str) -> MultiScaleTokenizer | None:
@@ -192,7 +188,7 @@ def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Call
     ]
     trainer = make_trainer(files, training.batch_size, callbacks, precision="float32")
     with deterministic():
-        trainer.fit(module, loader(batches), ckpt_path=resume, weights_only=True)
+        trainer.fit(module, Loader(batches), ckpt_path=resume, weights_only=True)
     return module
 
 

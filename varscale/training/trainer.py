@@ -114,24 +114,20 @@ def check_intact(path: Path) -> None:
         raise ValueError(f"{path}: damaged (its part {damaged}); delete it to make it anew")
 
 
-class TimedBatches(IterableDataset[Batch]):
-    """Batches as they come, and the seconds that were spent on getting them."""
+class Loader(DataLoader[Batch]):
+    """Batches as they come, made in the training process (they are lookups), and how long a run waited for them.
+
+    Attributes:
+        seconds: Spent in all calls for the next batch so far, PyTorch's part included.
+    """
 
     def __init__(self, batches: IterableDataset[Batch]) -> None:
-        self._batches = batches
+        super().__init__(batches, batch_size=None)
         self.seconds = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._batches)
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator is as good as PyTorch's iterator
+        started = time.perf_counter()
+        for batch in super().__iter__():
             self.seconds += time.perf_counter() - started
-            if batch is None:
-                return
             yield batch
-
-
-def loader(batches: IterableDataset[Batch]) -> DataLoader[Batch]:
-    """Batches are made in the training process: they are lookups, and never wait."""
-    return DataLoader(batches, batch_size=None)
+            started = time.perf_counter()
