@@ -17,7 +17,7 @@ STEPS = {"rings": 300, "130 tokens": 60}
 def run(options: Options) -> Report:
     report = Report(
         "data",
-        "Waiting for data: the time from the end of a training step to the next batch, in a run as a sweep does it",
+        "Waiting for data: the time in the calls for the next batch, in a run as a sweep does it",
         ("study", "size", "batch", "steps", "images/s", "milliseconds a step", "microseconds waiting", "share"),
     )
     size = Size(8, 64, 8)

@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def recipe(self) -> str:
-        """Identity of what all cells of a grid have in common, whatever their depth, budget and seed."""
+        """Identity of what all cells of a grid have in common: their smallest budget, too, which sets the warm-up."""
         experiment = self.experiment
         return fingerprint(
             kind="recipe",

@@ -47,7 +47,7 @@ def fit_laws(
     compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
     published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
     holdout: Annotated[bool, typer.Option(help="Refit with runs left out, and report the errors.")] = True,
-    holdout_where: Annotated[str | None, typer.Option(help="Rows to hold out, such as 'C >= 1e21'.")] = None,
+    holdout_where: Annotated[str | None, typer.Option(help="Rows to hold out, such as 'flops >= 1e21'.")] = None,
     title: Annotated[
         str | None, typer.Option(help="Heading of the report.", show_default="the experiment, or the files")
     ] = None,
