@@ -82,6 +82,15 @@ def test_positions_of_several_stores_share_a_file(tmp_path: Path) -> None:
     assert read_position(state, "http://one") == Position()
 
 
-def test_a_run_belongs_to_the_oldest_sweep_that_lists_it(tmp_path: Path) -> None:
-    records = [SweepRecord(tmp_path / name, name, 0.0, {}, runs) for name, runs in [("a", ("x",)), ("b", ("x", "y"))]]
-    assert {run: record.name for run, record in owners(records).items()} == {"x": "a", "y": "b"}
+def test_a_run_belongs_to_the_oldest_sweep_of_its_experiment_that_lists_it(tmp_path: Path) -> None:
+    listed = [
+        ("study/sweeps/early", ("rings/cells/x", "study/cells/z")),
+        ("rings/sweeps/a", ("rings/cells/x",)),
+        ("rings/sweeps/b", ("rings/cells/x", "rings/cells/y", "study/cells/w")),
+    ]
+    records = [SweepRecord(tmp_path / file, Path(file).name, 0.0, {}, runs) for file, runs in listed]
+    assert {run: record.name for run, record in owners(records).items()} == {
+        "rings/cells/x": "a",
+        "rings/cells/y": "b",
+        "study/cells/z": "early",
+    }
