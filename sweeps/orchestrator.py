@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sweeps.decided import decided_numerics
 from sweeps.jobs import FINAL_ERRORS, Job, NumericsJob, PeakJob, TokenizerJob, TokensJob
 from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
 from sweeps.plan import Plan, bytes_of_runs, bytes_of_tokens, images_by_trunk, train_images
@@ -25,7 +26,6 @@ from varscale.files import ExperimentFiles, TokenFiles, fingerprint
 from varscale.identity import (
     DataIdentity,
     store_numerics,
-    stored_numerics,
     tokenizer_fingerprint,
     tokenizer_threads,
     tokens_fingerprint,
@@ -100,7 +100,7 @@ class _Sweep:
         self._tokenizer = tokenizer_fingerprint(experiment, data, self._tokenizer_threads)
         self._tokens = tokens_fingerprint(experiment, data, self._tokenizer)
         self._launcher: LocalLauncher | None = None
-        self._numerics = stored_numerics(experiment, files)
+        self._numerics = decided_numerics(experiment, files, cells, self._tokens)
         self._train_images = train_images(cells, data)
         self._token_files = files.tokens(self._tokens, self._train_images)
 
@@ -118,6 +118,8 @@ class _Sweep:
             )
 
     def run(self) -> Outcome:
+        if self._numerics and not self._files.numerics.exists():
+            store_numerics(self._files, self._numerics, {})
         plan = self._plan(self._numerics) if self._numerics else None
         record = None
         trained = 0

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from sweeps.decided import decided_numerics
 from sweeps.plan import train_images
 from sweeps.shares import shares
 from sweeps.view import SweepView
@@ -17,7 +18,6 @@ from varscale.files import ExperimentFiles, RunFiles, TokenFiles
 from varscale.identity import (
     DataIdentity,
     store_numerics,
-    stored_numerics,
     tokenizer_fingerprint,
     tokenizer_threads,
     tokens_fingerprint,
@@ -97,7 +97,8 @@ def _train_cell(cell: Cell, made: "_Inputs", tokens: TokenFiles, forwarder: Forw
     from varscale.training.numerics import choose_numerics, measure_matmul_peak
 
     experiment, files = cell.trunk.experiment, made.files
-    numerics = stored_numerics(experiment, files)
+    numerics = decided_numerics(experiment, files, [cell], made.tokens_fingerprint)
+    seconds: dict[str, float] = {}
     if numerics is None:
         share = shares(experiment.runtime)
         numerics, seconds = choose_numerics(
@@ -107,8 +108,8 @@ def _train_cell(cell: Cell, made: "_Inputs", tokens: TokenFiles, forwarder: Forw
             tokenizer_threads(experiment, files),
             share.workers_a_device,
         )
-        if not files.numerics.exists():  # else --set asks for others, for this run alone
-            store_numerics(files, numerics, seconds)
+    if not files.numerics.exists():  # else --set may ask for others, for this run alone
+        store_numerics(files, numerics, seconds)
     cell.trunk.check_memory(numerics)
     peak = measure_matmul_peak(numerics.precision, numerics.threads)
     inputs = Inputs(
@@ -119,7 +120,8 @@ def _train_cell(cell: Cell, made: "_Inputs", tokens: TokenFiles, forwarder: Forw
         numerics,
         peak,
     )
-    run = files.cell(cell.name, cell.fingerprint(made.tokens_fingerprint, numerics))
+    print_ = cell.fingerprint(made.tokens_fingerprint, numerics)
+    run = files.finished_cell(print_) or files.cell(cell.name, print_)
     forwarder.watch(run.folder)
     with _stage(cell.title) as report:
         train_cell(cell, None, run, inputs, report)

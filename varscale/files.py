@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-NUMERICS_VERSION = 6
+NUMERICS_VERSION = 7
 """Raised when a change of code changes results; part of every fingerprint."""
 
 
@@ -112,6 +112,11 @@ class ExperimentFiles:
     def all_runs(self, kind: Literal["trunks", "cells"]) -> "list[RunFiles]":
         """Files of every trunk or cell that was begun."""
         return [RunFiles(path.parent) for path in sorted((self.root / kind).glob("*/run.json"))]
+
+    def others(self) -> "list[ExperimentFiles]":
+        """The other experiments of the same runs folder whose numerics are decided."""
+        found = (path.parent.name for path in sorted(self.runs.glob(f"*/{self.numerics.name}")))
+        return [ExperimentFiles(self.runs, name) for name in found if name != self.experiment]
 
     def sweep(self, print_: str) -> Path:
         """Record of a sweep."""

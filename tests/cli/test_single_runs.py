@@ -26,6 +26,12 @@ def test_train_equals_the_cell_of_the_grid(call: Call, copy: Path, finished: Fin
     assert numbers_of(results(copy)[cell.name]) == numbers_of(results(finished.runs)[cell.name])
 
 
+def test_a_cell_that_another_study_finished_is_not_trained_again(call: Call, copy: Path, finished: Finished) -> None:
+    (cell,) = (copy / "toy" / "cells").glob("d2-c2e07-*")
+    arguments = ("--depth", "2", "--budget", "2e7", "--set", "name=other", "--set", "runtime.compile=auto")
+    assert call("train", finished.yaml, *arguments).output.splitlines()[-1] == f"runs/toy/cells/{cell.name}/result.json"
+
+
 def test_a_run_in_other_numerics_leaves_the_studys_alone(call: Call, copy: Path, finished: Finished) -> None:
     """Else none of its finished cells would count."""
     arguments = ("--depth", "2", "--budget", "2e7", "--set", "runtime.precision=bfloat16")

@@ -14,7 +14,7 @@ from rich.console import Console
 from toy_sweep import BUDGETS, Finished, numbers_of, results, toy_experiment
 
 from sweeps import orchestrator
-from sweeps.jobs import CellJob, Job, TokenizerJob, TokensJob, TrunkJob
+from sweeps.jobs import CellJob, Job, NumericsJob, TokenizerJob, TokensJob, TrunkJob
 from sweeps.launchers.local import Event, Failed, Progress
 from sweeps.launchers.local import Finished as Done
 from sweeps.orchestrator import Outcome, SweepError, run_sweep
@@ -166,6 +166,23 @@ def test_another_study_of_the_same_runs_folder_reuses_them(sweeping: Sweeping, f
     assert not (sweeping.runs / "elsewhere" / "cells").exists()
     ((_, folders),) = sweeping.forwarder.records
     assert {folder.parent.parent.name for folder in folders if folder.parent.name == "cells"} == {"toy"}
+
+
+def test_a_new_study_computes_as_the_one_whose_cells_it_takes(sweeping: Sweeping, finished: Finished) -> None:
+    """A measurement of its own might choose otherwise, and train them again; where it takes none, it measures."""
+    shutil.copytree(finished.root / "cells", sweeping.runs / "toy" / "cells")
+    left_open = {"precision": "auto", "compile": "auto"}
+    outcome = sweeping(toy_experiment(name="taking", grid={"depths": [3]}, runtime=left_open))
+    assert outcome.trained == 0
+    assert sweeping.launcher.jobs == []
+    assert (read_json(sweeping.runs / "taking" / "numerics.json") or {})["precision"] == "float32"
+
+    def refuse(job: Job, attempt: int) -> None:
+        if isinstance(job, NumericsJob):
+            raise ValueError("measured")
+
+    with pytest.raises(SweepError, match="numerics: measured"):
+        sweeping(toy_experiment(name="apart", optim={"lr": 4e-3}, runtime=left_open), refuse)
 
 
 def test_a_larger_grid_extends_trunks_and_tokens(sweeping: Sweeping, finished: Finished) -> None:
