@@ -1,5 +1,6 @@
 import math
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from varscale.models.native import building
 
 PATCH_NUMS = (1, 2, 3, 5)
 TOKENS = 39
+OLDER_PROCESSORS = ("x86-64", "haswell") if "AVX" in torch.backends.cpu.get_cpu_capability() else ()
 
 
 @pytest.fixture
@@ -71,9 +73,24 @@ def normalised(joint: Tensor, scale: Tensor, patch_nums: tuple[int, ...]) -> Ten
     return out.transpose(1, 2).reshape(batch, tokens, -1)
 
 
+@pytest.fixture
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiles as for this kind of processor, whose vectors may be narrower than this one's."""
+    monkeypatch.setattr(building, "FLAGS", [flag.replace("=native", f"={request.param}") for flag in building.FLAGS])
+    native._library.cache_clear()
+    yield
+    native._library.cache_clear()
+
+
 @needs_compiler
-@pytest.mark.parametrize("head_channels", [1, 3, 4, 8, 16, 24, 64])
+@pytest.mark.parametrize(
+    ("head_channels", "processor"),
+    [(channels, "native") for channels in (1, 3, 4, 8, 16, 24, 32, 48, 64)]
+    + [(channels, older) for channels in (8, 64) for older in OLDER_PROCESSORS],
+    indirect=["processor"],
+)
 @pytest.mark.parametrize("patch_nums", [PATCH_NUMS, (4,)])
+@pytest.mark.usefixtures("processor")
 def test_native_kernel_equals_the_definition(head_channels: int, patch_nums: tuple[int, ...]) -> None:
     heads = 3
     ends = [end for _, end in attention.scale_bounds(patch_nums)]
@@ -91,6 +108,22 @@ def test_native_kernel_equals_the_definition(head_channels: int, patch_nums: tup
     for name, exact, ours in zip(("output", "joint gradient", "scale gradient"), *results, strict=True):
         worst = (exact - ours).abs().max() / exact.abs().max().clamp_min(1e-3)
         assert worst < 2e-4, name
+
+
+@needs_compiler
+@pytest.mark.parametrize("head_channels", [8, 64])
+def test_last_queries_of_a_cache_equal_those_of_all(head_channels: int) -> None:
+    scale = torch.tensor([2.0, 5.0])
+    cache = torch.randn(2, TOKENS + 3, 3 * 2 * head_channels)
+    joint = cache[:, :TOKENS]
+    everything = native.native_attention(joint, scale, [TOKENS])
+    for queries in (1, 13, TOKENS):
+        torch.testing.assert_close(
+            native.native_attention_to_all(joint, scale, queries=queries),
+            everything[:, -queries:],
+            atol=1e-6,
+            rtol=1e-5,
+        )
 
 
 @needs_compiler

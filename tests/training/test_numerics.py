@@ -10,6 +10,8 @@ import pytest
 import torch
 from requirements import require_program
 from tiny_training import NUMERICS, little_experiment
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from varscale.cells import Numerics, Trunk
 from varscale.config import RuntimeConfig
@@ -165,11 +167,25 @@ def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_memory(2.8 * 2**30, "runtime.micro_batch")
 
 
-def test_a_step_is_measured() -> None:
+def test_what_is_measured_is_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward of all images that pass at once, each time that the clock runs."""
     trunk, _ = trunks()[0]
+    timed: list[int] = []
+    timings = numerics._timings
+
+    def count(work: Callable[[], object], repeats: int, warmup: int = 1) -> list[float]:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            work()
+        timed.append(counter.get_total_flops())
+        return timings(work, repeats, warmup)
+
+    monkeypatch.setattr(numerics, "_timings", count)
     seconds, start = numerics._step_cost(trunk, NUMERICS)
-    assert 0 < seconds < 10
+    assert seconds > 0
     assert start >= 0
+    step = trunk.batch_size * trunk.flops_per_image
+    assert all(0.9 * step < flops <= step for flops in timed)  # the first products need no gradient of their inputs
+    assert len(timed) == 2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

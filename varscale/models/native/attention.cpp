@@ -3,7 +3,8 @@
 // PyTorch's kernels spend most of their time around the arithmetic when a head has 4 to 32 channels. Here one (sample, head)
 // stays in the first-level cache: keys and values are laid out channel by channel, so that a vector holds one channel of
 // neighbouring tokens, and several queries share what is loaded. Pairs that the mask hides are never computed. Queries and
-// keys are given length 1 on the way in, and the gradient of that is taken on the way out.
+// keys are given length 1 on the way in, and the gradient of that is taken on the way out. Heads of 32 or 64 channels leave
+// that cache; they are summed up over tokens row by row, since a row is whole vectors.
 //
 // Layouts, row-major: joint (batch, tokens, 3, heads, CHANNELS) holds queries, keys and values; output and its gradient
 // (batch, tokens, heads, CHANNELS); log_sum (batch, heads, tokens); scale (heads); scale_gradient (batch, heads).
@@ -26,7 +27,8 @@ constexpr int LANES = 4;
 #endif
 constexpr float SMALLEST_SQUARE = 1e-24f;
 constexpr int CHUNK = 8;   // sums that fit into the registers beside what is added to them
-constexpr int GROUP = 4;   // queries that share what is loaded; more were slower
+constexpr bool WIDE = CHANNELS >= 32 && CHANNELS % (2 * LANES) == 0;  // a row is pairs of whole vectors
+constexpr int GROUP = WIDE && LANES == 16 ? 8 : 4;  // queries that share what is loaded; more were slower
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
@@ -109,36 +111,79 @@ inline float inverse_length(const float *row) {
     return 1.0f / std::sqrt(square > SMALLEST_SQUARE ? square : SMALLEST_SQUARE);
 }
 
+inline Vector load_vector(const float *from) {
+    Vector vector;
+    memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+inline void store(const Vector &vector, float *to) { memcpy(to, &vector, sizeof vector); }
+inline void store(float number, float *to) { *to = number; }
+
+// Exchanges vectors and lanes of LANES vectors, by halves, then by halves of these.
+template <int WIDTH = LANES / 2>
+inline void transpose(Vector *square) {
+    if constexpr (WIDTH > 0) {
+        Integers low, high;
+        for (int i = 0; i < LANES; i++) {
+            low[i] = i & WIDTH ? LANES + i - WIDTH : i;
+            high[i] = i & WIDTH ? LANES + i : i + WIDTH;
+        }
+        for (int i = 0; i < LANES; i++)
+            if (!(i & WIDTH)) {
+                const Vector first = square[i], second = square[i + WIDTH];
+                square[i] = __builtin_shuffle(first, second, low);
+                square[i + WIDTH] = __builtin_shuffle(first, second, high);
+            }
+        transpose<WIDTH / 2>(square);
+    }
+}
+
 // Neighbouring tokens' rows to one vector a channel, with zeros where there are fewer tokens than lanes, and back.
 inline void to_columns(const float *rows, int64_t stride, int64_t count, Vector *columns) {
-    alignas(64) float lanes[CHANNELS][LANES];
-    if (count < LANES) memset(lanes, 0, sizeof lanes);
-    for (int64_t i = 0; i < count; i++)
-        for (int c = 0; c < CHANNELS; c++) lanes[c][i] = rows[i * stride + c];
-    memcpy(columns, lanes, sizeof lanes);
+    if constexpr (WIDE) {
+        for (int c = 0; c < CHANNELS; c += LANES) {
+            for (int i = 0; i < LANES; i++) columns[c + i] = i < count ? load_vector(rows + i * stride + c) : Vector{};
+            transpose(columns + c);
+        }
+    } else {
+        alignas(64) float lanes[CHANNELS][LANES];
+        if (count < LANES) memset(lanes, 0, sizeof lanes);
+        for (int64_t i = 0; i < count; i++)
+            for (int c = 0; c < CHANNELS; c++) lanes[c][i] = rows[i * stride + c];
+        memcpy(columns, lanes, sizeof lanes);
+    }
 }
-inline void to_rows(const Vector *columns, float *rows, int64_t stride, int64_t count) {
-    alignas(64) float lanes[CHANNELS][LANES];
-    memcpy(lanes, columns, sizeof lanes);
-    for (int64_t i = 0; i < count; i++)
-        for (int c = 0; c < CHANNELS; c++) rows[i * stride + c] = lanes[c][i];
+inline void to_rows(Vector *columns, float *rows, int64_t stride, int64_t count) {
+    if constexpr (WIDE) {
+        for (int c = 0; c < CHANNELS; c += LANES) {
+            transpose(columns + c);
+            for (int i = 0; i < count; i++) store(columns[c + i], rows + i * stride + c);
+        }
+    } else {
+        alignas(64) float lanes[CHANNELS][LANES];
+        memcpy(lanes, columns, sizeof lanes);
+        for (int64_t i = 0; i < count; i++)
+            for (int c = 0; c < CHANNELS; c++) rows[i * stride + c] = lanes[c][i];
+    }
 }
 
 // What one thread works in: [block of tokens][channel] for keys, values and their gradients, [query][block] for weights
-// and the gradients of logits.
+// and the gradients of logits, [token][channels] for the rows that are summed up over tokens.
 struct Scratch {
     int64_t blocks;
     Vector *keys, *values, *key_gradient, *value_gradient, *weights, *logit_gradient, *key_inverse_length;
+    float *rows;
 
     explicit Scratch(int64_t tokens) : blocks((tokens + LANES - 1) / LANES) {
         const int64_t map = blocks * CHANNELS;
-        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (4 * map + (2 * GROUP + 1) * blocks) + 63) / 64 * 64);
+        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (5 * map + (2 * GROUP + 1) * blocks) + 63) / 64 * 64);
         values = keys + map;
         key_gradient = values + map;
         value_gradient = key_gradient + map;
         weights = value_gradient + map;
         logit_gradient = weights + GROUP * blocks;
         key_inverse_length = logit_gradient + GROUP * blocks;
+        rows = (float *)(key_inverse_length + blocks);
     }
     ~Scratch() { free(keys); }
 
@@ -157,7 +202,15 @@ struct Scratch {
         }
     }
 
-    void store_gradients(float *key_rows, float *value_rows, int64_t stride, int64_t tokens) const {
+    // Only wide heads are summed up by rows.
+    void load_rows(const float *from, int64_t stride, int64_t tokens, const float *factors) {
+        if constexpr (WIDE)
+            for (int64_t t = 0; t < tokens; t++)
+                for (int c = 0; c < CHANNELS; c++)
+                    rows[t * CHANNELS + c] = factors ? from[t * stride + c] * factors[t] : from[t * stride + c];
+    }
+
+    void store_gradients(float *key_rows, float *value_rows, int64_t stride, int64_t tokens) {
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t first = b * LANES, count = tokens - first < LANES ? tokens - first : LANES;
             const Vector *key = keys + b * CHANNELS, *gradient = key_gradient + b * CHANNELS;
@@ -197,8 +250,8 @@ inline void add_products(const Vector *factors, int64_t blocks, const float (*ro
 // For ROWS queries, `to(query, channel, sum)` of the sums over tokens of factors times columns; as many channels at a
 // time, COUNT, as registers allow.
 template <int ROWS, int COUNT, typename Store>
-inline void sums_over_tokens(const Vector *factors, const Scratch &s, const Vector *columns, int64_t used, int first,
-                             Store to) {
+inline void sums_of_columns(const Vector *factors, int64_t blocks, const Vector *columns, int64_t used, int first,
+                            Store to) {
     for (; first + COUNT <= CHANNELS; first += COUNT) {
         Vector weighted[ROWS * COUNT];
         float sums[ROWS * COUNT];
@@ -206,18 +259,42 @@ inline void sums_over_tokens(const Vector *factors, const Scratch &s, const Vect
         for (int64_t b = 0; b < used; b++)
             for (int c = 0; c < COUNT; c++)
                 for (int r = 0; r < ROWS; r++)
-                    weighted[r * COUNT + c] += factors[r * s.blocks + b] * columns[b * CHANNELS + first + c];
+                    weighted[r * COUNT + c] += factors[r * blocks + b] * columns[b * CHANNELS + first + c];
         reduce<ROWS * COUNT>(weighted, sums, add);
         for (int r = 0; r < ROWS; r++)
             for (int c = 0; c < COUNT; c++) to(r, first + c, sums[r * COUNT + c]);
     }
     if constexpr (COUNT > 1)
-        if (first < CHANNELS) sums_over_tokens<ROWS, COUNT / 2>(factors, s, columns, used, first, to);
+        if (first < CHANNELS) sums_of_columns<ROWS, COUNT / 2>(factors, blocks, columns, used, first, to);
+}
+
+// The same with rows, and sums of LANES channels: nothing is left to be added up across lanes.
+template <int ROWS, typename Store>
+inline void sums_of_rows(const float *factors, int64_t stride, const float *rows, int64_t tokens, Store to) {
+    for (int c = 0; c < CHANNELS; c += 2 * LANES) {
+        Vector sum[ROWS][2];
+        for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = Vector{};
+        for (int64_t t = 0; t < tokens; t++)
+            for (int r = 0; r < ROWS; r++)
+                for (int i = 0; i < 2; i++)
+                    sum[r][i] += load_vector(rows + t * CHANNELS + c + i * LANES) * factors[r * stride + t];
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < 2; i++) to(r, c + i * LANES, sum[r][i]);
+    }
+}
+
+// The sums of factors times values or keys over the tokens that ROWS queries see, to `to`.
+template <int ROWS, typename Store>
+inline void sums_over_tokens(const Vector *factors, const Scratch &s, const Vector *columns, int64_t visible, Store to) {
+    if constexpr (WIDE)
+        sums_of_rows<ROWS>((const float *)factors, s.blocks * LANES, s.rows, visible, to);
+    else
+        sums_of_columns<ROWS, CHUNK / ROWS>(factors, s.blocks, columns, (visible + LANES - 1) / LANES, 0, to);
 }
 
 // The outputs of ROWS neighbouring queries that see the first `visible` tokens.
 template <int ROWS>
-inline void forward_rows(const float *query_row, int64_t stride, int64_t visible, float scale, Scratch &s, float *output,
+[[gnu::noinline]] void forward_rows(const float *query_row, int64_t stride, int64_t visible, float scale, Scratch &s, float *output,
                          int64_t output_stride, float *log_sum) {
     const int64_t used = (visible + LANES - 1) / LANES;
     float query[ROWS][CHANNELS];
@@ -261,14 +338,14 @@ inline void forward_rows(const float *query_row, int64_t stride, int64_t visible
         }
     reduce<ROWS>(total, normaliser, add);
     for (int r = 0; r < ROWS; r++) log_sum[r] = top[r] + std::log(normaliser[r]);
-    sums_over_tokens<ROWS, CHUNK / ROWS>(weights, s, s.values, used, 0, [&](int r, int c, float sum) {
-        output[r * output_stride + c] = sum / normaliser[r];
+    sums_over_tokens<ROWS>(weights, s, s.values, visible, [&](int r, int c, auto sum) {
+        store(sum / normaliser[r], output + r * output_stride + c);
     });
 }
 
 // Adds to the gradients of keys and values, writes those of ROWS queries, and returns that of the scale.
 template <int ROWS>
-inline float backward_rows(const float *query_row, int64_t stride, int64_t visible, float scale, Scratch &s,
+[[gnu::noinline]] float backward_rows(const float *query_row, int64_t stride, int64_t visible, float scale, Scratch &s,
                            const float *output, const float *output_gradient, int64_t output_stride,
                            const float *log_sum, float *query_gradient) {
     const int64_t used = (visible + LANES - 1) / LANES;
@@ -306,8 +383,8 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
     for (; b + 2 <= used; b += 2) blocks(b, std::integral_constant<int, 2>());
     if (b < used) blocks(b, std::integral_constant<int, 1>());
     float flat[ROWS][CHANNELS];
-    sums_over_tokens<ROWS, CHUNK / ROWS>(s.logit_gradient, s, s.keys, used, 0,
-                                         [&](int r, int c, float sum) { flat[r][c] = sum; });
+    sums_over_tokens<ROWS>(s.logit_gradient, s, s.keys, visible,
+                           [&](int r, int c, auto sum) { store(sum, flat[r] + c); });
     float scale_gradient = 0;
     for (int r = 0; r < ROWS; r++) {
         const float *raw = query_row + r * stride;
@@ -319,6 +396,17 @@ inline float backward_rows(const float *query_row, int64_t stride, int64_t visib
             query_gradient[r * stride + c] = scale * inverse[r] * (flat[r][c] - along * inverse[r] * raw[c]);
     }
     return scale_gradient;
+}
+
+// Calls `work(first query, tokens they see, how many)` for all queries from `first` on, as many at a time as may be.
+template <typename Work>
+inline void in_groups(int64_t first, const int64_t *ends, int64_t scales, Work work) {
+    for (int64_t k = 0, t = first; k < scales; k++) {
+        for (; t + GROUP <= ends[k]; t += GROUP) work(t, ends[k], std::integral_constant<int, GROUP>());
+        if constexpr (GROUP > 4)
+            for (; t + 4 <= ends[k]; t += 4) work(t, ends[k], std::integral_constant<int, 4>());
+        for (; t < ends[k]; t++) work(t, ends[k], std::integral_constant<int, 1>());
+    }
 }
 
 }  // namespace
@@ -337,15 +425,11 @@ extern "C" void attention_forward(const float *joint, const float *scale, float 
             float *outputs = output + (sample * queries - first) * width + head * CHANNELS;
             float *log_sums = log_sum + n * queries - first;
             scratch.load(rows + width, rows + 2 * width, stride, tokens);
-            int64_t t = first;
-            for (int64_t k = 0; k < scales; k++) {
-                for (; t + GROUP <= ends[k]; t += GROUP)
-                    forward_rows<GROUP>(rows + t * stride, stride, ends[k], scale[head], scratch, outputs + t * width,
-                                        width, log_sums + t);
-                for (; t < ends[k]; t++)
-                    forward_rows<1>(rows + t * stride, stride, ends[k], scale[head], scratch, outputs + t * width,
-                                    width, log_sums + t);
-            }
+            scratch.load_rows(rows + 2 * width, stride, tokens, nullptr);
+            in_groups(first, ends, scales, [&](int64_t t, int64_t visible, auto count) {
+                forward_rows<count>(rows + t * stride, stride, visible, scale[head], scratch, outputs + t * width, width,
+                                    log_sums + t);
+            });
         }
     }
 }
@@ -365,19 +449,14 @@ extern "C" void attention_backward(const float *joint, const float *scale, const
             const float *incoming = output_gradient + first * width + head * CHANNELS;
             float *gradients = joint_gradient + first * stride + head * CHANNELS;
             scratch.load(rows + width, rows + 2 * width, stride, tokens);
+            scratch.load_rows(rows + width, stride, tokens, (const float *)scratch.key_inverse_length);
             memset(scratch.key_gradient, 0, sizeof(Vector) * 2 * scratch.blocks * CHANNELS);
             float total = 0;
-            int64_t t = 0;
-            for (int64_t k = 0; k < scales; k++) {
-                for (; t + GROUP <= ends[k]; t += GROUP)
-                    total += backward_rows<GROUP>(rows + t * stride, stride, ends[k], scale[head], scratch,
-                                                  outputs + t * width, incoming + t * width, width,
-                                                  log_sum + n * tokens + t, gradients + t * stride);
-                for (; t < ends[k]; t++)
-                    total += backward_rows<1>(rows + t * stride, stride, ends[k], scale[head], scratch,
+            in_groups(0, ends, scales, [&](int64_t t, int64_t visible, auto count) {
+                total += backward_rows<count>(rows + t * stride, stride, visible, scale[head], scratch,
                                               outputs + t * width, incoming + t * width, width,
                                               log_sum + n * tokens + t, gradients + t * stride);
-            }
+            });
             scale_gradient[n] = total;
             scratch.store_gradients(gradients + width, gradients + 2 * width, stride, tokens);
         }
