@@ -26,8 +26,8 @@ def enabled() -> bool:
 def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     """The compiled library, or None (with the reason in the log) where it cannot be had.
 
-    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source, the flags, the
-    compiler and the processor, so that machines that share a home directory don't take each other's.
+    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source and the headers beside it, the
+    flags, the compiler and the processor, so that machines that share a home directory don't take each other's.
 
     Args:
         source: The C++ file.
@@ -39,7 +39,8 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
         return None
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
     try:
-        identity = "\n".join((source.read_text(), *flags, _version(compiler), _processor()))
+        sources = (source, *sorted(source.parent.glob("*.h")))
+        identity = "\n".join((*(path.read_text() for path in sources), *flags, _version(compiler), _processor()))
         library = _cache() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
         if not library.exists():
             _compile([compiler, *flags, "-shared", "-fPIC", str(source)], library)
