@@ -163,13 +163,15 @@ def test_native_kernel_counts_flops_of_all_pairs() -> None:
 
 @needs_compiler
 def test_without_a_compiler_the_library_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "kernel.cpp"
-    source.write_text('extern "C" int answer() { return 42; }')
+    source, header = tmp_path / "kernel.cpp", tmp_path / "kernel.h"
+    source.write_text('#include "kernel.h"\nextern "C" int answer() { return ANSWER; }')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    library = building.load(source, {})
-    assert library is not None
-    assert library.answer() == 42
-    assert len(list((tmp_path / "cache/varscale/kernels").iterdir())) == 1
+    for built, answer in ((1, 41), (2, 42), (2, 42)):
+        header.write_text(f"constexpr int ANSWER = {answer};")
+        library = building.load(source, {})
+        assert library is not None
+        assert library.answer() == answer
+        assert len(list((tmp_path / "cache/varscale/kernels").iterdir())) == built
     source.write_text("this is not C++")
     assert building.load(source, {}) is None
     monkeypatch.setenv("PATH", str(tmp_path))

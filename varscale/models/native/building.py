@@ -26,8 +26,9 @@ def enabled() -> bool:
 def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     """The compiled library, or None (with the reason in the log) where it cannot be had.
 
-    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source and the headers beside it, the
-    flags, the compiler and the processor, so that machines that share a home directory don't take each other's.
+    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source and the headers
+    beside it, the flags, the compiler and the processor, so that machines that share a home directory don't take each
+    other's.
 
     Args:
         source: The C++ file.
