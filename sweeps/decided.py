@@ -1,37 +1,62 @@
-"""How a study computes, where that is decided already: by itself, or by a study whose finished cells it takes."""
+"""How a study computes and of which inputs: as it was decided, or as the study does whose finished work it takes."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
 from varscale.files import ExperimentFiles
-from varscale.identity import stored_numerics
+from varscale.identity import (
+    DataIdentity,
+    agrees,
+    processors,
+    stored_numerics,
+    tokenizer_fingerprint,
+    tokens_fingerprint,
+)
 
 
-def decided_numerics(
-    experiment: Experiment, files: ExperimentFiles, cells: Sequence[Cell], tokens: str
-) -> Numerics | None:
-    """The study's own numerics; a new study's, those with which others of the runs folder finished most of its cells.
+class Decided(NamedTuple):
+    """What identifies a study's inputs and arithmetic."""
 
-    Measured anew they might come out otherwise, and the finished cells would be trained a second time.
+    numerics: Numerics | None
+    """None: to be measured."""
+    tokenizer_threads: int
+    tokenizer: str
+    """Fingerprint."""
+    tokens: str
+    """Fingerprint of the token stores."""
+
+
+def decided(experiment: Experiment, files: ExperimentFiles, cells: Sequence[Cell], data: DataIdentity) -> Decided:
+    """What the study was begun with; a new one takes what most of its cells, or else its tokenizer, were finished with.
+
+    Decided anew it might come out otherwise, and work that another study of the runs folder has finished would be done
+    a second time.
 
     Args:
         experiment: The settings, which may rule numerics out.
         files: The study's files.
         cells: Its cells.
-        tokens: Fingerprint of its token stores.
-
-    Returns:
-        The numerics, or None where they are to be measured.
+        data: `data_identity` of its data.
     """
-    if files.numerics.exists():
-        return stored_numerics(experiment, files)
-    finished: dict[Numerics, int] = {}
-    for other in files.others():
-        numerics = stored_numerics(experiment, other)
-        if numerics is not None and numerics not in finished:
-            finished[numerics] = sum(
-                files.finished_cell(cell.fingerprint(tokens, numerics)) is not None for cell in cells
-            )
-    best = max(finished, key=lambda numerics: finished[numerics], default=None)
-    return best if best is not None and finished[best] else None
+
+    def inputs(numerics: Numerics | None, threads: int) -> Decided:
+        threads = experiment.runtime.tokenizer_threads or threads
+        tokenizer = tokenizer_fingerprint(experiment, data, threads)
+        return Decided(numerics, threads, tokenizer, tokens_fingerprint(experiment, data, tokenizer))
+
+    own = stored_numerics(files)
+    if own is not None:
+        return inputs(own if agrees(own, experiment.runtime) else None, own.tokenizer_threads)
+    others = filter(None, map(stored_numerics, files.others()))
+    allowed = [numerics for numerics in others if agrees(numerics, experiment.runtime)]
+    ways = [inputs(None, processors()), *(inputs(numerics, numerics.tokenizer_threads) for numerics in allowed)]
+
+    def finished(way: Decided) -> tuple[int, bool]:
+        prints = [cell.fingerprint(way.tokens, way.numerics) for cell in cells] if way.numerics else []
+        has_tokenizer = files.tokenizer(way.tokenizer).has_tokenizer(way.tokenizer)
+        return sum(files.finished_cell(print_) is not None for print_ in prints), has_tokenizer
+
+    best = max(dict.fromkeys(ways), key=finished)
+    return best if finished(best)[0] else best._replace(numerics=None)

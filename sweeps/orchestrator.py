@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sweeps.decided import decided_numerics
+from sweeps.decided import decided
 from sweeps.jobs import FINAL_ERRORS, Job, NumericsJob, PeakJob, TokenizerJob, TokensJob
 from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
 from sweeps.plan import Plan, bytes_of_runs, bytes_of_tokens, images_by_trunk, train_images
@@ -23,13 +23,7 @@ from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
 from varscale.data.manifest import MANIFEST, read_manifest
 from varscale.files import ExperimentFiles, TokenFiles, fingerprint
-from varscale.identity import (
-    DataIdentity,
-    store_numerics,
-    tokenizer_fingerprint,
-    tokenizer_threads,
-    tokens_fingerprint,
-)
+from varscale.identity import DataIdentity, store_numerics, stored_numerics
 from varscale.tracking import Forwarder
 
 MOST_EPOCHS = 4
@@ -96,11 +90,9 @@ class _Sweep:
     ) -> None:
         self._experiment, self._files, self._cells = experiment, files, cells
         self._view, self._forwarder = view, forwarder
-        self._tokenizer_threads = tokenizer_threads(experiment, files)
-        self._tokenizer = tokenizer_fingerprint(experiment, data, self._tokenizer_threads)
-        self._tokens = tokens_fingerprint(experiment, data, self._tokenizer)
+        known = decided(experiment, files, cells, data)
+        self._numerics, self._tokenizer_threads, self._tokenizer, self._tokens = known
         self._launcher: LocalLauncher | None = None
-        self._numerics = decided_numerics(experiment, files, cells, self._tokens)
         self._train_images = train_images(cells, data)
         self._token_files = files.tokens(self._tokens, self._train_images)
 
@@ -118,8 +110,8 @@ class _Sweep:
             )
 
     def run(self) -> Outcome:
-        if self._numerics and not self._files.numerics.exists():
-            store_numerics(self._files, self._numerics, {})
+        if self._numerics:
+            store_numerics(self._files, self._experiment.runtime, self._numerics, {})
         plan = self._plan(self._numerics) if self._numerics else None
         record = None
         trained = 0
@@ -190,16 +182,15 @@ class _Sweep:
 
     def _measure_numerics(self) -> Numerics:
         trunks = tuple(images_by_trunk(self._cells))
-        if self._files.numerics.exists():
+        if stored_numerics(self._files) is not None:
             self._view.note(
                 "precision, compilation or threads differ from those that the study was begun with: what was trained "
                 "with those doesn't count"
             )
         job = NumericsJob(trunks, self._shares.threads, self._tokenizer_threads, self._shares.workers_a_device)
         numerics, seconds = self._alone("numerics", job)
-        store_numerics(self._files, numerics, seconds)
         assert isinstance(numerics, Numerics)
-        return numerics
+        return store_numerics(self._files, self._experiment.runtime, numerics, seconds, replacing=True)
 
     def _alone(self, stage: str, job: Job) -> Any:
         """Run one job with the machine to itself, and wait for it; crashes are retried."""

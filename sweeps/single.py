@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from sweeps.decided import decided_numerics
+from sweeps.decided import Decided, decided
 from sweeps.plan import train_images
 from sweeps.shares import shares
 from sweeps.view import SweepView
@@ -15,20 +15,14 @@ from varscale.cells import Cell, Trunk, check_lengths, grid_cells
 from varscale.config import Experiment
 from varscale.config_files import ExperimentError, changed
 from varscale.files import ExperimentFiles, RunFiles, TokenFiles
-from varscale.identity import (
-    DataIdentity,
-    store_numerics,
-    tokenizer_fingerprint,
-    tokenizer_threads,
-    tokens_fingerprint,
-)
+from varscale.identity import DataIdentity, store_numerics
 from varscale.tracking import Forwarder
 
 
 def make_tokenizer(experiment: Experiment, runs: Path) -> RunFiles:
     """Train and measure the experiment's tokenizer, unless that was done; its files."""
     inputs = _inputs(experiment, runs)
-    _train_tokenizer(experiment, runs, inputs)
+    _train_tokenizer(experiment, inputs)
     return inputs.tokenizer
 
 
@@ -37,7 +31,7 @@ def make_tokens(experiment: Experiment, runs: Path) -> TokenFiles:
     inputs = _inputs(experiment, runs)
     cells = () if inputs.data.stored_images else grid_cells(experiment)  # a single run's recipe makes no grid
     images = train_images(cells, inputs.data)
-    _train_tokenizer(experiment, runs, inputs)
+    _train_tokenizer(experiment, inputs)
     return _encode(experiment, inputs, images)
 
 
@@ -63,32 +57,32 @@ def train_single(
         check_lengths([cell], experiment.grid.min_steps)
     elif cell.steps < 1:
         raise ExperimentError(f"--budget {cell.budget_flops:g}: less than one step of depth {depth}")
-    inputs = _inputs(experiment, runs)
+    inputs = _inputs(experiment, runs, cell)
     forwarder.watch(inputs.tokenizer.folder)
     forwarder.start()
     try:
-        _train_tokenizer(experiment, runs, inputs)
+        _train_tokenizer(experiment, inputs)
         tokens = _encode(experiment, inputs, train_images([cell], inputs.data))
         return _train_cell(cell, inputs, tokens, forwarder)
     finally:
         forwarder.stop()
 
 
-def _train_tokenizer(experiment: Experiment, runs: Path, inputs: "_Inputs") -> None:
+def _train_tokenizer(experiment: Experiment, inputs: "_Inputs") -> None:
     from varscale.training.tokenizer_run import train_tokenizer
 
-    _set_threads(tokenizer_threads(experiment, ExperimentFiles(runs, experiment.name)))
+    _set_threads(inputs.decided.tokenizer_threads)
     with _stage("tokenizer") as report:
-        train_tokenizer(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, report)
+        train_tokenizer(experiment, inputs.tokenizer, inputs.decided.tokenizer, report)
 
 
 def _encode(experiment: Experiment, inputs: "_Inputs", images: int) -> TokenFiles:
     from varscale.training.tokenizer_run import encode_tokens, tokens_ready
 
-    tokens = inputs.files.tokens(inputs.tokens_fingerprint, images)
+    tokens = inputs.files.tokens(inputs.decided.tokens, images)
     if not tokens_ready(tokens, images):
         with _stage("tokens") as report:
-            encode_tokens(experiment, inputs.tokenizer, inputs.tokenizer_fingerprint, tokens, images, report)
+            encode_tokens(experiment, inputs.tokenizer, inputs.decided.tokenizer, tokens, images, report)
     return tokens
 
 
@@ -96,31 +90,23 @@ def _train_cell(cell: Cell, made: "_Inputs", tokens: TokenFiles, forwarder: Forw
     from varscale.training.model_run import Inputs, train_cell
     from varscale.training.numerics import choose_numerics, measure_matmul_peak
 
-    experiment, files = cell.trunk.experiment, made.files
-    numerics = decided_numerics(experiment, files, [cell], made.tokens_fingerprint)
-    seconds: dict[str, float] = {}
+    experiment, files, known = cell.trunk.experiment, made.files, made.decided
+    numerics, seconds = known.numerics, dict[str, float]()
     if numerics is None:
         share = shares(experiment.runtime)
         numerics, seconds = choose_numerics(
             [(cell.trunk, cell.images)],
             experiment.runtime,
             share.threads,
-            tokenizer_threads(experiment, files),
+            known.tokenizer_threads,
             share.workers_a_device,
         )
-    if not files.numerics.exists():  # else --set may ask for others, for this run alone
-        store_numerics(files, numerics, seconds)
+    numerics = store_numerics(files, experiment.runtime, numerics, seconds)
     cell.trunk.check_memory(numerics)
     peak = measure_matmul_peak(numerics.precision, numerics.threads)
-    inputs = Inputs(
-        made.tokenizer.tokenizer_checkpoint,
-        made.tokenizer_fingerprint,
-        tokens,
-        made.tokens_fingerprint,
-        numerics,
-        peak,
-    )
-    print_ = cell.fingerprint(made.tokens_fingerprint, numerics)
+    tokenizer = made.tokenizer.tokenizer_checkpoint
+    inputs = Inputs(tokenizer, known.tokenizer, tokens, known.tokens, numerics, peak)
+    print_ = cell.fingerprint(known.tokens, numerics)
     run = files.finished_cell(print_) or files.cell(cell.name, print_)
     forwarder.watch(run.folder)
     with _stage(cell.title) as report:
@@ -144,19 +130,16 @@ def _cell_of_epochs(trunk: Trunk) -> Cell:
 class _Inputs(NamedTuple):
     files: ExperimentFiles
     data: DataIdentity
+    decided: Decided
     tokenizer: RunFiles
-    tokenizer_fingerprint: str
-    tokens_fingerprint: str
 
 
-def _inputs(experiment: Experiment, runs: Path) -> _Inputs:
+def _inputs(experiment: Experiment, runs: Path, *cells: Cell) -> _Inputs:
     from varscale.data.experiment_sources import data_identity
 
-    files = ExperimentFiles(runs, experiment.name)
-    data = data_identity(experiment.data)
-    tokenizer = tokenizer_fingerprint(experiment, data, tokenizer_threads(experiment, files))
-    tokens = tokens_fingerprint(experiment, data, tokenizer)
-    return _Inputs(files, data, files.tokenizer(tokenizer), tokenizer, tokens)
+    files, data = ExperimentFiles(runs, experiment.name), data_identity(experiment.data)
+    known = decided(experiment, files, cells, data)
+    return _Inputs(files, data, known, files.tokenizer(known.tokenizer))
 
 
 def _set_threads(threads: int) -> None:

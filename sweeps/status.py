@@ -8,12 +8,13 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from sweeps.decided import decided
 from sweeps.pace import Pace
 from sweeps.plan import Plan
-from varscale.cells import Cell, Numerics, grid_cells
+from varscale.cells import Cell, grid_cells
 from varscale.config import Experiment
 from varscale.files import ExperimentFiles, RunFiles, read_json
-from varscale.identity import stored_numerics, tokenizer_fingerprint, tokens_fingerprint
+from varscale.identity import stored_numerics
 
 
 def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
@@ -99,14 +100,16 @@ def _recipe(record: dict[str, Any]) -> tuple[str | None, str | None]:
 def _known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
     """The plan, if the study's numerics are decided."""
     from varscale.data.experiment_sources import data_identity
+    from varscale.data.sources import DataError
 
-    numerics: Numerics | None = stored_numerics(experiment, files)
-    if numerics is None:
-        return None
-    data = data_identity(experiment.data)
-    tokenizer = tokenizer_fingerprint(experiment, data, numerics.tokenizer_threads)
-    tokens = tokens_fingerprint(experiment, data, tokenizer)
-    return Plan(experiment, files, grid_cells(experiment), tokens, numerics)
+    cells = grid_cells(experiment)
+    try:
+        known = decided(experiment, files, cells, data_identity(experiment.data))
+    except DataError:
+        if stored_numerics(files) is not None:
+            raise
+        return None  # nothing was begun, and what others have finished can't be told
+    return None if known.numerics is None else Plan(experiment, files, cells, known.tokens, known.numerics)
 
 
 def _state(plan: Plan, cell: Cell) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from varscale.data.experiment_sources import data_identity
 from varscale.data.sources import DataError
 from varscale.files import ExperimentFiles
 from varscale.identity import (
+    agrees,
     processors,
     store_numerics,
     stored_numerics,
@@ -169,16 +171,22 @@ def test_files_that_are_not_there_are_named(key: str, settings: dict[str, Any]) 
 
 
 def test_a_study_is_held_to_its_numerics(tmp_path: Path) -> None:
-    files = ExperimentFiles(tmp_path, "small")
-    auto = little_experiment()
-    assert stored_numerics(auto, files) is None
-    store_numerics(files, NUMERICS, {"float32, eager": 3.0, "bfloat16, eager": 4.0})
-    assert stored_numerics(auto, files) == NUMERICS
+    """To the first that was stored, where runs measure at the same time; a run may compute otherwise for itself."""
+    files, auto = ExperimentFiles(tmp_path, "small"), little_experiment().runtime
+    assert stored_numerics(files) is None
+    assert store_numerics(files, auto, NUMERICS, {"float32, eager": 3.0, "bfloat16, eager": 4.0}) == NUMERICS
+    assert stored_numerics(files) == NUMERICS
     assert json.loads(files.numerics.read_text())["estimated_sweep_seconds"]["bfloat16, eager"] == 4.0
+    other = replace(NUMERICS, precision="bfloat16")
+    assert store_numerics(files, auto, other, {}) == NUMERICS
+    wanted = auto.model_copy(update={"precision": "bfloat16"})
+    assert store_numerics(files, wanted, other, {}) == other
+    assert stored_numerics(files) == NUMERICS
+    assert store_numerics(files, wanted, other, {}, replacing=True) == stored_numerics(files) == other
 
 
 @pytest.mark.parametrize(
-    ("runtime", "agrees"),
+    ("runtime", "expected"),
     [
         ({"precision": "float32", "compile": "off", "threads": 1}, True),
         ({"precision": "bfloat16"}, False),
@@ -187,10 +195,8 @@ def test_a_study_is_held_to_its_numerics(tmp_path: Path) -> None:
         ({"workers": 4, "log_every_steps": 1}, True),
     ],
 )
-def test_settings_that_contradict_are_measured_anew(tmp_path: Path, runtime: dict[str, Any], agrees: bool) -> None:
-    files = ExperimentFiles(tmp_path, "small")
-    store_numerics(files, NUMERICS, {})
-    assert (stored_numerics(little_experiment(runtime=runtime), files) == NUMERICS) == agrees
+def test_settings_may_contradict(runtime: dict[str, Any], expected: bool) -> None:
+    assert agrees(NUMERICS, little_experiment(runtime=runtime).runtime) == expected
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"precision": "float32"}'])
@@ -198,7 +204,8 @@ def test_a_torn_record_is_measured_anew(tmp_path: Path, content: str) -> None:
     files = ExperimentFiles(tmp_path, "small")
     files.numerics.parent.mkdir(parents=True)
     files.numerics.write_text(content)
-    assert stored_numerics(little_experiment(), files) is None
+    assert stored_numerics(files) is None
+    assert store_numerics(files, little_experiment().runtime, NUMERICS, {}) == stored_numerics(files) == NUMERICS
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to processors")

@@ -58,6 +58,11 @@ class ExperimentFiles:
         return self.root / "numerics.json"
 
     @property
+    def numerics_lock(self) -> Path:
+        """Held while they are written."""
+        return self.root / ".numerics.lock"
+
+    @property
     def laws(self) -> Path:
         """Folder of fits, figures and report."""
         return self.root / "laws"

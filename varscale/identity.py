@@ -5,8 +5,10 @@ import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from filelock import FileLock
+
 from varscale.cells import Numerics
-from varscale.config import Experiment
+from varscale.config import Experiment, RuntimeConfig
 from varscale.config_files import ExperimentError
 from varscale.files import ExperimentFiles, fingerprint, read_json, write_json
 
@@ -53,35 +55,51 @@ def tokens_fingerprint(experiment: Experiment, data: DataIdentity, tokenizer: st
     return fingerprint(kind="tokens", tokenizer=tokenizer, encode_batch_size=batch_size, **images)
 
 
-def stored_numerics(experiment: Experiment, files: ExperimentFiles) -> Numerics | None:
-    """What earlier runs of the study decided, unless the experiment now says otherwise; None: to be measured."""
-    stored = read_json(files.numerics)
-    if stored is None:
-        return None
+def stored_numerics(files: ExperimentFiles) -> Numerics | None:
+    """What earlier runs of the study decided; None: nothing, or nothing that can be read."""
+    stored = read_json(files.numerics) or {}
     names = [field.name for field in fields(Numerics)]
-    if not set(names) <= stored.keys():
-        return None
-    numerics = Numerics(**{name: stored[name] for name in names})
-    runtime = experiment.runtime
-    wanted_compiled = {"auto": numerics.compiled, "on": True, "off": False}[runtime.compile]
-    agrees = (
+    return Numerics(**{name: stored[name] for name in names}) if set(names) <= stored.keys() else None
+
+
+def agrees(numerics: Numerics, runtime: RuntimeConfig) -> bool:
+    """Whether an experiment's settings allow these numerics."""
+    return (
         runtime.precision in ("auto", numerics.precision)
-        and numerics.compiled == wanted_compiled
+        and runtime.compile in ("auto", "on" if numerics.compiled else "off")
         and runtime.threads in (0, numerics.threads)
         and runtime.tokenizer_threads in (0, numerics.tokenizer_threads)
     )
-    return numerics if agrees else None
 
 
-def tokenizer_threads(experiment: Experiment, files: ExperimentFiles) -> int:
-    """CPU threads of the tokenizer's run: the experiment's, or what earlier runs of the study used, or all."""
-    stored = read_json(files.numerics) or {}
-    return experiment.runtime.tokenizer_threads or stored.get("tokenizer_threads") or processors()
+def store_numerics(
+    files: ExperimentFiles,
+    runtime: RuntimeConfig,
+    numerics: Numerics,
+    measured_seconds: dict[str, float],
+    *,
+    replacing: bool = False,
+) -> Numerics:
+    """Hold all later runs of the study to this choice, or to that of a run that was quicker.
 
+    Args:
+        files: The study's files.
+        runtime: Its settings; a choice that they don't allow is left to the runs that made it.
+        numerics: The choice.
+        measured_seconds: What was measured for each way, seconds of the sweep.
+        replacing: Store it in the place of one that the settings don't allow.
 
-def store_numerics(files: ExperimentFiles, numerics: Numerics, measured_seconds: dict[str, float]) -> None:
-    """Hold all later runs of the study to this choice; with what was measured for each way, seconds of the sweep."""
-    write_json(files.numerics, {**asdict(numerics), "estimated_sweep_seconds": measured_seconds})
+    Returns:
+        What the run must compute with.
+    """
+    files.root.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.numerics_lock):
+        stored = stored_numerics(files)
+        if stored is not None and agrees(stored, runtime):
+            return stored
+        if stored is None or replacing:
+            write_json(files.numerics, {**asdict(numerics), "estimated_sweep_seconds": measured_seconds})
+        return numerics
 
 
 def processors() -> int:

@@ -206,6 +206,18 @@ def test_status_before_anything_ran(call: Call, finished: Finished) -> None:
     assert call("status", finished.yaml).output.count("not begun") == 8
 
 
+def test_status_of_a_new_study_knows_what_it_would_take(call: Call, copy: Path, tmp_path: Path) -> None:
+    other = write_toy(tmp_path, name="other")
+    assert call("status", other).output.count("finished") == 8
+    assert not (copy / "other").exists()
+
+
+def test_status_without_data_or_anything_begun(call: Call, copy: Path) -> None:
+    result = call("status", "cifar10")
+    assert result.code == 0
+    assert "not begun" in result.output
+
+
 def test_a_second_sweep_of_an_experiment(call: Call, copy: Path, finished: Finished) -> None:
     with FileLock(copy / "toy" / ".sweep.lock"):
         result = call("sweep", finished.yaml)

@@ -168,21 +168,39 @@ def test_another_study_of_the_same_runs_folder_reuses_them(sweeping: Sweeping, f
     assert {folder.parent.parent.name for folder in folders if folder.parent.name == "cells"} == {"toy"}
 
 
-def test_a_new_study_computes_as_the_one_whose_cells_it_takes(sweeping: Sweeping, finished: Finished) -> None:
-    """A measurement of its own might choose otherwise, and train them again; where it takes none, it measures."""
+LEFT_OPEN = {"precision": "auto", "compile": "auto", "tokenizer_threads": 0}
+
+
+def test_a_new_study_computes_as_the_one_whose_cells_it_takes(
+    sweeping: Sweeping, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A measurement of its own, or another number of processors, might choose otherwise, and train them again."""
+    monkeypatch.setattr("sweeps.decided.processors", lambda: 3)
     shutil.copytree(finished.root / "cells", sweeping.runs / "toy" / "cells")
-    left_open = {"precision": "auto", "compile": "auto"}
-    outcome = sweeping(toy_experiment(name="taking", grid={"depths": [3]}, runtime=left_open))
+    outcome = sweeping(toy_experiment(name="taking", grid={"depths": [3]}, runtime=LEFT_OPEN))
     assert outcome.trained == 0
     assert sweeping.launcher.jobs == []
-    assert (read_json(sweeping.runs / "taking" / "numerics.json") or {})["precision"] == "float32"
+    assert (sweeping.runs / "taking" / "numerics.json").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"precision": "float32"}'])
+def test_a_study_that_takes_no_cells_measures_but_takes_the_tokenizer(
+    sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    """Also where what it was begun with can't be read any more."""
 
     def refuse(job: Job, attempt: int) -> None:
         if isinstance(job, NumericsJob):
             raise ValueError("measured")
 
+    monkeypatch.setattr("sweeps.decided.processors", lambda: 3)
+    if content is not None:
+        (sweeping.runs / "apart").mkdir()
+        (sweeping.runs / "apart" / "numerics.json").write_text(content)
     with pytest.raises(SweepError, match="numerics: measured"):
-        sweeping(toy_experiment(name="apart", optim={"lr": 4e-3}, runtime=left_open), refuse)
+        sweeping(toy_experiment(name="apart", optim={"lr": 4e-3}, runtime=LEFT_OPEN), refuse)
+    assert not sweeping.launcher.of(TokenizerJob)
+    assert "differ from those that the study was begun with" not in sweeping.output
 
 
 def test_a_larger_grid_extends_trunks_and_tokens(sweeping: Sweeping, finished: Finished) -> None:
