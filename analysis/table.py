@@ -46,6 +46,7 @@ class RunsTable:
         sha256: hash of the kept rows' values.
         sources: names of the files.
         n_source: number of rows before any exclusion.
+        missing: runs that belong to the table and have no result.
     """
 
     frame: pd.DataFrame
@@ -59,6 +60,7 @@ class RunsTable:
     sha256: str = ""
     sources: tuple[str, ...] = ()
     n_source: int = 0
+    missing: tuple[str, ...] = ()
 
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""
@@ -123,6 +125,7 @@ def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
         sha256=hash_rows(frame[kept]),
         sources=tuple(runs.attrs.get("sources", ())),
         n_source=len(runs),
+        missing=tuple(runs.attrs.get("missing", ())),
     )
 
 

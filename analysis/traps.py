@@ -34,6 +34,7 @@ CODES: dict[str, str] = {
     "long-warmup": "the warm-up is longer than a quarter of the shortest run",
     "many-epochs": "runs saw their images more than four times",
     "minority-optimum": "fewer than half of the starts reached the best optimum",
+    "missing-runs": "runs of the grid have no result",
     "mixed-evaluators": "values come from different evaluators, sample counts or guidance",
     "mixed-tokenizers": "losses come from different tokenizers",
     "not-monotone": "the target does not fall with x over the fitted rows",
@@ -83,6 +84,11 @@ def of_table(table: RunsTable, grid: pd.DataFrame | None, checkpoints: bool) -> 
         Caution("rows-excluded", f"{len(each.rows)} rows left out: {each.reason} (rows {_some(each.rows)})")
         for each in table.exclusions
     ]
+    if table.missing:
+        share = f"{len(table.missing)} of {len(table.missing) + table.n_source} runs have no result"
+        found.append(
+            Caution("missing-runs", f"{share}, perhaps the best ones of their budgets: {_some(table.missing)}")
+        )
     found += [Caution("own-column", text) for text in table.own]
     found += [Caution("repeated-rows", note) for note in table.notes if "repeat" in note]
     if "params" in frame.columns and (sizes := frame["params"].nunique()) < FEWEST_SIZES:

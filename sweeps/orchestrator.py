@@ -152,7 +152,8 @@ class _Sweep:
         depths = ",".join(str(depth) for depth in sorted({cell.trunk.depth for cell in plan.cells}))
         name = f"{self._experiment.name} · depths {depths} · {len(plan.cells)} cells"
         params = {"cells": len(plan.cells), "depths": depths, "tokenizer": self._tokenizer, "recipe": plan.recipe}
-        return self._forwarder.sweep(key, name, params, folders)
+        labels = {plan.cell_files(cell).folder: each for cell in plan.cells if (each := plan.labels(cell))}
+        return self._forwarder.sweep(key, name, params, folders, labels)
 
     def _prepare_inputs(self) -> None:
         from varscale.training.tokenizer_run import tokens_ready

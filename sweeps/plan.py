@@ -54,6 +54,12 @@ class Plan:
         """Whether a cell has its result, diverged ones included."""
         return self.cell_files(cell).finished(self.cell_fingerprint(cell))
 
+    def labels(self, cell: Cell) -> dict[str, Any]:
+        """What a cell's result, perhaps planned by another sweep, says otherwise than this plan: its nominal budget."""
+        row = (self.cell_files(cell).read_result() or {}).get("row", {})
+        names = row.keys() - {"experiment"}
+        return {name: value for name, value in cell.parameters().items() if name in names and row[name] != value}
+
     def row(self, cell: Cell) -> dict[str, Any] | None:
         """A cell's row of the runs table, or None without result."""
         result = self.cell_files(cell).read_result()

@@ -3,7 +3,7 @@
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -69,28 +69,52 @@ def status_table(experiment: Experiment, files: ExperimentFiles) -> Table:
     return table
 
 
-def finished_rows(files: ExperimentFiles) -> tuple[list[dict[str, Any]], int]:
-    """The runs table of the latest sweep and of all others of its recipe, and how many other cells have ended.
+class Results(NamedTuple):
+    """What `fit-laws` fits of a study."""
+
+    rows: list[dict[str, Any]]
+    """The runs table."""
+    missing: list[str]
+    """Cells of its sweeps that have no result."""
+    others: int
+    """Other cells of the study that ended."""
+
+
+def study_results(files: ExperimentFiles) -> Results:
+    """The results of the latest sweep and of all others of its recipe.
 
     Losses of different tokenizers or validation images don't compare, and a law of two recipes is a law of neither.
-    Cells that a sweep took from another experiment belong to it. Without a sweep, all cells of the latest tokenizer.
+    Cells that a sweep took from another belong to it, under its own budgets. Without a sweep, all cells of the latest
+    tokenizer.
     """
-    results = {run.folder: result for run in files.all_runs("cells") if (result := _with_row(run)) is not None}
+    ended = {run.folder: result for run in files.all_runs("cells") if (result := _with_row(run)) is not None}
     records = [record for path in files.sweep_records() if (record := read_json(path)) is not None]
-    if records:
-        latest = max(records, key=lambda record: record.get("ended") or record["created"])
-        alike = [record for record in records if _recipe(record) == _recipe(latest)]
-        folders = sorted({files.runs / run for record in alike for run in record["runs"] if "/cells/" in run})
-        chosen = {folder: result for folder in folders if (result := _with_row(RunFiles(folder))) is not None}
-    else:
-        newest = max(results.values(), key=lambda result: result["time"], default={})
-        chosen = {run: each for run, each in results.items() if each["row"]["tokenizer"] == newest["row"]["tokenizer"]}
-    return [result["row"] for result in chosen.values()], len(results.keys() - chosen.keys())
+    if not records:
+        newest = max(ended.values(), key=_time, default={})
+        rows = [result["row"] for result in ended.values() if result["row"]["tokenizer"] == newest["row"]["tokenizer"]]
+        return Results(rows, [], len(ended) - len(rows))
+    latest = max(records, key=_time)
+    labels: dict[str, dict[str, Any]] = {}
+    for record in sorted((record for record in records if _recipe(record) == _recipe(latest)), key=_time):
+        labels |= {run: record.get("labels", {}).get(run, {}) for run in record["runs"] if "/cells/" in run}
+    results = {run: _with_row(RunFiles(files.runs / run)) for run in sorted(labels)}
+    rows = [
+        {**result["row"], "experiment": files.experiment, **labels[run]}
+        for run, result in results.items()
+        if result is not None
+    ]
+    missing = [Path(run).name for run, result in results.items() if result is None]
+    return Results(rows, missing, len(ended.keys() - {files.runs / run for run in labels}))
 
 
 def _with_row(run: RunFiles) -> dict[str, Any] | None:
     result = run.read_result()
     return result if result is not None and "row" in result else None
+
+
+def _time(ended: dict[str, Any]) -> float:
+    """When a sweep or a run ended, or else began."""
+    return float(ended.get("ended") or ended.get("time") or ended.get("created") or 0)
 
 
 def _recipe(record: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from command_calls import ONE_QUICK_LAW, Call
-from toy_sweep import Finished, varscale
+from toy_sweep import BUDGETS, Finished, varscale, write_toy
 
 
 def test_laws_are_the_same_from_files_mlflow_and_tables(
@@ -63,8 +63,38 @@ def test_laws_are_of_one_recipe(call: Call, copy: Path, finished: Finished) -> N
         table = pd.read_csv(copy / "toy" / "laws" / "runs.csv")
         assert list(table["depth"]) == [2] * 4
         assert set(table["lr"]) == {1e-4}
-        if not source:
-            assert "left out: 8 cells in runs/toy of other settings than the latest sweep's" in fitted.error
+        assert "left out: 8 cells of toy that no sweep of the latest one's recipe lists" in fitted.error
+
+
+def test_cells_of_another_study_have_the_budgets_of_this_one(
+    call: Call, copy: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """They are the same runs, planned for a little less; two budgets where there is one make another frontier."""
+    budgets = [1.001 * budget for budget in BUDGETS]
+    other = write_toy(tmp_path, name="other", grid={"budgets": budgets})
+    swept = varscale("sweep", other, cwd=copy.parent)
+    assert swept.returncode == 0, swept.stdout
+    assert not (copy / "other" / "cells").exists()
+    for source in ((), ("--from-mlflow",)):
+        assert call("fit-laws", other, *ONE_QUICK_LAW, *source).code == 0
+        table = pd.read_csv(copy / "other" / "laws" / "runs.csv")
+        assert sorted(table["budget_flops"]) == sorted(2 * budgets)
+        assert set(table["experiment"]) == {"other"}
+
+
+def test_laws_say_which_cells_are_missing(call: Call, copy: Path, finished: Finished) -> None:
+    (gone,) = (copy / "toy" / "cells").glob("d2-c6e07-*")
+    (gone / "result.json").unlink()
+    fitted = call("fit-laws", "toy", *ONE_QUICK_LAW)
+    assert fitted.code == 0
+    assert f"missing: 1 cells of toy have no result: {gone.name}" in fitted.error
+    (warning,) = (each for each in laws_warnings(copy) if each["code"] == "missing-runs")
+    assert "1 of 8 runs have no result" in warning["message"]
+
+
+def laws_warnings(runs: Path) -> list[dict[str, str]]:
+    laws = json.loads((runs / "toy" / "laws" / "laws.json").read_text())
+    return list(laws["warnings"])
 
 
 def test_laws_leave_out_cells_of_another_tokenizer(call: Call, copy: Path, finished: Finished) -> None:

@@ -34,7 +34,10 @@ class Forwarder:
         self.running: bool | None = None
         self.records: list[tuple[str, list[Path]]] = []
 
-    def sweep(self, key: str, name: str, params: dict[str, Any], folders: list[Path]) -> Path:
+    def sweep(
+        self, key: str, name: str, params: dict[str, Any], folders: list[Path], labels: dict[Path, dict[str, Any]]
+    ) -> Path:
+        self.labels = labels
         self.records.append((key, folders))
         return Path(key)
 

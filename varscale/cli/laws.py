@@ -1,6 +1,7 @@
 """`varscale fit-laws`, and the laws at the end of a sweep."""
 
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +76,7 @@ def fit_laws(
         table = runs_table(tracking_store(tracking_uri, files), name)
     else:
         table = _results(files)
+    _say_what_is_left_out(table, name)
     options = FitOptions(
         title=title or name,
         params=params,
@@ -110,17 +112,20 @@ def fit_laws(
     print_paths(written.laws_json, written.report_html)
 
 
-def fit_sweep(rows: list[dict[str, Any]], name: str, files: ExperimentFiles) -> "WrittenLaws | None":
+def fit_sweep(
+    rows: list[dict[str, Any]], failed: Collection[str], name: str, files: ExperimentFiles
+) -> "WrittenLaws | None":
     """Fit a sweep's results, unless their laws stand; where they allow no law, its table is written all the same."""
     import pandas as pd
 
     from analysis.errors import TableError
     from analysis.options import FitOptions
 
-    fitted = fingerprint(kind="laws", rows=rows, version=__version__)
+    fitted = fingerprint(kind="laws", rows=rows, missing=list(failed), version=__version__)
     if read_json(files.laws_state) == {"fitted": fitted, "laws": _digest(files.laws)}:
         return None
     table = pd.DataFrame(rows)
+    table.attrs["missing"] = tuple(failed)
     try:
         written = _fit(table, FitOptions(title=name), files.laws)
     except TableError as error:
@@ -154,14 +159,21 @@ def _digest(laws: Path) -> list[str] | None:
 def _results(files: ExperimentFiles) -> Any:
     import pandas as pd
 
-    from sweeps.status import finished_rows
+    from sweeps.status import study_results
 
-    rows, others = finished_rows(files)
-    if others:
-        typer.echo(f"left out: {others} cells in {files.root} of other settings than the latest sweep's", err=True)
-    if not rows:
+    found = study_results(files)
+    if not found.rows:
         raise ExperimentError(f"{files.root}: no finished cells; run `varscale sweep {files.experiment}` first")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(found.rows)
+    table.attrs |= {"missing": tuple(found.missing), "others": found.others}
+    return table
+
+
+def _say_what_is_left_out(table: Any, name: str) -> None:
+    if others := table.attrs.get("others"):
+        typer.echo(f"left out: {others} cells of {name} that no sweep of the latest one's recipe lists", err=True)
+    if missing := table.attrs.get("missing"):
+        typer.echo(f"missing: {len(missing)} cells of {name} have no result: {', '.join(missing[:3])} …", err=True)
 
 
 def _fit(table: Any, options: "FitOptions", folder: Path) -> "WrittenLaws":

@@ -53,7 +53,7 @@ def sweep(
         forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
         if not outcome.rows:
             raise typer.Exit(1)
-        written = fit_sweep(outcome.rows, settings.name, files)
+        written = fit_sweep(outcome.rows, outcome.failed, settings.name, files)
         if written is None:
             console.print("nothing is new: the laws stand")
         else:

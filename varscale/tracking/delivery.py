@@ -1,9 +1,10 @@
 """What is new in the files of runs and sweeps, given to an MLflow store."""
 
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from varscale.files import RunFiles, absolute, read_json
 from varscale.tracking.records import (
@@ -22,9 +23,14 @@ from varscale.tracking.records import (
 )
 from varscale.tracking.store import METRICS_A_CALL, RunDeletedError, Store, is_rejection
 
+Item = TypeVar("Item")
+
 PARENT_TAG = "mlflow.parentRunId"
 REUSED_TAG = "reused_runs"
 IDS_A_TAG = 200
+LABELS_TAG = "reused_labels"
+"""What reused runs have otherwise in this sweep: JSON, by run."""
+LABELS_A_TAG = 40
 SORTABLE = ("train_flops", "params_total", "params_active", "images_seen")
 """Parameters that are metrics too: MLflow sorts parameters as text. The others are not, to keep the metrics few."""
 
@@ -116,12 +122,12 @@ class Delivery:
     def _update_sweep(self, record: SweepRecord, owned: dict[str, SweepRecord]) -> None:
         position = self._sweep_position(record)
         others = [run for run in record.runs if run not in owned or owned[run].file != record.file]
-        found = [read_position(self._runs / run / STATE_FILE, self._uri).run_id for run in others]
-        reused = [run_id for run_id in found if run_id]
-        tags = {"mlflow.runName": record.name}
-        for start in range(0, len(reused), IDS_A_TAG):
-            suffix = f".{start // IDS_A_TAG}" if start else ""
-            tags[REUSED_TAG + suffix] = ",".join(reused[start : start + IDS_A_TAG])
+        found = {run: read_position(self._runs / run / STATE_FILE, self._uri).run_id for run in others}
+        reused = [run_id for run_id in found.values() if run_id]
+        labels = [(found[run], label) for run, label in record.labels.items() if found.get(run)]
+        tags = {"mlflow.runName": record.name, **{tag: "{}" for tag in position.tags if tag.startswith(LABELS_TAG)}}
+        tags |= {tag: ",".join(ids) for tag, ids in _parts(REUSED_TAG, reused, IDS_A_TAG)}
+        tags |= {tag: json.dumps(dict(each)) for tag, each in _parts(LABELS_TAG, labels, LABELS_A_TAG)}
         self._tags(record.state, position, tags)
         for path in record.attachments:
             self._artifact(record.state, position, Path(path), "laws")
@@ -231,6 +237,12 @@ class Delivery:
 
     def _key(self, path: Path) -> str:
         return absolute(path).relative_to(self._runs).as_posix()
+
+
+def _parts(tag: str, items: list[Item], size: int) -> Iterator[tuple[str, list[Item]]]:
+    """So many items a tag, with a number from the second on: MLflow's tags are short."""
+    for start in range(0, len(items), size):
+        yield f"{tag}.{start // size}" if start else tag, items[start : start + size]
 
 
 def _milliseconds(seconds: float) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -53,11 +54,19 @@ class Forwarder:
         self._thread: threading.Thread | None = None
         self._problem = ""
 
-    def sweep(self, key: str, name: str, params: Mapping[str, Any], run_folders: Iterable[Path]) -> Path:
+    def sweep(
+        self,
+        key: str,
+        name: str,
+        params: Mapping[str, Any],
+        run_folders: Iterable[Path],
+        labels: Mapping[Path, dict[str, Any]] = MappingProxyType({}),
+    ) -> Path:
         """Make `run_folders` (tokenizer, trunks, cells) children of a parent run, and watch them.
 
         The sweep is written down in `sweeps/<key>.sweep.json`, so that it can be rebuilt; the same key later is the
-        same parent run, continued. Runs that an older sweep lists stay that sweep's; this one lists their MLflow ids.
+        same parent run, continued. Runs that an older sweep lists stay that sweep's; this one lists their MLflow ids,
+        and `labels`, what cells of another plan have otherwise in this one.
 
         Returns:
             The record's file, a handle for `attach` and `finish`.
@@ -71,7 +80,8 @@ class Forwarder:
         if any(other is not None and other.name == name for other in others):
             name = f"{name} · {key[:4]}"
         attachments = old.attachments if old else ()
-        SweepRecord(file, name, created, dict(params), runs, attachments).write()
+        labels_here = {self._relative(folder): label for folder, label in labels.items()}
+        SweepRecord(file, name, created, dict(params), runs, labels_here, attachments).write()
         for folder in folders:
             self.watch(folder)
         return file

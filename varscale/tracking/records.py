@@ -121,6 +121,8 @@ class SweepRecord:
     """Settings to show."""
     runs: tuple[str, ...]
     """Folders of its tokenizer, trunks and cells, relative to the runs folder, those of earlier sweeps included."""
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What cells that another sweep planned have otherwise here, their nominal budget say; by folder, as in `runs`."""
     attachments: tuple[str, ...] = ()
     """Figures and reports, relative to the runs folder or absolute."""
     status: str = OPEN
@@ -155,6 +157,7 @@ def read_record(file: Path) -> SweepRecord | None:
         created=content["created"],
         params=content["params"],
         runs=tuple(content["runs"]),
+        labels=content.get("labels", {}),
         attachments=tuple(content.get("attachments", ())),
         status=content.get("status", OPEN),
         ended=content.get("ended"),

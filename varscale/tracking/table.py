@@ -1,9 +1,9 @@
 """The runs table as MLflow has it, for fits of runs whose files are elsewhere."""
 
-from collections.abc import Iterator
+import json
 from typing import TYPE_CHECKING, Any
 
-from varscale.tracking.delivery import PARENT_TAG, REUSED_TAG
+from varscale.tracking.delivery import LABELS_TAG, PARENT_TAG, REUSED_TAG
 from varscale.tracking.store import Store, TrackingError, first_line
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ _TEXT = {"run", "experiment", "family", "variant", "tokenizer", "fingerprint", "
 def runs_table(tracking_uri: str, experiment: str) -> "pandas.DataFrame":
     """One row a cell that ended, in the columns of runs.csv: of the latest sweep and of all others of its recipe.
 
-    Cells that a sweep took from another experiment belong to it. Without a sweep, all cells.
+    Cells that a sweep took from another belong to it, under its own budgets. Without a sweep, all cells. The frame's
+    `attrs` have `missing`, names of the sweeps' cells that have no result, and `others`, how many other cells ended.
 
     Raises:
         TrackingError: The URI can't work, the store does not answer, or holds no such cell.
@@ -27,33 +28,55 @@ def runs_table(tracking_uri: str, experiment: str) -> "pandas.DataFrame":
     import pandas
 
     try:
-        rows = [row for run in _cells(Store(tracking_uri), experiment) if (row := _row(run, experiment))]
+        cells = _Cells(Store(tracking_uri), experiment)
     except Exception as error:
         raise TrackingError(f"MLflow at {tracking_uri}: {first_line(error)}") from error
-    if not rows:
+    if not cells.rows:
         raise TrackingError(f"MLflow at {tracking_uri} holds no finished cell of an experiment {experiment!r}")
-    table = pandas.DataFrame(rows)
+    table = pandas.DataFrame(cells.rows)
     whole = [column for column in table.columns.intersection(list(_COUNTS)) if table[column].notna().all()]
-    return table.astype(dict.fromkeys(whole, "int64"))
+    table = table.astype(dict.fromkeys(whole, "int64"))
+    table.attrs |= {"missing": tuple(cells.missing), "others": cells.others}
+    return table
 
 
-def _cells(store: Store, experiment: str) -> Iterator[Any]:
-    sweeps = list(store.search(experiment, "tags.role = 'sweep'"))
-    latest = max(sweeps, key=lambda sweep: sweep.info.end_time or sweep.info.start_time, default=None)
-    alike = [sweep for sweep in sweeps if latest is not None and _recipe(sweep) == _recipe(latest)]
-    parents = {sweep.info.run_id for sweep in alike}
-    seen = set()
-    for run in store.search(experiment, "tags.role = 'cell'"):
-        if latest is None or run.data.tags.get(PARENT_TAG) in parents:
-            seen.add(run.info.run_id)
-            yield run
-    for sweep in alike:
-        for key, ids in sweep.data.tags.items():
-            for run_id in ids.split(",") if key.split(".")[0] == REUSED_TAG else ():
-                run = None if run_id in seen else store.get(run_id)
-                seen.add(run_id)
+class _Cells:
+    """An experiment's cells in a store, told apart."""
+
+    def __init__(self, store: Store, experiment: str) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.missing: list[str] = []
+        self.others = 0
+        sweeps = sorted(store.search(experiment, "tags.role = 'sweep'"), key=_time)
+        alike = [sweep for sweep in sweeps if _recipe(sweep) == _recipe(sweeps[-1])]
+        parents = {sweep.info.run_id for sweep in alike}
+        own = {run.info.run_id: run for run in store.search(experiment, "tags.role = 'cell'")}
+        chosen = {run_id: run for run_id, run in own.items() if not sweeps or run.data.tags.get(PARENT_TAG) in parents}
+        labels: dict[str, dict[str, Any]] = {}
+        for sweep in alike:
+            for run_id in (each for ids in _parts(sweep, REUSED_TAG) for each in ids.split(",")):
+                labels[run_id] = {}
+                run = chosen.get(run_id) or own.get(run_id) or store.get(run_id)
                 if run is not None and run.data.tags.get("role") == "cell":
-                    yield run
+                    chosen[run_id] = run
+            for part in _parts(sweep, LABELS_TAG):
+                labels |= json.loads(part)
+        for run_id, run in chosen.items():
+            row = _row(run, experiment)
+            if row:
+                self.rows.append({**row, **labels.get(run_id, {})})
+            else:
+                self.missing.append(run.info.run_name)
+        self.others = sum(bool(_row(run, experiment)) for run_id, run in own.items() if run_id not in chosen)
+
+
+def _parts(sweep: Any, tag: str) -> list[str]:
+    """The parts of a tag that is too long for one."""
+    return [text for key, text in sweep.data.tags.items() if key.split(".")[0] == tag]
+
+
+def _time(sweep: Any) -> int:
+    return int(sweep.info.end_time or sweep.info.start_time)
 
 
 def _recipe(sweep: Any) -> tuple[str | None, str | None]:
@@ -66,8 +89,9 @@ def _row(run: Any, experiment: str) -> dict[str, Any]:
         return {}
     params = {key: _value(key, text) for key, text in run.data.params.items()}
     metrics = {key: value for key, value in run.data.metrics.items() if not key.startswith(_CURVES)}
-    names = {"run": run.info.run_name, "experiment": experiment, "fingerprint": tags.get("fingerprint", "")}
-    return {**names, **metrics, **params, "status": tags["status"]}  # a curve may have a parameter's name: lr
+    names = {"run": run.info.run_name, "fingerprint": tags.get("fingerprint", "")}
+    # a curve may have a parameter's name: lr
+    return {**names, **metrics, **params, "experiment": experiment, "status": tags["status"]}
 
 
 def _value(column: str, text: str) -> Any:
