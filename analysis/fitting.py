@@ -148,6 +148,8 @@ def check(law: Law, inputs: tuple[Array, ...], y: Array, offset: float | None) -
         raise FitRefused(f"{law.name}: values must be {span} and finite")
     if offset is not None and offset >= y.min():
         raise FitRefused(f"{law.name}: the offset pinned at {offset:g} is not below the lowest value, {y.min():.4g}")
+    if len(y) > 1 and y.min() == y.max():
+        raise FitRefused(f"{law.name}: all rows have the same value ({y[0]:g})")
     distinct = len(np.unique(np.stack(inputs), axis=1).T)
     if distinct <= free:
         raise FitRefused(

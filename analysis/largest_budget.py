@@ -147,8 +147,8 @@ class LargestBudgetCheck:
 
     @property
     def held(self) -> bool:
-        """Inside the interval and off by less than a quarter of the baseline's error."""
-        return self.inside and abs(self.error) < 0.25 * abs(self.baseline_error)
+        """Inside the interval and off by less than a quarter of the baseline's error, where that is off at all."""
+        return self.inside and (self.baseline_error == 0 or abs(self.error) < 0.25 * abs(self.baseline_error))
 
 
 def largest_budget_check(

@@ -178,12 +178,15 @@ def check_sentence(check: LargestBudgetCheck, name: str = "") -> str:
     """The held-out prediction in one sentence that says whether it held."""
     verdict = "held" if check.held else "did not hold"
     place = "inside" if check.inside else "outside"
-    share = abs(check.error) / abs(check.baseline_error) if check.baseline_error else float("inf")
+    no_change = "no change would be exact"
+    if check.baseline_error:
+        share = abs(check.error) / abs(check.baseline_error)
+        no_change = f"{share:.0%} of the error of no change ({check.baseline_error:+.4f})"
     return (
         f"Prediction {verdict}: best {name or check.target} at {number(check.budget)} FLOPs, "
         f"from {check.n_budgets} smaller budgets, {check.predicted:.4f} "
         f"[{check.ci95[0]:.4f}, {check.ci95[1]:.4f}]; observed {check.observed:.4f} ({place}), "
-        f"off by {check.error:+.4f}, {share:.0%} of the error of no change ({check.baseline_error:+.4f})."
+        f"off by {check.error:+.4f}, {no_change}."
     )
 
 

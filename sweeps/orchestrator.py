@@ -156,6 +156,7 @@ class _Sweep:
         return self._forwarder.sweep(key, name, params, folders, labels)
 
     def _prepare_inputs(self) -> None:
+        from varscale.models.storage import load_tokenizer
         from varscale.training.tokenizer_run import tokens_ready
 
         tokenizer = self._files.tokenizer(self._tokenizer)
@@ -164,6 +165,10 @@ class _Sweep:
             self._alone(
                 "tokenizer", TokenizerJob(self._experiment, tokenizer, self._tokenizer, self._tokenizer_threads)
             )
+        try:
+            load_tokenizer(tokenizer.tokenizer_checkpoint, self._tokenizer)
+        except ValueError as error:
+            raise SweepError(f"{error} (without {tokenizer.folder} the sweep trains it anew)") from None
         tokens, images = self._token_files, self._train_images
         if not tokens_ready(tokens, images):
             job = TokensJob(self._experiment, tokenizer, self._tokenizer, tokens, images, self._tokenizer_threads)

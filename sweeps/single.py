@@ -1,6 +1,6 @@
 """Single runs: a tokenizer, its tokens, one model; in this process, with the share of a sweep's worker."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from sweeps.shares import shares
 from sweeps.view import SweepView
 from varscale.cells import Cell, Trunk, check_lengths, grid_cells
 from varscale.config import Experiment
-from varscale.config_files import ExperimentError, changed
+from varscale.config_files import ExperimentError, changed, sets
 from varscale.files import ExperimentFiles, RunFiles, TokenFiles
 from varscale.identity import DataIdentity, store_numerics
 from varscale.tracking import Forwarder
@@ -36,18 +36,26 @@ def make_tokens(experiment: Experiment, runs: Path) -> TokenFiles:
 
 
 def train_single(
-    experiment: Experiment, depth: int, budget: float | None, seed: int, runs: Path, forwarder: Forwarder
+    experiment: Experiment,
+    depth: int,
+    budget: float | None,
+    seed: int,
+    runs: Path,
+    forwarder: Forwarder,
+    overrides: Sequence[str] = (),
 ) -> Path:
     """Train one model from start to end, without trunk and branch, delivered to MLflow meanwhile; its result file.
 
     With a budget the run is the grid's cell, to the bit. Without, it takes `optim.epochs` passes, and `by_depth`'s
-    recipe for its depth.
+    recipe for its depth, but for fields that `overrides`, `key=value` as they were merged into the experiment, set.
 
     Raises:
         ExperimentError: neither a budget nor `optim.epochs`, or a budget of fewer steps than `grid.min_steps`.
     """
     if budget is None and depth in experiment.by_depth:
-        experiment = changed(experiment, experiment.by_depth[depth], f"by_depth.{depth}")
+        recipe = experiment.by_depth[depth].items()
+        own = {key: value for key, value in recipe if not any(sets(override, key) for override in overrides)}
+        experiment = changed(experiment, own, f"by_depth.{depth}")
     wsd = experiment.optim.schedule == "wsd"
     # the warm-up is a share of the grid's smallest run, but for linear of the run itself
     trunk = Trunk(experiment, depth, seed, min(experiment.grid.budgets) if wsd or budget is None else budget)

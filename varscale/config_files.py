@@ -66,6 +66,12 @@ def changed(experiment: Experiment, settings: Mapping[str, Any], source: str) ->
     return _validated(values, source)
 
 
+def sets(override: str, key: str) -> bool:
+    """Whether an override set this field, its section, or the section's kind, which decides what its fields are."""
+    section = override.partition("=")[0].removesuffix(".kind")
+    return f"{key}.".startswith(f"{section}.")
+
+
 def to_yaml(experiment: Experiment) -> str:
     """The experiment as YAML that `load_experiment` reads back to an equal one."""
     return yaml.dump(experiment.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -180,17 +186,11 @@ def _explain(error: ValidationError, source: str, overrides: Sequence[str]) -> s
     problems = []
     for detail in inner:
         key, message = _problem(detail)
-        own = (change for change, override in zip(changes, overrides, strict=True) if _sets(override, key))
+        own = (change for change, override in zip(changes, overrides, strict=True) if sets(override, key))
         # a section's own check may fail through values that are each right
         place = next(own, together if detail["type"] == "value_error" else source)
         problems.append(f"{place}: {key}: {message}")
     return "; ".join(problems)
-
-
-def _sets(override: str, key: str) -> bool:
-    """Whether an override set this field, its section, or the section's kind, which decides what its fields are."""
-    section = override.partition("=")[0].removesuffix(".kind")
-    return f"{key}.".startswith(f"{section}.")
 
 
 def _within(inner: Sequence[Any], outer: Sequence[Any]) -> bool:

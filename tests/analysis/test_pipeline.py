@@ -8,9 +8,10 @@ import pytest
 from tables import sweep_table
 
 from analysis.errors import TableError
-from analysis.largest_budget import largest_budget_check
+from analysis.largest_budget import LargestBudgetCheck, largest_budget_check
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
+from analysis.report_tables import check_sentence
 from analysis.writing import write
 
 QUICK = FitOptions(target=("loss",), bootstrap_draws=100)
@@ -154,3 +155,14 @@ def test_points_to_predict_may_be_named_by_the_tables_own_columns():
     assert "tokens" in caution.message
     with pytest.raises(TableError, match="did you mean 'Training FLOP'"):
         fit_laws(table, FitOptions(flops="Training FLOP", predict=("Training FLOPs=1e23",)))
+
+
+def test_values_that_do_not_vary_have_no_law():
+    """Nor is a prediction that is as good as no change, which is exact, one that did not hold."""
+    table = sweep_table()
+    with pytest.raises(TableError, match=r"power: all rows have the same value \(3\)"):
+        fit_laws(table.assign(loss=3.0), FitOptions(target=("loss",)))
+    check = LargestBudgetCheck("loss", 1e12, 4, 3.0, 3.0, (2.9, 3.1), 3.0, 2.0)
+    assert check.held
+    assert "held" in check_sentence(check)
+    assert "off by +0.0000, no change would be exact." in check_sentence(check)

@@ -144,6 +144,8 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
         (["import-official", "gone.pth", "out.safetensors"], "gone.pth"),
         (["import-official", "CELL", "out.pth"], "out.pth: expected a name that ends in .safetensors"),
         (["export-official", "YAML", "out.pth"], "not a readable .safetensors file"),
+        (["export-official", "gone.safetensors", "gone.safetensors"], "expected a name that ends in .pth"),
+        (["export-official", "gone.safetensors", "."], ".: a folder; name the .pth file to write"),
         (["export-official", "gone.safetensors", "out.pth"], "gone.safetensors: no such file"),
         (["sample", "CELL", "--out", "samples.jpg"], "--out samples.jpg: expected a name that ends in .png"),
         (["dashboard", "--tracking-uri", "nonsense"], "nonsense"),

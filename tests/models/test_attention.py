@@ -162,7 +162,7 @@ def test_native_kernel_counts_flops_of_all_pairs() -> None:
 
 
 @needs_compiler
-def test_without_a_compiler_the_library_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_built_once_and_anew_when_a_header_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, header = tmp_path / "kernel.cpp", tmp_path / "kernel.h"
     source.write_text('#include "kernel.h"\nextern "C" int answer() { return ANSWER; }')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -172,6 +172,12 @@ def test_without_a_compiler_the_library_is_none(tmp_path: Path, monkeypatch: pyt
         assert library is not None
         assert library.answer() == answer
         assert len(list((tmp_path / "cache/varscale/kernels").iterdir())) == built
+
+
+@needs_compiler
+def test_without_a_compiler_the_library_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "kernel.cpp"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source.write_text("this is not C++")
     assert building.load(source, {}) is None
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -234,6 +234,16 @@ def test_damaged_tokens_are_encoded_again(sweeping: Sweeping, finished: Finished
     )
 
 
+def test_a_damaged_tokenizer_is_named_before_anything_is_trained(sweeping: Sweeping) -> None:
+    (path,) = sweeping.runs.glob("toy/tokenizers/*/tokenizer.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SweepError, match=rf"not a readable .* \(without {path.parent} the sweep trains it anew\)"):
+        sweeping(toy_experiment())
+    assert sweeping.launcher.jobs == []
+    shutil.rmtree(path.parent)
+    assert sweeping(toy_experiment(grid={"depths": [2], "budgets": [2e7]})).failed == {}
+
+
 def test_a_reused_cell_has_the_budget_that_is_asked_for(sweeping: Sweeping, finished: Finished) -> None:
     shutil.copytree(finished.root / "cells", sweeping.runs / "toy" / "cells")
     budgets = [budget * 1.001 for budget in BUDGETS]

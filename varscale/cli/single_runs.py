@@ -40,7 +40,7 @@ def train(
     files = ExperimentFiles(runs_dir, settings.name)
     forwarder = Forwarder(tracking_store(tracking_uri, files), files, notify=partial(typer.echo, err=True))
     with mistakes_as_one_line(of_training=True):
-        result = train_single(settings, depth, budget, seed, runs_dir, forwarder)
+        result = train_single(settings, depth, budget, seed, runs_dir, forwarder, set_ or ())
     typer.echo(result)
 
 
@@ -101,6 +101,7 @@ def export_official(
     """Turn our model into a checkpoint of FoundationVision/VAR."""
     from varscale.official_files import export_checkpoint
 
+    _check_suffix(str(out), out, ".pth")
     with mistakes_as_one_line():
         export_checkpoint(model, out)
     typer.echo(out)

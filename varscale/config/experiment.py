@@ -34,7 +34,8 @@ class Experiment(Section):
     """Use of the machine."""
     by_depth: dict[Annotated[int, Field(ge=1)], dict[str, Any]] = Field(default_factory=dict)
     """Dotted fields of `model`, `optim` that a single run of that depth without a budget changes (the reference's
-    recipe varies with depth); grids and their cells ignore it, so that all sizes of a law share one recipe."""
+    recipe varies with depth), but for those that `--set` names; grids and their cells ignore it, so that all sizes of a
+    law share one recipe."""
 
     def with_variants_in_grid(self) -> Self:
         """The study without cells of variants at depths that the grid has not."""

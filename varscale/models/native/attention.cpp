@@ -78,7 +78,8 @@ struct Scratch {
 
     explicit Scratch(int64_t tokens) : blocks((tokens + LANES - 1) / LANES) {
         const int64_t map = blocks * CHANNELS;
-        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * (5 * map + (2 * GROUP + 1) * blocks) + 63) / 64 * 64);
+        const int64_t vectors = (WIDE ? 5 : 4) * map + (2 * GROUP + 1) * blocks;
+        keys = (Vector *)aligned_alloc(64, (sizeof(Vector) * vectors + 63) / 64 * 64);
         values = keys + map;
         key_gradient = values + map;
         value_gradient = key_gradient + map;

@@ -57,7 +57,7 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
 def _compiler() -> str | None:
     if not enabled() or platform.system() != "Linux":
         return None
-    return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
+    return next((path for name in ("g++", "c++") if (path := shutil.which(name))), None)
 
 
 def _version(compiler: str) -> str:
