@@ -173,7 +173,8 @@ def _say_what_is_left_out(table: Any, name: str) -> None:
     if others := table.attrs.get("others"):
         typer.echo(f"left out: {others} cells of {name} that no sweep of the latest one's recipe lists", err=True)
     if missing := table.attrs.get("missing"):
-        typer.echo(f"missing: {len(missing)} cells of {name} have no result: {', '.join(missing[:3])} …", err=True)
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        typer.echo(f"missing: {len(missing)} cells of {name} have no result: {some}", err=True)
 
 
 def _fit(table: Any, options: "FitOptions", folder: Path) -> "WrittenLaws":

@@ -54,6 +54,7 @@ class _Cells:
         chosen = {run_id: run for run_id, run in own.items() if not sweeps or run.data.tags.get(PARENT_TAG) in parents}
         labels: dict[str, dict[str, Any]] = {}
         for sweep in alike:
+            labels |= {run_id: {} for run_id, run in own.items() if run.data.tags.get(PARENT_TAG) == sweep.info.run_id}
             for run_id in (each for ids in _parts(sweep, REUSED_TAG) for each in ids.split(",")):
                 labels[run_id] = {}
                 run = chosen.get(run_id) or own.get(run_id) or store.get(run_id)
