@@ -92,6 +92,21 @@ def test_laws_say_which_cells_are_missing(call: Call, copy: Path, finished: Fini
     assert "1 of 8 runs have no result" in warning["message"]
 
 
+def test_a_cell_begun_here_and_finished_elsewhere_is_not_missing(
+    call: Call, copy: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """Its study was interrupted, and takes it from the other one when it is called again."""
+    other = write_toy(tmp_path, name="other")
+    shutil.copytree(copy / "toy", copy / "other", ignore=shutil.ignore_patterns("cells", "*.mlflow.json"))
+    (record,) = (copy / "other" / "sweeps").glob("*.sweep.json")
+    record.write_text(record.read_text().replace("toy/cells/d2-c2e07", "other/cells/d2-c2e07"))
+    assert varscale("sweep", other, cwd=copy.parent).returncode == 0
+    assert record.read_text().count("cells/d2-c2e07") == 2
+    fitted = call("fit-laws", other, *ONE_QUICK_LAW)
+    assert fitted.code == 0
+    assert "missing" not in fitted.error
+
+
 def laws_warnings(runs: Path) -> list[dict[str, str]]:
     laws = json.loads((runs / "toy" / "laws" / "laws.json").read_text())
     return list(laws["warnings"])

@@ -44,9 +44,6 @@ class _Cells:
     """An experiment's cells in a store, told apart."""
 
     def __init__(self, store: Store, experiment: str) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.missing: list[str] = []
-        self.others = 0
         sweeps = sorted(store.search(experiment, "tags.role = 'sweep'"), key=_time)
         alike = [sweep for sweep in sweeps if _recipe(sweep) == _recipe(sweeps[-1])]
         parents = {sweep.info.run_id for sweep in alike}
@@ -62,12 +59,12 @@ class _Cells:
                     chosen[run_id] = run
             for part in _parts(sweep, LABELS_TAG):
                 labels |= json.loads(part)
-        for run_id, run in chosen.items():
-            row = _row(run, experiment)
-            if row:
-                self.rows.append({**row, **labels.get(run_id, {})})
-            else:
-                self.missing.append(run.info.run_name)
+        found = {run_id: row for run_id, run in chosen.items() if (row := _row(run, experiment))}
+        self.rows = [{**row, **labels.get(run_id, {})} for run_id, row in found.items()]
+        prints = {row["fingerprint"] for row in found.values()}
+        # begun here, a cell may have been finished by another study
+        without = [run for run in chosen.values() if run.data.tags.get("fingerprint") not in prints]
+        self.missing = [run.info.run_name for run in without]
         self.others = sum(bool(_row(run, experiment)) for run_id, run in own.items() if run_id not in chosen)
 
 

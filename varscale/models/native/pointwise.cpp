@@ -9,25 +9,20 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vectors.h"
+
 namespace {
 
 constexpr float EPSILON = 1e-6f;
 
-// 1 / (1 + e^-x), to 2e-7 (Cephes' polynomial for the exponential); beyond 40 taken for that of 40, 4e-18 off
+// 1 / (1 + e^-x), to 2e-7; beyond 40 taken for that of 40, 4e-18 off
 inline float logistic(float x) {
     x = -x;
     // not further out: GELU would multiply by denormal numbers, which processors do a hundred times slower
     x = x < -40.0f ? -40.0f : x;
     x = x > 40.0f ? 40.0f : x;
-    const float magic = 12582912.0f;  // adding 1.5 * 2^23 rounds to whole numbers
-    const float whole = (x * 1.44269504088896341f + magic) - magic;
-    const float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    float series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    series = series * rest + 8.3334519073e-3f;
-    series = series * rest + 4.1665795894e-2f;
-    series = series * rest + 1.6666665459e-1f;
-    series = series * rest + 5.0000001201e-1f;
-    series = series * (rest * rest) + rest + 1.0f;
+    float whole;
+    const float series = exponential_series<float>(x, whole);
     return 1.0f / (1.0f + series * __builtin_bit_cast(float, ((int32_t)whole + 127) << 23));
 }
 

@@ -65,19 +65,25 @@ inline void reduce(const Vector *vectors, float *results, Combine combine) {
 const auto add = [](Vector a, Vector b) { return a + b; };
 const auto larger = [](Vector a, Vector b) { return a > b ? a : b; };
 
-// e^x for x <= 0, to 2e-7 (Cephes' polynomial); below -87 it is taken for e^-87, about 1e-38
-inline Vector exponential(Vector x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    const Vector magic = all(12582912.0f);  // adding 1.5 * 2^23 rounds to whole numbers
-    Vector whole = (x * 1.44269504088896341f + magic) - magic;
-    Vector rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    Vector series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+// e^x = 2^whole times what is returned, of numbers or of vectors of them (Cephes' polynomial)
+template <typename Number>
+inline Number exponential_series(Number x, Number &whole) {
+    const Number magic = 12582912.0f - Number{};  // adding 1.5 * 2^23 rounds to whole numbers
+    whole = (x * 1.44269504088896341f + magic) - magic;
+    const Number rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Number series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
     series = series * rest + 8.3334519073e-3f;
     series = series * rest + 4.1665795894e-2f;
     series = series * rest + 1.6666665459e-1f;
     series = series * rest + 5.0000001201e-1f;
-    series = series * (rest * rest) + rest + 1.0f;
-    Integers exponent = (__builtin_convertvector(whole, Integers) + 127) << 23;
+    return series * (rest * rest) + rest + 1.0f;
+}
+
+// e^x for x <= 0, to 2e-7; below -87 it is taken for e^-87, about 1e-38
+inline Vector exponential(Vector x) {
+    Vector whole;
+    const Vector series = exponential_series<Vector>(x < -87.0f ? all(-87.0f) : x, whole);
+    const Integers exponent = (__builtin_convertvector(whole, Integers) + 127) << 23;
     return series * (Vector)exponent;
 }
 
