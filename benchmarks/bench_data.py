@@ -7,8 +7,8 @@ import torch
 from benchmarks.measuring import Goal, Options, Report
 from benchmarks.studies import Size, experiment_130, make_inputs, rings, trunk_of
 from benchmarks.trainings import sweep_run
-from varscale.cells import Numerics
-from varscale.models.native.attention import available
+from varscale.kernels.attention import available
+from varscale.training.cells import Numerics
 
 GOAL = 0.02
 STEPS = {"rings": 300, "130 tokens": 60}

@@ -9,9 +9,9 @@ import torch
 from benchmarks.measuring import Options, Report, rate
 from benchmarks.studies import Size, experiment_680, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches
-from varscale.cells import Numerics, Precision
-from varscale.config_files import changed
-from varscale.training.numerics import measure_matmul_peak
+from varscale.config.yaml import changed
+from varscale.training.cells import Numerics, Precision
+from varscale.training.execution import measure_matmul_peak
 
 SIZE, BATCH = Size(16, 1024, 16), 64
 QUICK_SIZE, QUICK_BATCH = Size(2, 32, 2), 2

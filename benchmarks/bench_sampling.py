@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import Goal, Options, Report, in_turns, median_ratio, rate
 from benchmarks.plain_var import PlainVAR
-from varscale.accounting import VARShape
+from varscale.families.var.config import VARShape
 from varscale.generation.sampling import sample
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.training.numerics import build_var
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.training.execution import build_var
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 BATCH = 2

@@ -11,11 +11,11 @@ from benchmarks.measuring import Goal, Options, Report, in_turns, median_ratio, 
 from benchmarks.plain_var import PlainTraining, PlainVAR
 from benchmarks.studies import Size, experiment_130, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches, sweep_run
-from varscale.cells import Numerics, Trunk
-from varscale.models.native.attention import available
-from varscale.models.storage import load_tokenizer
-from varscale.training.model_run import Inputs
-from varscale.training.numerics import choose_numerics
+from varscale.kernels.attention import available
+from varscale.store.weights import load_tokenizer
+from varscale.training.cells import Numerics, Trunk
+from varscale.training.execution import choose_numerics
+from varscale.training.runs import Inputs
 
 TURN_SECONDS = 1.0
 ROUNDS = 5

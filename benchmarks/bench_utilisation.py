@@ -9,10 +9,10 @@ import torch
 from benchmarks.measuring import Options, Report, in_turns, rate
 from benchmarks.studies import TOKENS_130, Size, make_inputs, rings, trunk_of
 from benchmarks.trainings import bare_training, batches
-from varscale.cells import Numerics, Trunk
 from varscale.config import Experiment
-from varscale.config_files import changed
-from varscale.training.numerics import choose_numerics, measure_matmul_peak
+from varscale.config.yaml import changed
+from varscale.training.cells import Numerics, Trunk
+from varscale.training.execution import choose_numerics, measure_matmul_peak
 
 DEPTHS = (4, 8, 12, 16, 20)
 TURN_SECONDS = 1.0

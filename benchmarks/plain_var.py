@@ -2,7 +2,8 @@
 
 Tian et al. 2024, "Visual Autoregressive Modeling", section 3.2 and appendix B. Nothing is fused or compiled: a dense
 float mask, normalisation and modulation as they are written, the inputs of each scale by a chain of `F.interpolate`,
-PyTorch's AdamW as it comes. Parameters are named as in `varscale.models.var`, so that weights can be copied.
+PyTorch's AdamW as it comes. Parameters have the names of `varscale.families.var.transformer`, so that weights can be
+copied.
 
 Letters in tensor names: B batch, K scales, L all tokens of an image, M tokens of some scales, C width, c latent
 channels, h and w latent height and width, H heads, d channels of a head, V vocabulary.
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varscale.models.quantizer import MultiScaleQuantizer
-from varscale.models.var import VAR
+from varscale.families.var.transformer import VAR
+from varscale.tokenizer.quantizer import MultiScaleQuantizer
 
 AttentionBy = Literal["products", "library"]
 """Two matrix products and a softmax, or PyTorch's `scaled_dot_product_attention` (as the reference has it)."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import Cell, Report
-from varscale.files import write_atomically, write_json
+from varscale.store.layout import write_atomically, write_json
 
 
 def show(report: Report, console: Console) -> None:

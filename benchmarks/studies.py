@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from varscale.cells import Cell, Numerics, Trunk
 from varscale.config import Experiment
-from varscale.config_files import changed, load_experiment
-from varscale.data.sources import RingsSource
-from varscale.data.token_writer import encode_store
-from varscale.files import TokenFiles, write_json
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.storage import save_model
-from varscale.training.model_run import Inputs
+from varscale.config.yaml import changed, load_experiment
+from varscale.data.sources.base import RingsSource
+from varscale.data.tokens.writer import encode_store
+from varscale.store.layout import TokenFiles, write_json
+from varscale.store.weights import save_model
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.training.cells import Cell, Numerics, Trunk
+from varscale.training.runs import Inputs
 
 PRINT = "benchmark"
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.studies import cell_of_steps
-from varscale.cells import Precision, Trunk
 from varscale.data.loading import StepBatches
-from varscale.data.tokens import TokenStore
-from varscale.files import RunFiles, read_json
-from varscale.models.device import deterministic
-from varscale.training import model_run
-from varscale.training.model_run import Inputs
-from varscale.training.token_model_module import TokenModelModule
+from varscale.data.tokens.store import TokenStore
+from varscale.numerics.device import deterministic
+from varscale.store.layout import RunFiles, read_json
+from varscale.training import runs as model_run
+from varscale.training.cells import Precision, Trunk
+from varscale.training.module import TokenModelModule
+from varscale.training.runs import Inputs
 
 NEVER = 10**9
 

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from varscale.cells import Cell, Numerics
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles
-from varscale.identity import (
+from varscale.store.fingerprint import (
     DataIdentity,
     agrees,
     processors,
@@ -14,6 +12,8 @@ from varscale.identity import (
     tokenizer_fingerprint,
     tokens_fingerprint,
 )
+from varscale.store.layout import ExperimentFiles
+from varscale.training.cells import Cell, Numerics
 
 
 class Decided(NamedTuple):

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from varscale.cells import Cell, Numerics, Trunk
 from varscale.config import Experiment
-from varscale.files import RunFiles, TokenFiles
+from varscale.store.layout import RunFiles, TokenFiles
+from varscale.training.cells import Cell, Numerics, Trunk
 
 if TYPE_CHECKING:
-    from varscale.training.model_run import Inputs
+    from varscale.training.runs import Inputs
 
 Report = Callable[[int, int], None]
 
@@ -29,7 +29,7 @@ class TokenizerJob:
 
     def run(self, report: Report) -> None:
         """Do it."""
-        from varscale.training.tokenizer_run import train_tokenizer
+        from varscale.tokenizer.training import train_tokenizer
 
         _set_threads(self.threads)
         train_tokenizer(self.experiment, self.files, self.fingerprint, report)
@@ -48,7 +48,7 @@ class TokensJob:
 
     def run(self, report: Report) -> None:
         """Do it."""
-        from varscale.training.tokenizer_run import encode_tokens
+        from varscale.tokenizer.training import encode_tokens
 
         _set_threads(self.threads)
         encode_tokens(self.experiment, self.tokenizer, self.fingerprint, self.files, self.train_images, report)
@@ -65,7 +65,7 @@ class NumericsJob:
 
     def run(self, report: Report) -> tuple[Numerics, dict[str, float]]:
         """The choice, and the seconds that each way would take."""
-        from varscale.training.numerics import choose_numerics
+        from varscale.training.execution import choose_numerics
 
         runtime = self.trunks[0][0].experiment.runtime
         return choose_numerics(self.trunks, runtime, self.threads, self.tokenizer_threads, self.workers_a_device)
@@ -79,7 +79,7 @@ class PeakJob:
 
     def run(self, report: Report) -> float:
         """FLOPs a second."""
-        from varscale.training.numerics import measure_matmul_peak
+        from varscale.training.execution import measure_matmul_peak
 
         return measure_matmul_peak(self.numerics.precision, self.numerics.threads)
 
@@ -95,7 +95,7 @@ class TrunkJob:
 
     def run(self, report: Report) -> None:
         """Do it."""
-        from varscale.training.model_run import train_trunk
+        from varscale.training.runs import train_trunk
 
         train_trunk(self.trunk, self.milestones, self.files, self.inputs, report)
 
@@ -111,7 +111,7 @@ class CellJob:
 
     def run(self, report: Report) -> None:
         """Do it."""
-        from varscale.training.model_run import train_cell
+        from varscale.training.runs import train_cell
 
         train_cell(self.cell, self.trunk, self.files, self.inputs, report)
 

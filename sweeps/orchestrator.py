@@ -13,25 +13,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sweeps.decided import decided
+from sweeps.executors.local import Failed, Finished, LocalLauncher, Progress
 from sweeps.jobs import FINAL_ERRORS, Job, NumericsJob, PeakJob, TokenizerJob, TokensJob
-from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
 from sweeps.plan import Plan, bytes_of_runs, bytes_of_tokens, images_by_trunk, train_images
 from sweeps.pool import Pool
 from sweeps.shares import shares
 from sweeps.view import SweepView
-from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
-from varscale.data.manifest import MANIFEST, read_manifest
-from varscale.files import ExperimentFiles, TokenFiles, fingerprint
-from varscale.identity import DataIdentity, store_numerics, stored_numerics
+from varscale.data.tokens.manifest import MANIFEST, read_manifest
+from varscale.errors import SweepError
+from varscale.store.fingerprint import DataIdentity, store_numerics, stored_numerics
+from varscale.store.layout import ExperimentFiles, TokenFiles, fingerprint
 from varscale.tracking import Forwarder
+from varscale.training.cells import Cell, Numerics, grid_cells
 
 MOST_EPOCHS = 4
 """Beyond as many passes, repeated data count for less than new data (Muennighoff et al. 2023)."""
-
-
-class SweepError(RuntimeError):
-    """Why a sweep can't go on; one line. What is finished is kept."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def run_sweep(experiment: Experiment, files: ExperimentFiles, view: SweepView, f
         ExperimentError: settings that can't work, before anything is trained.
         SweepError: the tokenizer or the tokens can't be made, or another sweep of this experiment is running.
     """
-    from varscale.data.experiment_sources import data_identity
+    from varscale.data.sources.of_experiment import data_identity
 
     cells = grid_cells(experiment)
     data = data_identity(experiment.data)
@@ -156,8 +153,8 @@ class _Sweep:
         return self._forwarder.sweep(key, name, params, folders, labels)
 
     def _prepare_inputs(self) -> None:
-        from varscale.models.storage import load_tokenizer
-        from varscale.training.tokenizer_run import tokens_ready
+        from varscale.store.weights import load_tokenizer
+        from varscale.tokenizer.training import tokens_ready
 
         tokenizer = self._files.tokenizer(self._tokenizer)
         self._forwarder.watch(tokenizer.folder)
@@ -220,7 +217,7 @@ class _Sweep:
             self._view.stage(stage, None, None)
 
     def _train(self, plan: Plan) -> dict[str, str]:
-        from varscale.training.model_run import Inputs
+        from varscale.training.runs import Inputs
 
         peak = self._alone("peak", PeakJob(plan.numerics))
         inputs = Inputs(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from varscale.cells import Cell, Numerics, Trunk
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles, RunFiles, fingerprint
-from varscale.identity import DataIdentity
+from varscale.store.fingerprint import DataIdentity
+from varscale.store.layout import ExperimentFiles, RunFiles, fingerprint
+from varscale.training.cells import Cell, Numerics, Trunk
 
 
 @dataclass(frozen=True)

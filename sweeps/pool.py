@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
+from sweeps.executors.local import Failed, Finished, LocalLauncher, Progress
 from sweeps.jobs import FINAL_ERRORS, CellJob, Job, TrunkJob
-from sweeps.launchers.local import Failed, Finished, LocalLauncher, Progress
 from sweeps.plan import Plan
 from sweeps.view import SweepView
 
@@ -68,7 +68,7 @@ class Pool:
         self._view.note(f"{_title(job)} diverged: {reason}")
         self._view.finished(job, "diverged")
         for lost in self._dependents(job):
-            from varscale.training.model_run import record_divergence
+            from varscale.training.runs import record_divergence
 
             record_divergence(lost.cell, lost.files, self._inputs, reason)
             self._view.finished(lost, "diverged")

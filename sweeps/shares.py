@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from varscale.config import RuntimeConfig
-from varscale.identity import processors
+from varscale.store.fingerprint import processors
 
 
 class Shares(NamedTuple):

@@ -11,12 +11,13 @@ from sweeps.decided import Decided, decided
 from sweeps.plan import train_images
 from sweeps.shares import shares
 from sweeps.view import SweepView
-from varscale.cells import Cell, Trunk, check_lengths, grid_cells
 from varscale.config import Experiment
-from varscale.config_files import ExperimentError, changed, sets
-from varscale.files import ExperimentFiles, RunFiles, TokenFiles
-from varscale.identity import DataIdentity, store_numerics
+from varscale.config.yaml import changed, sets
+from varscale.errors import ExperimentError
+from varscale.store.fingerprint import DataIdentity, store_numerics
+from varscale.store.layout import ExperimentFiles, RunFiles, TokenFiles
 from varscale.tracking import Forwarder
+from varscale.training.cells import Cell, Trunk, check_lengths, grid_cells
 
 
 def make_tokenizer(experiment: Experiment, runs: Path) -> RunFiles:
@@ -77,7 +78,7 @@ def train_single(
 
 
 def _train_tokenizer(experiment: Experiment, inputs: "_Inputs") -> None:
-    from varscale.training.tokenizer_run import train_tokenizer
+    from varscale.tokenizer.training import train_tokenizer
 
     _set_threads(inputs.decided.tokenizer_threads)
     with _stage("tokenizer") as report:
@@ -85,7 +86,7 @@ def _train_tokenizer(experiment: Experiment, inputs: "_Inputs") -> None:
 
 
 def _encode(experiment: Experiment, inputs: "_Inputs", images: int) -> TokenFiles:
-    from varscale.training.tokenizer_run import encode_tokens, tokens_ready
+    from varscale.tokenizer.training import encode_tokens, tokens_ready
 
     tokens = inputs.files.tokens(inputs.decided.tokens, images)
     if not tokens_ready(tokens, images):
@@ -95,8 +96,8 @@ def _encode(experiment: Experiment, inputs: "_Inputs", images: int) -> TokenFile
 
 
 def _train_cell(cell: Cell, made: "_Inputs", tokens: TokenFiles, forwarder: Forwarder) -> Path:
-    from varscale.training.model_run import Inputs, train_cell
-    from varscale.training.numerics import choose_numerics, measure_matmul_peak
+    from varscale.training.execution import choose_numerics, measure_matmul_peak
+    from varscale.training.runs import Inputs, train_cell
 
     experiment, files, known = cell.trunk.experiment, made.files, made.decided
     numerics, seconds = known.numerics, dict[str, float]()
@@ -124,7 +125,7 @@ def _train_cell(cell: Cell, made: "_Inputs", tokens: TokenFiles, forwarder: Forw
 
 def _cell_of_epochs(trunk: Trunk) -> Cell:
     """The run of `optim.epochs` passes over stored images, its warm-up a share of itself."""
-    from varscale.data.experiment_sources import training_source
+    from varscale.data.sources.of_experiment import training_source
 
     experiment = trunk.experiment
     if experiment.optim.epochs is None or experiment.data.kind == "rings":
@@ -143,7 +144,7 @@ class _Inputs(NamedTuple):
 
 
 def _inputs(experiment: Experiment, runs: Path, *cells: Cell) -> _Inputs:
-    from varscale.data.experiment_sources import data_identity
+    from varscale.data.sources.of_experiment import data_identity
 
     files, data = ExperimentFiles(runs, experiment.name), data_identity(experiment.data)
     known = decided(experiment, files, cells, data)

@@ -11,10 +11,10 @@ from rich.table import Table
 from sweeps.decided import decided
 from sweeps.pace import Pace
 from sweeps.plan import Plan
-from varscale.cells import Cell, grid_cells
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles, RunFiles, read_json
-from varscale.identity import stored_numerics
+from varscale.store.fingerprint import stored_numerics
+from varscale.store.layout import ExperimentFiles, RunFiles, read_json
+from varscale.training.cells import Cell, grid_cells
 
 
 def plan_table(experiment: Experiment, files: ExperimentFiles) -> Table:
@@ -125,8 +125,8 @@ def _recipe(record: dict[str, Any]) -> tuple[str | None, str | None]:
 
 def _known_plan(experiment: Experiment, files: ExperimentFiles) -> Plan | None:
     """The plan, if the study's numerics are decided."""
-    from varscale.data.experiment_sources import data_identity
-    from varscale.data.sources import DataError
+    from varscale.data.sources.of_experiment import data_identity
+    from varscale.errors import DataError
 
     cells = grid_cells(experiment)
     try:

@@ -12,7 +12,7 @@ from rich.text import Text
 from sweeps.jobs import CellJob, Job, TrunkJob
 from sweeps.pace import Pace
 from sweeps.plan import Plan
-from varscale.cells import Cell
+from varscale.training.cells import Cell
 
 _STAGES = {
     "tokenizer": "training the tokenizer",

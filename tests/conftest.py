@@ -15,8 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # for requirements.py
 from sweep_here import sweeping  # noqa: F401  # a fixture of sweeps' tests
 from toy_sweep import finished  # noqa: F401  # a fixture of sweeps' and the command's tests
 
-import varscale  # noqa: F401  # repairs torchvision before any test imports lightning or torchmetrics
-
 _KERNELS = os.environ.get("VARSCALE_NATIVE")
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from varscale.files import ExperimentFiles, RunFiles, write_json
+from varscale.store.layout import ExperimentFiles, RunFiles, write_json
 
 START = 1_790_000_000.0
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from varscale.files import RunFiles
+from varscale.store.layout import RunFiles
 
 
 @dataclass(frozen=True)

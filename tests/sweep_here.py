@@ -12,13 +12,13 @@ from rich.console import Console
 from toy_sweep import Finished
 
 from sweeps import orchestrator
+from sweeps.executors.local import Event, Failed, Progress
+from sweeps.executors.local import Finished as Done
 from sweeps.jobs import Job
-from sweeps.launchers.local import Event, Failed, Progress
-from sweeps.launchers.local import Finished as Done
 from sweeps.orchestrator import Outcome, run_sweep
 from sweeps.view import SweepView
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles
+from varscale.store.layout import ExperimentFiles
 
 
 class Forwarder:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from varscale.data.sources import RingsSource
-from varscale.data.token_writer import encode_store
-from varscale.data.tokens import TokenStore
+from varscale.data.sources.base import RingsSource
+from varscale.data.tokens.store import TokenStore
+from varscale.data.tokens.writer import encode_store
 
 PATCH_NUMS = (1, 2, 4)
 VOCAB_SIZE = 500

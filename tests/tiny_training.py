@@ -13,17 +13,17 @@ import torch
 from small_experiment import SMALL
 from torch.nn import functional as F
 
-from varscale.cells import Cell, Numerics, Trunk
 from varscale.config import Experiment
-from varscale.config_files import validate
-from varscale.data.sources import RingsSource
-from varscale.data.token_writer import encode_store
-from varscale.data.tokens import TokenStore, unigram_entropy
-from varscale.files import RunFiles, TokenFiles, write_json
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.storage import save_model
+from varscale.config.yaml import validate
+from varscale.data.sources.base import RingsSource
+from varscale.data.tokens.store import TokenStore, unigram_entropy
+from varscale.data.tokens.writer import encode_store
+from varscale.store.layout import RunFiles, TokenFiles, write_json
+from varscale.store.weights import save_model
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.training.callbacks import Checkpoints, Progress
-from varscale.training.model_run import Inputs
+from varscale.training.cells import Cell, Numerics, Trunk
+from varscale.training.runs import Inputs
 
 PATCH_NUMS = (1, 2, 4)
 VOCAB_SIZE = 16

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from varscale.config import Experiment
-from varscale.config_files import validate
+from varscale.config.yaml import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (2e7, 3e7, 4e7, 6e7)

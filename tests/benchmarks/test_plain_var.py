@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.plain_var import PlainTraining, PlainVAR
 from benchmarks.trainings import BareTraining
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.storage import save_model
-from varscale.training.token_model_module import TokenModelModule
+from varscale.store.weights import save_model
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.training.module import TokenModelModule
 
 PATCH_NUMS = (1, 2, 3, 5)
 

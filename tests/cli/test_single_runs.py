@@ -11,9 +11,9 @@ from toy_sweep import Finished, numbers_of, results, write_toy
 
 from sweeps.shares import shares
 from varscale.config import RuntimeConfig
-from varscale.files import read_json
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.storage import load_model, save_model
+from varscale.store.layout import read_json
+from varscale.store.weights import load_model, save_model
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 
 def test_train_equals_the_cell_of_the_grid(call: Call, copy: Path, finished: Finished) -> None:

@@ -17,8 +17,8 @@ from varscale.data.loading import (
     take,
     whole_windows,
 )
-from varscale.data.sources import RingsSource
-from varscale.randomness import permutation
+from varscale.data.sources.base import RingsSource
+from varscale.numerics.randomness import permutation
 
 
 class Views:

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from tiny_training import cell_of_steps, ignore, little_experiment, make_inputs
 
-from varscale.files import ExperimentFiles, RunFiles
 from varscale.generation.from_files import draw
 from varscale.generation.sampling import sample
-from varscale.models.native.building import SWITCH
-from varscale.models.storage import load_tokenizer, load_var
-from varscale.training.model_run import record_divergence, train_cell
+from varscale.kernels.building import SWITCH
+from varscale.store.layout import ExperimentFiles, RunFiles
+from varscale.store.weights import load_tokenizer, load_var
+from varscale.training.runs import record_divergence, train_cell
 
 
 def test_a_picture_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from varscale.families.var.transformer import VAR
 from varscale.generation.sampling import ScalePredictor, draw, sample
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.var import VAR
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from varscale.families.var.transformer import VAR
 from varscale.generation.sampling import ScalePredictor, sample
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.var import VAR
-from varscale.randomness import uniform
+from varscale.numerics.randomness import uniform
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 pytestmark = pytest.mark.gpu
 PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

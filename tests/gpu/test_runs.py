@@ -12,18 +12,18 @@ from toy_sweep import Finished, results, varscale, write_toy
 
 from benchmarks.studies import Size, cell_of_steps, experiment_680, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches
-from varscale.accounting import TokenizerShape
-from varscale.cells import Numerics
 from varscale.config import Experiment
-from varscale.config_files import changed
+from varscale.config.yaml import changed
 from varscale.data.loading import ImageBatches
-from varscale.data.sources import RingsSource
-from varscale.files import RunFiles
-from varscale.models.device import deterministic
-from varscale.models.storage import load_var
-from varscale.training.model_run import train_cell, train_trunk
-from varscale.training.numerics import choose_numerics
-from varscale.training.tokenizer_module import TokenizerModule
+from varscale.data.sources.base import RingsSource
+from varscale.families.var.config import TokenizerShape
+from varscale.numerics.device import deterministic
+from varscale.store.layout import RunFiles
+from varscale.store.weights import load_var
+from varscale.tokenizer.module import TokenizerModule
+from varscale.training.cells import Numerics
+from varscale.training.execution import choose_numerics
+from varscale.training.runs import train_cell, train_trunk
 from varscale.training.trainer import Loader, make_trainer
 
 pytestmark = pytest.mark.gpu

@@ -10,9 +10,8 @@ from sweep_here import Sweeping
 from toy_sweep import BUDGETS, Finished, numbers_of, results, toy_experiment
 
 from sweeps.jobs import CellJob, Job, TokenizerJob, TokensJob, TrunkJob
-from sweeps.orchestrator import SweepError
-from varscale.config_files import ExperimentError
-from varscale.files import read_json
+from varscale.errors import ExperimentError, SweepError
+from varscale.store.layout import read_json
 
 LR_TOO_HIGH = {"name": "wild", "depths": [2], "budgets": [2e7, 4e7], "settings": {"optim.lr": 1e30}}
 
@@ -47,7 +46,7 @@ def test_longest_way_first_and_branches_when_ready(sweeping: Sweeping, finished:
 def test_a_tokenizer_is_not_trained_again_because_it_was_not_measured(
     sweeping: Sweeping, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from varscale.training import tokenizer_run
+    from varscale.tokenizer import training as tokenizer_run
 
     shutil.rmtree(sweeping.runs / "toy" / "tokenizers")
     experiment = toy_experiment(grid={"depths": [2], "budgets": [2e7]}, runtime={"retries": 0})
@@ -62,8 +61,8 @@ def test_a_tokenizer_is_not_trained_again_because_it_was_not_measured(
 
 
 def test_a_run_waits_for_another_that_writes_its_files(tmp_path: Path) -> None:
-    from varscale.files import RunFiles
-    from varscale.training.tokenizer_run import train_tokenizer
+    from varscale.store.layout import RunFiles
+    from varscale.tokenizer.training import train_tokenizer
 
     files = RunFiles(tmp_path / "tokenizer")
     files.folder.mkdir()
@@ -166,7 +165,7 @@ def test_diverged_cells_end_and_the_rest_goes_on(sweeping: Sweeping) -> None:
 
 
 def test_a_branch_that_diverges_ends_alone(sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
-    from varscale.training.callbacks import Diverged
+    from varscale.errors import Diverged
 
     def diverge(job: Job, attempt: int) -> None:
         if isinstance(job, CellJob) and job.cell.budget_flops == 4e7:

@@ -7,10 +7,10 @@ import pytest
 from toy_sweep import toy_experiment
 
 from sweeps.plan import Plan, bytes_of_runs, images_by_trunk, train_images
-from varscale.cells import Numerics, grid_cells
-from varscale.config_files import ExperimentError
-from varscale.files import ExperimentFiles, write_json
-from varscale.identity import DataIdentity
+from varscale.errors import ExperimentError
+from varscale.store.fingerprint import DataIdentity
+from varscale.store.layout import ExperimentFiles, write_json
+from varscale.training.cells import Numerics, grid_cells
 
 NUMERICS = Numerics("float32", False, False, 1, 1)
 

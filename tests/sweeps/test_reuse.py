@@ -7,8 +7,8 @@ from sweep_here import Sweeping
 from toy_sweep import BUDGETS, Finished, numbers_of, results, toy_experiment
 
 from sweeps.jobs import Job, NumericsJob, TokenizerJob, TokensJob, TrunkJob
-from sweeps.orchestrator import SweepError
-from varscale.files import read_json
+from varscale.errors import SweepError
+from varscale.store.layout import read_json
 
 
 def test_finished_cells_are_not_trained_again(sweeping: Sweeping, finished: Finished) -> None:

@@ -11,9 +11,9 @@ from sweeps import view
 from sweeps.jobs import CellJob, TrunkJob
 from sweeps.plan import Plan
 from sweeps.view import SweepView
-from varscale.cells import Cell, Numerics, grid_cells
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles, write_json
+from varscale.store.layout import ExperimentFiles, write_json
+from varscale.training.cells import Cell, Numerics, grid_cells
 
 NUMERICS = Numerics("float32", False, False, 1, 1)
 

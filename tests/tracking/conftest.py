@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from varscale.files import ExperimentFiles
+from varscale.store.layout import ExperimentFiles
 from varscale.tracking.store import Store
 
 

@@ -14,8 +14,9 @@ import pandas
 import pytest
 from fake_runs import START, append_points, finished_cell, unfinished_trunk, write_identity, write_result
 
-from varscale.files import ExperimentFiles, RunFiles, read_json, write_json
-from varscale.tracking import Forwarder, TrackingError, check_tracking_uri, deliver_all, runs_table
+from varscale.errors import TrackingError
+from varscale.store.layout import ExperimentFiles, RunFiles, read_json, write_json
+from varscale.tracking import Forwarder, check_tracking_uri, deliver_all, runs_table
 from varscale.tracking.records import read_record
 
 BUDGETS = (1e12, 2e12)

@@ -18,7 +18,7 @@ import pytest
 from fake_runs import append_points, finished_cell, unfinished_trunk
 from requirements import require_program
 
-from varscale.files import ExperimentFiles, RunFiles
+from varscale.store.layout import ExperimentFiles, RunFiles
 from varscale.tracking import Forwarder, dashboard_command, dashboard_environment, dashboard_url, deliver_all
 
 ROOT = Path(__file__).parents[2]

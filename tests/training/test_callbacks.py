@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from varscale.training.callbacks import Checkpoints, Diverged, Progress, ScheduleCallback, Throughput, check_finite
+from varscale.errors import Diverged
+from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback, Throughput, check_finite
 from varscale.training.schedules import Schedule
 from varscale.training.trainer import Loader
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_training import make_inputs
 
-from varscale.models.native.building import SWITCH
+from varscale.kernels.building import SWITCH
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SCRIPT = Path(__file__).with_name("two_processes.py")

@@ -21,10 +21,10 @@ from torch.distributed.tensor import DTensor
 
 from tiny_training import TOKENIZER
 from varscale.data.loading import EvaluationBatches, ImageBatches, StepBatches
-from varscale.data.sources import RingsSource
-from varscale.data.tokens import TokenStore
-from varscale.training.token_model_module import TokenModelModule
-from varscale.training.tokenizer_module import TokenizerModule
+from varscale.data.sources.base import RingsSource
+from varscale.data.tokens.store import TokenStore
+from varscale.training.module import TokenModelModule
+from varscale.tokenizer.module import TokenizerModule
 from varscale.training.trainer import Loader
 
 STEPS, BATCH = 8, 8

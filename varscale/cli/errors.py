@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
 
-from varscale.config_files import ExperimentError
+from varscale.errors import ExperimentError
 
 
 def is_mendable(error: Exception) -> bool:

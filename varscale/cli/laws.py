@@ -9,8 +9,8 @@ import typer
 
 from varscale import __version__
 from varscale.cli.options import DEFAULT_RUNS, RunsDir, TrackingUri, load, tracking_store
-from varscale.config_files import ExperimentError
-from varscale.files import ExperimentFiles, fingerprint, read_json, write_atomically, write_json
+from varscale.errors import ExperimentError
+from varscale.store.layout import ExperimentFiles, fingerprint, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from analysis.options import FitOptions

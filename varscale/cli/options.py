@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from varscale.config import Experiment
-from varscale.config_files import ExperimentError, load_experiment
-from varscale.files import ExperimentFiles
+from varscale.config.yaml import load_experiment
+from varscale.errors import ExperimentError
+from varscale.store.layout import ExperimentFiles
 
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment, or a YAML file.")]
 Overrides = Annotated[

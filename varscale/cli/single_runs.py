@@ -17,8 +17,8 @@ from varscale.cli.options import (
     tracking_store,
     whole_numbers,
 )
-from varscale.config_files import ExperimentError
-from varscale.files import ExperimentFiles
+from varscale.errors import ExperimentError
+from varscale.store.layout import ExperimentFiles
 
 
 def train(
@@ -86,7 +86,7 @@ def import_official(
     tokenizer: Annotated[Path | None, typer.Option(help="Imported tokenizer, for a var_*.pth.")] = None,
 ) -> None:
     """Turn a checkpoint of FoundationVision/VAR into ours."""
-    from varscale.official_files import import_checkpoint
+    from varscale.official.files import import_checkpoint
 
     _check_suffix(str(out), out, ".safetensors")
     with mistakes_as_one_line():
@@ -99,7 +99,7 @@ def export_official(
     out: Annotated[Path, typer.Argument(help="File to write, .pth.")],
 ) -> None:
     """Turn our model into a checkpoint of FoundationVision/VAR."""
-    from varscale.official_files import export_checkpoint
+    from varscale.official.files import export_checkpoint
 
     _check_suffix(str(out), out, ".pth")
     with mistakes_as_one_line():

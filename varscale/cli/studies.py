@@ -20,7 +20,7 @@ from varscale.cli.options import (
     tracking_store,
 )
 from varscale.config import Experiment
-from varscale.files import ExperimentFiles
+from varscale.store.layout import ExperimentFiles
 
 
 def sweep(

@@ -1,4 +1,4 @@
-"""An experiment: frozen, validated settings, read from YAML by `varscale.config_files`.
+"""An experiment: frozen, validated settings, read from YAML by `varscale.config.yaml`.
 
 Every field is documented where it is declared; `Experiment.model_json_schema()` carries the same texts.
 Counts are whole numbers of what the name says (images, tokens, steps); FLOPs are 2 × multiply-adds.

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from varscale.data.sources import ImageSource, Labels, Pixels
-from varscale.data.tokens import TokenStore
+from varscale.data.sources.base import ImageSource, Labels, Pixels
+from varscale.data.tokens.store import TokenStore
 from varscale.data.transforms import to_model_range
-from varscale.randomness import Order, epoch_order, sample_indices
+from varscale.numerics.randomness import Order, epoch_order, sample_indices
 
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from varscale.files import ExperimentFiles, RunFiles
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
-from varscale.models.device import best_device
-from varscale.models.storage import load_tokenizer, load_var
+from varscale.numerics.device import best_device
+from varscale.store.layout import ExperimentFiles, RunFiles
+from varscale.store.weights import load_tokenizer, load_var
 
 
 def draw(

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from varscale.models.autoencoder import MultiScaleTokenizer
-from varscale.models.var import VAR
-from varscale.randomness import uniform
+from varscale.families.var.transformer import VAR
+from varscale.numerics.randomness import uniform
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 
 class Sample(NamedTuple):

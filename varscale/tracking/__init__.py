@@ -9,9 +9,10 @@ import os
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any import of MLflow, and for servers started from here
 
+from varscale.errors import TrackingError
 from varscale.tracking.dashboard import dashboard_command, dashboard_environment, dashboard_url
 from varscale.tracking.forwarder import Forwarder, ForwarderState, deliver_all
-from varscale.tracking.store import TrackingError, check_tracking_uri
+from varscale.tracking.store import check_tracking_uri
 from varscale.tracking.table import runs_table
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from varscale.files import RunFiles, absolute, read_json
+from varscale.store.layout import RunFiles, absolute, read_json
 from varscale.tracking.records import (
     OPEN,
     STATE_FILE,

@@ -11,7 +11,7 @@ from typing import Any
 
 import filelock
 
-from varscale.files import ExperimentFiles, absolute
+from varscale.store.layout import ExperimentFiles, absolute
 from varscale.tracking.delivery import Delivery, OutOfTimeError
 from varscale.tracking.records import SweepRecord, pending_metrics, read_record, run_folders
 from varscale.tracking.store import Store, check_tracking_uri, first_line

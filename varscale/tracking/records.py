@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from varscale.files import RunFiles, read_json, write_json
+from varscale.store.layout import RunFiles, read_json, write_json
 
 STATE_FILE = "mlflow.json"
 RECORD_SUFFIX = ".sweep.json"

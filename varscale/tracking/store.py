@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from varscale.errors import ExperimentDeletedError, TrackingError
 from varscale.tracking.records import OPEN, Point
 from varscale.tracking.run_list import EXPERIMENT_TAGS
 
@@ -22,14 +23,6 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Settings of MLflow's client, unless the user set them: a server that is down or slow is left alone soon."""
-
-
-class TrackingError(ValueError):
-    """A tracking URI or experiment that can't be used, with what would be right."""
-
-
-class ExperimentDeletedError(TrackingError):
-    """The user deleted an experiment in MLflow; others may be delivered still."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 import json
 from typing import TYPE_CHECKING, Any
 
+from varscale.errors import TrackingError
 from varscale.tracking.delivery import LABELS_TAG, PARENT_TAG, REUSED_TAG
-from varscale.tracking.store import Store, TrackingError, first_line
+from varscale.tracking.store import Store, first_line
 
 if TYPE_CHECKING:
     import pandas

@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from varscale.errors import Diverged
 from varscale.training.schedules import Schedule
-
-
-class Diverged(RuntimeError):
-    """The training loss is not a number, or infinite."""
 
 
 class Checkpoints(Callback):

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, IterableDataset
 
 from varscale.data.loading import Batch
-from varscale.files import RunFiles
+from varscale.store.layout import RunFiles
 from varscale.training.metrics_file import MetricsFile
 
 FINGERPRINT_KEY = "varscale_fingerprint"

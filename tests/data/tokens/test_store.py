@@ -1,0 +1,211 @@
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_store import PATCH_NUMS, VOCAB_SIZE, brightness_encoder, store_of_rings
+
+from varscale.data.sources.base import RingsSource
+from varscale.data.tokens.manifest import MANIFEST
+from varscale.data.tokens.store import TokenStore, split_scales, unigram_entropy
+from varscale.data.transforms import to_model_range
+from varscale.errors import TokenStoreError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return store_of_rings(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A store's folder, and the path of its second shard."""
+    opened = store_of_rings(tmp_path)
+    return tmp_path, tmp_path / opened.manifest.shards[1].file
+
+
+def all_tokens():
+    pixels, labels = RingsSource(50, 8).load_batch(range(50), [0] * 50)
+    return torch.cat(brightness_encoder(to_model_range(pixels)), dim=1), torch.from_numpy(labels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(indices=st.lists(st.integers(0, 49), max_size=40))
+def test_tokens_are_the_encoders_in_the_order_asked_for(store, indices):
+    tokens_BL, labels_B = store.tokens(indices)
+    expected_tokens, expected_labels = all_tokens()
+    assert tokens_BL.dtype == labels_B.dtype == torch.int64
+    torch.testing.assert_close(tokens_BL, expected_tokens[indices], atol=0, rtol=0)
+    torch.testing.assert_close(labels_B, expected_labels[indices], atol=0, rtol=0)
+    assert tokens_BL.is_contiguous()
+
+
+def test_batches_cover_everything_once(store):
+    batches = list(store.batches(12))
+    assert [len(batch.labels_B) for batch in batches] == [12, 12, 12, 12, 2]
+    torch.testing.assert_close(torch.cat([batch.tokens_BL for batch in batches]), all_tokens()[0])
+
+
+def test_samples_out_of_range_are_refused(store):
+    for sample in (-1, 50):
+        with pytest.raises(IndexError, match="samples are 0 … 49"):
+            store.tokens([0, sample])
+
+
+def test_split_scales(store):
+    tokens_BL = store.tokens(torch.arange(3)).tokens_BL
+    scales = split_scales(tokens_BL, PATCH_NUMS)
+    assert [tuple(scale.shape) for scale in scales] == [(3, 1), (3, 4), (3, 16)]
+    torch.testing.assert_close(torch.cat(scales, dim=1), tokens_BL)
+    with pytest.raises(ValueError, match=r"patch_nums \(1, 2, 3\) have 14 tokens, the samples 21"):
+        split_scales(tokens_BL, (1, 2, 3))
+
+
+def test_unigram_entropy_by_counting(store):
+    tokens_BL = all_tokens()[0].tolist()
+    entropies = [
+        scipy.stats.entropy(list(Counter(row[position] for row in tokens_BL).values())) for position in range(21)
+    ]
+    result = unigram_entropy(store)
+    assert result.mean == pytest.approx(np.mean(entropies))
+    assert result.by_scale == pytest.approx([entropies[0], np.mean(entropies[1:5]), np.mean(entropies[5:])])
+
+
+def test_unigram_entropy_of_constant_and_uniform_tokens(tmp_path):
+    constant = store_of_rings(tmp_path / "a", encode=lambda x: [torch.full((len(x), p * p), 7) for p in PATCH_NUMS])
+    assert unigram_entropy(constant).mean == 0
+    calls = []
+
+    def each_code_once(images):
+        calls.append(0)
+        code = torch.arange(8) + 8 * (len(calls) - 1)
+        return [code[:, None].expand(8, side * side) for side in PATCH_NUMS]
+
+    uniform = store_of_rings(tmp_path / "b", 64, encode=each_code_once)
+    assert unigram_entropy(uniform).by_scale == pytest.approx([np.log(64)] * 3)
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
+def test_index_type_follows_the_vocabulary(tmp_path, vocab_size, dtype):
+    top = vocab_size - 1
+    opened = store_of_rings(
+        tmp_path, 16, vocab_size=vocab_size, encode=lambda x: [torch.full((len(x), p * p), top) for p in PATCH_NUMS]
+    )
+    assert (opened.tokens(range(16)).tokens_BL == top).all()
+    assert json.loads((tmp_path / MANIFEST).read_text())["dtype"] == dtype
+    assert np.load(tmp_path / opened.manifest.shards[0].file).dtype.name == dtype
+
+
+def test_a_store_can_be_sent_to_another_process(store):
+    copy = pickle.loads(pickle.dumps(store))
+    torch.testing.assert_close(copy.tokens([3, 40]).tokens_BL, store.tokens([3, 40]).tokens_BL)
+    assert len(pickle.dumps(store)) < 4000
+
+
+def test_first_images_of_a_procedural_store(store):
+    part = TokenStore.open(store.directory, num_images=20)
+    assert part.num_samples == len(part) == 20
+    torch.testing.assert_close(part.tokens(range(20)).tokens_BL, store.tokens(range(20)).tokens_BL)
+    with pytest.raises(TokenStoreError, match=r"50 images × 1 views, needed 51 × 1; encode it again to extend it"):
+        TokenStore.open(store.directory, num_images=51)
+
+
+def test_other_fingerprints_and_patch_nums_are_named(store):
+    path = rf"{store.directory}/{MANIFEST}"
+    with pytest.raises(TokenStoreError, match=rf"{path}: tokenizer: tokenizer-a, expected tokenizer-b"):
+        TokenStore.open(store.directory, "tokenizer-b")
+    with pytest.raises(TokenStoreError, match=rf"{path}: data: \w+, expected other"):
+        TokenStore.open(store.directory, "tokenizer-a", expected_data_fingerprint="other")
+    with pytest.raises(TokenStoreError, match=r"patch_nums: \(1, 2, 4\), expected \(1, 2, 3, 4\)"):
+        TokenStore.open(store.directory, patch_nums=[1, 2, 3, 4])
+    assert TokenStore.open(store.directory, "tokenizer-a", patch_nums=[1, 2, 4]).vocab_size == VOCAB_SIZE
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(TokenStoreError, match=r"no token store \(manifest.json is missing\)"):
+        TokenStore.open(tmp_path / "nowhere")
+
+
+def test_truncated_shard(damaged):
+    folder, shard = damaged
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size - 100)
+    for verify in ("auto", "contents", "sizes"):
+        with pytest.raises(
+            TokenStoreError, match=rf"{shard}: shards\[1\]: {size - 100} bytes, expected {size}; encode"
+        ):
+            TokenStore.open(folder, verify=verify)
+
+
+def test_missing_shard(damaged):
+    folder, shard = damaged
+    shard.unlink()
+    with pytest.raises(TokenStoreError, match=rf"{shard}: shards\[1\] is missing; encode the store again"):
+        TokenStore.open(folder)
+
+
+def test_flipped_bit(damaged):
+    folder, shard = damaged
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 1
+    shard.write_bytes(content)
+    for verify in ("auto", "contents"):
+        with pytest.raises(TokenStoreError, match=rf"{shard}: shards\[1\]: checksum \w+, expected \w+; encode"):
+            TokenStore.open(folder, verify=verify)
+    TokenStore.open(folder, verify="sizes")
+
+
+LIMITED = """
+import resource, sys
+from varscale.data.tokens.store import TokenStore
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+print(TokenStore.open(sys.argv[1]).tokens([0, 149]).labels_B.tolist())
+"""
+
+
+@pytest.mark.parametrize(("hard_limit", "message"), [(1024, ""), (64, "let a process open 150 files more (ulimit -n)")])
+def test_more_shards_than_files_that_may_be_open(tmp_path, hard_limit, message):
+    """Ten views of ImageNet have 1,570; the usual limit is 1,024."""
+    store = store_of_rings(tmp_path, 150, shard_images=1, batch_size=1)
+    arguments = [sys.executable, "-c", LIMITED, str(tmp_path), str(hard_limit)]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert message in process.stderr
+    if not message:
+        assert process.stdout == f"{store.tokens([0, 149]).labels_B.tolist()}\n"
+
+
+def test_shard_of_another_shape(damaged):
+    folder, shard = damaged
+    manifest = TokenStore.open(folder).manifest
+    np.save(shard, np.zeros((16, 5), dtype=np.uint16))
+    with pytest.raises(TokenStoreError, match=r"shards\[1\]: uint16 \(16, 5\), expected uint16 \(16, 22\)"):
+        TokenStore(folder, manifest)
+    shard.write_bytes(b"")
+    with pytest.raises(TokenStoreError, match=r"shards\[1\]: not readable"):
+        TokenStore(folder, replace(manifest))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not readable"),
+        ("[]", "schema: None, expected 1"),
+        ('{"schema": 2}', "schema: 2, expected 1"),
+        ('{"schema": 1}', "damaged"),
+        ('{"schema": 1, "dtype": "uint16", "shards": [{"name": 3}]}', "damaged"),
+    ],
+)
+def test_damaged_manifest(tmp_path, content, message):
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(TokenStoreError, match=rf"{tmp_path}/{MANIFEST}: {message}.*; delete it"):
+        TokenStore.open(tmp_path)

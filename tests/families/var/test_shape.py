@@ -1,0 +1,197 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from varscale.families.var.config import TokenizerShape, VARShape
+from varscale.families.var.transformer import VAR
+from varscale.generation.sampling import ScalePredictor
+from varscale.kernels.building import SWITCH
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+VARS = {
+    "narrow": {"depth": 3, "width": 24, "heads": 3},
+    "wide": {"depth": 2, "width": 128, "heads": 2, "mlp_ratio": 2.5},
+    "shared": {"depth": 2, "width": 48, "heads": 4, "shared_adaln": True},
+    "unnormalised": {"depth": 2, "width": 48, "heads": 4, "normalise_queries_keys": False},
+    "many tokens": {"depth": 1, "width": 24, "heads": 3, "patch_nums": (2, 4, 8)},
+    "one scale": {"depth": 1, "width": 24, "heads": 3, "patch_nums": (3,)},
+}
+TOKENIZERS = {
+    "plain": {},
+    "deep": {"channel_multipliers": (1, 2, 2), "residual_blocks": 2, "phi_count": 1},
+    "without attention": {"attention": False, "channel_multipliers": (1, 1)},
+    "large maps": {"patch_nums": (1, 33, 36), "channel_multipliers": (1,)},
+}
+
+
+def var_of(name: str) -> VAR:
+    sizes = {"patch_nums": (1, 2, 3), "vocab_size": 40, "latent_channels": 6, "num_classes": 5} | VARS[name]
+    return VAR(**sizes)  # type: ignore[arg-type]
+
+
+def tokenizer_of(name: str) -> MultiScaleTokenizer:
+    sizes = {"patch_nums": (1, 2, 4), "vocab_size": 40, "latent_channels": 6, "base_channels": 8, "norm_groups": 4}
+    return MultiScaleTokenizer(**(sizes | {"channel_multipliers": (1, 2)} | TOKENIZERS[name]))  # type: ignore[arg-type]
+
+
+def counted(function: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        function()
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def kept_bytes(model: nn.Module, apart: Callable[[Tensor], bool] = lambda _: False) -> Iterator[dict[int, int]]:
+    """Bytes of each memory, weights apart, that forward passes within keep for their backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and not apart(tensor):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
+
+@pytest.mark.parametrize(
+    ("depth", "active"), [(12, 88_183_696), (16, 205_690_112), (20, 398_710_416), (30, 1_335_497_476)]
+)
+def test_active_parameters_of_the_paper(depth: int, active: int) -> None:
+    shape = VARShape(PAPER, 4096, 32, 1000, depth, 64 * depth, depth)
+    assert shape.active_parameters() == active
+    assert shape.active_parameters(head=False) == active - (64 * depth + 1) * 4096
+
+
+@pytest.mark.parametrize("name", VARS)
+def test_parameters_of_transformers(name: str) -> None:
+    var = var_of(name)
+    assert VARShape.of(var).parameters() == sum(p.numel() for p in var.parameters())
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("name", VARS)
+def test_forward_flops_of_transformers(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr("varscale.families.var.blocks.available", lambda _: False)
+    var = var_of(name)
+    inputs = torch.randn(3, var.tokens - var.first_tokens, 6)
+    labels = torch.tensor([0, 1, 5])
+    assert counted(lambda: var(labels, inputs)) == 3 * VARShape.of(var).forward_flops()
+
+
+def test_training_flops_are_three_times_forward() -> None:
+    var = var_of("wide")
+    inputs = torch.randn(2, 13, 6)
+    shape = VARShape.of(var)
+    measured = counted(lambda: var(torch.tensor([0, 1]), inputs).sum().backward())
+    # the first layer's inputs need no gradient
+    skipped = 2 * 2 * 13 * 6 * var.width
+    assert measured == 2 * shape.training_flops() - skipped
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("name", VARS)
+def test_sampling_flops(name: str, guidance: bool, cache: bool) -> None:
+    var = var_of(name)
+    quantizer = MultiScaleTokenizer(
+        var.patch_nums, 40, 6, 4, channel_multipliers=(1,), norm_groups=4, phi_count=1
+    ).quantizer
+    steps: list[tuple[Tensor | None, int]] = [(None, 0)]
+    total = None
+    for k, side in enumerate(var.patch_nums[:-1]):
+        total, following = quantizer.accumulate(total, torch.randint(40, (2, side**2)), k)
+        steps.append((following, k + 1))
+
+    def run() -> None:
+        with torch.no_grad():
+            predictor = ScalePredictor(var, torch.tensor([0, 1]), 1.5 if guidance else 0.0, use_cache=cache)
+            for inputs, _ in steps:
+                predictor.predict(inputs)
+
+    assert counted(run) == 2 * VARShape.of(var).sampling_flops(guidance=guidance, cache=cache)
+
+
+def test_executed_flops_count_visible_pairs() -> None:
+    shape = VARShape((1, 2, 3), 40, 6, 5, 2, 24, 3)
+    level = [0] + [1] * 4 + [2] * 9
+    pairs = sum(other <= own for own in level for other in level)
+    hidden = 14**2 - pairs
+    assert shape.forward_flops() - shape.executed_forward_flops() == 4 * 24 * hidden * 2
+
+
+def test_parameters_of_the_paper_tokenizer() -> None:
+    assert TokenizerShape(PAPER, 4096, 32, 160).parameters() == 108_948_355
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    shape = TokenizerShape.of(tokenizer)
+    assert shape.parameters() == sum(p.numel() for p in tokenizer.parameters())
+    images = torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size)
+    tokens = tokenizer.encode(images)
+    assert counted(lambda: tokenizer.encode(images)) == 2 * shape.encode_flops()
+    assert counted(lambda: tokenizer.decode(tokens)) == 2 * shape.decode_flops()
+    assert counted(lambda: tokenizer(images)) == 2 * shape.forward_flops()
+    assert counted(lambda: tokenizer.next_scale_inputs(tokens)) == 2 * shape.next_scale_flops()
+
+
+@pytest.mark.parametrize(("depth", "width"), [(4, 32), (2, 128)])
+@pytest.mark.parametrize("native", ["0", "1"])
+@pytest.mark.parametrize("element_bytes", [4, 2])
+def test_activation_memory_is_right_to_a_third(
+    monkeypatch: pytest.MonkeyPatch, depth: int, width: int, element_bytes: int, native: str
+) -> None:
+    """Copies of weights in bfloat16, which do not grow with the images, are not activations."""
+    monkeypatch.setenv(SWITCH, native)
+    var = VAR((1, 2, 3, 4), 64, 6, 5, depth, width, 2)
+
+    def copied_weight(tensor: Tensor) -> bool:
+        return tensor.dtype == torch.bfloat16 and tensor.shape[:1] not in ((8,), (8 * 30,))
+
+    with kept_bytes(var, copied_weight) as kept, torch.autocast("cpu", torch.bfloat16, enabled=element_bytes == 2):
+        logits = var(torch.zeros(8, dtype=torch.long), torch.randn(8, 29, 6))
+        loss = F.cross_entropy(logits.flatten(0, 1), torch.zeros(8 * 30, dtype=torch.long))
+    assert loss.isfinite()
+    estimate = VARShape.of(var).activation_bytes(8, element_bytes=element_bytes)
+    assert 0.75 < estimate / sum(kept.values()) < 4 / 3
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, "many channels"])
+def test_activation_memory_of_tokenizers_is_right_to_a_third(name: str) -> None:
+    if name == "many channels":
+        tokenizer = MultiScaleTokenizer((1, 2, 4, 8), 64, 16, 32, channel_multipliers=(1, 1, 2, 2))
+    else:
+        tokenizer = tokenizer_of(name)
+    tokenizer.to(memory_format=torch.channels_last)  # as in training
+    images = torch.rand(4, 3, tokenizer.image_size, tokenizer.image_size).contiguous(memory_format=torch.channels_last)
+    with kept_bytes(tokenizer) as kept:
+        output = tokenizer(images)
+        loss = F.mse_loss(output.reconstruction_B3HW, images) + output.quantizer_loss
+    assert loss.isfinite()
+    assert 0.75 < TokenizerShape.of(tokenizer).activation_bytes(4) / sum(kept.values()) < 4 / 3
+
+
+def test_training_state() -> None:
+    var = var_of("narrow")
+    optimizer = torch.optim.AdamW(var.parameters())
+    var(torch.tensor([0]), torch.randn(1, 13, 6)).sum().backward()
+    optimizer.step()
+    moments = sum(tensor.numel() for state in optimizer.state.values() for tensor in state.values() if tensor.ndim > 0)
+    held = sum(p.numel() * 2 for p in var.parameters()) + moments
+    assert VARShape.of(var).training_state_bytes() == 4 * held
+    shape = TokenizerShape((1, 2), 8, 4, 8)
+    assert shape.training_state_bytes() == 20 * shape.parameters()
+    assert shape.training_flops() == 3 * shape.forward_flops()

@@ -1,0 +1,266 @@
+"""The transformer's LightningModule: parameter groups, stateless randomness, clipping, losses, precision, compilation.
+
+Letters: B batch, L tokens of an image, V vocabulary.
+"""
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tiny_training import TOKENS, VOCAB_SIZE, make_inputs, save_tokenizer
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from varscale.data.loading import EvaluationBatches, StepBatches
+from varscale.data.tokens.store import TokenStore
+from varscale.errors import Diverged
+from varscale.families.var.transformer import VAR
+from varscale.tokenizer.module import TokenizerModule
+from varscale.training.module import TokenModelModule
+from varscale.training.runs import Inputs
+from varscale.training.schedules import Schedule
+from varscale.training.trainer import Loader
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors")
+
+
+def make_module(
+    tokenizer_path: Path, depth: int = 2, width: int = 16, heads: int = 2, **changes: Any
+) -> TokenModelModule:
+    settings: dict[str, Any] = {"batch_size": 8, "lr": 5e-3, "adaln_gamma_init": 0.1}
+    return TokenModelModule(str(tokenizer_path), 3, depth, width, heads, **(settings | changes))
+
+
+def make_batch(images: int = 8, first: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(first)
+    return {
+        "tokens_BL": torch.randint(0, VOCAB_SIZE, (images, TOKENS), generator=generator),
+        "labels_B": torch.randint(0, 3, (images,), generator=generator),
+        "sample_index_B": torch.arange(first, first + images),
+    }
+
+
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def loss_of(module: TokenModelModule, batch: dict[str, torch.Tensor]) -> float:
+    return float(module.training_step(batch, 0).detach())
+
+
+def part(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    return {name: values[rows] for name, values in batch.items()}
+
+
+def test_loss_before_training_is_that_of_guessing(tokenizer_path: Path) -> None:
+    module = make_module(tokenizer_path, adaln_gamma_init=1e-3, width=64)
+    loss = module.training_step(make_batch(32), 0).detach()
+    assert float(loss) == pytest.approx(math.log(VOCAB_SIZE), rel=0.01)
+
+
+def test_only_matrices_decay(tokenizer_path: Path) -> None:
+    module = make_module(tokenizer_path, weight_decay=0.07)
+    names = {id(parameter): name for name, parameter in module.var.named_parameters()}
+    decayed, plain = module.configure_optimizers().param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.07, 0.0)
+    decayed_names, plain_names = ({names[id(p)] for p in group["params"]} for group in (decayed, plain))
+    assert decayed_names | plain_names == set(names.values())
+    assert not decayed_names & plain_names
+    tables = ("start_MC", "position_LC", "level_KC", "log_scale_H")
+    for name, parameter in module.var.named_parameters():
+        is_table = any(word in name for word in tables)
+        assert (name in plain_names) == (is_table or parameter.ndim < 2 or name.endswith("bias")), name
+    for expected in tables:
+        assert any(expected in name for name in plain_names), expected
+    assert any("attention" in name for name in decayed_names)
+
+
+@pytest.mark.parametrize("changes", [{"label_dropout": 0.5}, {"drop_path_rate": 0.6, "label_dropout": 0.0}])
+def test_random_numbers_belong_to_samples(tokenizer_path: Path, changes: dict[str, Any]) -> None:
+    """The loss of a batch is the mean of its halves' losses; other sample numbers give another loss."""
+    module = make_module(tokenizer_path, **changes)
+    batch = make_batch(16)
+    whole = loss_of(module, batch)
+    halves = [loss_of(module, part(batch, rows)) for rows in (slice(0, 8), slice(8, 16))]
+    assert whole == pytest.approx(sum(halves) / 2, rel=1e-6)
+    assert loss_of(module, batch) == whole
+    assert loss_of(module, batch | {"sample_index_B": torch.arange(100, 116)}) != whole
+    module.seed = 1
+    assert loss_of(module, batch) != whole
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_parts_of_a_step_add_up(tokenizer_path: Path, precision: Any) -> None:
+    """Gradients and logged losses of a step in parts of 3, 3 and 2 images are those of the whole step."""
+    gradients, logged = [], []
+    for images_at_once in (0, 3):
+        module = make_module(
+            tokenizer_path,
+            images_at_once=images_at_once,
+            drop_path_rate=0.3,
+            label_dropout=0.3,
+            log_every_steps=1,
+            lr=0.0,
+        )
+        trainer = Trainer(
+            max_steps=1, accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader([make_batch()], batch_size=None))
+        gradients.append({name: gradient_of(value).clone() for name, value in module.var.named_parameters()})
+        logged.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+    whole, parts = gradients
+    for name, gradient in whole.items():
+        assert torch.allclose(parts[name], gradient, rtol=1e-3, atol=1e-6 if precision == "32-true" else 1e-3), name
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5 if precision == "32-true" else 1e-2)
+    assert len(logged[0]) > 4
+
+
+def test_labels_are_dropped_as_often_as_said(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(tokenizer_path, label_dropout=0.25)
+    seen: list[torch.Tensor] = []
+
+    def forward(self: VAR, labels_B: torch.Tensor, inputs_BMc: torch.Tensor, **_: Any) -> torch.Tensor:
+        seen.append(labels_B)
+        return torch.zeros(len(labels_B), TOKENS, VOCAB_SIZE)
+
+    monkeypatch.setattr(VAR, "forward", forward)
+    module.training_step(make_batch(2000), 0)
+    assert float((seen[0] == 3).float().mean()) == pytest.approx(0.25, abs=0.03)
+    module.validation_step(make_batch(200), 0)
+    assert int(seen[1].max()) < 3  # evaluation keeps all labels
+
+
+def test_stochastic_depth_keeps_the_mean(tokenizer_path: Path) -> None:
+    module = make_module(tokenizer_path, depth=4, drop_path_rate=0.3)
+    keep_D2B = module._kept_branches(torch.arange(4000))
+    assert keep_D2B is not None
+    assert keep_D2B.shape == (4, 2, 4000)
+    for block, rate in enumerate((0.0, 0.1, 0.2, 0.3)):
+        values = keep_D2B[block]
+        assert torch.allclose(values.unique(), torch.tensor([0, 1 / (1 - rate)] if rate else [1.0]))
+        assert float((values == 0).float().mean()) == pytest.approx(rate, abs=0.03)
+    assert not torch.equal(keep_D2B[3, 0], keep_D2B[3, 1])
+    assert make_module(tokenizer_path, drop_path_rate=0.0)._kept_branches(torch.arange(4)) is None
+
+
+def test_gradients_are_clipped_to_the_norm(tokenizer_path: Path) -> None:
+    module = make_module(tokenizer_path, grad_clip=0.01)
+    module.training_step(make_batch(), 0).backward()
+    before = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+    module.configure_gradient_clipping(module.configure_optimizers())
+    after = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+    assert float(before.norm()) > 0.01
+    assert torch.allclose(after, before * 0.01 / before.norm(), rtol=1e-4)
+
+
+def test_a_loss_that_is_not_a_number_stops(tokenizer_path: Path) -> None:
+    module = make_module(tokenizer_path)
+    torch.nn.init.constant_(module.var.head.bias, math.nan)
+    with pytest.raises(Diverged, match="the training loss is nan after 0 images"):
+        module.training_step(make_batch(), 0)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"), 4096)
+
+
+def quiet_trainer(**settings: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=1, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_learns_more_than_how_often_tokens_are(inputs: Inputs) -> None:
+    """Below the entropy of each position's own distribution, which needs attention and inputs to beat."""
+    module = make_module(inputs.tokenizer)
+    store = TokenStore.open(inputs.tokens.train)
+    quiet_trainer().fit(module, Loader(StepBatches(store, seed=0, batch_size=32, start_step=0, num_steps=120)))
+    quiet_trainer().validate(module, Loader(EvaluationBatches(TokenStore.open(inputs.tokens.validation),
+                                                              batch_size=16)), verbose=False)  # fmt: skip
+    tokens_NL = store.tokens(torch.arange(store.num_samples)).tokens_BL
+    share_LV = F.one_hot(tokens_NL, VOCAB_SIZE).double().mean(0)
+    entropy = float(torch.special.entr(share_LV).sum(1).mean())
+    figures = module.prediction.compute()
+    assert figures["validation_images"] == 40
+    assert figures["loss"] < entropy - 0.05
+    assert int(module.steps) == 120
+
+
+def test_validation_equals_a_plain_computation(inputs: Inputs) -> None:
+    module = make_module(inputs.tokenizer, drop_path_rate=0.5, label_dropout=0.9).eval()
+    store = TokenStore.open(inputs.tokens.validation)
+    for number, batch in enumerate(EvaluationBatches(store, batch_size=7)):
+        module.validation_step(batch, number)
+    tokens_BL, labels_B = store.tokens(torch.arange(40))
+    with torch.no_grad():
+        logits_BLV = module(labels_B, tokens_BL)
+    assert module.prediction.compute()["loss"] == pytest.approx(
+        float(F.cross_entropy(logits_BLV.transpose(1, 2), tokens_BL)), rel=1e-5
+    )
+
+
+def test_bfloat16_is_near_float32(tokenizer_path: Path) -> None:
+    module = make_module(tokenizer_path, width=32, adaln_gamma_init=0.5, head_init=1.0)
+    batch = make_batch(32)
+    exact = module.training_step(batch, 0)
+    exact.backward()
+    gradient = gradient_of(module.var.head.weight).clone()
+    module.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = module.training_step(batch, 0)
+    rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=5e-3)
+    assert float(rounded.detach()) != float(exact.detach())  # it did compute in bfloat16
+    similarity = F.cosine_similarity(gradient_of(module.var.head.weight).flatten(), gradient.flatten(), dim=0)
+    assert float(similarity) > 0.99
+
+
+def test_compiled_blocks_share_one_graph(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter: Any = CompileCounterWithBackend("aot_eager")
+    original = VAR.compile_blocks
+    monkeypatch.setattr(VAR, "compile_blocks", lambda self: original(self, backend=counter))
+    eager, compiled = (
+        make_module(tokenizer_path, depth=4, drop_path_rate=0.3, compile_blocks=on) for on in (False, True)
+    )
+    assert eager.state_dict().keys() == compiled.state_dict().keys()
+    for step in range(3):
+        batch = make_batch(first=8 * step)
+        losses = [module.training_step(batch, step) for module in (eager, compiled)]
+        assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-5)
+        for loss in losses:
+            loss.backward()
+    for (name, ours), theirs in zip(eager.var.named_parameters(), compiled.var.parameters(), strict=True):
+        assert torch.allclose(gradient_of(ours), gradient_of(theirs), rtol=1e-3, atol=1e-6), name
+    assert counter.frame_count == 1
+    for module in (eager, compiled):
+        module.eval()
+        with torch.no_grad():
+            module.validation_step(make_batch(5), 0)  # a last batch of another size compiles nothing
+    assert counter.frame_count == 1
+    assert eager.prediction.compute() == pytest.approx(compiled.prediction.compute(), rel=1e-5)
+
+
+@pytest.mark.parametrize("module", [TokenModelModule, TokenizerModule, Schedule])
+def test_arguments_are_plain(module: type) -> None:
+    """Numbers, truth values, texts and sequences of them, so that LightningCLI and YAML can give each one."""
+    plain = {"int", "float", "bool", "str", "str | None", "int | None", "float | None", "Sequence[int]",
+             "tuple[float, float]", "Literal['wsd', 'linear', 'cosine']"}  # fmt: skip
+    parameters = list(inspect.signature(module).parameters.values())
+    assert parameters
+    for parameter in parameters:
+        annotation = inspect.formatannotation(parameter.annotation).removeprefix("typing.")
+        assert annotation.replace("collections.abc.", "") in plain, parameter

@@ -1,0 +1,262 @@
+"""Images that are decoded and cropped: what such sources share, image folders, CIFAR-10 as torchvision downloads it.
+
+Letters: B batch, s side of an image in pixels.
+"""
+
+import difflib
+import logging
+import struct
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from varscale.data.sources.base import Indices, Labels, Pixels, digest
+from varscale.data.transforms import Crop
+from varscale.errors import DataError
+from varscale.numerics.randomness import permutation
+
+HASHED_BYTES = 256 * 2**20
+"""Image folders up to this size are told apart by their contents; it takes about a second."""
+MAX_UNDECODABLE = 10
+"""Images that may fail to decode before a source gives up, unless said otherwise."""
+
+# What Pillow raises for broken files: mostly OSError, for some formats and headers the others.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_log = logging.getLogger(__name__)
+
+
+class DecodedSource(ABC):
+    """Labelled pictures that are decoded, resized and cropped when asked for.
+
+    A picture that doesn't decode is recorded in `undecodable`, and the next one in order stands in for it with its own
+    label, so every index always means the same image. More than `max_undecodable` of them raise `DataError`.
+    """
+
+    procedural = False
+
+    def __init__(self, name: str, labels: Labels, num_classes: int, crop: Crop, max_undecodable: int) -> None:
+        self.name = name
+        self.labels = labels
+        self.num_classes = num_classes
+        self.crop = crop
+        self.image_size = crop.image_size
+        self.varies = crop.varies
+        self.max_undecodable = max_undecodable
+        self.undecodable: dict[str, str] = {}
+        self._record_lock = threading.Lock()
+
+    @abstractmethod
+    def open_picture(self, index: int) -> Image.Image:
+        """The picture as stored."""
+
+    @abstractmethod
+    def picture_name(self, index: int) -> str:
+        """The picture's file, or its file and row."""
+
+    @abstractmethod
+    def content_digest(self) -> str:
+        """Hash of what is stored: cheap, and different when it changed, as far as that is cheap to tell."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the stored pictures, the labels and how they are cropped."""
+        return digest([self.content_digest().encode(), self.labels.tobytes(), repr(self.crop).encode()])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int, view: int = 0) -> tuple[Pixels, int]:
+        """One view of an image: (3, s, s) in 0..255 and its label.
+
+        Raises:
+            DataError: If more than `max_undecodable` pictures did not decode.
+        """
+        for offset in range(len(self)):
+            candidate = (index + offset) % len(self)
+            try:
+                return self.crop.apply(self.open_picture(candidate), candidate, view), int(self.labels[candidate])
+            except DataError:
+                raise
+            except _DECODING_ERRORS as error:
+                self._record_undecodable(self.picture_name(candidate), error)
+        raise DataError(f"{self.name}: none of the {len(self)} images decodes")
+
+    def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
+        """Images (B, 3, s, s) in 0..255 and labels (B,)."""
+        pixels_B3ss = np.empty((len(indices), 3, self.image_size, self.image_size), dtype=np.uint8)
+        labels_B = np.empty(len(indices), dtype=np.int64)
+        for row, (index, view) in enumerate(zip(indices, views, strict=True)):
+            pixels_B3ss[row], labels_B[row] = self.load(int(index), int(view))
+        return pixels_B3ss, labels_B
+
+    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+        """Any order."""
+        return permutation(seed, epoch, size)
+
+    def _record_undecodable(self, picture: str, error: Exception) -> None:
+        with self._record_lock:
+            if picture not in self.undecodable:
+                self.undecodable[picture] = f"{type(error).__name__}: {error}"
+                _log.warning(
+                    "%s does not decode (%s); the next image stands in for it (%d so far, at most %d)",
+                    picture,
+                    self.undecodable[picture],
+                    len(self.undecodable),
+                    self.max_undecodable,
+                )
+            if len(self.undecodable) > self.max_undecodable:
+                raise DataError(
+                    f"{self.name}: {len(self.undecodable)} images do not decode, max_undecodable is "
+                    f"{self.max_undecodable}; the last is {picture} ({type(error).__name__}: {error})"
+                ) from None
+
+
+class FolderSource(DecodedSource):
+    """Image folders in torchvision's layout, `root/<class>/…/<image>`; classes are numbered in order of their names.
+
+    Raises:
+        DataError: If the folder is missing, holds no images, or not `num_classes` classes.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        crop: Crop,
+        *,
+        num_classes: int | None = None,
+        max_undecodable: int = MAX_UNDECODABLE,
+    ) -> None:
+        self.root = existing(Path(root))
+        if not self.root.is_dir():
+            raise DataError(f"{root}: a file; expected a folder {root}/<class>/<image>")
+        self.classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
+        if num_classes is not None and len(self.classes) != num_classes:
+            found = ", ".join(self.classes[:3]) + (", …" if len(self.classes) > 3 else "")
+            raise DataError(
+                f"{root}: {len(self.classes)} class folders ({found or 'none'}), num_classes is {num_classes}; "
+                f"expected {root}/<class>/<image>"
+            )
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        samples = make_dataset(self.root, numbers, IMG_EXTENSIONS, allow_empty=True) if numbers else []
+        if not samples:
+            raise DataError(
+                f"{root}: no images; expected {root}/<class>/<image>, ending in one of {' '.join(IMG_EXTENSIONS)}"
+            )
+        empty = sorted({*self.classes} - {self.classes[label] for _, label in samples})
+        if empty:
+            raise DataError(f"{self.root / empty[0]}: no images; they end in one of {' '.join(IMG_EXTENSIONS)}")
+        self.files = [Path(file) for file, _ in samples]
+        labels = np.array([label for _, label in samples], dtype=np.int64)
+        super().__init__(str(root), labels, len(self.classes), crop, max_undecodable)
+
+    def open_picture(self, index: int) -> Image.Image:
+        """The picture as stored."""
+        with Image.open(self.files[index]) as picture:
+            picture.load()
+            return picture
+
+    def picture_name(self, index: int) -> str:
+        """The picture's file."""
+        return str(self.files[index])
+
+    def content_digest(self) -> str:
+        """Hash of the files' names and sizes, and up to `HASHED_BYTES` in all of their contents.
+
+        Of a larger set a file that is replaced by another of the same size is not noticed.
+        """
+        sizes = [file.stat().st_size for file in self.files]
+        names = (
+            f"{file.relative_to(self.root).as_posix()} {size}".encode()
+            for file, size in zip(self.files, sizes, strict=True)
+        )
+        contents = (file.read_bytes() for file in self.files) if sum(sizes) <= HASHED_BYTES else ()
+        return digest([*names, *contents])
+
+
+class Cifar10Source(DecodedSource):
+    """CIFAR-10 as torchvision downloads it: `root/cifar-10-batches-py`.
+
+    Raises:
+        DataError: If the files are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        crop: Crop,
+        *,
+        train: bool = True,
+        num_classes: int = 10,
+        max_undecodable: int = MAX_UNDECODABLE,
+    ) -> None:
+        folder = existing(Path(root))
+        try:
+            stored = CIFAR10(str(folder), train=train, download=False)
+        except (RuntimeError, OSError, KeyError) as error:
+            raise DataError(
+                f"{root}: no intact cifar-10-batches-py inside ({error}); "
+                f"torchvision.datasets.CIFAR10({str(root)!r}, download=True) fetches it"
+            ) from None
+        self._pixels_N32x32x3: Pixels = stored.data
+        labels = np.asarray(stored.targets, dtype=np.int64)
+        check_labels(labels, num_classes, lambda row: f"{root}, image {row}")
+        super().__init__(f"{root} ({'train' if train else 'test'})", labels, num_classes, crop, max_undecodable)
+
+    def open_picture(self, index: int) -> Image.Image:
+        """The picture as stored."""
+        return Image.fromarray(self._pixels_N32x32x3[index])
+
+    def picture_name(self, index: int) -> str:
+        """The picture's number."""
+        return f"{self.name}, image {index}"
+
+    def content_digest(self) -> str:
+        """Hash of all pixels."""
+        return digest([self._pixels_N32x32x3.tobytes()])
+
+
+def existing(path: Path) -> Path:
+    """The path, `~` resolved, if there is such a file or folder.
+
+    Raises:
+        DataError: If there isn't; the message names the nearest that exists.
+    """
+    path = path.expanduser()
+    if path.exists():
+        return path
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    missing = path.absolute().relative_to(parent).parts[0]
+    raise DataError(f"{path}: no such file or folder; {parent} has {nearest(missing, _names(parent))}")
+
+
+def nearest(wanted: str, names: Iterable[str]) -> str:
+    """The names most like the wanted one, or the first few, as text."""
+    everything = sorted(names)
+    like = difflib.get_close_matches(wanted, everything, n=3)
+    more = ", …" if not like and len(everything) > 5 else ""
+    return ", ".join(like or everything[:5]) + more or "nothing"
+
+
+def check_labels(labels: NDArray[np.int64], num_classes: int, place: Callable[[int], str]) -> None:
+    """Raise `DataError` naming the place of the first label outside 0 … num_classes - 1, and how many there are."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        first = int(wrong[0])
+        raise DataError(
+            f"{place(first)}: label {labels[first]} is outside 0 … {num_classes - 1} (num_classes {num_classes})"
+            + (f"; so are {wrong.size - 1} more" if wrong.size > 1 else "")
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return []

@@ -1,0 +1,177 @@
+"""Parquet files with image bytes and labels, in the layout of Hugging Face's data sets."""
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from varscale.data.sources.base import Labels, digest
+from varscale.data.sources.decoded import MAX_UNDECODABLE, DecodedSource, check_labels, existing, nearest
+from varscale.data.transforms import Crop
+from varscale.errors import DataError
+from varscale.numerics.randomness import permutation
+
+CACHE_BYTES = 2 * 2**30
+"""Encoded images that a source keeps in memory; smaller data sets are read from disk once."""
+
+
+class ParquetSource(DecodedSource):
+    """Images and labels of a Parquet file, of all in a folder, or of a pattern's, such as `data/train-*.parquet`.
+
+    The image column is binary, or a struct with a field `bytes` and perhaps `path` (read when `bytes` is null, from the
+    file's folder). Row groups are read when one of their images is asked for; the latest stay in memory, up to
+    `cache_bytes`.
+
+    Raises:
+        DataError: If a file or column is missing or of another type, or a label is null or out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        crop: Crop,
+        *,
+        image_column: str = "image",
+        label_column: str = "label",
+        num_classes: int | None = None,
+        max_undecodable: int = MAX_UNDECODABLE,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.files = _find_files(path)
+        self._image_column = image_column
+        self._readers = [_open(file) for file in self.files]
+        for file, reader in zip(self.files, self._readers, strict=True):
+            _check_columns(file, reader.schema_arrow, image_column, label_column)
+        counts = [reader.metadata.num_rows for reader in self._readers]
+        self._file_starts = np.cumsum([0, *counts])
+        labels = [_read_labels(file, r, label_column) for file, r in zip(self.files, self._readers, strict=True)]
+        self._groups, self._group_starts, self._group_bytes = _row_groups(self._readers)
+        self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._cache_lock = threading.Lock()
+        all_labels = np.concatenate(labels)
+        if not all_labels.size:
+            raise DataError(f"{path}: no rows")
+        num_classes = num_classes if num_classes is not None else int(all_labels.max()) + 1
+        check_labels(all_labels, num_classes, lambda row: f"{self.picture_name(row)}, column {label_column}")
+        super().__init__(str(path), all_labels, num_classes, crop, max_undecodable)
+
+    def open_picture(self, index: int) -> Image.Image:
+        """The picture as stored."""
+        group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
+        value = self._images(group)[index - int(self._group_starts[group])].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if content is None:
+            path = value.get("path") if isinstance(value, dict) else None
+            if path is None:
+                raise ValueError("the row holds no image")
+            content = (self.files[self._groups[group][0]].parent / path).read_bytes()
+        return Image.open(io.BytesIO(content))
+
+    def picture_name(self, index: int) -> str:
+        """The picture's file and row."""
+        file = int(np.searchsorted(self._file_starts, index, side="right")) - 1
+        return f"{self.files[file]} row {index - self._file_starts[file]}"
+
+    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+        """A random order of the images that reads each row group once or twice, not once an image.
+
+        Groups come in random order; windows of as many as half of the memory kept holds are shuffled throughout.
+        """
+        groups = permutation(seed, epoch, len(self._groups))
+        window_of_place = np.cumsum(self._group_bytes[groups]) // (self._cache_bytes // 2 + 1)
+        window_of_group = np.empty_like(window_of_place)
+        window_of_group[groups] = window_of_place
+        images = permutation(seed, epoch, size)
+        rows = np.diff([*self._group_starts, size])
+        return images[np.argsort(np.repeat(window_of_group, rows)[images], kind="stable")]
+
+    def content_digest(self) -> str:
+        """Hash of the files' names, sizes and footers (which hold each column's place, sizes and statistics)."""
+        return digest(part for file in self.files for part in (file.name.encode(), _footer(file)))
+
+    def _images(self, group: int) -> pa.ChunkedArray:
+        with self._cache_lock:  # one reader must not be used by two threads at once
+            if group not in self._cache:
+                file, number = self._groups[group]
+                table = self._readers[file].read_row_group(number, columns=[self._image_column])
+                self._cache[group] = table.column(self._image_column)
+                while len(self._cache) > 1 and sum(a.nbytes for a in self._cache.values()) > self._cache_bytes:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(group)
+            return self._cache[group]
+
+
+def _find_files(path: str | Path) -> list[Path]:
+    """The file, the folder's files, or the pattern's, in the order of their names."""
+    path = Path(path).expanduser()
+    if any(sign in path.name for sign in "*?[") and not path.exists():
+        files = sorted(existing(path.parent).glob(path.name))
+    elif existing(path).is_dir():
+        files = sorted(path.glob("*.parquet"))
+    else:
+        files = [path]
+    if not files:
+        folder = path if path.is_dir() else path.parent
+        found = nearest(path.name, (entry.name for entry in folder.iterdir()))
+        raise DataError(f"{path}: no Parquet files; {folder} has {found}")
+    return files
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: not a readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _check_columns(file: Path, schema: pa.Schema, image_column: str, label_column: str) -> None:
+    for key, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in schema.names:
+            raise DataError(f"{file}: {key}: no column {column!r}; the file has {nearest(column, schema.names)}")
+    image, label = schema.field(image_column).type, schema.field(label_column).type
+    if pa.types.is_struct(image):
+        held = image.field("bytes").type if image.get_field_index("bytes") >= 0 else None
+    else:
+        held = image
+    if held is None or not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
+        raise DataError(f"{file}: image_column: {image_column!r} is {image}; expected binary, or a struct with bytes")
+    if not pa.types.is_integer(label):
+        raise DataError(f"{file}: label_column: {label_column!r} is {label}; expected whole numbers")
+
+
+def _read_labels(file: Path, reader: pq.ParquetFile, label_column: str) -> Labels:
+    column = reader.read(columns=[label_column]).column(label_column)
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(f"{file} row {row}: {label_column} is null; expected a whole number")
+    return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def _row_groups(readers: Sequence[Any]) -> tuple[list[tuple[int, int]], Labels, Labels]:
+    """Every row group as (file, number within the file), the index of each group's first row, and its bytes."""
+    groups, rows, sizes = [], [0], []
+    for file, reader in enumerate(readers):
+        for number in range(reader.metadata.num_row_groups):
+            groups.append((file, number))
+            rows.append(reader.metadata.row_group(number).num_rows)
+            sizes.append(reader.metadata.row_group(number).total_byte_size)
+    return groups, np.cumsum(rows[:-1], dtype=np.int64), np.array(sizes, dtype=np.int64)
+
+
+def _footer(file: Path) -> bytes:
+    """The last bytes of a Parquet file: its metadata, that metadata's length in four bytes, and the magic number."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(size - 8)
+        length = int.from_bytes(stream.read(4), "little") + 8
+        stream.seek(size - length)
+        return size.to_bytes(8, "little") + stream.read(length)

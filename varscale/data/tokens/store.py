@@ -1,0 +1,241 @@
+"""The token store: every view of every image, encoded once, memory-mapped. `varscale.data.tokens.writer` writes it.
+
+Sample s of a store of N images is view s // N of image s % N, so samples 0 … N - 1 are each image once.
+
+Letters: B batch, L tokens of an image over all scales, p side of a scale's token map, V vocabulary.
+"""
+
+import errno
+import resource
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from varscale.data.sources.base import Indices
+from varscale.data.tokens.manifest import MANIFEST, PROGRESS, Manifest, check_shard, read_manifest
+from varscale.errors import TokenStoreError
+
+Verify = Literal["auto", "contents", "sizes"]
+VERIFY_BYTES = 512 * 2**20
+"""Stores up to this size have their checksums compared on opening (about a second); larger ones when asked."""
+
+
+class TokenBatch(NamedTuple):
+    """Tokens and labels of some samples."""
+
+    tokens_BL: torch.Tensor
+    """int64, scale by scale."""
+    labels_B: torch.Tensor
+    """int64."""
+
+
+class TokenStore:
+    """Reads a finished token store. Safe to use from several processes and threads.
+
+    Attributes:
+        directory: The store's folder.
+        manifest: What is in it, as far as this reader uses it.
+        num_images: Images N.
+        views: Views of each image.
+        num_samples: N · views.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.num_images, self.views = manifest.num_images, manifest.views
+        self.num_samples = manifest.num_images * manifest.views
+        _allow_open_files(len(manifest.shards))
+        self._shards = [_map_shard(directory, manifest, number) for number in range(len(manifest.shards))]
+        self._shards_per_view = len(manifest.shards) // manifest.views
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        expected_tokenizer_fingerprint: str | None = None,
+        *,
+        expected_data_fingerprint: str | None = None,
+        patch_nums: Sequence[int] | None = None,
+        num_images: int | None = None,
+        views: int | None = None,
+        verify: Verify = "auto",
+    ) -> Self:
+        """Open a finished store, or the part of it that a smaller store would have.
+
+        Args:
+            directory: The store's folder.
+            expected_tokenizer_fingerprint: Tokenizer that the tokens must come from.
+            expected_data_fingerprint: Images that they must come from.
+            patch_nums: Sides of the token maps that they must have.
+            num_images: Use the first images only (procedural sources, or all); None: all.
+            views: Use the first views only; None: all.
+            verify: Compare every shard's checksum ("contents"), its size ("sizes"), or both in stores of up to
+                `VERIFY_BYTES` ("auto").
+
+        Raises:
+            TokenStoreError: If the store is missing, unfinished, damaged, too small or of other settings.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory / MANIFEST)
+        if manifest is None:
+            state = "unfinished" if (directory / PROGRESS).exists() else "no token store"
+            raise TokenStoreError(f"{directory}: {state} ({MANIFEST} is missing); encode it first")
+        expected = {
+            "tokenizer": expected_tokenizer_fingerprint,
+            "data": expected_data_fingerprint,
+            "patch_nums": None if patch_nums is None else tuple(patch_nums),
+        }
+        for key, value in expected.items():
+            if value is not None and getattr(manifest, key) != value:
+                raise TokenStoreError(f"{directory / MANIFEST}: {key}: {getattr(manifest, key)}, expected {value}")
+        manifest = _restrict(directory, manifest, num_images or manifest.num_images, views or manifest.views)
+        contents = verify == "contents" or (
+            verify == "auto" and sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
+        )
+        for number, shard in enumerate(manifest.shards):
+            check_shard(directory, number, shard, contents=contents)
+        return cls(directory, manifest)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, Manifest]]:
+        """Worker processes map the files themselves instead of being sent their contents."""
+        return type(self), (self.directory, self.manifest)
+
+    @property
+    def patch_nums(self) -> tuple[int, ...]:
+        """Side of each scale's token map."""
+        return self.manifest.patch_nums
+
+    @property
+    def vocab_size(self) -> int:
+        """V; tokens are 0 … V - 1."""
+        return self.manifest.vocab_size
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 … num_classes - 1."""
+        return self.manifest.num_classes
+
+    @property
+    def tokens_per_image(self) -> int:
+        """L."""
+        return self.manifest.tokens_per_image
+
+    def tokens(self, sample_indices: Indices | torch.Tensor) -> TokenBatch:
+        """Tokens (B, L) and labels (B,) of samples 0 … num_samples - 1, in the order asked for.
+
+        Raises:
+            IndexError: If a sample is out of range.
+        """
+        sample_B = np.asarray(sample_indices, dtype=np.int64)
+        if sample_B.size and (sample_B.min() < 0 or sample_B.max() >= self.num_samples):
+            raise IndexError(f"{self.directory}: samples are 0 … {self.num_samples - 1}")
+        view_B, image_B = np.divmod(sample_B, self.num_images)
+        shard_B, row_B = np.divmod(image_B, self.manifest.shard_images)
+        shard_B += view_B * self._shards_per_view
+        rows = np.empty((sample_B.size, 1 + self.tokens_per_image), dtype=self.manifest.dtype)
+        if sample_B.size and (shard_B == shard_B[0]).all():
+            np.take(self._shards[shard_B[0]], row_B, axis=0, out=rows, mode="clip")
+        else:
+            for position, (shard, row) in enumerate(zip(shard_B.tolist(), row_B.tolist(), strict=True)):
+                rows[position] = self._shards[shard][row]
+        return _split_rows(rows)
+
+    def batches(self, batch_size: int) -> Iterator[TokenBatch]:
+        """All samples in order, the last batch as small as it comes."""
+        for first in range(0, self.num_samples, batch_size):
+            yield self.tokens(np.arange(first, min(first + batch_size, self.num_samples)))
+
+
+@dataclass(frozen=True)
+class UnigramEntropy:
+    """Entropy of tokens when only their position is known, in nats a token."""
+
+    mean: float
+    """Mean over all positions."""
+    by_scale: tuple[float, ...]
+    """Mean over the positions of each scale."""
+
+
+def unigram_entropy(store: TokenStore) -> UnigramEntropy:
+    """Entropy of the marginal distribution of the tokens at each position, over all samples of the store.
+
+    No model that ignores labels and other tokens can have a lower loss on these samples.
+    """
+    length, vocab_size = store.tokens_per_image, store.vocab_size
+    counts = np.zeros(length * vocab_size, dtype=np.int64)
+    offset_L = np.arange(length, dtype=np.int64) * vocab_size
+    rows_at_once = max(1, 2**24 // length)  # 128 MiB of 64-bit numbers
+    for batch in store.batches(rows_at_once):
+        counts += np.bincount((batch.tokens_BL.numpy() + offset_L).ravel(), minlength=counts.size)
+    shares_LV = counts.reshape(length, vocab_size) / store.num_samples
+    logarithms_LV = np.log(shares_LV, out=np.zeros_like(shares_LV), where=shares_LV > 0)
+    entropy_L = torch.from_numpy(-(shares_LV * logarithms_LV).sum(axis=1))
+    by_scale = tuple(float(part.mean()) for part in split_scales(entropy_L[None], store.patch_nums))
+    return UnigramEntropy(float(entropy_L.mean()), by_scale)
+
+
+def split_scales(tokens_BL: torch.Tensor, patch_nums: Sequence[int]) -> list[torch.Tensor]:
+    """Split all tokens of each image into one tensor (B, p²) a scale.
+
+    Raises:
+        ValueError: If L is not the sum of p².
+    """
+    sizes = [side * side for side in patch_nums]
+    if tokens_BL.shape[1] != sum(sizes):
+        raise ValueError(f"patch_nums {tuple(patch_nums)} have {sum(sizes)} tokens, the samples {tokens_BL.shape[1]}")
+    return list(tokens_BL.split(sizes, dim=1))
+
+
+def _split_rows(rows: NDArray[np.unsignedinteger]) -> TokenBatch:
+    tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
+    return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
+
+
+def _restrict(directory: Path, manifest: Manifest, num_images: int, views: int) -> Manifest:
+    """The manifest of the first images and views; raises `TokenStoreError` where the store has fewer."""
+    if num_images > manifest.num_images or views > manifest.views:
+        raise TokenStoreError(
+            f"{directory / MANIFEST}: {manifest.num_images} images × {manifest.views} views, "
+            f"needed {num_images} × {views}; encode it again to extend it"
+        )
+    if num_images < manifest.num_images and not manifest.procedural:
+        raise TokenStoreError(f"{directory / MANIFEST}: num_images: {manifest.num_images}, expected {num_images}")
+    shards = tuple(shard for shard in manifest.shards if shard.view < views and shard.first_image < num_images)
+    return replace(manifest, num_images=num_images, views=views, shards=shards)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit, often 1,024, as far as the system lets it: each mapped shard is an open file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and 2 * count > soft:
+        wanted = soft + 2 * count
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard)
+        )
+
+
+def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[np.unsignedinteger]:
+    shard = manifest.shards[number]
+    path = directory / shard.file
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        advice = "encode the store again"
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            advice = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
+        raise TokenStoreError(f"{path}: shards[{number}]: not readable ({error}); {advice}") from None
+    expected = (shard.images, 1 + manifest.tokens_per_image)
+    if rows.shape != expected or rows.dtype != manifest.dtype:
+        raise TokenStoreError(
+            f"{path}: shards[{number}]: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}"
+        )
+    return np.asarray(rows)  # a plain array over the mapped file: indexing it is much faster than a memmap's

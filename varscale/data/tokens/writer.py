@@ -1,0 +1,280 @@
+"""Encoding a token store: shard by shard, each finished one kept whatever happens next.
+
+Letters: B batch, s side of an image in pixels, p side of a scale's token map.
+"""
+
+import errno
+import io
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from varscale.config.tokenizer import SHARD_IMAGES
+from varscale.data.loading import load_ahead
+from varscale.data.sources.base import ImageSource, Labels, Pixels
+from varscale.data.tokens.manifest import (
+    LOCK,
+    MANIFEST,
+    PROGRESS,
+    Manifest,
+    Shard,
+    check_shard,
+    checksum,
+    read_manifest,
+)
+from varscale.data.tokens.store import TokenStore
+from varscale.data.transforms import to_model_range
+from varscale.errors import TokenStoreError
+from varscale.store.layout import write_atomically, write_json
+
+Encode = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+"""Images float32 (B, 3, s, s) in [-1, 1], on the CPU, to one int64 (B, p²) a scale."""
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_HEADER_BYTES = 128  # of a NumPy file
+_SPARE_BYTES = 2**20  # manifest, progress file and what the file system adds
+_log = logging.getLogger(__name__)
+
+
+def encode_store(
+    directory: str | Path,
+    source: ImageSource,
+    encode: Encode,
+    *,
+    patch_nums: Sequence[int],
+    vocab_size: int,
+    tokenizer_fingerprint: str,
+    views: int = 1,
+    shard_images: int = SHARD_IMAGES,
+    batch_size: int = 256,
+    workers: int = 1,
+    lock_timeout: float = -1,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenStore:
+    """Encode every view of every image of a source once, and open the result.
+
+    Goes on where an interrupted call stopped, at the first unfinished shard; a finished store is opened as it is, and
+    extended when it has fewer images (procedural sources) or views than asked for; damaged shards are made anew.
+    Shards are the same, to the byte, however often the work was interrupted and whether the store grew: every batch has
+    `batch_size` rows, the last of a shard filled up by repeating its last image.
+
+    Args:
+        directory: The store's folder, one for a tokenizer, a data set and a split.
+        source: The images.
+        encode: The tokenizer's encoder; called without gradients.
+        patch_nums: Side of each scale's token map.
+        vocab_size: Tokens must be below it.
+        tokenizer_fingerprint: Names the tokenizer.
+        views: Views of each image, more than 1 only where views differ.
+        shard_images: Images of a shard, a multiple of batch_size.
+        batch_size: Images encoded at once.
+        workers: Threads that load images meanwhile; 0 loads between batches.
+        lock_timeout: Seconds to wait for another process that writes the same store; -1: as long as it takes.
+        progress: Called after every batch with the samples finished and in all, those of earlier calls included.
+
+    Raises:
+        TokenStoreError: If the folder holds another store, the disk is full, the encoder's tokens are not as described,
+            or another process kept the store locked.
+        DataError: If too many images do not decode.
+        ValueError: If an argument is out of its range.
+    """
+    directory = Path(directory)
+    if shard_images % batch_size:
+        raise ValueError(f"shard_images: {shard_images} is not a multiple of batch_size {batch_size}")
+    if views < 1 or (views > 1 and not source.varies):
+        raise ValueError(f"views: {views}, but all views of {source.name} are the same; expected 1")
+    wanted = Manifest(
+        tokenizer=tokenizer_fingerprint,
+        data=source.fingerprint,
+        patch_nums=tuple(patch_nums),
+        vocab_size=vocab_size,
+        num_classes=source.num_classes,
+        num_images=len(source),
+        views=views,
+        shard_images=shard_images,
+        procedural=source.procedural,
+    )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory, lock_timeout):
+            _StoreWriter(directory, source, encode, wanted, batch_size, workers, progress).run()
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise TokenStoreError(
+            f"{directory}: no space left for the token store ({error.strerror}); finished shards are kept, free some "
+            "space and call again"
+        ) from None
+    return TokenStore.open(
+        directory, wanted.tokenizer, expected_data_fingerprint=wanted.data, num_images=len(source), views=views
+    )
+
+
+class _StoreWriter:
+    """One call of `encode_store`, with the store locked."""
+
+    def __init__(
+        self,
+        directory: Path,
+        source: ImageSource,
+        encode: Encode,
+        wanted: Manifest,
+        batch_size: int,
+        workers: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._directory, self._source, self._encode, self._wanted = directory, source, encode, wanted
+        self._batch_size, self._workers, self._progress = batch_size, workers, progress
+        self._finished: dict[str, Shard] = {}
+        self._done = 0
+
+    def run(self) -> None:
+        """Encode what is missing or damaged and write the manifest."""
+        old = self._read(MANIFEST)
+        for earlier in filter(None, (old, self._read(PROGRESS))):
+            self._adopt(earlier)
+        if old is not None and self._covers(old):
+            return
+        for leftover in self._directory.glob(".*.npy.*"):  # of a writer that was killed
+            leftover.unlink()
+        if old is not None:  # a finished store never shrinks
+            num_images, views = max(self._wanted.num_images, old.num_images), max(self._wanted.views, old.views)
+            self._wanted = replace(self._wanted, num_images=num_images, views=views)
+        planned = self._wanted.planned_shards()
+        missing = [shard for shard in planned if self._wanted.shard_file(*shard) not in self._finished]
+        self._check_space(missing)
+        self._done = sum(images for _, _, images in planned) - sum(images for _, _, images in missing)
+        with closing(load_ahead(self._load, self._batches(missing), self._workers)) as loaded:
+            for view, number, images in missing:
+                shard = self._write_shard(view, number, images, loaded)
+                self._finished[shard.file] = shard
+                write_json(self._directory / PROGRESS, self._manifest().to_json())
+        kept = self._manifest()
+        write_json(self._directory / MANIFEST, kept.to_json())
+        (self._directory / PROGRESS).unlink(missing_ok=True)
+        names = {shard.file for shard in kept.shards}
+        for file in self._directory.glob("view-*.npy"):
+            if file.name not in names:  # the last, shorter shard of before the store grew
+                file.unlink()
+
+    def _read(self, name: str) -> Manifest | None:
+        """The manifest or progress file, checked to be of the same store."""
+        path = self._directory / name
+        found = read_manifest(path)
+        difference = None if found is None else found.difference_from(self._wanted)
+        if difference is not None:
+            raise TokenStoreError(f"{path}: {difference}; it is another token store, use or delete its folder")
+        return found
+
+    def _covers(self, manifest: Manifest) -> bool:
+        """Whether a finished store holds all that is wanted."""
+        return (
+            manifest.num_images >= self._wanted.num_images
+            and manifest.views >= self._wanted.views
+            and all(shard.file in self._finished for shard in manifest.shards)
+        )
+
+    def _adopt(self, earlier: Manifest) -> None:
+        """Keep the finished shards of an earlier call whose checksums are found right."""
+        for number, shard in enumerate(earlier.shards):
+            try:
+                check_shard(self._directory, number, shard, contents=True)
+            except TokenStoreError as error:
+                _log.warning("%s; it is made anew", error)
+                (self._directory / shard.file).unlink(missing_ok=True)
+            else:
+                self._finished[shard.file] = shard
+        self._source.undecodable.update(earlier.undecodable)
+
+    def _check_space(self, missing: Sequence[tuple[int, int, int]]) -> None:
+        row_bytes = (1 + self._wanted.tokens_per_image) * self._wanted.dtype.itemsize
+        needed = sum(_HEADER_BYTES + images * row_bytes for _, _, images in missing) + _SPARE_BYTES
+        free = shutil.disk_usage(self._directory).free
+        if missing and needed > free:
+            raise TokenStoreError(
+                f"{self._directory}: the token store needs {needed / 1e6:,.0f} MB more, the disk has "
+                f"{free / 1e6:,.0f} MB free; free some space or choose another folder"
+            )
+
+    def _batches(self, shards: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, range]]:
+        """View and images of every batch, shard after shard."""
+        for view, number, images in shards:
+            first = number * self._wanted.shard_images
+            for start in range(first, first + images, self._batch_size):
+                yield view, range(start, min(start + self._batch_size, first + images))
+
+    def _load(self, batch: tuple[int, range]) -> tuple[Pixels, Labels]:
+        view, images = batch
+        return self._source.load_batch(images, [view] * len(images))
+
+    def _write_shard(self, view: int, number: int, images: int, loaded: Iterator[tuple[Pixels, Labels]]) -> Shard:
+        first = number * self._wanted.shard_images
+        rows = np.empty((images, 1 + self._wanted.tokens_per_image), dtype=self._wanted.dtype)
+        filled = 0
+        while filled < images:
+            pixels_B3ss, labels_B = next(loaded)
+            part = rows[filled : filled + len(labels_B)]
+            part[:, 0] = labels_B
+            part[:, 1:] = self._encode_batch(pixels_B3ss)
+            filled += len(labels_B)
+            self._done += len(labels_B)
+            if self._progress is not None:
+                self._progress(self._done, self._wanted.num_images * self._wanted.views)
+        content = io.BytesIO()
+        np.save(content, rows, allow_pickle=False)
+        file = self._wanted.shard_file(view, number, images)
+        write_atomically(self._directory / file, content.getvalue())
+        return Shard(file, view, first, images, content.getbuffer().nbytes, checksum(content.getvalue()))
+
+    def _encode_batch(self, pixels_B3ss: Pixels) -> NDArray[np.int64]:
+        """Tokens (B, L), checked."""
+        count = len(pixels_B3ss)
+        filled = np.concatenate([pixels_B3ss, np.repeat(pixels_B3ss[-1:], self._batch_size - count, axis=0)])
+        with torch.no_grad():
+            scales = [tokens.detach().cpu() for tokens in self._encode(to_model_range(filled))]
+        shapes = [tuple(tokens.shape) for tokens in scales]
+        expected = [(self._batch_size, side * side) for side in self._wanted.patch_nums]
+        if shapes != expected:
+            raise TokenStoreError(f"the encoder's tokens have the shapes {shapes}; patch_nums ask for {expected}")
+        tokens_BL = torch.cat(scales, dim=1)[:count].numpy().astype(np.int64)
+        if tokens_BL.min() < 0 or tokens_BL.max() >= self._wanted.vocab_size:
+            raise TokenStoreError(
+                f"the encoder's tokens go from {tokens_BL.min()} to {tokens_BL.max()}; "
+                f"vocab_size {self._wanted.vocab_size} asks for 0 … {self._wanted.vocab_size - 1}"
+            )
+        return tokens_BL
+
+    def _manifest(self) -> Manifest:
+        """What is finished, in order."""
+        names = (self._wanted.shard_file(*shard) for shard in self._wanted.planned_shards())
+        shards = tuple(self._finished[name] for name in names if name in self._finished)
+        return replace(self._wanted, undecodable=dict(sorted(self._source.undecodable.items())), shards=shards)
+
+
+@contextmanager
+def _locked(directory: Path, timeout: float) -> Iterator[None]:
+    """Hold the store's lock; the system releases it when its owner dies."""
+    lock = FileLock(directory / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.warning("%s: another process is encoding this token store; waiting for it", directory)
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            raise TokenStoreError(
+                f"{directory}: another process is still encoding this token store after {timeout:g} s; "
+                "wait for it or end it"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,42 @@
+"""How well a tokenizer reconstructs images and uses its codebook."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from varscale.evaluation.codebook import CodebookUsage
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+
+class ReconstructionMeter(nn.Module):
+    """PSNR, SSIM and code usage of images that went through tokens and back."""
+
+    def __init__(self, scales: int, vocab_size: int) -> None:
+        super().__init__()
+        self.psnr = PeakSignalNoiseRatio(data_range=2.0)
+        self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
+        self.usage = CodebookUsage(scales, vocab_size)
+
+    @torch.no_grad()
+    def update(self, tokenizer: MultiScaleTokenizer, images_B3HW: Tensor) -> None:
+        """Encode and decode a batch of images in [-1, 1]."""
+        tokens = tokenizer.encode(images_B3HW)
+        reconstruction_B3HW = tokenizer.decode(tokens)
+        self.psnr.update(reconstruction_B3HW, images_B3HW)
+        self.ssim.update(reconstruction_B3HW, images_B3HW)
+        self.usage.update(tokens)
+
+    def compute(self) -> dict[str, float]:
+        """PSNR (dB), SSIM, mean squared error on [-1, 1], usage and perplexity over all scales and of each."""
+        psnr = float(self.psnr.compute())
+        return {
+            "psnr": psnr,
+            "ssim": float(self.ssim.compute()),
+            "mean_squared_error": 4.0 * 10 ** (-psnr / 10),  # the data range is 2
+            **self.usage.compute(),
+        }
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for metric in (self.psnr, self.ssim, self.usage):
+            metric.reset()

@@ -1,0 +1,254 @@
+"""Checkpoints of the reference implementation (github.com/FoundationVision/VAR), in and out.
+
+Every size is read from the tensors. Buffers (masks, level indices, usage counters, the zero key bias) may be absent:
+they hold nothing that cannot be computed.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varscale.families.var.attention import block_causal_mask, level_of_tokens
+from varscale.families.var.transformer import VAR
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+BUFFERS = ("attn_bias_for_masking", "lvl_1L", "zero_k_bias", "ema_vocab_hit_SV")
+# fixed in the reference's code, so not in its tensors
+NORM_GROUPS = 32
+PHI_RATIO = 0.5
+HEAD_CHANNELS = 64
+
+State = Mapping[str, Tensor]
+
+TOKENIZER_NAMES = (
+    (r"^before_quantizer\.", "quant_conv."),
+    (r"^after_quantizer\.", "post_quant_conv."),
+    (r"^quantizer\.codebook_Vc$", "quantize.embedding.weight"),
+    (r"\.input\.", ".conv_in."),
+    (r"\.output\.", ".conv_out."),
+    (r"^(encoder|decoder)\.norm\.", r"\1.norm_out."),
+    (r"\.middle\.0\.", ".mid.block_1."),
+    (r"\.middle\.1\.", ".mid.attn_1."),
+    (r"\.middle\.2\.", ".mid.block_2."),
+    (r"^encoder\.levels\.", "encoder.down."),
+    (r"^(encoder\.down\.\d+)\.resample\.convolution\.", r"\1.downsample.conv."),
+    (r"^(decoder\.levels\.\d+)\.resample\.convolution\.", r"\1.upsample.conv."),
+    (r"\.blocks\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.norm_([12])\.", r".norm\1."),
+    (r"\.convolution_([12])\.", r".conv\1."),
+    (r"\.shortcut\.", ".nin_shortcut."),
+    (r"\.queries_keys_values\.", ".qkv."),
+    (r"\.projection\.", ".proj_out."),
+)
+
+VAR_NAMES = (
+    (r"^word_embedding\.", "word_embed."),
+    (r"^class_embedding\.", "class_emb."),
+    (r"^start_MC$", "pos_start"),
+    (r"^position_LC$", "pos_1LC"),
+    (r"^level_KC$", "lvl_embed.weight"),
+    (r"^shared_modulation\.", "shared_ada_lin.1."),
+    (r"^head_modulation\.", "head_nm.ada_lin.1."),
+    (r"\.modulation\.", ".ada_lin.1."),
+    (r"\.modulation_offset_6C$", ".ada_gss"),
+    (r"\.attention\.queries_keys_values\.", ".attn.mat_qkv."),
+    (r"\.attention\.query_bias_C$", ".attn.q_bias"),
+    (r"\.attention\.value_bias_C$", ".attn.v_bias"),
+    (r"\.attention\.log_scale_H$", ".attn.scale_mul_1H11"),
+    (r"\.attention\.projection\.", ".attn.proj."),
+    (r"\.feedforward\.expand\.", ".ffn.fc1."),
+    (r"\.feedforward\.contract\.", ".ffn.fc2."),
+)
+
+# parameters to which the reference gives axes of length 1
+VAR_SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "pos_start": lambda tensor: tensor[None],
+    "pos_1LC": lambda tensor: tensor[None],
+    "ada_gss": lambda tensor: tensor[None, None],
+    "scale_mul_1H11": lambda tensor: tensor[None, :, None, None],
+}
+
+
+def load_tokenizer(state_dict: State, patch_nums: Sequence[int]) -> MultiScaleTokenizer:
+    """Build the tokenizer that a reference checkpoint (such as vae_ch160v4096z32.pth) holds.
+
+    Args:
+        state_dict: The reference's keys; φ convolutions as `qresi_ls.i`, one `qresi`, or a plain list.
+        patch_nums: Side of each scale's token map, which no tensor tells.
+
+    Raises:
+        ValueError: If keys are missing, left over, or have the wrong shape; names them.
+    """
+    vocab_size, latent_channels = _required(state_dict, "quantize.embedding.weight").shape
+    base_channels = len(_required(state_dict, "encoder.conv_in.weight"))
+    levels = _count(state_dict, r"encoder\.down\.(\d+)\.")
+    channels = [len(_required(state_dict, f"encoder.down.{level}.block.0.conv1.weight")) for level in range(levels)]
+    if any(count % base_channels for count in channels):
+        raise ValueError(f"the checkpoint's channels {channels} are not multiples of encoder.conv_in's {base_channels}")
+    with torch.device("meta"):
+        tokenizer = MultiScaleTokenizer(
+            patch_nums,
+            vocab_size,
+            latent_channels,
+            base_channels,
+            channel_multipliers=tuple(count // base_channels for count in channels),
+            residual_blocks=_count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
+            attention="encoder.mid.attn_1.norm.weight" in state_dict,
+            norm_groups=NORM_GROUPS,
+            phi_count=max(1, _count(state_dict, r"quantize\.quant_resi\.(?:qresi_ls\.)?(\d+)\.")),
+            phi_ratio=PHI_RATIO,
+        )
+    phi_prefix = next(
+        (name for name in ("qresi_ls.0.", "qresi.", "0.") if f"quantize.quant_resi.{name}weight" in state_dict), ""
+    )
+    _fill(tokenizer, state_dict, lambda name: _tokenizer_name(name, tokenizer, phi_prefix), {})
+    return tokenizer.eval()
+
+
+def load_var(
+    state_dict: State, tokenizer: MultiScaleTokenizer, *, heads: int | None = None, drop_path_rate: float = 0.0
+) -> VAR:
+    """Build the transformer that a reference checkpoint (such as var_d16.pth) holds.
+
+    Args:
+        state_dict: The reference's keys; own (`blocks.i.ada_lin.1`) or shared AdaLN (`shared_ada_lin.1`, `ada_gss`).
+        tokenizer: Gives patch_nums, vocabulary and latent channels.
+        heads: Number of attention heads; needed only where neither normalised queries and keys tell it nor the
+            reference's 64 channels a head fit.
+        drop_path_rate: For further training; no tensor tells it.
+
+    Raises:
+        ValueError: If keys are missing, left over, or have the wrong shape; names them.
+    """
+    classes, width = _required(state_dict, "class_emb.weight").shape
+    scales_1H11 = state_dict.get("blocks.0.attn.scale_mul_1H11")
+    if heads is None:
+        heads = scales_1H11.numel() if scales_1H11 is not None else width // HEAD_CHANNELS
+        if heads < 1 or width % heads:
+            raise ValueError(f"the number of heads is not in the checkpoint and width {width} is no multiple of 64")
+    with torch.device("meta"):
+        var = VAR(
+            tokenizer.patch_nums,
+            tokenizer.vocab_size,
+            tokenizer.latent_channels,
+            classes - 1,
+            _count(state_dict, r"blocks\.(\d+)\."),
+            width,
+            heads,
+            mlp_ratio=len(_required(state_dict, "blocks.0.ffn.fc1.weight")) / width,
+            drop_path_rate=drop_path_rate,
+            shared_adaln="shared_ada_lin.1.weight" in state_dict,
+            normalise_queries_keys=scales_1H11 is not None,
+        )
+    _fill(var, state_dict, _var_name, VAR_SHAPES)
+    return var.eval()
+
+
+def export_tokenizer(tokenizer: MultiScaleTokenizer, *, buffers: bool = True) -> dict[str, Tensor]:
+    """The tokenizer as the reference's state dict.
+
+    Args:
+        tokenizer: What to export.
+        buffers: Also write the reference's buffers, which its own strict loading asks for.
+
+    Raises:
+        ValueError: If the tokenizer has settings that the reference cannot express.
+    """
+    for name, value, fixed in (
+        ("norm_groups", tokenizer.norm_groups, NORM_GROUPS),
+        ("phi_ratio", tokenizer.quantizer.phi_ratio, PHI_RATIO),
+    ):
+        if value != fixed:
+            raise ValueError(f"the reference's code has {name} {fixed}; a tokenizer with {value} cannot be exported")
+    prefix = "qresi." if len(tokenizer.quantizer.phi) == 1 else "qresi_ls.0."
+    state = {
+        _tokenizer_name(name, tokenizer, prefix): tensor.detach().clone()
+        for name, tensor in tokenizer.state_dict().items()
+    }
+    if buffers:
+        state["quantize.ema_vocab_hit_SV"] = torch.zeros(len(tokenizer.patch_nums), tokenizer.vocab_size)
+    return state
+
+
+def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
+    """The transformer as the reference's state dict.
+
+    Args:
+        var: What to export.
+        buffers: Also write the reference's buffers, which its own strict loading asks for.
+    """
+    state = {}
+    for name, tensor in var.state_dict().items():
+        theirs = _var_name(name)
+        state[theirs] = VAR_SHAPES.get(theirs.rsplit(".", 1)[-1], _same)(tensor.detach().clone())
+    if buffers:
+        cpu = torch.device("cpu")
+        state["lvl_1L"] = level_of_tokens(var.patch_nums, cpu).clone()[None]
+        state["attn_bias_for_masking"] = block_causal_mask(var.patch_nums, cpu).clone()[None, None]
+        for index in range(var.depth):
+            state[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(var.width)
+    return state
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _tokenizer_name(name: str, tokenizer: MultiScaleTokenizer, phi_prefix: str) -> str:
+    """The reference's name of one of our parameters."""
+    for pattern, replacement in TOKENIZER_NAMES:
+        name = re.sub(pattern, replacement, name)
+    # the reference numbers the decoder's levels from fine to coarse, against the order of computation
+    last = len(tokenizer.channel_multipliers) - 1
+    name = re.sub(r"^decoder\.levels\.(\d+)\.", lambda match: f"decoder.up.{last - int(match[1])}.", name)
+    return re.sub(
+        r"^quantizer\.phi\.(\d+)\.", lambda match: "quantize.quant_resi." + phi_prefix.replace("0", match[1]), name
+    )
+
+
+def _var_name(name: str) -> str:
+    for pattern, replacement in VAR_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _required(state: State, name: str) -> Tensor:
+    if name not in state:
+        raise ValueError(f"the checkpoint has no {name}; its keys begin with {sorted(state)[:3]}")
+    return state[name]
+
+
+def _count(state: State, pattern: str) -> int:
+    """How many different numbers stand at a place in the keys."""
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
+
+
+def _fill(
+    model: nn.Module,
+    state: State,
+    rename: Callable[[str], str],
+    shapes: Mapping[str, Callable[[Tensor], Tensor]],
+) -> None:
+    """Give a model on the meta device its weights, after checking that they are exactly what it needs."""
+    names = {name: rename(name) for name in model.state_dict()}
+    missing = sorted(set(names.values()) - set(state))
+    if missing:
+        raise ValueError(f"the checkpoint lacks {len(missing)} keys: {_listed(missing)}")
+    unknown = sorted(name for name in set(state) - set(names.values()) if not name.endswith(BUFFERS))
+    if unknown:
+        raise ValueError(f"the checkpoint has {len(unknown)} keys that the model does not: {_listed(unknown)}")
+    weights = {}
+    for ours, parameter in model.state_dict().items():
+        theirs = names[ours]
+        expected = tuple(shapes.get(theirs.rsplit(".", 1)[-1], _same)(parameter).shape)
+        if tuple(state[theirs].shape) != expected:
+            raise ValueError(f"{theirs} has shape {tuple(state[theirs].shape)}; the model needs {expected}")
+        weights[ours] = state[theirs].detach().to(torch.float32).reshape(parameter.shape).clone()
+    model.load_state_dict(weights, assign=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
