@@ -1,7 +1,7 @@
 """Sections of an experiment that come in several kinds, each in a folder of its own: data sources and model families.
 
-A new kind is a new folder; nothing else is touched. The folder `varscale/data/sources/rings/`, for example, has a module
-`config.py` whose `SECTION` is the section that `data: {kind: rings, …}` is read into.
+A new kind is a new folder; nothing else is touched. The folder `varscale/data/sources/rings/`, for example, has a
+module `config.py` whose `SECTION` is the section that `data: {kind: rings, …}` is read into.
 """
 
 from functools import cached_property
@@ -43,7 +43,7 @@ class Kinds(Generic[S]):
         return found
 
     def add(self, section: type[S]) -> None:
-        """Take in a kind that is defined elsewhere; `Experiment.model_rebuild(force=True)` makes experiments know it."""
+        """Take in a kind that is defined elsewhere; experiments know it after `Experiment.model_rebuild(force=True)`."""
         self.sections[self._name(section)] = section
 
     def _name(self, section: type[S]) -> str:
