@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console, Group
@@ -9,16 +10,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.jobs import CellJob, Job, TrunkJob
+from sweeps.jobs import Job
 from sweeps.pace import Pace
-from sweeps.plan import Plan
+from sweeps.study import Study
 from varscale.training.cells import Cell
 
 _STAGES = {
     "tokenizer": "training the tokenizer",
     "tokens": "encoding images into tokens",
-    "numerics": "measuring precision and compilation",
-    "peak": "measuring the machine's matrix-multiply peak",
+    "execution": "measuring whether to compile",
 }
 _LINE_SECONDS = 15.0
 
@@ -35,7 +35,7 @@ class SweepView:
         """
         self._console, self._patient = console, patient
         self._live: Live | None = None
-        self._plan: Plan | None = None
+        self._study: Study | None = None
         self._pace = Pace()
         # images trained, by FLOPs of an image (the size) and job; what of them an earlier call did; what is to be done
         self._done: dict[tuple[int, str], int] = {}
@@ -43,6 +43,8 @@ class SweepView:
         self._total: dict[int, int] = {}
         self._reported: dict[str, float] = {}
         self._states: dict[str, str] = {}
+        self._losses: dict[str, float | None] = {}
+        self._training = False
         self._stage_started: dict[str, float] = {}
         self._stage_first: dict[str, tuple[float, int]] = {}
         self._printed = time.monotonic() if patient else 0.0
@@ -73,47 +75,57 @@ class SweepView:
         """Something worth a line of its own."""
         self._console.print(Text(text, style="yellow"))
 
-    def begin(self, plan: Plan) -> None:
-        """Training starts."""
-        self.clear()
-        self._plan = plan
-        self._began = time.monotonic()
-        self._done, self._before, self._total, self._pace = {}, {}, defaultdict(int), Pace()
-        for cell in plan.missing:
-            self._total[cell.trunk.flops_per_image] += cell.decay_images
-        for trunk, milestones in plan.trunks().values():
-            if any(not plan.trunk_files(trunk).milestone(images).exists() for images in milestones):
-                self._total[trunk.flops_per_image] += milestones[-1]
-            else:
-                self._states[f"trunk {trunk.name}"] = "done"
-        if self._console.is_terminal:
-            self._live = Live(self._render(), console=self._console, refresh_per_second=4)
-            self._live.start()
+    def begin(self, study: Study, jobs: Sequence[Job]) -> None:
+        """A graph of jobs starts."""
+        self._study = study
+        self._total = defaultdict(int)
+        for job in jobs:
+            first, last = job.images
+            self._total[job.flops_per_image] += last - first
+        missing = {job.key for job in jobs}
+        trunks = {f"trunk {cell.trunk.label}" for cell in study.cells}
+        self._states = dict.fromkeys(trunks - missing, "done")
 
     def started(self, job: Job) -> None:
-        """A worker took a job."""
-        self._states[_key(job)] = "0%"
+        """A job begins."""
+        if not job.flops_per_image:
+            self.stage(job.key, None, None)
+            return
+        if not self._training:
+            self._training, self._began = True, time.monotonic()
+            self.clear()
+            if self._console.is_terminal and self._study is not None:
+                self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+                self._live.start()
+        self._states[job.key] = "0%"
 
-    def progress(self, job: Job, images: int) -> None:
-        """A job has reached `images` images of its run."""
-        start, end, size = _extent(job)
-        done, now = min(max(images, start), end) - start, time.monotonic()
-        key = (size, _key(job))
+    def progress(self, job: Job, done: int, total: int) -> None:
+        """A job is at `done` of `total` images of its run."""
+        if not job.flops_per_image or self._study is None:
+            self.stage(job.key if not job.flops_per_image else job.title, done, total)
+            return
+        (first, last), now = job.images, time.monotonic()
+        reached = min(max(done, first), last) - first
+        key = (job.flops_per_image, job.key)
         if key in self._done:
-            self._pace.add(size, done - self._done[key], now - self._reported[_key(job)])
-        self._before.setdefault(key, done)  # an interrupted run went on from here
-        self._done[key], self._reported[_key(job)] = done, now
-        share = done / max(1, end - start)
-        self._states[_key(job)] = f"{share:.0%}"
+            self._pace.add(job.flops_per_image, reached - self._done[key], now - self._reported[job.key])
+        self._before.setdefault(key, reached)  # an interrupted run went on from here
+        self._done[key], self._reported[job.key] = reached, now
+        self._states[job.key] = f"{reached / max(1, last - first):.0%}"
 
-    def finished(self, job: Job, state: str = "done") -> None:
+    def ended(self, job: Job, state: str) -> None:
         """A job is over, well or in another `state`."""
-        start, end, size = _extent(job)
-        self._done[size, _key(job)] = end - start
-        self._states[_key(job)] = state
+        if not job.flops_per_image or self._study is None:
+            self.stage_done(job.key if not job.flops_per_image else job.title)
+            return
+        first, last = job.images
+        self._done[job.flops_per_image, job.key] = last - first
+        self._states[job.key] = state
 
     def refresh(self) -> None:
         """Draw anew."""
+        if not self._training:
+            return
         if self._live is not None:
             self._live.update(self._render())
         elif time.monotonic() - self._printed > _LINE_SECONDS:
@@ -122,6 +134,9 @@ class SweepView:
 
     def end(self) -> None:
         """Training is over: leave the finished table on the screen."""
+        if not self._training:
+            self.clear()
+            return
         if self._live is not None:
             self._live.update(self._render())
             self._live.stop()
@@ -130,10 +145,10 @@ class SweepView:
             self._console.print(self._render())
 
     def _render(self) -> Group:
-        assert self._plan is not None
-        cells = self._plan.cells
+        assert self._study is not None
+        cells = self._study.cells
         budgets = sorted({cell.budget_flops for cell in cells})
-        title = f"{self._plan.experiment.name}: loss of each cell (nats a token) by budget (training FLOPs)"
+        title = f"{self._study.experiment.name}: loss of each cell (nats a token) by budget (training FLOPs)"
         table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)
         table.add_column("trunk", justify="right")
@@ -141,7 +156,7 @@ class SweepView:
             table.add_column(f"{budget:.3g}".replace("e+", "e"), justify="right", no_wrap=True)
         rows: dict[str, dict[float, Cell]] = {}
         for cell in cells:
-            rows.setdefault(cell.trunk.name, {})[cell.budget_flops] = cell
+            rows.setdefault(cell.trunk.label, {})[cell.budget_flops] = cell
         for name, row in rows.items():
             trunk_state = self._states.get(f"trunk {name}", "")
             texts = [self._cell_text(row[budget]) if budget in row else Text("") for budget in budgets]
@@ -149,21 +164,25 @@ class SweepView:
         return Group(table, Text(self._summary()))
 
     def _cell_text(self, cell: Cell) -> Text:
-        assert self._plan is not None
-        result = self._plan.cell_files(cell).read_result()
-        if result is not None:
-            if result["status"] == "diverged":
-                return Text("diverged", style="red")
-            return Text(f"{result['metrics']['loss']:.4f}", style="green")
-        return Text(self._states.get(cell.name, "·"), style="cyan" if cell.name in self._states else "dim")
+        if not self._has_result(cell):
+            return Text(self._states.get(cell.label, "·"), style="cyan" if cell.label in self._states else "dim")
+        loss = self._losses[cell.label]
+        return Text("diverged", style="red") if loss is None else Text(f"{loss:.4f}", style="green")
+
+    def _has_result(self, cell: Cell) -> bool:
+        """Look for a cell's result; it is read once, since it never changes."""
+        assert self._study is not None
+        if cell.label not in self._losses and (result := self._study.result(cell)) is not None:
+            self._losses[cell.label] = result.metrics.get("loss")
+        return cell.label in self._losses
 
     def _summary(self) -> str:
-        assert self._plan is not None
+        assert self._study is not None
         seconds = time.monotonic() - self._began
         flops = sum(size * images for size, images in self._total.items())
         share = sum(size * images for (size, _), images in self._done.items()) / max(flops, 1)
-        finished = sum(1 for cell in self._plan.cells if self._plan.finished(cell))
-        text = f"{finished} of {len(self._plan.cells)} cells, {share:.0%} of training FLOPs"
+        finished = sum(map(self._has_result, self._study.cells))
+        text = f"{finished} of {len(self._study.cells)} cells, {share:.0%} of training FLOPs"
         text += f", {_duration(seconds)} passed"
         done, before = (
             sum(self._pace.seconds(size) * images for (size, _), images in counts.items())
@@ -193,23 +212,6 @@ class SweepView:
 
 def _stage_text(stage: str) -> str:
     return _STAGES.get(stage, f"training {stage}")
-
-
-def _key(job: Job) -> str:
-    return f"trunk {job.trunk.name}" if isinstance(job, TrunkJob) else _cell(job).name
-
-
-def _cell(job: Job) -> Cell:
-    assert isinstance(job, CellJob)
-    return job.cell
-
-
-def _extent(job: Job) -> tuple[int, int, int]:
-    """First and last image of a job's run, and training FLOPs of an image."""
-    if isinstance(job, TrunkJob):
-        return 0, job.milestones[-1], job.trunk.flops_per_image
-    cell = _cell(job)
-    return cell.branch_images, cell.images, cell.trunk.flops_per_image
 
 
 def _duration(seconds: float) -> str:

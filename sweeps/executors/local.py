@@ -6,122 +6,168 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from sweeps.jobs import Job, log_file
+from sweeps.executors.base import Executor, Graph, JobCrashed, Listener, portable
+from sweeps.jobs import Job
+from varscale.errors import UserError
+from varscale.numerics.machine import MachineShares, Share
+
+FAREWELL_SECONDS = 15.0
+SIGN_OF_LIFE_SECONDS = 5.0
+LONGEST_SILENCE_SECONDS = 120.0
+"""A worker that says nothing for so long (it was stopped, or hangs in a driver) is ended and replaced."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A worker's job is at `done` of `total` images."""
+    """A worker's job is at `done` of `total` images; or the worker just lives."""
 
-    worker: int
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A worker's job ended well."""
-
-    worker: int
-    value: Any
+    done: int = -1
+    total: int = -1
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A worker's job raised an error, or the worker died."""
+class Ended:
+    """A worker's job is over."""
 
-    worker: int
-    kind: str
-    message: str
+    error: Exception | None = None
 
 
-Event = Progress | Finished | Failed
+@dataclass
+class Worker:
+    """A process that takes one job at a time."""
 
-_FAREWELL_SECONDS = 15.0
+    number: int
+    process: Any
+    connection: Connection
+    heard: float = field(default_factory=time.monotonic)
+    """When it last said anything, of `time.monotonic`."""
+    job: Job | None = None
 
 
-class LocalLauncher:
+class LocalExecutor(Executor):
     """`workers` processes that take one job at a time; with GPUs, worker i sees GPU i only."""
 
-    def __init__(self, workers: int, threads: int, gpus: int) -> None:
-        self._threads, self._gpus = threads, gpus
+    def __init__(self, shares: MachineShares) -> None:
+        self._shares = shares
         self._context = multiprocessing.get_context("spawn")
-        self._workers = [self._start(number) for number in range(workers)]
-        self._busy: dict[int, Job] = {}
+        self._workers: list[Worker] = []
 
-    @property
-    def idle(self) -> list[int]:
-        """Workers without a job."""
-        return [number for number in range(len(self._workers)) if number not in self._busy]
-
-    def submit(self, worker: int, job: Job) -> None:
-        """Give an idle worker a job."""
-        process, connection = self._workers[worker]
-        if not process.is_alive():
-            self._workers[worker] = process, connection = self._start(worker)
-        self._busy[worker] = job
-        with suppress(OSError):  # it died just now: `events` will say so
-            connection.send(job)
-
-    def events(self, timeout: float) -> Iterator[Event]:
-        """What happened, waiting at most `timeout` seconds for the first."""
-        ready = wait([connection for _, connection in self._workers], timeout)
-        for number, (process, connection) in enumerate(self._workers):
-            if connection not in ready:
-                continue
-            try:
-                event: Event = connection.recv()
-            except (EOFError, OSError):  # between messages, or within one
-                _end(process)
-                self._workers[number] = self._start(number)
-                if number not in self._busy:
+    def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 2) -> Graph:
+        """Run the graph; the processes are started with the first job, and kept."""
+        graph = Graph(jobs, listener, retries)
+        if not self._workers and jobs:
+            self._workers = [self._start(number) for number in range(self._shares.workers)]
+        while not graph.over:
+            self._hand_out(graph)
+            for worker, event in self._events(0.5):
+                if worker.job is None:
                     continue
-                event = Failed(number, "WorkerDied", f"its process ended with exit code {process.exitcode}")
-            if not isinstance(event, Progress):
-                self._busy.pop(number, None)
-            yield event
+                if isinstance(event, Progress):
+                    if event.done >= 0:
+                        listener.progress(worker.job, event.done, event.total)
+                    continue
+                job, worker.job = worker.job, None
+                if event.error is None:
+                    graph.succeed(job)
+                else:
+                    graph.fail(job, event.error)
+            listener.refresh()
+        return graph
+
+    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
+        """None: workers end with the process that started them. A run of another process is waited for at its lock."""
+        return []
 
     def stop(self) -> None:
         """End all workers; what they were doing goes on from its last checkpoint another time."""
-        for number, (process, connection) in enumerate(self._workers):
-            if number in self._busy:
-                process.terminate()
+        for worker in self._workers:
+            if worker.job is not None:
+                worker.process.terminate()
             else:
                 with suppress(OSError):
-                    connection.send(None)  # let it end by itself, and tidy up
-        for process, connection in self._workers:
-            _end(process)
-            connection.close()
+                    worker.connection.send(None)  # let it end by itself, and tidy up
+        for worker in self._workers:
+            _end(worker.process)
+            worker.connection.close()
+        self._workers = []
 
-    def _start(self, number: int) -> tuple[Any, Connection]:
+    def _hand_out(self, graph: Graph) -> None:
+        """Give idle workers jobs; one that takes the whole machine waits until nothing else runs."""
+        for worker in self._workers:
+            running = [each.job for each in self._workers if each.job is not None]
+            if worker.job is not None or any(job.resources.whole_machine for job in running):
+                continue
+            startable = [job for job in graph.startable() if not (job.resources.whole_machine and running)]
+            if startable:
+                self._submit(worker, startable[0])
+                graph.start(startable[0])
+
+    def _submit(self, worker: Worker, job: Job) -> None:
+        if not worker.process.is_alive():
+            self._replace(worker)
+        worker.job = job
+        with suppress(OSError):  # it died just now: `_events` will say so
+            worker.connection.send((job, self._shares.whole if job.resources.whole_machine else self._shares.worker))
+
+    def _events(self, timeout: float) -> Iterator[tuple[Worker, Progress | Ended]]:
+        """What happened, waiting at most `timeout` seconds for the first."""
+        ready = wait([worker.connection for worker in self._workers], timeout)
+        for worker in self._workers:
+            if worker.connection in ready:
+                try:
+                    event: Progress | Ended = worker.connection.recv()
+                    worker.heard = time.monotonic()
+                    yield worker, event
+                except (EOFError, OSError):  # between messages, or within one
+                    _end(worker.process)
+                    code = worker.process.exitcode
+                    self._replace(worker)
+                    yield worker, Ended(JobCrashed(f"its process ended with exit code {code}"))
+            elif time.monotonic() - worker.heard > LONGEST_SILENCE_SECONDS:
+                worker.process.kill()
+                worker.process.join()
+                self._replace(worker)
+                silence = f"{LONGEST_SILENCE_SECONDS:.0f} seconds"
+                yield worker, Ended(JobCrashed(f"its process gave no sign of life for {silence} and was ended"))
+
+    def _replace(self, worker: Worker) -> None:
+        """A new process in the place of a dead one; what the old one was doing is the caller's to settle."""
+        worker.connection.close()
+        fresh = self._start(worker.number)
+        worker.process, worker.connection, worker.heard = fresh.process, fresh.connection, fresh.heard
+
+    def _start(self, number: int) -> Worker:
+        resource_tracker.ensure_running()  # starting it would let Ctrl-C through to the worker
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(number, theirs), daemon=True)
+        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
         environment = {
-            "OMP_NUM_THREADS": str(self._threads),
-            "MKL_NUM_THREADS": str(self._threads),
+            "OMP_NUM_THREADS": str(self._shares.worker.threads),
+            "MKL_NUM_THREADS": str(self._shares.worker.threads),
             "GOMP_SPINCOUNT": "20000",  # microseconds: threads that spin for long slow down all else on a busy machine
         }
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = _visible_gpus(self._gpus)[number % self._gpus]
+        if gpus := self._shares.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = _visible_gpus(gpus)[number % gpus]
         # the environment is read by libraries when the new process imports them; Ctrl-C reaches all processes of a
         # terminal, and is the orchestrator's to handle
         with _environment(environment), _interrupts_held_back():
             process.start()
         theirs.close()
-        return process, ours
+        return Worker(number, process, ours)
 
 
 def _end(process: Any) -> None:
     """Wait for a process that should end by itself; then end it, even one that is stuck in a driver."""
-    process.join(_FAREWELL_SECONDS)
+    process.join(FAREWELL_SECONDS)
     if process.is_alive():
         process.kill()
         process.join()
@@ -133,28 +179,44 @@ def _visible_gpus(count: int) -> list[str]:
     return visible.split(",") if visible else [str(number) for number in range(count)]
 
 
-def _work(number: int, connection: Connection) -> None:
+def _work(connection: Connection) -> None:
     """A worker's life: jobs one after the other, until the orchestrator is gone."""
-    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[tuple[Job, Share] | None] = queue.SimpleQueue()
+    sending = threading.Lock()
+
+    def send(event: Progress | Ended) -> None:
+        with sending, suppress(OSError):  # where the orchestrator is gone, `_receive` ends the process
+            connection.send(event)
+
     threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
+    threading.Thread(target=_live, args=(send,), daemon=True).start()
     import varscale.training.runs  # noqa: F401  # while the first job is being prepared
 
     while True:
-        job = jobs.get()
-        if job is None:
+        taken = jobs.get()
+        if taken is None:
             return
+        job, share = taken
         try:
-            _redirect_output(log_file(job))
-            value = job.run(lambda done, total: connection.send(Progress(number, done, total)))
+            job.write()
+            _redirect_output(job.files.log)
+            job.run(share, lambda done, total: send(Progress(done, total)))
         except Exception as error:
-            with suppress(OSError):  # on a full disk the log is full, too
-                traceback.print_exc()
-            connection.send(Failed(number, type(error).__name__, " ".join(str(error).split())))
+            if not isinstance(error, UserError):
+                with suppress(OSError):  # on a full disk the log is full, too
+                    traceback.print_exc()
+            send(Ended(portable(error)))
         else:
-            connection.send(Finished(number, value))
+            send(Ended())
 
 
-def _receive(connection: Connection, jobs: "queue.SimpleQueue[Job | None]") -> None:
+def _live(send: Any) -> None:
+    while True:
+        time.sleep(SIGN_OF_LIFE_SECONDS)
+        send(Progress())
+
+
+def _receive(connection: Connection, jobs: "queue.SimpleQueue[tuple[Job, Share] | None]") -> None:
     """Pass jobs on; when the orchestrator ends, however it ends, end at once."""
     try:
         while True:
@@ -163,11 +225,10 @@ def _receive(connection: Connection, jobs: "queue.SimpleQueue[Job | None]") -> N
         os._exit(1)
 
 
-def _redirect_output(path: Path | None) -> None:
+def _redirect_output(path: Path) -> None:
     """Let a job's output, of libraries in C too, go to its log."""
-    target = Path(os.devnull) if path is None else path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("ab") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(file.fileno(), 1)

@@ -1,5 +1,6 @@
 """The verbs together, and what their errors look like."""
 
+import logging
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,10 +9,18 @@ from typing import Any
 import typer
 import typer.core
 
-from varscale.cli.errors import is_mendable
+from varscale.cli.errors import MENDABLE
 from varscale.cli.laws import fit_laws
-from varscale.cli.single_runs import export_official, import_official, sample, tokenize, train, train_tokenizer
-from varscale.cli.studies import dashboard, plan, status, sweep
+from varscale.cli.single_runs import (
+    export_official,
+    import_official,
+    run_job,
+    sample,
+    tokenize,
+    train,
+    train_tokenizer,
+)
+from varscale.cli.studies import dashboard, plan, status, sweep, sync
 
 VERBS = (
     sweep,
@@ -20,9 +29,11 @@ VERBS = (
     train,
     train_tokenizer,
     tokenize,
+    run_job,
     sample,
     fit_laws,
     dashboard,
+    sync,
     import_official,
     export_official,
 )
@@ -56,12 +67,23 @@ for verb in VERBS:
 def main() -> None:
     """Run the command; errors that a person can mend are one line, without traceback."""
     _refuse_shadowed_packages()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII alone shows "?" for the rest
+            stream.reconfigure(errors="replace")
+    _show_warnings()
     try:
         app(prog_name="varscale")
-    except Exception as error:
-        if not is_mendable(error):
-            raise
-        sys.exit(f"varscale: {error}")
+    except MENDABLE as error:
+        sys.exit(f"varscale: {' '.join(str(error).split())}")
+
+
+def _show_warnings() -> None:
+    """Print varscale's own warnings, such as a damaged file's name, a line each on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("varscale: %(message)s"))
+    logger = logging.getLogger("varscale")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _refuse_shadowed_packages() -> None:

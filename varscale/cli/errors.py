@@ -3,33 +3,20 @@
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pickle import UnpicklingError
 
-from varscale.errors import ExperimentError
+from analysis.errors import TableError
+from varscale.errors import ExperimentError, UserError
 
-
-def is_mendable(error: Exception) -> bool:
-    """Whether an error is about what the user gave us, by its type's name: naming the types would import torch."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    mendable = {
-        "ExperimentError",
-        "DataError",
-        "TokenStoreError",
-        "TableError",
-        "SweepError",
-        "TrackingError",
-        "Diverged",
-    }
-    return bool(names & (mendable | {"OSError"}))
+MENDABLE = (UserError, TableError, OSError)
+"""What a person who uses varscale can mend; printed as one line."""
 
 
 @contextmanager
-def mistakes_as_one_line(of_training: bool = False) -> Iterator[None]:
-    """For files and values of the user's that libraries refuse with errors of many kinds (a training with fewer)."""
-    kinds = (ValueError,) if of_training else (ValueError, RuntimeError, UnpicklingError)
+def mistakes_as_one_line() -> Iterator[None]:
+    """For values and files of the user's that libraries refuse with a ValueError of their own."""
     try:
         yield
-    except kinds as error:
-        if is_mendable(error):
+    except ValueError as error:
+        if isinstance(error, MENDABLE):
             raise
         raise ExperimentError(textwrap.shorten(str(error), 400, placeholder=" …")) from error

@@ -1,5 +1,6 @@
 """`varscale fit-laws`, and the laws at the end of a sweep."""
 
+import json
 import textwrap
 from collections.abc import Collection
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varscale import __version__
-from varscale.cli.options import DEFAULT_RUNS, RunsDir, TrackingUri, load, tracking_store
+from varscale.cli.options import RUNS, RunsDir, TrackingUri, load, open_store, tracking_store
 from varscale.errors import ExperimentError
-from varscale.store.layout import ExperimentFiles, fingerprint, read_json, write_atomically, write_json
+from varscale.store.atomic import write_atomically, write_json
+from varscale.store.fingerprint import fingerprint
+from varscale.store.layout import Store, StudyFiles
 
 if TYPE_CHECKING:
     from analysis.options import FitOptions
@@ -55,7 +58,7 @@ def fit_laws(
     bootstrap_draws: Annotated[int, typer.Option(help="Draws of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for laws.json, report and figures.")] = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
+    runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Fit scaling laws to an experiment's results, MLflow's runs, or any table."""
@@ -66,16 +69,18 @@ def fit_laws(
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
     if from_mlflow and runs:
         raise typer.BadParameter("--from-mlflow reads an EXPERIMENT's runs; it doesn't go with --runs FILE")
-    name = ", ".join(path.name for path in runs or ()) if experiment is None else _study(experiment, runs_dir)
-    files = ExperimentFiles(runs_dir, name)
     if runs:
-        table = read_runs(runs)
-    elif from_mlflow:
-        from varscale.tracking import runs_table
-
-        table = runs_table(tracking_store(tracking_uri, files), name)
+        name, folder, table = ", ".join(path.name for path in runs), Path("laws"), read_runs(runs)
     else:
-        table = _results(files)
+        store = open_store(runs_dir, writing=False)
+        name = _study(str(experiment), store)
+        folder = store.study(name).laws
+        if from_mlflow:
+            from varscale.tracking import runs_table
+
+            table = runs_table(tracking_store(tracking_uri, store), name)
+        else:
+            table = _results(store, name)
     _say_what_is_left_out(table, name)
     options = FitOptions(
         title=title or name,
@@ -108,30 +113,29 @@ def fit_laws(
         bootstrap_draws=bootstrap_draws,
         seed=seed,
     )
-    written = _fit(table, options, out or (files.laws if experiment else Path("laws")))
+    written = _fit(table, options, out or folder)
     print_paths(written.laws_json, written.report_html)
 
 
-def fit_sweep(
-    rows: list[dict[str, Any]], failed: Collection[str], name: str, files: ExperimentFiles
-) -> "WrittenLaws | None":
+def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyFiles) -> "WrittenLaws | None":
     """Fit a sweep's results, unless their laws stand; where they allow no law, its table is written all the same."""
+    fitted = fingerprint(kind="laws", rows=rows, missing=list(failed), version=__version__)
+    state = {"fitted": fitted, "laws": _digest(files.laws)}
+    if _read_state(files.fitted) == state:
+        return None
     import pandas as pd
 
     from analysis.errors import TableError
     from analysis.options import FitOptions
 
-    fitted = fingerprint(kind="laws", rows=rows, missing=list(failed), version=__version__)
-    if read_json(files.laws_state) == {"fitted": fitted, "laws": _digest(files.laws)}:
-        return None
     table = pd.DataFrame(rows)
     table.attrs["missing"] = tuple(failed)
     try:
-        written = _fit(table, FitOptions(title=name), files.laws)
+        written = _fit(table, FitOptions(title=files.name), files.laws)
     except TableError as error:
         write_atomically(files.laws / "runs.csv", table.to_csv(index=False).encode())
         raise ExperimentError(f"{len(rows)} cells are in {files.laws / 'runs.csv'}, but {error}") from error
-    write_json(files.laws_state, {"fitted": fitted, "laws": _digest(files.laws)})
+    write_json(files.fitted, {"fitted": fitted, "laws": _digest(files.laws)})
     return written
 
 
@@ -141,11 +145,19 @@ def print_paths(*paths: Path) -> None:
         typer.echo(path)
 
 
-def _study(experiment: str, runs_dir: Path) -> str:
-    """Name of an experiment: the one whose results are there, wherever its YAML file is, or a YAML file's."""
-    if experiment and experiment == Path(experiment).name and ExperimentFiles(runs_dir, experiment).root.is_dir():
+def _study(experiment: str, store: Store) -> str:
+    """Name of a study: the one whose results are there, wherever its YAML file is, or a YAML file's."""
+    if experiment == Path(experiment).name and store.study(experiment).record.exists():
         return experiment
     return load(experiment, None).name
+
+
+def _read_state(path: Path) -> Any:
+    """What the laws were last fitted to; None where that can't be read, so that they are fitted again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _digest(laws: Path) -> list[str] | None:
@@ -156,14 +168,15 @@ def _digest(laws: Path) -> list[str] | None:
     return [sha256(path.read_bytes()).hexdigest() for path in paths] if all(path.exists() for path in paths) else None
 
 
-def _results(files: ExperimentFiles) -> Any:
+def _results(store: Store, name: str) -> Any:
     import pandas as pd
 
-    from sweeps.status import study_results
+    from sweeps.study import study_table
 
-    found = study_results(files)
-    if not found.rows:
-        raise ExperimentError(f"{files.root}: no finished cells; run `varscale sweep {files.experiment}` first")
+    found = study_table(store, name)
+    if found is None or not found.rows:
+        folder = store.study(name).folder
+        raise ExperimentError(f"{folder}: no finished cells; run `varscale sweep {name}` first")
     table = pd.DataFrame(found.rows)
     table.attrs |= {"missing": tuple(found.missing), "others": found.others}
     return table
@@ -171,7 +184,7 @@ def _results(files: ExperimentFiles) -> Any:
 
 def _say_what_is_left_out(table: Any, name: str) -> None:
     if others := table.attrs.get("others"):
-        typer.echo(f"left out: {others} cells of {name} that no sweep of the latest one's recipe lists", err=True)
+        typer.echo(f"left out: {others} cells of {name} that were trained by other recipes than the latest", err=True)
     if missing := table.attrs.get("missing"):
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         typer.echo(f"missing: {len(missing)} cells of {name} have no result: {some}", err=True)

@@ -9,20 +9,20 @@ import typer
 from varscale.config import Experiment
 from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError
-from varscale.store.layout import ExperimentFiles
+from varscale.store.layout import DEFAULT_RUNS, Store
 
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field, such as optim.lr=3e-4.")
 ]
 Depths = Annotated[str | None, typer.Option(help="Depths of the grid, such as 12,16,20.")]
-RunsDir = Annotated[Path, typer.Option(help="Where everything is written.")]
+RunsDir = Annotated[str, typer.Option(help="Where everything is written.")]
 TrackingUri = Annotated[
     str | None,
     typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's store; default: SQLite in the runs folder."),
 ]
 Workers = Annotated[int | None, typer.Option(help="Runs at once; default: one a GPU, or one a processor.")]
-DEFAULT_RUNS = Path("runs")
+RUNS = str(DEFAULT_RUNS)
 
 
 def load(
@@ -40,15 +40,35 @@ def load(
     return loaded if depths is None else loaded.with_variants_in_grid()
 
 
-def tracking_store(tracking_uri: str | None, files: ExperimentFiles) -> str:
+def open_store(runs_dir: str, *, writing: bool = True) -> Store:
+    """The runs folder; what an earlier version left in it is said in one line.
+
+    Raises:
+        ExperimentError: It can't be one.
+    """
+    if not runs_dir.strip():
+        raise ExperimentError("--runs-dir: name a folder, such as runs")
+    store = Store(Path(runs_dir))
+    store.check(writing=writing)
+    for study in store.old_studies():
+        folder = store.runs / study
+        typer.echo(
+            f"{folder} has the layout of an earlier version: it is not continued, but stays readable: "
+            f"varscale fit-laws --runs {folder}/laws/runs.csv",
+            err=True,
+        )
+    return store
+
+
+def tracking_store(tracking_uri: str | None, store: Store) -> str:
     """MLflow's store: the one that is named, or SQLite in the runs folder."""
-    if tracking_uri is None and re.search(r"\?|%[0-9A-Fa-f]{2}", str(files.runs.resolve())):
-        raise ExperimentError(f"--runs-dir {files.runs}: SQLite can't lie below a folder with ? or %20 in its name")
-    return tracking_uri or files.tracking_uri
+    if tracking_uri is None and re.search(r"\?|%[0-9A-Fa-f]{2}", str(store.runs.resolve())):
+        raise ExperimentError(f"--runs-dir {store.runs}: SQLite can't lie below a folder with ? or %20 in its name")
+    return tracking_uri or store.tracking_uri
 
 
 def whole_numbers(option: str, text: str, least: int = 0) -> list[int]:
     """Numbers of an option such as 12,16,20."""
-    if not all(part.strip().isdecimal() and int(part) >= least for part in text.split(",")):
-        raise ExperimentError(f"{option} {text}: expected whole numbers from {least} up, such as 1,2,3")
+    if not all(part.strip().isdecimal() and least <= int(part) < 2**31 for part in text.split(",")):
+        raise ExperimentError(f"{option} {text[:100]}: expected whole numbers from {least} up, such as 1,2,3")
     return [int(part) for part in text.split(",")]

@@ -2,23 +2,29 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from varscale.cli.errors import mistakes_as_one_line
 from varscale.cli.options import (
-    DEFAULT_RUNS,
+    RUNS,
     ExperimentName,
     Overrides,
     RunsDir,
     TrackingUri,
     load,
+    open_store,
     tracking_store,
     whole_numbers,
 )
+from varscale.config import Experiment
 from varscale.errors import ExperimentError
-from varscale.store.layout import ExperimentFiles
+
+if TYPE_CHECKING:
+    from sweeps.executors.base import HereExecutor
+    from sweeps.jobs import Job
+    from sweeps.view import SweepView
 
 
 def train(
@@ -27,37 +33,57 @@ def train(
     budget: Annotated[float | None, typer.Option(help="Training FLOPs; default: optim.epochs passes.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
     set_: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
+    runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Train one model in a single run, without trunk and branch; with `by_depth`'s recipe where no budget is given."""
-    from sweeps.single import train_single
+    from sweeps.orchestrator import Orchestrator
+    from sweeps.single import study_of_one
     from varscale.tracking import Forwarder
 
     if budget is not None and not 0 < budget < float("inf"):
         raise ExperimentError(f"--budget {budget:g}: expected training FLOPs, such as 1e15")
-    settings = load(experiment, set_)
-    files = ExperimentFiles(runs_dir, settings.name)
-    forwarder = Forwarder(tracking_store(tracking_uri, files), files, notify=partial(typer.echo, err=True))
-    with mistakes_as_one_line(of_training=True):
-        result = train_single(settings, depth, budget, seed, runs_dir, forwarder, set_ or ())
-    typer.echo(result)
+    settings, store = load(experiment, set_), open_store(runs_dir)
+    uri = tracking_store(tracking_uri, store)
+    forwarder = Forwarder(uri, store, settings.name, notify=partial(typer.echo, err=True))
+    with mistakes_as_one_line():
+        study = study_of_one(settings, store, (depth, budget, seed), set_ or ())
+        Orchestrator(study, _view(), forwarder).single(_executor(study.experiment))
+    typer.echo(study.cell_files(study.cells[0]).result)
 
 
-def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
     """Train and measure the tokenizer."""
-    from sweeps.single import make_tokenizer
+    from sweeps.jobs import StudyPlace, TokenizerJob
+    from sweeps.study import Study
 
-    with mistakes_as_one_line(of_training=True):
-        typer.echo(make_tokenizer(load(experiment, set_), runs_dir).result)
+    study = Study.of(load(experiment, set_), open_store(runs_dir), ())
+    _run([TokenizerJob(study.experiment, StudyPlace.of(study))], study.experiment)
+    typer.echo(study.tokenizer.result)
 
 
-def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
     """Encode the images into the token store."""
-    from sweeps.single import make_tokens
+    from sweeps.jobs import StudyPlace, TokenizerJob, TokensJob
+    from sweeps.single import study_of_tokens
 
-    with mistakes_as_one_line(of_training=True):
-        typer.echo(make_tokens(load(experiment, set_), runs_dir).folder)
+    study = study_of_tokens(load(experiment, set_), open_store(runs_dir))
+    place = StudyPlace.of(study)
+    jobs = [TokenizerJob(study.experiment, place), TokensJob(study.experiment, place, study.train_images)]
+    _run(jobs, study.experiment)
+    typer.echo(study.tokens.folder)
+
+
+def run_job(file: Annotated[Path, typer.Argument(help="A run's job.json.")]) -> None:
+    """Run one job of a study by itself, such as one that failed."""
+    from sweeps.jobs import read_job
+
+    job = read_job(file)
+    if job.done():
+        typer.echo(f"{job.title}: done already")
+    else:
+        _run([job], job.experiment)
+    typer.echo(job.files.folder)
 
 
 def sample(
@@ -67,15 +93,17 @@ def sample(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance at the last scale.")] = 1.5,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
 ) -> None:
     """Sample images of a finished cell."""
+    from varscale.families.base import SamplingOptions
     from varscale.generation.from_files import draw
 
     _check_suffix(f"--out {out}", out, ".png")
     with mistakes_as_one_line():
-        draw(run, whole_numbers("--labels", labels), count, guidance, top_k, top_p, seed, out)
+        options = SamplingOptions(guidance, top_k, top_p, seed)
+        draw(run, whole_numbers("--labels", labels), count, options, out)
     typer.echo(out)
 
 
@@ -112,3 +140,25 @@ def _check_suffix(place: str, path: Path, suffix: str) -> None:
         raise ExperimentError(f"{place}: a folder; name the {suffix} file to write")
     if path.suffix != suffix:
         raise ExperimentError(f"{place}: expected a name that ends in {suffix}")
+
+
+def _run(jobs: "list[Job]", experiment: Experiment) -> None:
+    """Run jobs in this process; those that are done are left out."""
+    with mistakes_as_one_line():
+        _executor(experiment).run([job for job in jobs if not job.done()], _view())
+
+
+def _executor(experiment: Experiment) -> "HereExecutor":
+    from sweeps.executors.base import HereExecutor
+    from varscale.numerics.machine import MachineShares
+
+    return HereExecutor(MachineShares.of(experiment.runtime))
+
+
+def _view() -> "SweepView":
+    """Shows on standard error how far a run is: on a terminal at once, in a log now and then."""
+    from rich.console import Console
+
+    from sweeps.view import SweepView
+
+    return SweepView(Console(stderr=True), patient=True)

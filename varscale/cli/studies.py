@@ -1,15 +1,13 @@
 """Verbs about a whole study: its sweep, plan, state and dashboard."""
 
-import subprocess
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from varscale.cli.laws import fit_sweep, print_paths
 from varscale.cli.options import (
-    DEFAULT_RUNS,
+    RUNS,
     Depths,
     ExperimentName,
     Overrides,
@@ -17,10 +15,13 @@ from varscale.cli.options import (
     TrackingUri,
     Workers,
     load,
+    open_store,
     tracking_store,
 )
 from varscale.config import Experiment
-from varscale.store.layout import ExperimentFiles
+
+if TYPE_CHECKING:
+    from sweeps.executors.local import LocalExecutor
 
 
 def sweep(
@@ -29,7 +30,7 @@ def sweep(
     workers: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     set_: Overrides = None,
-    runs_dir: RunsDir = DEFAULT_RUNS,
+    runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Train the grid (what is finished is not trained again), then fit the laws."""
@@ -39,49 +40,45 @@ def sweep(
         return
     from rich.console import Console
 
-    from sweeps.orchestrator import run_sweep
+    from sweeps.grid import grid_cells
+    from sweeps.orchestrator import Orchestrator
+    from sweeps.study import Study
     from sweeps.view import SweepView
     from varscale.tracking import Forwarder
 
-    files = ExperimentFiles(runs_dir, settings.name)
+    store = open_store(runs_dir)
     console = Console()
-    forwarder = Forwarder(tracking_store(tracking_uri, files), files, notify=partial(console.print, markup=False))
-    outcome = run_sweep(settings, files, SweepView(console), forwarder)
+    uri = tracking_store(tracking_uri, store)
+    forwarder = Forwarder(uri, store, settings.name, notify=partial(console.print, markup=False))
+    study = Study.of(settings, store, grid_cells(settings))
+    outcome = Orchestrator(study, SweepView(console), forwarder).sweep(lambda: _workers(settings))
     try:
         for title, reason in outcome.failed.items():
             console.print(f"failed: {title}: {reason}", style="red", markup=False, highlight=False)
-        forwarder.finish(outcome.record, "FAILED" if outcome.failed else "FINISHED")
         if not outcome.rows:
             raise typer.Exit(1)
-        written = fit_sweep(outcome.rows, outcome.failed, settings.name, files)
-        if written is None:
+        if fit_sweep(outcome.rows, outcome.failed, study.files) is None:
             console.print("nothing is new: the laws stand")
-        else:
-            forwarder.attach(outcome.record, [written.laws_json, written.report_html, *written.figures])
     finally:
         forwarder.stop()
-    print_paths(files.laws / "laws.json", files.laws / "report.html")
+    print_paths(study.files.laws / "laws.json", study.files.laws / "report.html")
     if outcome.failed:
         raise typer.Exit(1)
 
 
-def plan(
-    experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS
-) -> None:
+def plan(experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
     """Show the cells: parameters, FLOPs, steps, memory, and hours where the machine was measured."""
     _print_plan(load(experiment, set_, depths), runs_dir)
 
 
-def status(
-    experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = DEFAULT_RUNS
-) -> None:
+def status(experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
     """Show each cell's state, and where its log is."""
     from rich.console import Console
 
     from sweeps.status import status_table
 
     settings = load(experiment, set_, depths)
-    console, table = Console(), status_table(settings, ExperimentFiles(runs_dir, settings.name))
+    console, table = Console(), status_table(settings, open_store(runs_dir, writing=False))
     # paths stay whole, to be copied: a narrow terminal wraps the lines
     console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).maximum)
     console.print(table)
@@ -90,24 +87,42 @@ def status(
 def dashboard(
     port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000,
     order_by: Annotated[Literal["loss", "train_flops"], typer.Option(help="What runs are sorted by.")] = "loss",
-    runs_dir: RunsDir = DEFAULT_RUNS,
+    runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Deliver what MLflow has not got yet, then serve its dashboard on loopback."""
-    from varscale.tracking import dashboard_command, dashboard_environment, dashboard_url, deliver_all
+    from varscale.tracking import check_port, dashboard_url, deliver_all, serve_dashboard
 
-    uri = tracking_store(tracking_uri, ExperimentFiles(runs_dir, ""))
-    if deliver_all(runs_dir, uri, notify=typer.echo).problem:
+    check_port(port)
+    store = open_store(runs_dir)
+    uri = tracking_store(tracking_uri, store)
+    if deliver_all(store, uri, notify=typer.echo).problem:
         raise typer.Exit(1)  # the reason was printed
     typer.echo(dashboard_url(uri, port, order_by))
-    command = dashboard_command(uri, port)
-    if command:  # a tracking server is its own dashboard
-        raise typer.Exit(subprocess.call(command, env=dashboard_environment()))
+    raise typer.Exit(serve_dashboard(uri, port))
 
 
-def _print_plan(experiment: Experiment, runs_dir: Path) -> None:
+def sync(runs_dir: RunsDir = RUNS, tracking_uri: TrackingUri = None) -> None:
+    """Deliver what MLflow has not got yet, of all studies; to a new store everything."""
+    from varscale.tracking import deliver_all
+
+    store = open_store(runs_dir)
+    state = deliver_all(store, tracking_store(tracking_uri, store), notify=typer.echo)
+    if state.problem or state.pending:
+        raise typer.Exit(1)  # the reason was printed
+    typer.echo("MLflow has everything")
+
+
+def _workers(settings: Experiment) -> "LocalExecutor":
+    from sweeps.executors.local import LocalExecutor
+    from varscale.numerics.machine import MachineShares
+
+    return LocalExecutor(MachineShares.of(settings.runtime))
+
+
+def _print_plan(experiment: Experiment, runs_dir: str) -> None:
     from rich.console import Console
 
     from sweeps.status import plan_table
 
-    Console().print(plan_table(experiment, ExperimentFiles(runs_dir, experiment.name)))
+    Console().print(plan_table(experiment, open_store(runs_dir, writing=False)))

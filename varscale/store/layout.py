@@ -81,14 +81,12 @@ class Store:
         found |= {path.parents[1].name for path in self.runs.glob("*/sweeps/*.sweep.json")}
         return sorted(found - {*KINDS, "studies"})
 
-    def check(self) -> None:
-        """Raise `ExperimentError` where the runs folder can't be one: no name, a file, or a folder without access."""
-        if str(self.runs) in ("", "."):
-            raise ExperimentError("--runs-dir: name a folder, such as runs")
+    def check(self, *, writing: bool = True) -> None:
+        """Raise `ExperimentError` where the runs folder can't be one: a file, or a folder without access."""
         if self.runs.exists() and not self.runs.is_dir():
             raise ExperimentError(f"--runs-dir {self.runs}: a file; name a folder")
         parent = next(folder for folder in (self.runs.absolute(), *self.runs.absolute().parents) if folder.exists())
-        if not os.access(parent, os.W_OK | os.X_OK):
+        if writing and not os.access(parent, os.W_OK | os.X_OK):
             raise ExperimentError(f"--runs-dir {self.runs}: {parent} can't be written to")
 
 

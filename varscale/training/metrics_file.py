@@ -1,7 +1,6 @@
 """A Lightning logger that appends points to a run's metrics.jsonl: the truth that MLflow is a view of."""
 
 import errno
-import json
 import os
 import time
 from argparse import Namespace
@@ -11,9 +10,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from varscale.store.curves import CurvePoint, curve_line, mend_curve
+
 
 class MetricsFile(Logger):
-    """Appends `{"time", "images", "metrics"}` a line; step counts become images by `batch_size`.
+    """Appends a point a line; step counts become images by `batch_size`.
 
     A run that goes on from a checkpoint repeats steps, to the bit; their points are already in the file and are not
     written again, so a reader that has read up to some byte never has to go back. A torn last line (a killed process,
@@ -24,7 +25,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._path = path
         self._batch_size = batch_size
-        self._written = _mend(path)
+        self._written = mend_curve(path)
 
     @property
     def name(self) -> str:
@@ -43,31 +44,13 @@ class MetricsFile(Logger):
         values = {name: float(value) for name, value in metrics.items() if name not in ("epoch", "step")}
         if not values or images <= self._written:
             return
-        line = json.dumps({"time": time.time(), "images": images, "metrics": values}) + "\n"
+        line = curve_line(CurvePoint(time.time(), images, values))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:  # one write a line: a reader sees whole lines or a torn last one
-            if os.write(file.fileno(), line.encode()) < len(line.encode()):
+            if os.write(file.fileno(), line) < len(line):
                 raise OSError(errno.ENOSPC, "no space left for metrics", str(self._path))
         self._written = images
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Parameters are in the run's run.json."""
-
-
-def _mend(path: Path) -> int:
-    """Cut a torn last line; the images count of the last one that can be read, or -1."""
-    if not path.exists():
-        return -1
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    if whole == 0:
-        return -1
-    for line in reversed(content[:whole].splitlines()):
-        try:
-            return int(json.loads(line)["images"])
-        except (ValueError, KeyError, TypeError):  # damaged
-            continue
-    return -1
+        """Do nothing: parameters are in the run's run.json."""

@@ -7,7 +7,6 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from varscale.store.layout import RunFiles
 from varscale.training.metrics_file import MetricsFile
 
 FINGERPRINT_KEY = "varscale_fingerprint"
+
+_log = logging.getLogger(__name__)
 
 _EXPECTED_WARNINGS = (
     "You defined a `validation_step` but have no `val_dataloader`",  # evaluated once, after training
@@ -82,36 +83,33 @@ class Continuation(Callback):
         checkpoint.pop("loops", None)
 
 
-def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
+def usable_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """A checkpoint of the run with this fingerprint, its tensors mapped from the file.
 
-    Raises:
-        ValueError: it is torn, or was written by a run of other settings.
+    None where there is no such file or, with a warning that names it, where it can't be used: torn, damaged (its
+    checksums are compared) or written by a run of other settings. The run is then made anew from what lies before it.
     """
+    if not path.exists():
+        return None
+    if path.is_dir():  # sharded; Lightning reads it itself
+        return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # loading alone does not compare checksums
+        if damaged is not None:
+            raise ValueError(f"its part {damaged} is damaged")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = checkpoint.get(FINGERPRINT_KEY)
-    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to make it anew") from None
-    if found != fingerprint:
-        raise ValueError(
-            f"{path}: checkpoint of fingerprint {found}, expected {fingerprint}: it was made with other settings; "
-            "delete the file to start this run anew"
-        )
+        found = checkpoint[FINGERPRINT_KEY]
+        if found != fingerprint:
+            raise ValueError(f"it was written by another run, {found}")
+        int(checkpoint["state_dict"]["steps"])
+    except (
+        Exception
+    ) as error:  # what bytes at random make torch and zipfile raise has no end: KeyError, NotImplementedError, …
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        _log.warning("%s: not a usable checkpoint (%s); the run is made anew from what lies before it", path, reason)
+        return None
     return checkpoint
-
-
-def check_intact(path: Path) -> None:
-    """Read a checkpoint through and compare its checksums, which loading it does not.
-
-    Raises:
-        ValueError: it is damaged; names the file.
-    """
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{path}: damaged (its part {damaged}); delete it to make it anew")
 
 
 class Loader(DataLoader[Batch]):

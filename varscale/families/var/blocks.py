@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.families.var.attention import block_causal_attention, query_slices, scale_bounds, sliced_attention
+from varscale.families.var.config import VARConfig
 from varscale.kernels import pointwise
 from varscale.kernels.attention import available, native_attention, native_attention_to_all
 
@@ -45,30 +46,13 @@ class Block(nn.Module):
     compilation serves them all.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        *,
-        patch_nums: tuple[int, ...],
-        shared_adaln: bool,
-        normalise_queries_keys: bool,
-    ) -> None:
-        """Build one block.
-
-        Args:
-            width: Channels C of a token.
-            heads: Number of attention heads; divides the width.
-            hidden: Channels between the two feed-forward layers.
-            patch_nums: Side of each scale's token map.
-            shared_adaln: The modulation is the model's plus an offset of this block, not a projection of its own.
-            normalise_queries_keys: Give queries and keys length 1 and a learned scale for each head.
-        """
+    def __init__(self, config: VARConfig) -> None:
+        """Build one block of the model that `config` describes."""
         super().__init__()
-        self.attention = Attention(width, heads, patch_nums, normalise_queries_keys)
-        self.feedforward = FeedForward(width, hidden)
-        if shared_adaln:
+        width = config.width
+        self.attention = Attention(config)
+        self.feedforward = FeedForward(width, config.hidden)
+        if config.shared_adaln:  # the modulation is the model's plus an offset, not a projection of the block's own
             self.modulation_offset_6C = nn.Parameter(torch.empty(6, width))
             self.modulation = None
         else:
@@ -110,17 +94,18 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with biases on queries and values only."""
 
-    def __init__(self, width: int, heads: int, patch_nums: tuple[int, ...], normalise: bool) -> None:
+    def __init__(self, config: VARConfig) -> None:
         super().__init__()
+        width, heads = config.width, config.heads
         self.heads = heads
-        self.slices = query_slices(patch_nums)
-        self.ends = tuple(end for _, end in scale_bounds(patch_nums))
+        self.slices = query_slices(config.patch_nums)
+        self.ends = tuple(end for _, end in scale_bounds(config.patch_nums))
         self.head_channels = width // heads
         self.fixed_scale = 0.25 / math.sqrt(self.head_channels)
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.query_bias_C = nn.Parameter(torch.empty(width))
         self.value_bias_C = nn.Parameter(torch.empty(width))
-        self.log_scale_H = nn.Parameter(torch.empty(heads)) if normalise else None
+        self.log_scale_H = nn.Parameter(torch.empty(heads)) if config.normalise_queries_keys else None
         self.projection = nn.Linear(width, width)
 
     def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:

@@ -1,50 +1,79 @@
-"""Parameters, FLOPs and memory of tokenizer and transformer, in closed form, from shapes alone.
+"""VAR's section of an experiment, and the description of one VAR transformer with what follows from its numbers.
 
-FLOPs are 2 × multiply-adds of all matrix products and convolutions, for one image. The forward pass counts all L × L
-pairs of tokens, whatever a kernel skips, so that a budget is the same on every device; it equals what
-`torch.utils.flop_counter` counts with the math kernel. Executed FLOPs, only for utilisation, leave out hidden pairs.
+FLOPs are 2 × multiply-adds of all matrix products, for one image. The forward pass counts all L × L pairs of tokens,
+whatever a kernel skips, so that a budget is the same on every device; it equals what `torch.utils.flop_counter` counts
+with the math kernel. Executed FLOPs, only for utilisation, leave out hidden pairs.
+
+Letters: C width, H heads, L tokens, V vocabulary, c latent channels.
 """
 
 import itertools
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Literal, Self
 
-# resizing is a matrix product up to this many entries, which all maps of up to 32 × 32 have; beyond, on a GPU, the
-# gradients of F.interpolate are not the same bits every time
-LARGEST_RESIZING_MATRIX = 2**20
-FLOAT32_BYTES = 4
-# weights, gradients and AdamW's two moments
-TRAINING_COPIES = 4
-# of the latents' size that each scale of the quantizer keeps
-QUANTIZER_MAPS = 6
+from pydantic import Field, model_validator
+
+from varscale.config.section import Fraction, NonNegative, Positive, Section, Truth, Whole
+from varscale.errors import ExperimentError
+from varscale.families.base import FLOAT32_BYTES, Family, FamilySection, ModelDescription, Size, TokenSpace
 
 
-class _Shape:
-    @classmethod
-    def of(cls, model: Any) -> Self:
-        """The shape of a model that has attributes of these names, as the models of this package do."""
-        return cls(**{field.name: getattr(model, field.name) for field in fields(cls)})  # type: ignore[arg-type]
+class VARArchitecture(Section):
+    """What an experiment states of the model and the model is built from; a new field of these needs no other place."""
+
+    mlp_ratio: Annotated[Positive, Field(le=1000)] = 4.0
+    """Hidden width of the feed-forward layers as a multiple of the width."""
+    label_dropout: Fraction = 0.1
+    """Probability that a training image's label is replaced by "no class"."""
+    shared_adaln: Truth = False
+    """One AdaLN projection for all blocks plus an offset for each (the paper's d36 at 512 px)."""
+    normalise_queries_keys: Truth = True
+    """L2-normalise queries and keys and learn a temperature a head; otherwise a fixed scale 0.25/√d."""
+    adaln_init: Annotated[NonNegative, Field(le=1e6)] = 0.5
+    """Scale of AdaLN's scale and shift weights at initialisation."""
+    adaln_gamma_init: Annotated[NonNegative, Field(le=1e6)] = 1e-3
+    """Scale of AdaLN's gate (gamma) weights at initialisation."""
+    head_init: Annotated[NonNegative, Field(le=1e6)] = 0.02
+    """Scale of the classifier's weights at initialisation."""
 
 
-@dataclass(frozen=True)
-class VARShape(_Shape):
-    """What the size of a VAR transformer depends on; see `varscale.families.var.transformer.VAR` for the meaning."""
+class VARConfig(ModelDescription, VARArchitecture):
+    """One VAR transformer (Tian et al. 2024, section 3.2)."""
 
-    patch_nums: tuple[int, ...]
-    vocab_size: int
-    latent_channels: int
-    num_classes: int
-    depth: int
-    width: int
-    heads: int
-    mlp_ratio: float = 4.0
-    shared_adaln: bool = False
-    normalise_queries_keys: bool = True
+    family: Literal["var"] = "var"
+    """The family."""
+    width: Size
+    """Channels C of a token."""
+    heads: Size
+    """Attention heads H; they divide the width."""
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth of the last block; the others' rates grow linearly from 0."""
+    init_std: Annotated[float, Field(ge=0)] | None = None
+    """Standard deviation of the initial weights; None: √(1/(3C))."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(larger <= smaller for smaller, larger in itertools.pairwise(self.patch_nums)) or not self.patch_nums:
+            raise ValueError(f"patch_nums {self.patch_nums} must grow strictly")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.hidden < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio:g} leaves width {self.width} no hidden channel")
+        return self
+
+    def implementation(self) -> Family:
+        """VAR's part that needs torch."""
+        from varscale.families.var.family import VARFamily
+
+        return VARFamily()
+
+    def columns(self) -> dict[str, int]:
+        """Width and heads."""
+        return {"width": self.width, "heads": self.heads}
 
     @property
-    def tokens(self) -> int:
-        """L, the tokens of an image over all scales."""
-        return sum(side**2 for side in self.patch_nums)
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Stochastic depth of each block."""
+        return tuple(self.drop_path_rate * index / max(self.depth - 1, 1) for index in range(self.depth))
 
     @property
     def hidden(self) -> int:
@@ -75,19 +104,11 @@ class VARShape(_Shape):
         """One teacher-forced pass of one image, with all L × L pairs."""
         return self._products() + self._attention(self.tokens**2)
 
-    def training_flops(self) -> int:
-        """Forward and backward pass of one image: 3 × forward."""
-        return 3 * self.forward_flops()
-
     def executed_forward_flops(self) -> int:
         """One teacher-forced pass of one image, with only the pairs that a block-causal kernel computes."""
         ends = itertools.accumulate(side**2 for side in self.patch_nums)
         pairs = sum(side**2 * end for side, end in zip(self.patch_nums, ends, strict=True))
         return self._products() + self._attention(pairs)
-
-    def executed_training_flops(self) -> int:
-        """Forward and backward pass of one image as it is computed: 3 × the executed forward pass."""
-        return 3 * self.executed_forward_flops()
 
     def sampling_flops(self, *, guidance: bool = True, cache: bool = True) -> int:
         """Sampling one image in K passes, without the tokenizer's decoder.
@@ -124,22 +145,6 @@ class VARShape(_Shape):
         output = (3 * self.width + 2 * self.vocab_size) * FLOAT32_BYTES
         return batch * self.tokens * (self.depth * block + output)
 
-    def training_state_bytes(self) -> int:
-        """Float32 weights, gradients and AdamW's two moments."""
-        return self.parameters() * TRAINING_COPIES * FLOAT32_BYTES
-
-    def checkpoint_bytes(self) -> int:
-        """Of a checkpoint that training goes on from: float32 weights and AdamW's two moments."""
-        return self.parameters() * (TRAINING_COPIES - 1) * FLOAT32_BYTES
-
-    def weights_bytes(self) -> int:
-        """Of the float32 weights alone."""
-        return self.parameters() * FLOAT32_BYTES
-
-    def step_bytes(self, images: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
-        """What a training step needs with so many images at once; compiled blocks need up to a third less."""
-        return self.training_state_bytes() + self.activation_bytes(images, element_bytes=element_bytes)
-
     def _products(self) -> int:
         later = self.tokens - self.patch_nums[0] ** 2
         return self._embedding(later) + self._blocks(self.tokens) + self._modulation() + self._head(self.tokens)
@@ -160,194 +165,40 @@ class VARShape(_Shape):
         return 4 * self.width**2 + 2 * tokens * self.width * self.vocab_size
 
 
-@dataclass(frozen=True)
-class TokenizerShape(_Shape):
-    """What the size of a tokenizer depends on; see `varscale.tokenizer.autoencoder.MultiScaleTokenizer`."""
+class VARSection(FamilySection, VARArchitecture):
+    """The VAR transformer; depth derives the rest."""
 
-    patch_nums: tuple[int, ...]
-    vocab_size: int
-    latent_channels: int
-    base_channels: int
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    residual_blocks: int = 2
-    attention: bool = True
-    phi_count: int = 4
+    family: Literal["var"] = "var"
+    """Model family."""
+    width_per_depth: Annotated[Whole, Field(ge=1, le=4096)] = 64
+    """Transformer width = width_per_depth · depth."""
+    head_dim: Annotated[Whole, Field(ge=1, le=2**16)] = 64
+    """Channels of an attention head, at least: a size has as many heads as divide its width and leave each that many
+    (64, the paper's, with width 64 · depth makes heads = depth)."""
+    drop_path_at_depth_24: Fraction = 0.1
+    """Stochastic depth of the last block is this · depth / 24, linear over the blocks."""
 
-    def parameters(self) -> int:
-        """All parameters: encoder, decoder, codebook, φ and the convolutions around the quantizer."""
-        latent = self.latent_channels
-        layers = (*self._encoder(), *self._decoder())
-        quantizer = self.vocab_size * latent + self.phi_count * _Convolution(latent, latent, 1).parameters()
-        return sum(layer.parameters() for layer in layers) + quantizer
+    description = VARConfig
 
-    def encode_flops(self) -> int:
-        """Image to tokens."""
-        # the last scale's contribution would only change a residual that nobody looks at
-        return sum(layer.flops() for layer in self._encoder()) + self._lookups() + self._contributions(last=False)
+    def describe(self, tokens: TokenSpace, depth: int) -> VARConfig:
+        """The transformer of `depth` blocks.
 
-    def decode_flops(self) -> int:
-        """Tokens to image."""
-        return sum(layer.flops() for layer in self._decoder()) + self._contributions(last=True)
-
-    def forward_flops(self) -> int:
-        """One training pass: image to reconstruction."""
-        layers = (*self._encoder(), *self._decoder())
-        return sum(layer.flops() for layer in layers) + self._lookups() + self._contributions(last=True)
-
-    def training_flops(self) -> int:
-        """Forward and backward pass of one image: 3 × forward."""
-        return 3 * self.forward_flops()
-
-    def next_scale_flops(self) -> int:
-        """Tokens to the transformer's inputs."""
-        return self._contributions(last=False) + sum(self._resizing(side) for side in self.patch_nums[1:])
-
-    def training_state_bytes(self, *, averaged: bool = True) -> int:
-        """Float32 weights, gradients, AdamW's two moments and the averaged weights (EMA)."""
-        return self.parameters() * (TRAINING_COPIES + averaged) * FLOAT32_BYTES
-
-    def activation_bytes(self, batch: int) -> int:
-        """An estimate, to within a third, of what a training step keeps for its backward pass, in float32.
-
-        Convolutions keep their inputs, normalisations inputs and outputs; the adversarial term and LPIPS are left out.
-
-        Args:
-            batch: Images at once.
+        Raises:
+            ExperimentError: A rate of stochastic depth of 1 or more, or no hidden channel; names the key.
         """
-        layers = (*self._encoder(), *self._decoder())
-        quantizer = len(self.patch_nums) * QUANTIZER_MAPS * self.latent_channels * self.patch_nums[-1] ** 2
-        return batch * (sum(layer.kept() for layer in layers) + quantizer) * FLOAT32_BYTES
-
-    def step_bytes(self, images: int) -> int:
-        """What a training step needs with so many images at once."""
-        return self.training_state_bytes() + self.activation_bytes(images)
-
-    def _channels(self) -> list[int]:
-        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
-
-    def _encoder(self) -> "list[_Layer]":
-        channels, levels = self._channels(), len(self.channel_multipliers)
-        side = self.patch_nums[-1] * 2 ** (levels - 1)
-        layers: list[_Layer] = [_Convolution(3, channels[0], side)]
-        incoming = channels[0]
-        for level, outgoing in enumerate(channels):
-            last = level == levels - 1
-            layers += self._level(incoming, outgoing, side, self.residual_blocks, attention=last)
-            incoming = outgoing
-            if not last:
-                side //= 2
-                layers.append(_Convolution(outgoing, outgoing, side, stride=2))
-        return [*layers, *self._middle(), *self._ends(incoming, self.latent_channels, side), *self._beside_quantizer()]
-
-    def _decoder(self) -> "list[_Layer]":
-        channels, side = self._channels(), self.patch_nums[-1]
-        incoming = channels[-1]
-        layers: list[_Layer] = [*self._beside_quantizer(), _Convolution(self.latent_channels, incoming, side)]
-        layers += self._middle()
-        for level in reversed(range(len(channels))):
-            coarsest = level == len(channels) - 1
-            layers += self._level(incoming, channels[level], side, self.residual_blocks + 1, attention=coarsest)
-            incoming = channels[level]
-            if level:
-                side *= 2
-                layers.append(_Convolution(incoming, incoming, side))
-        return [*layers, *self._ends(incoming, 3, side)]
-
-    def _level(self, incoming: int, outgoing: int, side: int, blocks: int, *, attention: bool) -> "list[_Layer]":
-        layers: list[_Layer] = []
-        for index in range(blocks):
-            layers += _residual_block(outgoing if index else incoming, outgoing, side)
-            if attention and self.attention:
-                layers.append(_Attention(outgoing, side))
-        return layers
-
-    def _middle(self) -> "list[_Layer]":
-        channels, side = self._channels()[-1], self.patch_nums[-1]
-        attention = [_Attention(channels, side)] if self.attention else []
-        return [*_residual_block(channels, channels, side), *attention, *_residual_block(channels, channels, side)]
-
-    def _ends(self, incoming: int, outgoing: int, side: int) -> "list[_Layer]":
-        return [_Normalisation(incoming, side), _Convolution(incoming, outgoing, side)]
-
-    def _beside_quantizer(self) -> "list[_Layer]":
-        return [_Convolution(self.latent_channels, self.latent_channels, self.patch_nums[-1])]
-
-    def _lookups(self) -> int:
-        """Distances to all codes, and the residuals' down-sampling before them."""
-        tokens = sum(side**2 for side in self.patch_nums)
-        resizing = sum(self._resizing(side) for side in self.patch_nums)
-        return 2 * tokens * self.latent_channels * self.vocab_size + resizing
-
-    def _contributions(self, *, last: bool) -> int:
-        """Up-sampling and φ of all scales, with or without the last."""
-        sides = self.patch_nums if last else self.patch_nums[:-1]
-        refine = _Convolution(self.latent_channels, self.latent_channels, self.patch_nums[-1]).flops()
-        return sum(self._resizing(side) + refine for side in sides)
-
-    def _resizing(self, side: int) -> int:
-        entries = side**2 * self.patch_nums[-1] ** 2
-        by_matrix = side != self.patch_nums[-1] and entries <= LARGEST_RESIZING_MATRIX
-        return 2 * self.latent_channels * entries if by_matrix else 0
+        width, rate = self.width_per_depth * depth, self.drop_path_at_depth_24 * depth / 24
+        if rate >= 1:
+            raise ExperimentError(
+                f"model.drop_path_at_depth_24: {self.drop_path_at_depth_24:g} is a rate of {rate:.3g} at depth "
+                f"{depth}; it must stay below 1"
+            )
+        if round(width * self.mlp_ratio) < 1:
+            raise ExperimentError(
+                f"model.mlp_ratio: {self.mlp_ratio:g} leaves depth {depth} of width {width} no hidden channel"
+            )
+        heads = max((count for count in range(1, width // self.head_dim + 1) if width % count == 0), default=1)
+        own = {name: getattr(self, name) for name in VARArchitecture.model_fields}
+        return VARConfig(**tokens.model_dump(), **own, depth=depth, width=width, heads=heads, drop_path_rate=rate)
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    incoming: int
-    outgoing: int
-    side: int  # of its output
-    kernel: int = 3
-    stride: int = 1
-
-    def parameters(self) -> int:
-        return (self.incoming * self.kernel**2 + 1) * self.outgoing
-
-    def flops(self) -> int:
-        return 2 * self.incoming * self.outgoing * self.kernel**2 * self.side**2
-
-    def kept(self) -> int:
-        return self.incoming * (self.stride * self.side) ** 2
-
-
-@dataclass(frozen=True)
-class _Normalisation:
-    channels: int
-    side: int
-
-    def parameters(self) -> int:
-        return 2 * self.channels
-
-    def flops(self) -> int:
-        return 0
-
-    def kept(self) -> int:
-        return 2 * self.channels * self.side**2
-
-
-@dataclass(frozen=True)
-class _Attention:
-    channels: int
-    side: int
-
-    def parameters(self) -> int:
-        return 4 * self.channels * (self.channels + 1) + 2 * self.channels
-
-    def flops(self) -> int:
-        places = self.side**2
-        return 8 * places * self.channels**2 + 4 * places**2 * self.channels
-
-    def kept(self) -> int:
-        return 6 * self.channels * self.side**2
-
-
-_Layer = _Convolution | _Normalisation | _Attention
-
-
-def _residual_block(incoming: int, outgoing: int, side: int) -> list[_Layer]:
-    shortcut = [] if incoming == outgoing else [_Convolution(incoming, outgoing, side, kernel=1)]
-    return [
-        _Normalisation(incoming, side),
-        _Convolution(incoming, outgoing, side),
-        _Normalisation(outgoing, side),
-        _Convolution(outgoing, outgoing, side),
-        *shortcut,
-    ]
+SECTION = VARSection

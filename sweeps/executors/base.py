@@ -1,0 +1,176 @@
+"""What carries out a graph of jobs: the interface of all executors, and the bookkeeping that they share."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+from sweeps.jobs import BranchJob, Job, TrunkJob
+from varscale.errors import Diverged, UserError
+from varscale.numerics.machine import MachineShares
+
+
+class Listener(Protocol):
+    """Who is told what happens to jobs."""
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+
+    def progress(self, job: Job, done: int, total: int) -> None:
+        """A job is at `done` of `total` images."""
+
+    def ended(self, job: Job, state: str) -> None:
+        """A job is over: "done", "diverged" or "failed"."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+    def refresh(self) -> None:
+        """Time has passed."""
+
+
+class Executor(ABC):
+    """Carries out graphs of jobs."""
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 2) -> "Graph":
+        """Run a graph until nothing of it is left.
+
+        Args:
+            jobs: The jobs; those that are done are left out.
+            listener: Is told what happens.
+            retries: How often a job that crashed is tried again.
+
+        Returns:
+            The graph as it ended, with what failed.
+        """
+
+    @abstractmethod
+    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those of the jobs that an earlier call started and that are still running; `run` follows them."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End what runs; it goes on from its last checkpoint another time."""
+
+
+class JobCrashed(Exception):
+    """A job ended by an error that is no person's mistake, or its process died.
+
+    Attributes:
+        final: Whether trying again would only repeat it.
+    """
+
+    def __init__(self, reason: str, final: bool = False) -> None:
+        super().__init__(reason, final)
+        self.final = final
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def portable(error: Exception) -> Exception:
+    """An error as it is told to another process, in one line; its class is kept where it decides what follows."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return type(error)(reason)
+    return JobCrashed(reason or type(error).__name__, final=isinstance(error, ValueError))
+
+
+class Graph:
+    """Which jobs of a graph may start, are tried again, and are lost with what failed.
+
+    Attributes:
+        failed: Each job that failed for good, or was lost with one that did, and why.
+    """
+
+    def __init__(self, jobs: Sequence[Job], listener: Listener, retries: int) -> None:
+        self.failed: list[tuple[Job, str]] = []
+        self._listener, self._retries = listener, retries
+        self._waiting = list(jobs)
+        self._running: list[Job] = []
+        self._attempts: Counter[str] = Counter()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing can start."""
+        return not self._running and not self.startable()
+
+    def startable(self) -> list[Job]:
+        """Jobs that may start now, the longest way to go first."""
+        left = {job.key for job in (*self._waiting, *self._running)}
+        startable = [
+            job for job in self._waiting if not left & (set(job.needs) - set(job.starts_within)) and job.ready()
+        ]
+        return sorted(startable, key=lambda job: -job.flops)
+
+    def start(self, job: Job) -> None:
+        """A job starts."""
+        self._waiting.remove(job)
+        self._running.append(job)
+        self._listener.started(job)
+
+    def succeed(self, job: Job) -> None:
+        """A job ended well."""
+        self._running.remove(job)
+        self._listener.ended(job, "done")
+
+    def fail(self, job: Job, error: Exception) -> None:
+        """A job ended by an error: it is tried again, or lost with all that waits for it."""
+        self._running.remove(job)
+        self._attempts[job.key] += 1
+        final = isinstance(error, UserError) or (isinstance(error, JobCrashed) and error.final)
+        if not final and self._attempts[job.key] <= self._retries:
+            self._listener.note(f"{job.title} failed ({error}); trying again")
+            self._waiting.append(job)
+            return
+        diverged = isinstance(error, Diverged) and isinstance(job, TrunkJob | BranchJob)
+        self._listener.note(f"{job.title} {'diverged' if diverged else 'failed'}: {error}")
+        for lost in (job, *self._lost_with(job)):
+            if not diverged:
+                self.failed.append((lost, str(error)))
+            elif isinstance(lost, BranchJob):
+                lost.diverged(str(error))
+            self._listener.ended(lost, "diverged" if diverged else "failed")
+
+    def _lost_with(self, job: Job) -> list[Job]:
+        """Jobs that wait for one that will not be done, directly or not; they are no longer waited for."""
+        lost: list[Job] = []
+        keys = {job.key}
+        while found := [each for each in self._waiting if keys & set(each.needs) and not _does_without(each, keys)]:
+            lost += found
+            keys |= {each.key for each in found}
+            self._waiting = [each for each in self._waiting if each not in found]
+        return lost
+
+
+class HereExecutor(Executor):
+    """Runs jobs in this process, one after the other: single runs, and a job by itself."""
+
+    def __init__(self, shares: MachineShares) -> None:
+        self._shares = shares
+
+    def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 0) -> Graph:
+        """Run the graph; an error of a job ends it, and is raised."""
+        graph = Graph(jobs, listener, retries)
+        while startable := graph.startable():
+            job = startable[0]
+            graph.start(job)
+            job.write()
+            share = self._shares.whole if job.resources.whole_machine else self._shares.worker
+            job.run(share, partial(listener.progress, job))
+            graph.succeed(job)
+        return graph
+
+    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
+        """None: what an earlier process ran ended with it."""
+        return []
+
+    def stop(self) -> None:
+        """Nothing runs between calls of `run`."""
+
+
+def _does_without(job: Job, keys: set[str]) -> bool:
+    """Whether a job's start is there already although what makes it failed later on."""
+    return not keys & (set(job.needs) - set(job.starts_within)) and job.ready()

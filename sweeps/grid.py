@@ -1,0 +1,102 @@
+"""The cells of an experiment: its grid of depth × budget × seed, and its variants. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from varscale.config import Experiment
+from varscale.config.yaml import changed
+from varscale.errors import ExperimentError
+from varscale.training.cells import Cell, Trunk
+
+
+def grid_cells(experiment: Experiment) -> tuple[Cell, ...]:
+    """All cells of an experiment's grid and variants, each once, sizes in order, budgets rising.
+
+    Raises:
+        ExperimentError: Cells of fewer than `grid.min_steps` steps, a warm-up that runs into a decay, or a variant
+            whose settings are invalid.
+    """
+    grid = experiment.grid
+    _check_schedule(experiment, "optim.schedule")
+    cells = [
+        cell
+        for depth in grid.depths
+        for seed in grid.seeds
+        for cell in _cells(experiment, depth, seed, "", grid.budgets)
+    ]
+    for variant in grid.variants:
+        source = f"grid.variants: {variant.name}"
+        for key in variant.settings:
+            if not key.startswith(("model.", "optim.")):
+                raise ExperimentError(f"{source}: {key}: only fields of model and optim can vary within a study")
+        altered = changed(experiment, variant.settings, source)
+        _check_schedule(altered, f"{source}: optim.schedule")
+        name = variant.name if variant.settings else ""  # further seeds of the same recipe are cells like any other
+        for depth in variant.depths:
+            for seed in variant.seeds:
+                cells += _cells(altered, depth, seed, name, variant.budgets)
+    check_lengths(cells, grid.min_steps)
+    _check_repeats(cells)
+    unique: dict[tuple[str, float], Cell] = {}
+    for cell in cells:
+        unique.setdefault((cell.trunk.label, cell.budget_flops), cell)
+    return tuple(unique.values())
+
+
+def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
+    """Raise `ExperimentError` for models that can't be, cells of fewer steps, and warm-ups that run into the decay."""
+    short = [cell for cell in cells if cell.steps < min_steps]
+    if short:
+        worst = min(short, key=lambda cell: cell.steps)
+        # shown with three digits: one per cent more is enough, however they are rounded
+        needed = 1.01 * min_steps * worst.trunk.flops_per_image * worst.trunk.batch_size
+        raise ExperimentError(
+            f"grid.budgets: {len(short)} of the cells have fewer than grid.min_steps = {min_steps} steps; depth "
+            f"{worst.trunk.depth} at {worst.budget_flops:.3g} FLOPs has {worst.steps} and needs {needed:.3g} FLOPs"
+        )
+    for cell in cells:
+        optim = cell.trunk.experiment.optim
+        if optim.schedule == "wsd" and not 0 < cell.decay_images < cell.images:
+            raise ExperimentError(
+                f"optim.decay_fraction: {optim.decay_fraction:g} of the {cell.steps} steps of "
+                f"{cell.title} leaves no whole step to decay the rate over, or none before"
+            )
+        if cell.branch_images < cell.trunk.warmup_images:
+            raise ExperimentError(
+                f"optim.warmup_fraction: the warm-up takes {cell.trunk.warmup_images} images, but the decay of "
+                f"{cell.title} starts at {cell.branch_images} of {cell.images}: lower it, or optim.decay_fraction"
+            )
+
+
+def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
+    """Each trunk of the cells with the images that it and its branches take together."""
+    trunks: dict[str, Trunk] = {}
+    longest: Counter[str] = Counter()
+    branches: Counter[str] = Counter()
+    for cell in cells:
+        label = cell.trunk.label
+        trunks.setdefault(label, cell.trunk)
+        longest[label] = max(longest[label], cell.branch_images)
+        branches[label] += cell.decay_images
+    return [(trunk, longest[label] + branches[label]) for label, trunk in trunks.items()]
+
+
+def _check_schedule(experiment: Experiment, key: str) -> None:
+    if experiment.optim.schedule != "wsd":
+        raise ExperimentError(f"{key}: a grid branches its cells off trunks, which only wsd allows")
+
+
+def _check_repeats(cells: Sequence[Cell]) -> None:
+    budgets: dict[tuple[str, int], float] = {}
+    for cell in cells:
+        first = budgets.setdefault((cell.trunk.label, cell.steps), cell.budget_flops)
+        if first != cell.budget_flops:
+            raise ExperimentError(
+                f"grid.budgets: {first:.6g} and {cell.budget_flops:.6g} are the same run of {cell.steps} steps at "
+                f"depth {cell.trunk.depth}: leave one out"
+            )
+
+
+def _cells(experiment: Experiment, depth: int, seed: int, variant: str, budgets: Iterable[float]) -> Iterable[Cell]:
+    trunk = Trunk(experiment, depth, seed, min(experiment.grid.budgets), variant)
+    return [trunk.cell(budget) for budget in sorted(budgets)]

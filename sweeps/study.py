@@ -1,0 +1,191 @@
+"""A study: an experiment's cells in a runs folder. What is done is read off its files, which other studies share."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from filelock import FileLock
+
+from varscale.config import Experiment
+from varscale.data.sources.of_experiment import data_identity
+from varscale.store.fingerprint import DataIdentity, fingerprint, tokenizer_fingerprint, tokens_fingerprint
+from varscale.store.layout import RunFiles, RunKey, Store, StudyFiles, TokenFiles
+from varscale.store.records import Result, StudyCell, StudyRecord, encoded_images, read_result
+from varscale.training.cells import Cell, Trunk
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment's cells, identified."""
+
+    experiment: Experiment
+    store: Store
+    cells: tuple[Cell, ...]
+    data: DataIdentity
+
+    @classmethod
+    def of(cls, experiment: Experiment, store: Store, cells: Sequence[Cell]) -> "Study":
+        """Open the experiment's data, whose content is a part of every fingerprint.
+
+        Raises:
+            DataError: Missing or malformed data.
+            ExperimentError: A file that the settings name cannot be read.
+        """
+        return cls(experiment, store, tuple(cells), data_identity(experiment.data))
+
+    @property
+    def files(self) -> StudyFiles:
+        """What belongs to the study alone."""
+        return self.store.study(self.experiment.name)
+
+    @cached_property
+    def tokenizer(self) -> RunFiles:
+        """Files of its tokenizer."""
+        settings = self.experiment.tokenizer
+        name = f"{self._data_name}-v{settings.vocab_size}-l{settings.tokens_per_image}"
+        return self.store.run(RunKey("tokenizers", name, tokenizer_fingerprint(self.experiment, self.data)))
+
+    @cached_property
+    def tokens(self) -> TokenFiles:
+        """Files of its token stores."""
+        name = f"{self._data_name}-l{self.experiment.tokenizer.tokens_per_image}"
+        return self.store.tokens(RunKey("tokens", name, tokens_fingerprint(self.data, self.tokenizer.fingerprint)))
+
+    def cell_files(self, cell: Cell) -> RunFiles:
+        """A cell's files."""
+        return self.store.run(cell.key(self.tokens.fingerprint))
+
+    def trunk_files(self, trunk: Trunk) -> RunFiles:
+        """A trunk's files."""
+        return self.store.run(trunk.key(self.tokens.fingerprint))
+
+    def result(self, cell: Cell) -> Result | None:
+        """A cell's result, of a diverged one too; None where it has none that can be used."""
+        return read_result(self.cell_files(cell))
+
+    @property
+    def missing(self) -> tuple[Cell, ...]:
+        """Cells without result now."""
+        return tuple(cell for cell in self.cells if self.result(cell) is None)
+
+    def has_branch_point(self, cell: Cell) -> bool:
+        """Whether its trunk got as far as the cell branches off."""
+        return self.trunk_files(cell.trunk).milestone(cell.branch_images).exists()
+
+    @property
+    def train_images(self) -> int:
+        """Training images to encode: all that are stored, or of a procedural source as many as the longest run sees."""
+        return self.data.stored_images or max(cell.images for cell in self.cells)
+
+    def bytes_to_write(self, missing: Sequence[Cell]) -> int:
+        """What the missing cells and their tokens write at most, those of all sizes at once."""
+        in_flight = {
+            cell.trunk.label: 2 * cell.trunk.model.checkpoint_bytes() for cell in missing
+        }  # the last, the next
+        milestones = {
+            (cell.trunk.label, cell.branch_images): cell.trunk.model.checkpoint_bytes()
+            for cell in missing
+            if not self.has_branch_point(cell)
+        }
+        weights = sum(cell.trunk.model.weights_bytes() for cell in missing)
+        return weights + sum(milestones.values()) + sum(in_flight.values()) + self._bytes_of_tokens()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The runs table: a row a cell that ended, under the study's own name and budgets."""
+        ended = ((cell, self.result(cell)) for cell in self.cells)
+        return [table_row(result, cell.labels()) for cell, result in ended if result is not None]
+
+    @property
+    def recipe(self) -> str:
+        """Identity of what all cells of a law have in common: the smallest budget, too, which sets the warm-up."""
+        experiment = self.experiment
+        return fingerprint(
+            kind="recipe",
+            tokens=self.tokens.fingerprint,
+            model=experiment.model.model_dump(mode="json"),
+            optim=experiment.optim.model_dump(mode="json", exclude={"epochs"}),
+            smallest_budget=min(experiment.grid.budgets),
+        )
+
+    def record(self, status: str) -> StudyRecord:
+        """Write down the study, its earlier cells included."""
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.files.folder / ".record.lock"):
+            earlier = StudyRecord.read(self.files.record)
+            cells = {cell.folder: cell for cell in (earlier.cells if earlier else ())}
+            cells |= {cell.folder: cell for cell in map(self._described, self.cells)}
+            record = StudyRecord(
+                study=self.experiment.name,
+                created=earlier.created if earlier else time.time(),
+                settings=self.experiment.model_dump(mode="json"),
+                tokenizer=self.tokenizer.folder.name,
+                tokens=self.tokens.folder.name,
+                recipe=self.recipe,
+                cells=tuple(cells.values()),
+                status=status,  # type: ignore[arg-type]  # validated
+                ended=None if status == "RUNNING" else time.time(),
+            )
+            record.write(self.files.record)
+            return record
+
+    def _described(self, cell: Cell) -> StudyCell:
+        return StudyCell(
+            folder=self.cell_files(cell).folder.name,
+            trunk=self.trunk_files(cell.trunk).folder.name,
+            title=cell.title,
+            labels=cell.labels(),
+            recipe=self.recipe,
+        )
+
+    @property
+    def _data_name(self) -> str:
+        return f"{self.experiment.data.kind}{self.experiment.data.image_size}"
+
+    def _bytes_of_tokens(self) -> int:
+        tokenizer, data = self.experiment.tokenizer, self.experiment.data
+        token_bytes = 2 if tokenizer.vocab_size <= 2**16 else 4
+        images = max(self.train_images, encoded_images(self.tokens)) * data.views + (data.validation_images or 0)
+        return max(0, images * (tokenizer.tokens_per_image + 1) * token_bytes - self.tokens.bytes)
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """A study's runs table, read off its files alone."""
+
+    rows: list[dict[str, Any]]
+    missing: list[str]
+    """Titles of its cells that have no result."""
+    others: int
+    """Cells of other recipes that ended."""
+
+
+def study_table(store: Store, name: str) -> StudyTable | None:
+    """The results of all cells of the study's latest recipe; None where there is no such study.
+
+    Losses of different tokenizers or validation images don't compare, and a law of two recipes is a law of neither.
+    """
+    record = StudyRecord.read(store.study(name).record)
+    if record is None:
+        return None
+    results = [(cell, read_result(RunFiles(store.runs / "cells" / cell.folder))) for cell in record.cells]
+    ours = [(cell, result) for cell, result in results if cell.recipe == record.recipe]
+    rows = [table_row(result, cell.labels) for cell, result in ours if result is not None]
+    missing = [cell.title for cell, result in ours if result is None]
+    others = sum(result is not None for cell, result in results if cell.recipe != record.recipe)
+    return StudyTable(rows, missing, others)
+
+
+def table_row(result: Result, labels: dict[str, Any]) -> dict[str, Any]:
+    """A row of the runs table: the result, how it was carried out, and what the study calls it."""
+    return {"run": result.row.get("run"), **labels, **result.row, **result.provenance, **labels}
+
+
+def trunks_of(cells: Iterable[Cell]) -> dict[str, tuple[Trunk, tuple[int, ...]]]:
+    """Trunks that cells need, by label: each with the milestones at which these branch."""
+    found: dict[str, tuple[Trunk, tuple[int, ...]]] = {}
+    for cell in cells:
+        _, milestones = found.get(cell.trunk.label, (cell.trunk, ()))
+        found[cell.trunk.label] = (cell.trunk, tuple(sorted({*milestones, cell.branch_images})))
+    return found

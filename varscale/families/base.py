@@ -1,0 +1,239 @@
+"""What a family of models gives; cells, plan, trunks, accounting, storage and sampling know nothing else of it.
+
+A family is a folder `varscale/families/<name>/`. Its `config.py` is light (no torch) and defines `SECTION`, the section
+`model: {family: <name>, …}` of an experiment. From the section and a size comes a `ModelDescription`, one frozen object
+that goes from the settings into accounting, model, file and fingerprint. What needs torch is a `Family`, which the
+description gives.
+
+Letters in tensor names: B batch, L tokens of an image.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from varscale.config.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from varscale.families.sampling import Sample
+    from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+FLOAT32_BYTES = 4
+TRAINING_COPIES = 4
+"""Of the weights during training: weights, gradients and AdamW's two moments."""
+
+Size = Annotated[int, Field(ge=1, le=2**40)]
+Reads = Literal["pyramid", "scale", "latents"]
+"""What a model reads: the tokens of all scales, the tokens of one scale, or the latents before quantization."""
+
+
+class TokenSpace(Section):
+    """What the tokens of a study are: a model's inputs and outputs."""
+
+    patch_nums: tuple[Size, ...]
+    """Side of each scale's token map, strictly growing."""
+    vocab_size: Size
+    """Number of codes V of the tokenizer."""
+    latent_channels: Size
+    """Channels c of its latents."""
+    num_classes: Size
+    """Classes 0 … num_classes - 1; the label num_classes stands for "no class"."""
+
+    @property
+    def tokens(self) -> int:
+        """L, the tokens of an image over all scales."""
+        return sum(side**2 for side in self.patch_nums)
+
+
+class ModelDescription(TokenSpace, ABC):
+    """Everything that a model is built from, and what follows from these numbers alone."""
+
+    family: str
+    """The family's name."""
+    depth: Size
+    """The size: the number of blocks. All other sizes follow from it within a study."""
+
+    @abstractmethod
+    def implementation(self) -> "Family":
+        """The family's part that needs torch, imported now."""
+
+    @abstractmethod
+    def parameters(self) -> int:
+        """All trainable parameters."""
+
+    @abstractmethod
+    def active_parameters(self, *, head: bool = True) -> int:
+        """Parameters that take part in the computation of every token.
+
+        Args:
+            head: Count the output layer's.
+        """
+
+    @abstractmethod
+    def forward_flops(self) -> int:
+        """One training pass of one image, 2 × multiply-adds of all matrix products, with all pairs of tokens."""
+
+    @abstractmethod
+    def executed_forward_flops(self) -> int:
+        """The same with only the pairs that the fastest kernel computes; for utilisation."""
+
+    @abstractmethod
+    def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
+        """An estimate, to within a third, of what a training step keeps for its backward pass.
+
+        Args:
+            batch: Images at once.
+            element_bytes: Of the inputs of products: 4, or 2 under bfloat16.
+        """
+
+    @abstractmethod
+    def columns(self) -> dict[str, int]:
+        """What the runs table says of the model beside depth and parameters, such as its width."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """How the L tokens fall into groups whose losses are reported apart: the scales."""
+        return tuple(side**2 for side in self.patch_nums)
+
+    def training_flops(self) -> int:
+        """Forward and backward pass of one image: 3 × forward."""
+        return 3 * self.forward_flops()
+
+    def executed_training_flops(self) -> int:
+        """Forward and backward pass of one image as it is computed: 3 × the executed forward pass."""
+        return 3 * self.executed_forward_flops()
+
+    def training_state_bytes(self) -> int:
+        """Float32 weights, gradients and AdamW's two moments."""
+        return self.parameters() * TRAINING_COPIES * FLOAT32_BYTES
+
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint that training goes on from: float32 weights and AdamW's two moments."""
+        return self.parameters() * (TRAINING_COPIES - 1) * FLOAT32_BYTES
+
+    def weights_bytes(self) -> int:
+        """Of the float32 weights alone."""
+        return self.parameters() * FLOAT32_BYTES
+
+    def step_bytes(self, images: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
+        """What a training step needs with so many images at once; compiled blocks need up to a third less."""
+        return self.training_state_bytes() + self.activation_bytes(images, element_bytes=element_bytes)
+
+
+class FamilySection(Section, ABC):
+    """The section `model` of an experiment: what all families have."""
+
+    family: str
+    """Name of the family."""
+    description: ClassVar[type[ModelDescription]]
+    """What `describe` gives; a model's file is read back into it."""
+
+    @abstractmethod
+    def describe(self, tokens: TokenSpace, depth: int) -> ModelDescription:
+        """The model of a size.
+
+        Raises:
+            ExperimentError: The settings make no model of this size; names the key.
+        """
+
+
+class TokenLosses(NamedTuple):
+    """What a model says of a batch."""
+
+    loss_BL: "Tensor"
+    """Loss of each token, float32; nats for a family with a likelihood."""
+    tokens_BL: "Tensor | None" = None
+    """The true tokens; None without a likelihood."""
+    logits_BLV: "Tensor | None" = None
+    """The logits; None without a likelihood."""
+
+    @property
+    def wrong_BL(self) -> "Tensor":
+        """Whether the likeliest token is another one."""
+        assert self.logits_BLV is not None, "only a family with a likelihood predicts tokens"
+        return self.logits_BLV.detach().argmax(-1) != self.tokens_BL
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are drawn."""
+
+    guidance: float = 1.5
+    """Classifier-free guidance at the last scale; 0 samples without."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all, 1 is greedy."""
+    top_p: float = 0.0
+    """Keep the likeliest tokens that together have this probability; 0 keeps all."""
+    seed: int = 0
+    """Of the noise."""
+    use_cache: bool = True
+    """Keep keys and values of earlier tokens, where the family has such a cache."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance (cfg) must be finite and at least 0, not {self.guidance}")
+        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_k must be at least 0 and top_p in [0, 1], not {self.top_k} and {self.top_p}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number from 0 up, not {self.seed}")
+
+
+class Family(ABC):
+    """What a family does with its models. It has no state: models are ordinary modules with an attribute `config`."""
+
+    reads: ClassVar[Reads]
+    has_likelihood: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self, description: Any) -> "nn.Module":
+        """A model, initialised with torch's random numbers."""
+
+    @abstractmethod
+    def losses(
+        self,
+        model: "nn.Module",
+        tokenizer: "MultiScaleTokenizer",
+        batch: "Mapping[str, Tensor]",
+        seed: int | None = None,
+    ) -> TokenLosses:
+        """The loss of every token of a batch: the training loss is the mean over all of them.
+
+        Args:
+            model: From `build`.
+            tokenizer: The frozen tokenizer whose tokens these are.
+            batch: `tokens_BL` and `labels_B`, and `sample_index_B`, each sample's number in the whole run.
+            seed: Of label dropout, stochastic depth and the like, which depend on (seed, sample index) alone; None:
+                an evaluation, without any of them.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        model: "nn.Module",
+        tokenizer: "MultiScaleTokenizer",
+        labels_B: "Tensor",
+        options: SamplingOptions,
+        sample_indices_B: "Tensor | None" = None,
+    ) -> "Sample":
+        """Draw one image a label. An image depends on its label, the seed and its own index alone (to rounding).
+
+        Args:
+            model: The model.
+            tokenizer: The tokenizer whose tokens it was trained on.
+            labels_B: int64, each 0 … num_classes; num_classes stands for "no class".
+            options: How.
+            sample_indices_B: int64, each image's number for the noise; 0 … B - 1 unless given.
+        """
+
+    @abstractmethod
+    def names_without_decay(self, model: "nn.Module") -> set[str]:
+        """Names of the parameters that weight decay leaves alone."""
+
+    @abstractmethod
+    def blocks(self, model: "nn.Module") -> "Sequence[nn.Module]":
+        """The parts that follow each other and are alike: each is compiled, and sharded over devices, by itself."""

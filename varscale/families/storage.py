@@ -1,0 +1,54 @@
+"""Finished models of any family as safetensors files that carry their description."""
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from varscale.config.experiment import FAMILY_KINDS
+from varscale.errors import CheckpointError
+from varscale.families.base import ModelDescription
+from varscale.store.weights import load_tensors, save_tensors
+
+KIND = "model"
+
+
+def save_model(path: Path, model: nn.Module, fingerprint: str) -> None:
+    """Write a model's weights with the description that rebuilds it; atomically.
+
+    Args:
+        path: File to write.
+        model: Of any family.
+        fingerprint: Identity of the run that made it.
+
+    Raises:
+        OSError: It can't be written; the error names the file.
+    """
+    config = model.config
+    assert isinstance(config, ModelDescription)
+    metadata = {"kind": KIND, "description": config.model_dump_json(), "fingerprint": fingerprint}
+    save_tensors(path, model.state_dict(), metadata)
+
+
+def load_model(path: Path, expected_fingerprint: str | None = None) -> nn.Module:
+    """Rebuild a saved model, in evaluation mode.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or foreign, or was made by a run of another fingerprint.
+    """
+    tensors, metadata = load_tensors(path, KIND, expected_fingerprint)
+    try:
+        description = _described(metadata["description"])
+        with torch.device("meta"):
+            model = description.implementation().build(description)
+        model.load_state_dict(tensors, assign=True)
+    except (ValidationError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a model that this version of varscale can build: {error}") from None
+    return model.eval()
+
+
+def _described(text: str) -> ModelDescription:
+    family = json.loads(text)["family"]
+    return FAMILY_KINDS.sections[family].description.model_validate_json(text)

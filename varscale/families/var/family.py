@@ -1,0 +1,85 @@
+"""VAR as a family: next-scale prediction over the token pyramid.
+
+Letters in tensor names: B batch, D depth, L tokens of an image, M tokens of the later scales, c latent channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, cast
+
+from torch import Tensor, nn
+
+from varscale.evaluation.likelihood import token_losses
+from varscale.families.base import Family, Reads, SamplingOptions, TokenLosses
+from varscale.families.sampling import Sample
+from varscale.families.var.config import VARConfig
+from varscale.families.var.sampling import sample_scales
+from varscale.families.var.transformer import VAR
+from varscale.numerics.randomness import uniform
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+
+class VARFamily(Family):
+    """Tian et al. 2024: every scale's tokens at once, from the coarser scales."""
+
+    reads: ClassVar[Reads] = "pyramid"
+
+    def build(self, description: VARConfig) -> VAR:
+        """The transformer."""
+        return VAR(description)
+
+    def losses(
+        self, model: nn.Module, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
+    ) -> TokenLosses:
+        """Cross-entropy of every token, in nats; see `Family.losses`."""
+        var, tokens_BL, labels_B = _var(model), batch["tokens_BL"], batch["labels_B"]
+        quantizer = tokenizer.quantizer.to(tokens_BL.device)
+        inputs_BMc = quantizer.next_scale_inputs(tokens_BL.split(var.config.groups, dim=1))
+        keep_D2B = None
+        if seed is not None:
+            labels_B = _dropped(labels_B, batch["sample_index_B"], var.config, seed)
+            keep_D2B = _kept_branches(batch["sample_index_B"], var.config, seed)
+        logits_BLV = var(labels_B, inputs_BMc, keep_D2B=keep_D2B)
+        return TokenLosses(token_losses(logits_BLV, tokens_BL), tokens_BL, logits_BLV)
+
+    def sample(
+        self,
+        model: nn.Module,
+        tokenizer: MultiScaleTokenizer,
+        labels_B: Tensor,
+        options: SamplingOptions,
+        sample_indices_B: Tensor | None = None,
+    ) -> Sample:
+        """Scale after scale; see `Family.sample`."""
+        indices_B = labels_B.new_ones(len(labels_B)).cumsum(0) - 1 if sample_indices_B is None else sample_indices_B
+        return sample_scales(_var(model), tokenizer, labels_B, options, indices_B)
+
+    def names_without_decay(self, model: nn.Module) -> set[str]:
+        """Biases, and place, start, scale and offset tables."""
+        special = ("start_MC", "position_LC", "level_KC", "log_scale_H", "modulation_offset_6C")
+        return {name for name, parameter in model.named_parameters() if parameter.ndim == 1 or name.endswith(special)}
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The transformer's blocks: one compilation serves them all."""
+        return list(_var(model).blocks)
+
+
+def _var(model: nn.Module) -> VAR:
+    return cast(VAR, model)
+
+
+def _dropped(labels_B: Tensor, index_B: Tensor, config: VARConfig, seed: int) -> Tensor:
+    """The labels, some replaced by "no class"."""
+    if config.label_dropout == 0:
+        return labels_B
+    dropped_B = uniform(seed, "label_dropout", 0, index_B, 1)[:, 0] < config.label_dropout
+    return labels_B.masked_fill(dropped_B, config.num_classes)
+
+
+def _kept_branches(index_B: Tensor, config: VARConfig, seed: int) -> Tensor | None:
+    """Stochastic depth (Huang et al. 2016): 0 or 1 / keep probability for each block, branch and sample."""
+    rates = config.drop_path_rates
+    if not any(rates):
+        return None
+    drawn_BD2 = uniform(seed, "stochastic_depth", 0, index_B, 2 * len(rates)).view(-1, len(rates), 2)
+    rate_D1 = drawn_BD2.new_tensor(rates).unsqueeze(1)
+    return ((drawn_BD2 >= rate_D1) / (1 - rate_D1)).permute(1, 2, 0)

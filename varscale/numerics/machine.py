@@ -1,0 +1,88 @@
+"""The machine: what a run finds on it and what is recorded of it. Torch is imported only where a GPU must be asked."""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from varscale.config.runtime import RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Share:
+    """A worker's share of the machine."""
+
+    threads: int = 1
+    """CPU threads."""
+    workers_a_device: int = 1
+    """Workers that share a GPU's memory."""
+
+    def memory_bytes(self) -> float:
+        """Of the device that a run is on: the share of a GPU's, or of the machine's that goes with the threads."""
+        import torch
+
+        if torch.cuda.is_available():
+            return float(torch.cuda.get_device_properties(0).total_memory) / self.workers_a_device
+        return machine_bytes() * min(1.0, self.threads / processors())
+
+
+@dataclass(frozen=True)
+class MachineShares:
+    """The machine, divided among the workers of a study. A single run takes a worker's share: it is the same cell."""
+
+    workers: int
+    """Runs at once."""
+    gpus: int
+    worker: Share
+    """Of a run that others go on beside."""
+    whole: Share
+    """Of a run that has the machine to itself."""
+
+    @classmethod
+    def of(cls, runtime: RuntimeConfig) -> "MachineShares":
+        """What the settings leave open, from what this machine has (imports torch)."""
+        import torch
+
+        gpus = torch.cuda.device_count()
+        workers = runtime.workers or gpus or processors()
+        threads = runtime.threads or max(1, processors() // workers)
+        worker = Share(threads, -(-workers // max(1, gpus)))
+        return cls(workers, gpus, worker, Share(runtime.tokenizer_threads or processors()))
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_bytes() -> float:
+    """The machine's memory."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+@cache
+def device_name() -> str:
+    """The GPU, or the processor, by its model's name."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    level = torch.backends.cpu.get_cpu_capability()
+    return f"{next(names, platform.machine())} ({level})"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the packages that results may depend on."""
+    import torch
+
+    from varscale import __version__
+
+    return {"varscale": __version__, "torch": torch.__version__, "lightning": version("lightning")}
