@@ -153,8 +153,8 @@ class TokenLosses(NamedTuple):
     """The logits; None without a likelihood."""
 
     @property
-    def wrong_BL(self) -> "Tensor":
-        """Whether the likeliest token is another one."""
+    def wrong(self) -> "Tensor":
+        """Whether the likeliest token is another one, (B, L)."""
         assert self.logits_BLV is not None, "only a family with a likelihood predicts tokens"
         return self.logits_BLV.detach().argmax(-1) != self.tokens_BL
 

@@ -137,7 +137,7 @@ class ModelModule(LightningModule):
         groups = self.prediction.groups
         self.log_dict(by_group("train_loss", torch.cat([part.loss_BL for part in parts]).mean(0), groups))
         if self.family.has_likelihood:
-            error_L = torch.cat([part.wrong_BL for part in parts]).float().mean(0)
+            error_L = torch.cat([part.wrong for part in parts]).float().mean(0)
             self.log_dict(by_group("train_error", error_L, groups))
         self.log("gradient_norm", norm)
         self.log("lr", self.optimizers().param_groups[0]["lr"])
