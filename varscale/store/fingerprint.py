@@ -65,8 +65,7 @@ def stored_numerics(files: ExperimentFiles) -> Numerics | None:
 def agrees(numerics: Numerics, runtime: RuntimeConfig) -> bool:
     """Whether an experiment's settings allow these numerics."""
     return (
-        runtime.precision in ("auto", numerics.precision)
-        and runtime.compile in ("auto", "on" if numerics.compiled else "off")
+        runtime.compile in ("auto", "on" if numerics.compiled else "off")
         and runtime.threads in (0, numerics.threads)
         and runtime.tokenizer_threads in (0, numerics.tokenizer_threads)
     )

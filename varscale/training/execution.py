@@ -67,7 +67,7 @@ def choose_numerics(
     sizes = len({trunk.shape for trunk in ordered})
     total_flops = sum(trunk.flops_per_image * images for trunk, images in trunks)
     compiled = runtime.compile == "on"
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if runtime.precision == "auto" else (runtime.precision,)
+    precisions: tuple[Precision, ...] = (ordered[0].experiment.optim.precision,)
     seconds: dict[Numerics, float] = {}
 
     def sweep_seconds(choices: Sequence[Numerics], measured: Sequence[Trunk]) -> dict[Numerics, float]:

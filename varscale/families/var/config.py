@@ -7,7 +7,12 @@ pairs of tokens, whatever a kernel skips, so that a budget is the same on every 
 
 import itertools
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
+
+from varscale.config.model import FamilySection
+from varscale.config.section import Fraction, NonNegative, Positive, Truth, Whole
 
 # resizing is a matrix product up to this many entries, which all maps of up to 32 × 32 have; beyond, on a GPU, the
 # gradients of F.interpolate are not the same bits every time
@@ -351,3 +356,47 @@ def _residual_block(incoming: int, outgoing: int, side: int) -> list[_Layer]:
         _Convolution(outgoing, outgoing, side),
         *shortcut,
     ]
+
+
+class VARSection(FamilySection):
+    """The VAR transformer; depth derives the rest."""
+
+    family: Literal["var"] = "var"
+    """Model family."""
+    width_per_depth: Annotated[Whole, Field(ge=1, le=4096)] = 64
+    """Transformer width = width_per_depth · depth."""
+    head_dim: Annotated[Whole, Field(ge=1, le=4096)] = 64
+    """Channels of an attention head, at least: a size has as many heads as divide its width and leave each that many
+    (64, the paper's, with width 64 · depth makes heads = depth)."""
+    mlp_ratio: Annotated[Positive, Field(le=1000)] = 4.0
+    """Hidden width of the feed-forward layers as a multiple of the width."""
+    drop_path_at_depth_24: Fraction = 0.1
+    """Stochastic depth of the last block is this · depth / 24, linear over the blocks."""
+    label_dropout: Fraction = 0.1
+    """Probability that a training image's label is replaced by "no class"."""
+    shared_adaln: Truth = False
+    """One AdaLN projection for all blocks (the paper's d36 at 512 px)."""
+    normalise_queries_keys: Truth = True
+    """L2-normalise queries and keys and learn a temperature a head."""
+    adaln_init: NonNegative = 0.5
+    """Scale of AdaLN's scale and shift weights at initialisation."""
+    adaln_gamma_init: NonNegative = 1e-3
+    """Scale of AdaLN's gate (gamma) weights at initialisation."""
+    head_init: NonNegative = 0.02
+    """Scale of the classifier's weights at initialisation."""
+
+    def width(self, depth: int) -> int:
+        """Transformer width of a model of `depth` blocks."""
+        return self.width_per_depth * depth
+
+    def heads(self, depth: int) -> int:
+        """Attention heads of a model of `depth` blocks: at least one."""
+        width = self.width(depth)
+        return max((heads for heads in range(1, width // self.head_dim + 1) if width % heads == 0), default=1)
+
+    def drop_path_rate(self, depth: int) -> float:
+        """Stochastic-depth rate of the last block of a model of `depth` blocks."""
+        return self.drop_path_at_depth_24 * depth / 24
+
+
+SECTION = VARSection
