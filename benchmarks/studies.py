@@ -12,7 +12,7 @@ import torch
 
 from varscale.config import Experiment
 from varscale.config.yaml import changed, load_experiment
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.writer import encode_store
 from varscale.store.layout import TokenFiles, write_json
 from varscale.store.weights import save_model

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore
 from varscale.data.tokens.writer import encode_store
 

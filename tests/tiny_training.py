@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from varscale.config import Experiment
 from varscale.config.yaml import validate
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore, unigram_entropy
 from varscale.data.tokens.writer import encode_store
 from varscale.store.layout import RunFiles, TokenFiles, write_json

@@ -1,13 +1,15 @@
 """The experiment's own rules: documentation, immutability, bounds, and consistency between sections."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 from small_experiment import SMALL
 
-from varscale.config import Experiment, GridConfig, ModelConfig, OptimConfig, Section, TokenizerConfig
+from varscale.config import Experiment, GridConfig, OptimConfig, Section, TokenizerConfig
+from varscale.families.var.config import VARSection
 
 
 def experiment_with(section: str, **settings: Any) -> Experiment:
@@ -16,13 +18,19 @@ def experiment_with(section: str, **settings: Any) -> Experiment:
     return Experiment.model_validate(values)
 
 
+def all_sections(base: type[Section] = Section) -> list[type[Section]]:
+    """Every section that an experiment can hold."""
+    subclasses = [section for child in base.__subclasses__() for section in [child, *all_sections(child)]]
+    return [section for section in subclasses if not inspect.isabstract(section) and section.__module__.startswith("varscale.")]
+
+
 def sections(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {schema["title"]: schema, **schema["$defs"]}
 
 
 def test_every_field_and_section_is_documented() -> None:
     found = sections(Experiment.model_json_schema())
-    assert {model.__name__ for model in Section.__subclasses__()} - {"ImageData"} <= set(found)
+    assert {model.__name__ for model in all_sections()} <= set(found)
     undocumented = [
         f"{title}.{field}"
         for title, section in found.items()
@@ -37,7 +45,7 @@ def test_sections_are_immutable_and_closed() -> None:
     experiment = Experiment.model_validate(SMALL)
     with pytest.raises(ValidationError, match="frozen"):
         experiment.optim.lr = 1.0  # type: ignore[misc]
-    for model in (Experiment, *Section.__subclasses__()):
+    for model in all_sections():
         assert issubclass(model, BaseModel)
         assert model.model_config["frozen"]
         assert model.model_config["extra"] == "forbid"
@@ -101,7 +109,7 @@ def test_tokens_per_image_of_the_paper() -> None:
 
 @pytest.mark.parametrize("depth", [6, 16, 20, 24, 30, 36])
 def test_depth_derives_the_papers_sizes(depth: int) -> None:
-    model = ModelConfig()
+    model = VARSection()
     assert model.width(depth) == 64 * depth
     assert model.heads(depth) == depth
     assert model.drop_path_rate(depth) == pytest.approx(0.1 * depth / 24)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from small_experiment import SMALL
 
 from varscale.config import Experiment
+from varscale.config.text import write_yaml
 from varscale.config.yaml import (
     changed,
     find_experiment,
@@ -25,7 +25,7 @@ from varscale.errors import ExperimentError
 @pytest.fixture
 def small_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    path.write_text(write_yaml(SMALL), encoding="utf-8")
     return path
 
 
@@ -148,8 +148,9 @@ def test_files_that_are_no_experiment(tmp_path: Path, content: bytes | None, exp
         ("optin.lr=1e-3", "optin: unknown key; did you mean optim?"),
         ("tokenizer.training.imgs=5", "tokenizer.training.imgs: unknown key; did you mean images?"),
         ("data.imagesize=32", "data.imagesize: unknown key; did you mean image_size?"),
-        ("data.image_colum=img", "data.image_colum: unknown key; did you mean image_column?"),
-        ("data.kind=ring", "data.kind: 'ring' is none of rings, folder, parquet, cifar10; did you mean rings?"),
+        ("data.image_colum=img", "data.image_colum: unknown key; did you mean image_size?"),  # rings have no column
+        ("data={kind: parquet, image_colum: a}", "data.image_colum: unknown key; did you mean image_column?"),
+        ("data.kind=ring", "data.kind: 'ring' is none of cifar10, folder, parquet, rings; did you mean rings?"),
         ("data.kind=folder", "data.train_path: missing"),
         ("data.image_size=big", "data.image_size: input should be a valid integer"),
         ("data.validation_images=null", "data.validation_images: procedural rings need a number"),
@@ -174,7 +175,7 @@ def test_a_bad_override_is_named(small_yaml: Path, override: str, expected: str)
 
 def test_a_bad_value_in_the_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, "optim": {"lr_": 1, "grad_clip": "much"}}), encoding="utf-8")
+    path.write_text(write_yaml({**SMALL, "optim": {"lr_": 1, "grad_clip": "much"}}), encoding="utf-8")
     message = error_of(path, "optim.batch_size=16")
     assert f"{path}: optim.lr_: unknown key; did you mean lr?" in message
     assert f"{path}: optim.grad_clip: input should be a valid number, got 'much'" in message
@@ -191,7 +192,7 @@ def test_an_override_below_a_value(small_yaml: Path) -> None:
 
 def test_a_missing_kind_lists_the_kinds() -> None:
     data = {key: value for key, value in SMALL["data"].items() if key != "kind"}
-    with pytest.raises(ExperimentError, match=r"^x: data.kind: missing; one of rings, folder, parquet, cifar10$"):
+    with pytest.raises(ExperimentError, match=r"^x: data.kind: missing; one of cifar10, folder, parquet, rings$"):
         validate({**SMALL, "data": data}, "x")
 
 

@@ -17,7 +17,7 @@ from varscale.data.loading import (
     take,
     whole_windows,
 )
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.numerics.randomness import permutation
 
 

@@ -15,7 +15,7 @@ from benchmarks.trainings import bare_training, batches
 from varscale.config import Experiment
 from varscale.config.yaml import changed
 from varscale.data.loading import ImageBatches
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.families.var.config import TokenizerShape
 from varscale.numerics.device import deterministic
 from varscale.store.layout import RunFiles

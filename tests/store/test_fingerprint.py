@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from tiny_training import NUMERICS, little_experiment
 
-from varscale.config import FolderData, ParquetData
+from varscale.data.sources.folder.config import FolderSection
 from varscale.data.sources.of_experiment import data_identity
+from varscale.data.sources.parquet.config import ParquetSection
 from varscale.errors import DataError, ExperimentError
 from varscale.store.fingerprint import (
     agrees,
@@ -66,14 +67,14 @@ def test_where_images_lie_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert tokens_fingerprint(little_experiment(), first, "") != tokens_fingerprint(little_experiment(), second, "")
 
 
-def folders(root: Path, shade: int) -> FolderData:
+def folders(root: Path, shade: int) -> FolderSection:
     """Two black images to train on and two of this shade to validate."""
     for split, value in (("train", 0), ("validation", shade)):
         for label in "ab":
             (root / split / label).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (value,) * 3).save(root / split / label / "image.bmp")
     paths = {"train_path": str(root / "train"), "validation_path": str(root / "validation")}
-    return FolderData(kind="folder", image_size=8, num_classes=2, **paths)
+    return FolderSection(kind="folder", image_size=8, num_classes=2, **paths)
 
 
 def test_other_validation_images_change_the_tokens_alone(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_files_of_training_are_no_validation_files(tmp_path: Path) -> None:
         table = pa.table({"image": [b""], "label": [0]}, pa.schema({"image": pa.binary(), "label": pa.int64()}))
         pq.write_table(table, tmp_path / f"{split}-0.parquet")
     paths = {"train_path": str(tmp_path / "train-*.parquet"), "validation_path": str(tmp_path)}
-    data = ParquetData(kind="parquet", image_size=8, num_classes=1, **paths)
+    data = ParquetSection(kind="parquet", image_size=8, num_classes=1, **paths)
     with pytest.raises(DataError, match=r"validation_path: .*train-0.parquet is among the training files, too"):
         data_identity(data)
     data_identity(data.model_copy(update={"validation_path": str(tmp_path / "test-*.parquet")}))

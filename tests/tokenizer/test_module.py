@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from varscale.data.loading import ImageBatches
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.errors import Diverged
 from varscale.tokenizer import module as tokenizer_module
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer

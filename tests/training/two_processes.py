@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from tiny_training import TOKENIZER
 from varscale.data.loading import EvaluationBatches, ImageBatches, StepBatches
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore
 from varscale.training.module import TokenModelModule
 from varscale.tokenizer.module import TokenizerModule

@@ -1,101 +1,117 @@
-"""Where images come from."""
+"""Where images come from: what the sections of all sources share. Each source has a folder in `varscale/data/sources/`.
 
-from typing import Annotated, Literal, Self
+Nothing here is heavy: what opens images is imported when they are opened.
+"""
 
-from pydantic import Field, model_validator
+from __future__ import annotations
 
-from varscale.config.section import Count, CountOrZero, Fraction, Real, Section, Seed, Truth, Whole
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from varscale.config.kinds import Kinds
+from varscale.config.section import Classes, Images, ImagesOrZero, Real, Section, Seed, Side, Truth, Whole
+
+if TYPE_CHECKING:
+    from varscale.data.sources.base import ImageSource
+    from varscale.data.transforms import Crop
+    from varscale.store.fingerprint import DataIdentity
+
+Split = Literal["train", "validation"]
 
 
-class ImageData(Section):
-    """What every source of images has."""
+class DataSection(Section, ABC):
+    """What every source of images has. A source adds its own fields and says how it is opened."""
 
-    image_size: Count
+    kind: Annotated[str, Field(max_length=100)]
+    """Source of the images."""
+    image_size: Side
     """Side of the square training images, pixels."""
-    num_classes: Count
+    num_classes: Classes
     """Labels are 0 … num_classes - 1; the models add one "no class" for guidance."""
-    validation_images: Count | None = None
+    validation_images: Images | None = None
     """Images of the validation set that are used; None: all (procedural sources must say)."""
-    views: Count = 1
+    views: Annotated[Whole, Field(ge=1, le=2**20)] = 1
     """Crops (and flips) of each training image, each encoded once into the token store."""
-    resize_ratio: Annotated[Real, Field(ge=1)] = 1.0
+    resize_ratio: Annotated[Real, Field(ge=1, le=1000)] = 1.0
     """Shorter side after resizing (Lanczos), as a multiple of image_size, before cropping. The paper: 1.125."""
     horizontal_flip: Truth = False
     """Flip each view with probability ½. The paper: no."""
     seed: Seed = 0
     """Seed of procedural images, crops and flips."""
-    max_undecodable: CountOrZero = 10
+    max_undecodable: ImagesOrZero = 10
     """Images that may fail to decode (each is named and skipped) before the run stops."""
 
+    procedural: ClassVar[bool] = False
+    """Whether images are drawn as they are needed: image i is the same however many there are, and none repeats."""
+    places: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where the images lie, which is no part of what they are."""
 
-class RingsData(ImageData):
-    """Procedural images of soft Gaussian rings; the class is the number of rings."""
+    @abstractmethod
+    def open(self, split: Split, images: int | None) -> ImageSource:
+        """The images of a split: of a procedural source at least so many, of any other all that are stored.
 
-    kind: Literal["rings"] = "rings"
-    """Source of the images."""
-    min_rings: Count = 1
-    """Fewest rings in an image."""
-    max_rings: Count = 3
-    """Most rings in an image."""
-    radius: tuple[Fraction, Fraction] = (0.16, 0.30)
-    """Smallest and largest radius, as a share of the side."""
-    width: tuple[Fraction, Fraction] = (0.045, 0.045)
-    """Smallest and largest standard deviation of the profile across a ring, as a share of the side."""
-    colours: Annotated[Whole, Field(ge=1, le=8)] = 4
-    """Ring colours in use."""
+        Raises:
+            DataError: Missing or malformed data.
+        """
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.num_classes != self.max_rings - self.min_rings + 1:
-            raise ValueError(
-                f"num_classes: {self.num_classes}, but {self.min_rings} to {self.max_rings} rings make "
-                f"{self.max_rings - self.min_rings + 1} classes"
-            )
-        if self.validation_images is None:
-            raise ValueError("validation_images: procedural rings need a number, such as 2048")
-        if self.horizontal_flip or self.views != 1 or self.resize_ratio != 1:
-            raise ValueError(
-                "views: rings are drawn at image_size; views, resize_ratio and horizontal_flip don't apply"
-            )
-        for name, (low, high) in (("radius", self.radius), ("width", self.width)):
-            if not 0 < low <= high:
-                raise ValueError(f"{name}: expected the smallest, above 0, then the largest, not [{low:g}, {high:g}]")
-        return self
+    def training(self, images: int) -> ImageSource:
+        """Training images: of a procedural source at least `images`, so that none repeats; of any other, all.
 
+        Raises:
+            DataError: Missing or malformed data.
+        """
+        return self.open("train", images)
 
-class FolderData(ImageData):
-    """Image folders in torchvision's layout, `train_path/<class>/<image>`."""
+    def validation(self) -> ImageSource:
+        """Validation images, `validation_images` of them.
 
-    kind: Literal["folder"]
-    """Source of the images."""
-    train_path: str
-    """Folder of the training set."""
-    validation_path: str
-    """Folder of the validation set."""
+        Raises:
+            DataError: Missing or malformed data, or fewer images than asked for.
+        """
+        source = self.open("validation", self.validation_images)
+        if self.procedural or self.validation_images is None:
+            return source
+        from varscale.data.sources.base import SubsetSource
 
+        return SubsetSource(source, self.validation_images)
 
-class ParquetData(ImageData):
-    """Parquet files with image bytes and labels, as Hugging Face lays them out."""
+    def identity(self) -> DataIdentity:
+        """What the images depend on; opens stored data, so that what is wrong shows before anything is trained.
 
-    kind: Literal["parquet"]
-    """Source of the images."""
-    train_path: str
-    """File, or folder of files, of the training set."""
-    validation_path: str
-    """File, or folder of files, of the validation set."""
-    image_column: str = "image"
-    """Column of image bytes: binary, or a struct with a field `bytes`."""
-    label_column: str = "label"
-    """Column of integer labels."""
+        The number of procedural training images is left out: image i is the same however many there are.
 
+        Raises:
+            DataError: Missing or malformed data, fewer validation images than asked for, or some among the training
+                images.
+        """
+        from varscale.store.fingerprint import DataIdentity
 
-class Cifar10Data(ImageData):
-    """CIFAR-10 as torchvision downloads it (`path/cifar-10-batches-py`)."""
+        # nor does it change training images how often each is seen, or how many others are left out
+        apart = {"validation_images", "max_undecodable", "views", *self.places}
+        settings: dict[str, object] = self.model_dump(mode="json", exclude=apart)
+        validation: dict[str, object] = {"images": self.validation_images}
+        if self.procedural:
+            return DataIdentity(settings, validation)
+        train, held_out = self.training(1), self.validation()
+        held_out.check_apart_from(train)
+        validation["content"] = held_out.fingerprint  # fingerprints are of the images and their crops
+        return DataIdentity({**settings, "content": train.fingerprint}, validation, self.views, len(train))
 
-    kind: Literal["cifar10"]
-    """Source of the images."""
-    path: str
-    """Folder that holds cifar-10-batches-py."""
+    def crop(self, split: Split) -> Crop:
+        """How stored pictures become square images: random views to train on, the centre to validate."""
+        from varscale.data.transforms import Crop
+
+        training = split == "train"
+        return Crop(
+            image_size=self.image_size,
+            resize_ratio=self.resize_ratio,
+            # without room to move there is one crop; rectangles still leave room along their longer side
+            random=training and (self.views > 1 or self.resize_ratio > 1),
+            flip=training and self.horizontal_flip,
+            seed=self.seed,
+        )
 
 
-DataConfig = Annotated[RingsData | FolderData | ParquetData | Cifar10Data, Field(discriminator="kind")]
+DATA_KINDS: Kinds[DataSection] = Kinds("kind", "varscale.data.sources")

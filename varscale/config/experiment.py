@@ -1,28 +1,29 @@
 """The whole experiment, and what its parts must agree on."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from varscale.config.data import DataConfig
+from varscale.config.data import DATA_KINDS, DataSection
 from varscale.config.evaluation import EvaluationConfig
 from varscale.config.grid import GridConfig
-from varscale.config.model import ModelConfig, OptimConfig
+from varscale.config.optim import OptimConfig
 from varscale.config.runtime import RuntimeConfig
-from varscale.config.section import Section
+from varscale.config.section import Changes, Section
 from varscale.config.tokenizer import SMALLEST_ADVERSARIAL_IMAGE, TokenizerConfig
+from varscale.families.base import FAMILY_KINDS, FamilySection
 
 
 class Experiment(Section):
     """Everything that a study is: data, tokenizer, model family, optimisation, grid, evaluation."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """Name of the study and of its folder under runs/."""
-    data: DataConfig
+    data: Annotated[DataSection, DATA_KINDS]
     """Images."""
     tokenizer: TokenizerConfig
     """Multi-scale VQ-VAE."""
-    model: ModelConfig
+    model: Annotated[FamilySection, FAMILY_KINDS]
     """Transformer."""
     optim: OptimConfig
     """Optimisation of the transformer."""
@@ -32,7 +33,7 @@ class Experiment(Section):
     """Measurement."""
     runtime: RuntimeConfig = RuntimeConfig()
     """Use of the machine."""
-    by_depth: dict[Annotated[int, Field(ge=1)], dict[str, Any]] = Field(default_factory=dict)
+    by_depth: dict[Annotated[int, Field(ge=1, le=1024)], Changes] = Field(default_factory=dict, max_length=1024)
     """Dotted fields of `model`, `optim` that a single run of that depth without a budget changes (the reference's
     recipe varies with depth), but for those that `--set` names; grids and their cells ignore it, so that all sizes of a
     law share one recipe."""

@@ -1,39 +1,44 @@
 """The cells of a sweep."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from varscale.config.section import Count, Positive, Section, Seed
+from varscale.config.section import Budget, Changes, Depth, Section, Seed, Steps
+
+# a variant may be left without depths, where the grid has none of its own
+Depths = Annotated[tuple[Depth, ...], Field(max_length=1024)]
+Budgets = Annotated[tuple[Budget, ...], Field(max_length=1024)]
+Seeds = Annotated[tuple[Seed, ...], Field(max_length=1024)]
 
 
 class Variant(Section):
     """Further cells of a study: chosen points, with settings changed, in addition to the grid."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
     """Short name shown beside its cells."""
-    depths: tuple[Count, ...]
+    depths: Depths
     """Depths of its cells."""
-    budgets: tuple[Positive, ...]
+    budgets: Budgets
     """Training FLOPs of its cells."""
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: Seeds = (0,)
     """Seeds of its cells."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Changes = Field(default_factory=dict, max_length=100)
     """Dotted fields of `model` and `optim` changed for them, such as optim.lr: 0.002."""
 
 
 class GridConfig(Section):
     """The cells: depth × training FLOPs × seeds, plus variants."""
 
-    depths: Annotated[tuple[Count, ...], Field(min_length=1)]
+    depths: Annotated[Depths, Field(min_length=1)]
     """Transformer blocks of each size."""
-    budgets: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    budgets: Annotated[Budgets, Field(min_length=1)]
     """Training FLOPs of a cell: 3 × the dense forward pass × images."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[Seeds, Field(min_length=1)] = (0,)
     """Seeds; each is a trunk of its own."""
-    min_steps: Count = 200
+    min_steps: Steps = 200
     """A cell of fewer steps is an error."""
-    variants: tuple[Variant, ...] = ()
+    variants: Annotated[tuple[Variant, ...], Field(max_length=1024)] = ()
     """Further cells: seeds for the noise, learning rates at the corners."""
 
     @model_validator(mode="after")

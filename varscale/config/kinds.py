@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from varscale.config.section import Section
@@ -32,6 +33,11 @@ class Kinds(Generic[S]):
         self.key, self.default = key, default
         self._package = package
 
+    @classmethod
+    def of(cls, field: FieldInfo) -> "Kinds[Any] | None":
+        """The kinds that a field of an experiment comes in; None: it is an ordinary field."""
+        return next((mark for mark in field.metadata if isinstance(mark, cls)), None)
+
     @cached_property
     def sections(self) -> dict[str, type[S]]:
         """The section of each kind, by its name."""
@@ -43,16 +49,21 @@ class Kinds(Generic[S]):
         return found
 
     def add(self, section: type[S]) -> None:
-        """Take in a kind that is defined elsewhere; experiments know it after `Experiment.model_rebuild(force=True)`."""
+        """Take in a kind defined elsewhere; experiments know it after `Experiment.model_rebuild(force=True)`."""
         self.sections[self._name(section)] = section
+
+    def differ(self, values: dict[str, Any], change: dict[str, Any]) -> bool:
+        """Whether a change to plain values of a section makes another kind of it."""
+        return self.key in change and change[self.key] != values.get(self.key, self.default)
 
     def _name(self, section: type[S]) -> str:
         return str(section.model_fields[self.key].default)
 
-    def _tag(self, value: Any) -> Any:
+    def _tag(self, value: Any) -> str | None:
         if isinstance(value, Section):
             return getattr(value, self.key, None)
-        return value.get(self.key, self.default) if isinstance(value, dict) else None
+        tag = value.get(self.key, self.default) if isinstance(value, dict) else None
+        return tag if tag is None else str(tag)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(section) for name, section in self.sections.items()}

@@ -5,15 +5,23 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from varscale.config.section import (
-    Count,
-    CountOrZero,
+    BatchSize,
+    BatchSizeOrZero,
+    Channels,
+    Codes,
     Decay,
+    Few,
     Fraction,
+    Images,
+    ImagesOrZero,
     NonNegative,
+    PathText,
     Positive,
     Real,
     Section,
     Seed,
+    Side,
+    Steps,
     Truth,
     Whole,
 )
@@ -27,11 +35,11 @@ SMALLEST_ADVERSARIAL_IMAGE = 24
 class TokenizerTraining(Section):
     """How the multi-scale VQ-VAE is trained."""
 
-    images: Count = 64_000
+    images: Images = 64_000
     """Length of the training, images seen."""
-    batch_size: Count = 64
+    batch_size: BatchSize = 64
     """Images a step, over all devices."""
-    micro_batch: CountOrZero = 0
+    micro_batch: BatchSizeOrZero = 0
     """Images that pass at once: a step of more goes in parts, whose gradients are added up. 0: all of a step."""
     lr: Positive = 3e-4
     """Peak learning rate of AdamW."""
@@ -41,7 +49,7 @@ class TokenizerTraining(Section):
     """AdamW's weight decay (none on biases, norms, other 1-d parameters and the codebook)."""
     grad_clip: Positive = 1.0
     """Largest norm of the gradient."""
-    warmup_images: CountOrZero = 3_200
+    warmup_images: ImagesOrZero = 3_200
     """Linear warm-up, images."""
     final_lr_ratio: Fraction = 0.01
     """The rate falls to this share of the peak along a cosine."""
@@ -53,18 +61,18 @@ class TokenizerTraining(Section):
     """Weight of the mean squared error."""
     perceptual_weight: NonNegative = 0.0
     """Weight of LPIPS; needs `perceptual_weights_path`."""
-    perceptual_weights_path: str | None = None
+    perceptual_weights_path: PathText | None = None
     """File of torchvision's VGG-16 weights, the backbone of LPIPS."""
     adversarial_weight: NonNegative = 0.0
     """Weight of the hinge PatchGAN term, scaled adaptively as in VQGAN (eq. 7)."""
     adversarial_start: Fraction = 0.3
     """Share of the training after which the adversarial term sets in."""
-    discriminator_channels: Count = 64
+    discriminator_channels: Channels = 64
     """Base channels of the PatchGAN discriminator."""
     quantize_after: Annotated[Real, Field(ge=0, le=0.8)] = 0.0
     """Share of the training in which images pass unquantized (with a small penalty on the features' squares), before
     codes are initialised from the features. Short trainings converge several times faster with about 0.2."""
-    restart_every_steps: Count = 50
+    restart_every_steps: Steps = 50
     """Steps between restarts of dead codes; none in the last fifth of training."""
     restart_usage: Fraction = 0.1
     """A code is dead when used less often than this share of its fair share since the last restart."""
@@ -81,23 +89,23 @@ class TokenizerTraining(Section):
 class TokenizerConfig(Section):
     """The multi-scale VQ-VAE (VAR, section 3.2)."""
 
-    patch_nums: tuple[Count, ...]
+    patch_nums: Annotated[tuple[Side, ...], Field(max_length=64)]
     """Side of each scale's token map, strictly growing, ending at the latent size."""
-    vocab_size: Annotated[Whole, Field(ge=2, le=2**32)]
+    vocab_size: Codes
     """Codes in the one codebook that all scales share."""
-    latent_channels: Count
+    latent_channels: Channels
     """Channels of the latent map and of a code."""
-    base_channels: Count
+    base_channels: Channels
     """Channels of the encoder's and decoder's highest resolution."""
-    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
+    channel_multipliers: Annotated[tuple[Few, ...], Field(min_length=1, max_length=14)] = (1, 1, 2, 2, 4)
     """Channels of each resolution as multiples of base_channels; n entries downsample by 2^(n-1)."""
-    residual_blocks: Count = 2
+    residual_blocks: Few = 2
     """Residual blocks a resolution (the decoder has one more)."""
     attention: Truth = True
     """Self-attention at the lowest resolution."""
-    norm_groups: Count = 32
+    norm_groups: Channels = 32
     """Groups of the group norms; must divide the channels of every resolution."""
-    phi_count: Count = 4
+    phi_count: Few = 4
     """φ convolutions shared among the scales."""
     phi_ratio: Fraction = 0.5
     """Share of the convolution in φ(h) = (1 - r) h + r conv(h)."""
@@ -105,7 +113,7 @@ class TokenizerConfig(Section):
     """β of the quantizer's loss."""
     encode_batch_size: Annotated[Whole, Field(ge=1, le=SHARD_IMAGES)] = 256
     """Images that the finished tokenizer encodes, or decodes to be measured, at once; must divide 8192."""
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """File of a finished tokenizer (ours or the reference's vae_*.pth) to use instead of training one."""
     training: TokenizerTraining = TokenizerTraining()
     """How it is trained."""

@@ -1,18 +1,20 @@
-"""Experiments as YAML files: finding, reading, overriding, writing, and errors that name file and key."""
+"""Experiments as YAML files: finding, reading with `extends:` and `--set`, writing; errors name file and key.
 
-import copy
-import difflib
-import re
-import reprlib
+An experiment may extend another, `extends: rings` (a shipped one) or `extends: ../rings.yaml` (a file, from where this
+one lies), and then states only what differs: sections are merged, any other value is replaced, lists as a whole. Where
+it names another kind of a section (`data.kind`, `model.family`), the whole section is replaced.
+"""
+
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
-from varscale.config import Experiment
+from varscale.config.experiment import Experiment
+from varscale.config.explain import KINDS, Key, explain, nearest
+from varscale.config.text import LONGEST, YAMLTextError, read_yaml, shortened, write_yaml
 from varscale.errors import ExperimentError
 
 
@@ -23,17 +25,13 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
         ExperimentError: unknown name, unreadable file, unknown key, wrong type or inconsistent values.
     """
     path = find_experiment(name_or_path)
-    try:
-        settings = _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: not a YAML file: {_one_line(error)}") from None
-    if not isinstance(settings, dict):
-        raise ExperimentError(f"{path}: expected a mapping of sections (name, data, tokenizer, …)")
+    settings: dict[str, Any] = {}
+    sources = _Sources(str(path), overrides)
+    for file, own in reversed(_extended_files(path)):
+        settings = _merged(settings, own, str(file), sources.files)
     for override in overrides:
         settings = _override(settings, override)
-    return validate(settings, str(path), overrides)
+    return _checked(settings, sources)
 
 
 def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -42,17 +40,7 @@ def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] 
     The settings that `by_depth` and the grid's variants would change are tried as well, so that a mistake in them shows
     before anything is trained.
     """
-    experiment = _validated(settings, source, overrides)
-    changes = {f"by_depth.{depth}": change for depth, change in experiment.by_depth.items()}
-    changes |= {f"grid.variants.{variant.name}": variant.settings for variant in experiment.grid.variants}
-    for place, change in changes.items():
-        for key in change:
-            if not key.startswith(("model.", "optim.")):
-                raise ExperimentError(
-                    f"{source}: {place}: {key}: only fields of model and optim can be changed here, such as optim.lr"
-                )
-        changed(experiment, change, f"{source}: {place}")
-    return experiment
+    return _checked(settings, _Sources(source, overrides))
 
 
 def changed(experiment: Experiment, settings: Mapping[str, Any], source: str) -> Experiment:
@@ -60,18 +48,19 @@ def changed(experiment: Experiment, settings: Mapping[str, Any], source: str) ->
     values = experiment.model_dump(mode="json")
     for key, value in settings.items():
         values = _set(values, key, value, source)
-    return _validated(values, source)
+    return _validated(values, _Sources(source))
 
 
 def sets(override: str, key: str) -> bool:
     """Whether an override set this field, its section, or the section's kind, which decides what its fields are."""
-    section = override.partition("=")[0].removesuffix(".kind")
+    section = override.partition("=")[0]
+    section = next((name for name, kinds in KINDS.items() if section == f"{name}.{kinds.key}"), section)
     return f"{key}.".startswith(f"{section}.")
 
 
 def to_yaml(experiment: Experiment) -> str:
     """The experiment as YAML that `load_experiment` reads back to an equal one."""
-    return yaml.dump(experiment.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return write_yaml(experiment.model_dump(mode="json"))
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -89,14 +78,34 @@ def find_experiment(name_or_path: str) -> Path:
     shipped = shipped_experiments()
     if name_or_path in shipped:  # before a file or folder of that name here, such as runs/rings
         return shipped[name_or_path]
-    if path.is_file():
+    if _is_file(path):
         return path
     if path.suffix in (".yaml", ".yml"):
-        raise ExperimentError(f"{path}: no such experiment file")
+        raise ExperimentError(f"{shortened(path)}: no such experiment file")
     raise ExperimentError(
-        f"no experiment {name_or_path!r}{_nearest(name_or_path, list(shipped))}; "
+        f"no experiment {shortened(repr(name_or_path))}{nearest(name_or_path, list(shipped))}; "
         f"shipped are {', '.join(shipped)}, or give a YAML file's path"
     )
+
+
+@dataclass
+class _Sources:
+    """Where the values of an experiment were written."""
+
+    top: str
+    overrides: Sequence[str] = ()
+    files: dict[Key, str] = field(default_factory=dict)
+    """Key → file, of a section as of all in it that has no entry of its own."""
+
+    def place(self, key: Key, by_section: bool = False) -> str:
+        """Where a value was written; `by_section`: a check failed that looks at other values, too."""
+        own = [override for override in self.overrides if sets(override, ".".join(key))]
+        if own:
+            return _shown(own[-1])
+        ends = range(len(key), 0, -1)
+        file = next((self.files[key[:end]] for end in ends if key[:end] in self.files), self.top)
+        written = file if file == self.top else f"{file} (extended by {self.top})"
+        return " ".join([written, "with", *map(_shown, self.overrides)]) if by_section and self.overrides else written
 
 
 def _experiment_folders() -> Iterator[Path]:
@@ -107,148 +116,122 @@ def _experiment_folders() -> Iterator[Path]:
             return
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats and booleans, and no repeated keys.
-
-    PyYAML alone reads 3e-4 and 1e12 as text, `on` and `off` as booleans, and silently keeps the last of two equal keys.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, _ in node.value:
-            if names.count(key.value) > 1:
-                problem = f"key {key.value!r} is given twice"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a zero character
+        return False
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that `_Loader` would read as a float or boolean."""
+def _extended_files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A file and its own values, then what it extends, and so on."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        settings = _read(path)
+        found.append((path, settings))
+        extended = settings.pop("extends", None)
+        if extended is None:
+            return found
+        by, path = path, _extended(extended, path)
+        if any(path.resolve() == file.resolve() for file, _ in found):
+            raise ExperimentError(f"{by}: extends: {path}, which already extends {by}: a circle")
 
 
-_BOOLEAN = ("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_FLOAT = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN[0]]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(*_BOOLEAN)
-_Loader.add_implicit_resolver(*_FLOAT)
-_Dumper.add_implicit_resolver(*_FLOAT)
+def _extended(name: Any, by: Path) -> Path:
+    if not isinstance(name, str):
+        raise ExperimentError(
+            f"{by}: extends: expected a shipped experiment's name or a file's path, got {shortened(repr(name))}"
+        )
+    shipped = shipped_experiments()
+    path = shipped.get(name, by.parent / name)
+    if not _is_file(path):
+        raise ExperimentError(
+            f"{by}: extends: no such file {shortened(path)}{nearest(name, list(shipped))}; "
+            f"shipped are {', '.join(shipped)}"
+        )
+    return path
 
 
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > 4 * LONGEST:  # bytes, of which a character has four at most
+            raise YAMLTextError(f"{path.stat().st_size} bytes, too long for an experiment")
+        settings = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
+    except (YAMLTextError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: not a YAML file: {shortened(error, 400)}") from None
+    if not isinstance(settings, dict):
+        raise ExperimentError(f"{path}: expected a mapping of sections (name, data, tokenizer, …)")
+    return settings
+
+
+def _merged(
+    settings: Mapping[Any, Any], change: Mapping[Any, Any], file: str, files: dict[Key, str], above: Key = ()
+) -> dict[Any, Any]:
+    """Settings changed by those of a file that extends them; `files` is kept up to date."""
+    merged = dict(settings)
+    for name, value in change.items():
+        key, old = (*above, str(name)), settings.get(name)
+        kinds = None if above else KINDS.get(name)
+        if isinstance(old, dict) and isinstance(value, dict) and not (kinds and kinds.differ(old, value)):
+            merged[name] = _merged(old, value, file, files, key)
+            continue
+        for replaced in [known for known in files if known[: len(key)] == key]:
+            del files[replaced]
+        merged[name], files[key] = value, file
+    return merged
 
 
 def _override(settings: dict[str, Any], override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ExperimentError(f"--set {override}: expected section.key=value, such as optim.lr=3e-4")
+        raise ExperimentError(f"{_shown(override)}: expected section.key=value, such as optim.lr=3e-4")
+    if key == "extends":
+        raise ExperimentError(f"{_shown(override)}: only a file can extend another; name that one instead")
     try:
-        value = _parse(text)
-    except yaml.YAMLError:
-        raise ExperimentError(f"--set {override}: the value is not YAML") from None
-    return _set(settings, key, value, f"--set {override}")
+        value = read_yaml(text)
+    except YAMLTextError as error:
+        raise ExperimentError(f"{_shown(override)}: the value is not YAML: {error}") from None
+    return _set(settings, key, value, _shown(override))
 
 
-def _set(settings: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
-    settings = copy.deepcopy(settings)
+def _set(settings: Mapping[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
+    """A copy of plain values, in which one is another."""
+    changed_settings = target = dict(settings)
     *sections, last = key.split(".")
-    target = settings
     for depth, section in enumerate(sections):
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
+        below = target.get(section, {})
+        if not isinstance(below, dict):
             raise ExperimentError(f"{source}: {'.'.join(sections[: depth + 1])} is a value, not a section")
+        target[section] = target = dict(below)
     target[last] = value
-    return settings
+    return changed_settings
 
 
-def _validated(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
+def _checked(settings: Mapping[str, Any], sources: _Sources) -> Experiment:
+    experiment = _validated(settings, sources)
+    changes: dict[Key, Mapping[str, Any]] = {
+        ("by_depth", str(depth)): change for depth, change in experiment.by_depth.items()
+    }
+    changes |= {("grid", "variants", variant.name): variant.settings for variant in experiment.grid.variants}
+    for at, change in changes.items():
+        place = f"{sources.place(at)}: {'.'.join(at)}"
+        for key in change:
+            if not key.startswith(("model.", "optim.")):
+                raise ExperimentError(
+                    f"{place}: {key}: only fields of model and optim can be changed here, such as optim.lr"
+                )
+        changed(experiment, change, place)
+    return experiment
+
+
+def _validated(settings: Mapping[str, Any], sources: _Sources) -> Experiment:
     try:
         return Experiment.model_validate(settings)
     except ValidationError as error:
-        raise ExperimentError(_explain(error, source, overrides)) from None
+        raise ExperimentError(explain(error, sources.place)) from None
 
 
-def _explain(error: ValidationError, source: str, overrides: Sequence[str]) -> str:
-    details = error.errors()
-    inner = [detail for detail in details if not any(_within(other["loc"], detail["loc"]) for other in details)]
-    changes = [f"--set {override}" for override in overrides]
-    together = " ".join([source, *(["with", *changes] if changes else [])])
-    problems = []
-    for detail in inner:
-        key, message = _problem(detail)
-        own = (change for change, override in zip(changes, overrides, strict=True) if sets(override, key))
-        # a section's own check may fail through values that are each right
-        place = next(own, together if detail["type"] == "value_error" else source)
-        problems.append(f"{place}: {key}: {message}")
-    return "; ".join(problems)
-
-
-def _within(inner: Sequence[Any], outer: Sequence[Any]) -> bool:
-    return len(inner) > len(outer) and tuple(inner[: len(outer)]) == tuple(outer)
-
-
-def _problem(detail: ErrorDetails) -> tuple[str, str]:
-    """The dotted key that is wrong, and what is wrong with it."""
-    location = [str(part) for part in detail["loc"]]
-    if location[:1] == ["data"]:
-        del location[1:2]  # pydantic puts the kind of data there
-    key = ".".join(location)
-    shown = reprlib.repr(detail["input"])
-    match detail["type"]:
-        case "extra_forbidden":
-            return key, f"unknown key{_nearest(location[-1], _valid_keys(location[:-1]))}"
-        case "missing":
-            return key, "missing"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return key, f"expected a section of keys, got {shown}"
-        case "tuple_type":
-            return key, f"expected a list, such as [12, 16], got {shown}"
-        case "union_tag_not_found":
-            return f"{key}.kind", f"missing; one of {', '.join(_data_kinds())}"
-        case "union_tag_invalid":
-            kinds, given = _data_kinds(), str(detail["ctx"]["tag"])
-            return f"{key}.kind", f"{given!r} is none of {', '.join(kinds)}{_nearest(given, kinds)}"
-        case "value_error":
-            # a section's own check names the field first, "patch_nums: must grow strictly"; a field's check doesn't
-            field, _, message = detail["msg"].removeprefix("Value error, ").partition(": ")
-            return (f"{key}.{field}".lstrip("."), message) if message else (key, field)
-    return key, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {shown}"
-
-
-def _data_kinds() -> list[str]:
-    models = _models(Experiment.model_fields["data"].annotation)
-    return [kind for model in models for kind in get_args(model.model_fields["kind"].annotation)]
-
-
-def _valid_keys(location: Sequence[str]) -> list[str]:
-    """Field names of the section at `location` (of every kind of data source for `data`)."""
-    sections: list[Any] = [Experiment]
-    for part in location:
-        if not part.isdecimal():  # a position in a list of sections
-            annotations = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
-            sections = [model for annotation in annotations for model in _models(annotation)]
-    return sorted({name for section in sections for name in section.model_fields})
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)
-
-
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    within = [choice for choice in choices if choice.endswith(f"/{word}")]
-    close = within or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+def _shown(override: str) -> str:
+    return f"--set {shortened(override)}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from varscale.config.kinds import Kinds
 from varscale.config.section import Section
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class ModelDescription(TokenSpace, ABC):
 class FamilySection(Section, ABC):
     """The section `model` of an experiment: what all families have."""
 
-    family: str
+    family: Annotated[str, Field(max_length=100)]
     """Name of the family."""
     description: ClassVar[type[ModelDescription]]
     """What `describe` gives; a model's file is read back into it."""
@@ -140,6 +141,10 @@ class FamilySection(Section, ABC):
         Raises:
             ExperimentError: The settings make no model of this size; names the key.
         """
+
+
+FAMILY_KINDS: Kinds[FamilySection] = Kinds("family", "varscale.families", default="var")
+"""The families that there are."""
 
 
 class TokenLosses(NamedTuple):

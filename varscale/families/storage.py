@@ -7,9 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from varscale.config.experiment import FAMILY_KINDS
 from varscale.errors import CheckpointError
-from varscale.families.base import ModelDescription
+from varscale.families.base import FAMILY_KINDS, ModelDescription
 from varscale.store.weights import load_tensors, save_tensors
 
 KIND = "model"

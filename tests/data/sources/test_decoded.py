@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from varscale.data.sources.base import RingsSource, SubsetSource
-from varscale.data.sources.decoded import Cifar10Source, FolderSource, check_labels
+from varscale.data.sources.base import SubsetSource
+from varscale.data.sources.cifar10.source import Cifar10Source
+from varscale.data.sources.decoded import check_labels
+from varscale.data.sources.folder.source import FolderSource
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
 
@@ -125,31 +127,6 @@ def test_labels_out_of_range_name_the_first_and_count_the_rest():
     with pytest.raises(DataError, match=r"row 1: label 7 is outside 0 … 4 \(num_classes 5\); so are 1 more"):
         check_labels(np.array([0, 7, 4, -1]), 5, lambda row: f"row {row}")
     check_labels(np.array([0, 4]), 5, str)
-
-
-def test_rings_are_the_same_however_many_there_are():
-    small, large = RingsSource(10, 16, seed=3), RingsSource(10_000, 16, seed=3)
-    np.testing.assert_array_equal(small.load(7)[0], large.load(7)[0])
-    assert small.fingerprint == large.fingerprint
-    assert small.fingerprint != RingsSource(10, 16, seed=4).fingerprint
-    assert small.fingerprint != RingsSource(10, 16, seed=3, split="validation").fingerprint
-    assert small.num_classes == 3
-
-
-def test_training_and_validation_rings_are_disjoint():
-    train = {image.tobytes() for image in RingsSource(300, 16).load_batch(range(300), [0] * 300)[0]}
-    validation = {
-        image.tobytes() for image in RingsSource(300, 16, split="validation").load_batch(range(300), [0] * 300)[0]
-    }
-    assert len(train) == len(validation) == 300
-    assert not train & validation
-
-
-def test_bad_ring_settings_are_data_errors():
-    with pytest.raises(DataError, match="min_rings"):
-        RingsSource(10, 16, min_rings=4, max_rings=3)
-    with pytest.raises(DataError, match="num_images: 0"):
-        RingsSource(0, 16)
 
 
 def test_a_subset_is_spread_evenly(tmp_path):

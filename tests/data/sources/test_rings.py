@@ -5,10 +5,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from varscale.data.sources.rings import BACKGROUND, PALETTE, num_classes, render_rings
+from varscale.data.sources.rings.drawing import BACKGROUND, PALETTE, Style, render_rings
+from varscale.data.sources.rings.source import RingsSource
+from varscale.errors import DataError
 
 MASK = 2**64 - 1
 
@@ -61,7 +64,7 @@ def test_bytes_are_the_same_on_every_machine():
     assert digest == "037d505b696f89b139f55d34935bf634c33695b042dd04ee11bf7fcb56589b51"
 
 
-@settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 @given(st.integers(-(2**63), 2**64), st.lists(st.integers(0, 2**62), max_size=80), st.integers(0, 80))
 def test_an_image_does_not_depend_on_its_company(seed, indices, cut):
     with warnings.catch_warnings():
@@ -83,14 +86,14 @@ def test_no_image_repeats_within_or_across_splits_and_seeds():
 
 
 def test_labels_count_the_rings_and_are_evenly_spread():
-    _, labels = render_rings(3, np.arange(30_000), 1, min_rings=2, max_rings=5)
-    assert num_classes(2, 5) == 4
+    _, labels = render_rings(3, np.arange(30_000), 1, style=(style := Style(min_rings=2, max_rings=5)))
+    assert style.num_classes == 4
     np.testing.assert_allclose(np.bincount(labels) / labels.size, 0.25, atol=0.015)  # six standard errors
 
 
 def test_one_ring_shows_its_colour_on_the_circle_and_the_background_elsewhere():
     images, labels = render_rings(
-        1, np.arange(200), 64, max_rings=1, radius=(0.25, 0.25), width=(0.03, 0.03), colours=1
+        1, np.arange(200), 64, style=Style(max_rings=1, radius=(0.25, 0.25), width=(0.03, 0.03), colours=1)
     )
     assert labels.max() == 0
     red = images[:, 0].astype(float) / 255
@@ -106,12 +109,6 @@ def test_one_ring_shows_its_colour_on_the_circle_and_the_background_elsewhere():
     [
         ({"image_size": 0}, "image_size"),
         ({"split": "test"}, "split"),
-        ({"min_rings": 0}, "min_rings"),
-        ({"min_rings": 4}, "max_rings"),
-        ({"radius": (0.3, 0.2)}, "radius"),
-        ({"radius": (0.3, 0.6)}, "radius"),
-        ({"width": (0.0, 0.1)}, "width"),
-        ({"colours": 9}, "colours"),
         ({"indices": [-1]}, "indices"),
         ({"indices": [0.5]}, "indices"),
     ],
@@ -119,6 +116,47 @@ def test_one_ring_shows_its_colour_on_the_circle_and_the_background_elsewhere():
 def test_arguments_out_of_range_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
         render_rings(**({"seed": 0, "indices": [0], "image_size": 8} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"min_rings": 0}, "min_rings"),
+        ({"min_rings": 4}, "max_rings"),
+        ({"radius": (0.3, 0.2)}, "radius"),
+        ({"radius": (0.3, 0.6)}, "radius"),
+        ({"width": (0.0, 0.1)}, "width"),
+        ({"colours": 9}, "colours"),
+    ],
+)
+def test_styles_out_of_range_are_named(settings, word):
+    with pytest.raises(DataError, match=word):
+        Style(**settings)
+
+
+def test_rings_are_the_same_however_many_there_are():
+    small, large = RingsSource(10, 16, seed=3), RingsSource(10_000, 16, seed=3)
+    np.testing.assert_array_equal(small.load(7)[0], large.load(7)[0])
+    assert small.fingerprint == large.fingerprint
+    assert small.fingerprint != RingsSource(10, 16, seed=4).fingerprint
+    assert small.fingerprint != RingsSource(10, 16, seed=3, split="validation").fingerprint
+    assert small.num_classes == 3
+
+
+def test_training_and_validation_rings_are_disjoint():
+    train = {image.tobytes() for image in RingsSource(300, 16).load_batch(range(300), [0] * 300)[0]}
+    validation = {
+        image.tobytes() for image in RingsSource(300, 16, split="validation").load_batch(range(300), [0] * 300)[0]
+    }
+    assert len(train) == len(validation) == 300
+    assert not train & validation
+
+
+def test_bad_ring_settings_are_data_errors():
+    with pytest.raises(DataError, match="min_rings"):
+        RingsSource(10, 16, style=Style(min_rings=4, max_rings=3))
+    with pytest.raises(DataError, match="num_images: 0"):
+        RingsSource(0, 16)
 
 
 def test_renders_five_thousand_small_images_a_second():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_store import PATCH_NUMS, VOCAB_SIZE, brightness_encoder, store_of_rings
 
-from varscale.data.sources.base import RingsSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.manifest import MANIFEST
 from varscale.data.tokens.store import TokenStore, split_scales, unigram_entropy
 from varscale.data.transforms import to_model_range

@@ -15,8 +15,8 @@ from filelock import FileLock
 from PIL import Image
 from tiny_store import PATCH_NUMS, brightness_encoder, store_of_rings
 
-from varscale.data.sources.base import RingsSource
-from varscale.data.sources.decoded import FolderSource
+from varscale.data.sources.folder.source import FolderSource
+from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens import writer as token_writer
 from varscale.data.tokens.manifest import LOCK, MANIFEST, PROGRESS
 from varscale.data.tokens.store import TokenStore

@@ -1,4 +1,4 @@
-"""Images that are decoded and cropped: what such sources share, image folders, CIFAR-10 as torchvision downloads it.
+"""Images that are decoded and cropped: what such sources share.
 
 Letters: B batch, s side of an image in pixels.
 """
@@ -7,23 +7,18 @@ import difflib
 import logging
 import struct
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from varscale.data.sources.base import Indices, Labels, Pixels, digest
+from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
-from varscale.numerics.randomness import permutation
 
-HASHED_BYTES = 256 * 2**20
-"""Image folders up to this size are told apart by their contents; it takes about a second."""
 MAX_UNDECODABLE = 10
 """Images that may fail to decode before a source gives up, unless said otherwise."""
 
@@ -32,14 +27,12 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Im
 _log = logging.getLogger(__name__)
 
 
-class DecodedSource(ABC):
+class DecodedSource(ImageSource):
     """Labelled pictures that are decoded, resized and cropped when asked for.
 
     A picture that doesn't decode is recorded in `undecodable`, and the next one in order stands in for it with its own
     label, so every index always means the same image. More than `max_undecodable` of them raise `DataError`.
     """
-
-    procedural = False
 
     def __init__(self, name: str, labels: Labels, num_classes: int, crop: Crop, max_undecodable: int) -> None:
         self.name = name
@@ -96,10 +89,6 @@ class DecodedSource(ABC):
             pixels_B3ss[row], labels_B[row] = self.load(int(index), int(view))
         return pixels_B3ss, labels_B
 
-    def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-        """Any order."""
-        return permutation(seed, epoch, size)
-
     def _record_undecodable(self, picture: str, error: Exception) -> None:
         with self._record_lock:
             if picture not in self.undecodable:
@@ -116,110 +105,6 @@ class DecodedSource(ABC):
                     f"{self.name}: {len(self.undecodable)} images do not decode, max_undecodable is "
                     f"{self.max_undecodable}; the last is {picture} ({type(error).__name__}: {error})"
                 ) from None
-
-
-class FolderSource(DecodedSource):
-    """Image folders in torchvision's layout, `root/<class>/…/<image>`; classes are numbered in order of their names.
-
-    Raises:
-        DataError: If the folder is missing, holds no images, or not `num_classes` classes.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        crop: Crop,
-        *,
-        num_classes: int | None = None,
-        max_undecodable: int = MAX_UNDECODABLE,
-    ) -> None:
-        self.root = existing(Path(root))
-        if not self.root.is_dir():
-            raise DataError(f"{root}: a file; expected a folder {root}/<class>/<image>")
-        self.classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
-        if num_classes is not None and len(self.classes) != num_classes:
-            found = ", ".join(self.classes[:3]) + (", …" if len(self.classes) > 3 else "")
-            raise DataError(
-                f"{root}: {len(self.classes)} class folders ({found or 'none'}), num_classes is {num_classes}; "
-                f"expected {root}/<class>/<image>"
-            )
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        samples = make_dataset(self.root, numbers, IMG_EXTENSIONS, allow_empty=True) if numbers else []
-        if not samples:
-            raise DataError(
-                f"{root}: no images; expected {root}/<class>/<image>, ending in one of {' '.join(IMG_EXTENSIONS)}"
-            )
-        empty = sorted({*self.classes} - {self.classes[label] for _, label in samples})
-        if empty:
-            raise DataError(f"{self.root / empty[0]}: no images; they end in one of {' '.join(IMG_EXTENSIONS)}")
-        self.files = [Path(file) for file, _ in samples]
-        labels = np.array([label for _, label in samples], dtype=np.int64)
-        super().__init__(str(root), labels, len(self.classes), crop, max_undecodable)
-
-    def open_picture(self, index: int) -> Image.Image:
-        """The picture as stored."""
-        with Image.open(self.files[index]) as picture:
-            picture.load()
-            return picture
-
-    def picture_name(self, index: int) -> str:
-        """The picture's file."""
-        return str(self.files[index])
-
-    def content_digest(self) -> str:
-        """Hash of the files' names and sizes, and up to `HASHED_BYTES` in all of their contents.
-
-        Of a larger set a file that is replaced by another of the same size is not noticed.
-        """
-        sizes = [file.stat().st_size for file in self.files]
-        names = (
-            f"{file.relative_to(self.root).as_posix()} {size}".encode()
-            for file, size in zip(self.files, sizes, strict=True)
-        )
-        contents = (file.read_bytes() for file in self.files) if sum(sizes) <= HASHED_BYTES else ()
-        return digest([*names, *contents])
-
-
-class Cifar10Source(DecodedSource):
-    """CIFAR-10 as torchvision downloads it: `root/cifar-10-batches-py`.
-
-    Raises:
-        DataError: If the files are missing or damaged.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        crop: Crop,
-        *,
-        train: bool = True,
-        num_classes: int = 10,
-        max_undecodable: int = MAX_UNDECODABLE,
-    ) -> None:
-        folder = existing(Path(root))
-        try:
-            stored = CIFAR10(str(folder), train=train, download=False)
-        except (RuntimeError, OSError, KeyError) as error:
-            raise DataError(
-                f"{root}: no intact cifar-10-batches-py inside ({error}); "
-                f"torchvision.datasets.CIFAR10({str(root)!r}, download=True) fetches it"
-            ) from None
-        self._pixels_N32x32x3: Pixels = stored.data
-        labels = np.asarray(stored.targets, dtype=np.int64)
-        check_labels(labels, num_classes, lambda row: f"{root}, image {row}")
-        super().__init__(f"{root} ({'train' if train else 'test'})", labels, num_classes, crop, max_undecodable)
-
-    def open_picture(self, index: int) -> Image.Image:
-        """The picture as stored."""
-        return Image.fromarray(self._pixels_N32x32x3[index])
-
-    def picture_name(self, index: int) -> str:
-        """The picture's number."""
-        return f"{self.name}, image {index}"
-
-    def content_digest(self) -> str:
-        """Hash of all pixels."""
-        return digest([self._pixels_N32x32x3.tobytes()])
 
 
 def existing(path: Path) -> Path:

@@ -172,7 +172,7 @@ class VARSection(FamilySection, VARArchitecture):
     """Model family."""
     width_per_depth: Annotated[Whole, Field(ge=1, le=4096)] = 64
     """Transformer width = width_per_depth · depth."""
-    head_dim: Annotated[Whole, Field(ge=1, le=2**16)] = 64
+    head_dim: Annotated[Whole, Field(ge=1, le=4096)] = 64
     """Channels of an attention head, at least: a size has as many heads as divide its width and leave each that many
     (64, the paper's, with width 64 · depth makes heads = depth)."""
     drop_path_at_depth_24: Fraction = 0.1

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from varscale.data.sources.base import Labels, digest
+from varscale.data.sources.base import ImageSource, Labels, digest
 from varscale.data.sources.decoded import MAX_UNDECODABLE, DecodedSource, check_labels, existing, nearest
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
@@ -97,6 +97,16 @@ class ParquetSource(DecodedSource):
     def content_digest(self) -> str:
         """Hash of the files' names, sizes and footers (which hold each column's place, sizes and statistics)."""
         return digest(part for file in self.files for part in (file.name.encode(), _footer(file)))
+
+    def check_apart_from(self, training: ImageSource) -> None:
+        """Raise `DataError` where a file is among the training files, too."""
+        others = training.files if isinstance(training, ParquetSource) else []
+        shared = {file.resolve() for file in others} & {file.resolve() for file in self.files}
+        if shared:
+            raise DataError(
+                f"data.validation_path: {min(shared)} is among the training files, too; name the split's own files, "
+                f"such as {min(shared).parent / 'validation-*.parquet'}"
+            )
 
     def _images(self, group: int) -> pa.ChunkedArray:
         with self._cache_lock:  # one reader must not be used by two threads at once

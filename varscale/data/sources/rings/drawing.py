@@ -12,12 +12,13 @@ Letters: N images, R rings in one layer, s side of an image in pixels.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Split = Literal["train", "validation"]
+from varscale.config.data import Split
+from varscale.errors import DataError
 
 PALETTE = np.array(
     [
@@ -43,17 +44,49 @@ _CHUNK = 64  # images rendered together: their float32 planes stay within the se
 _PROFILE_SQUARINGS = 6
 
 
+@dataclass(frozen=True)
+class Style:
+    """What rings look like.
+
+    Raises:
+        DataError: If a setting is out of its range; the message names it.
+    """
+
+    min_rings: int = 1
+    """Fewest rings in an image, at least 1."""
+    max_rings: int = 3
+    """Most rings in an image."""
+    radius: tuple[float, float] = (0.16, 0.30)
+    """Smallest and largest radius, as a share of the side. A ring lies inside the image as far as its radius."""
+    width: tuple[float, float] = (0.045, 0.045)
+    """Smallest and largest standard deviation of the Gaussian profile across the ring, as a share of the side."""
+    colours: int = 4
+    """How many colours of `PALETTE` are used."""
+
+    def __post_init__(self) -> None:
+        (thinnest, thickest), (smallest, largest) = self.width, self.radius
+        if not 1 <= self.min_rings <= self.max_rings:
+            range_ = f"{self.min_rings} and {self.max_rings}"
+            raise DataError(f"rings: min_rings, max_rings: expected 1 <= min_rings <= max_rings, got {range_}")
+        if not 0 < smallest <= largest <= 0.5:
+            raise DataError(f"rings: radius: expected 0 < smallest <= largest <= 0.5 of the side, got {self.radius}")
+        if not 0 < thinnest <= thickest:
+            raise DataError(f"rings: width: expected 0 < smallest <= largest, got {self.width}")
+        if not 1 <= self.colours <= len(PALETTE):
+            raise DataError(f"rings: colours: expected 1 to {len(PALETTE)}, got {self.colours}")
+
+    @property
+    def num_classes(self) -> int:
+        """One class for each number of rings."""
+        return self.max_rings - self.min_rings + 1
+
+
 def render_rings(
     seed: int,
     indices: Sequence[int] | NDArray[np.integer],
     image_size: int,
-    *,
     split: Split = "train",
-    min_rings: int = 1,
-    max_rings: int = 3,
-    radius: tuple[float, float] = (0.16, 0.30),
-    width: tuple[float, float] = (0.045, 0.045),
-    colours: int = 4,
+    style: Style = Style(),  # frozen
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Render images of rings and their labels.
 
@@ -62,11 +95,7 @@ def render_rings(
         indices: Which images of the split, each at least 0. Any order, any subset.
         image_size: Side s in pixels.
         split: "train" or "validation". They draw from different random streams.
-        min_rings: Fewest rings in an image, at least 1.
-        max_rings: Most rings in an image.
-        radius: Smallest and largest radius, as a share of the side. A ring lies inside the image as far as its radius.
-        width: Smallest and largest standard deviation of the Gaussian profile across the ring, as a share of the side.
-        colours: How many colours of `PALETTE` are used.
+        style: What they look like.
 
     Returns:
         Images (N, 3, s, s) in 0..255 and labels (N,): the number of rings minus `min_rings`.
@@ -74,32 +103,28 @@ def render_rings(
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
-    _check(image_size, split, min_rings, max_rings, radius, width, colours)
+    if image_size < 1:
+        raise ValueError(f"image_size: {image_size} is not positive")
+    if split not in _SPLIT_KEYS:
+        raise ValueError(f"split: {split!r} is neither 'train' nor 'validation'")
     index_N = np.asarray(indices)
     if index_N.ndim != 1 or (index_N.size and (not np.issubdtype(index_N.dtype, np.integer) or index_N.min() < 0)):
         raise ValueError("indices: expected a list of whole numbers, each at least 0")
     split_key_1 = _hash(_hash(np.array([seed % 2**64], dtype=np.uint64)), _SPLIT_KEYS[split])
     key_N = _hash(split_key_1 + index_N.astype(np.uint64))
-    count_N = min_rings + _below(_hash(key_N), num_classes(min_rings, max_rings))
+    count_N = style.min_rings + _below(_hash(key_N), style.num_classes)
     images_N3ss = np.empty((index_N.size, 3, image_size, image_size), dtype=np.uint8)
     for start in range(0, index_N.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        images_N3ss[part] = _render_chunk(key_N[part], count_N[part], image_size, radius, width, colours)
-    return images_N3ss, count_N - min_rings
-
-
-def num_classes(min_rings: int, max_rings: int) -> int:
-    """Number of classes of a data set of `min_rings` to `max_rings` rings."""
-    return max_rings - min_rings + 1
+        images_N3ss[part] = _render_chunk(key_N[part], count_N[part], image_size, style)
+    return images_N3ss, count_N - style.min_rings
 
 
 def _render_chunk(
     key_N: NDArray[np.uint64],
     count_N: NDArray[np.int64],
     image_size: int,
-    radius: tuple[float, float],
-    width: tuple[float, float],
-    colours: int,
+    style: Style,
 ) -> NDArray[np.uint8]:
     """Paint rings layer by layer, each over the ones before, as opaque as its profile is high."""
     canvas_N3ss = np.empty((key_N.size, 3, image_size, image_size), dtype=np.float32)
@@ -109,11 +134,11 @@ def _render_chunk(
         chosen_R = np.flatnonzero(count_N > layer)
         first_draw = 1 + layer * _DRAWS_PER_RING
         bits = [_hash(key_N[chosen_R], first_draw + draw) for draw in range(_DRAWS_PER_RING)]
-        radius_R = _between(bits[0], *radius)
-        width_R = _between(bits[1], *width)
+        radius_R = _between(bits[0], *style.radius)
+        width_R = _between(bits[1], *style.width)
         room_R = np.float32(1) - np.float32(2) * radius_R
         x_R, y_R = (radius_R + room_R * _uniform(bits[draw]) for draw in (2, 3))
-        colour_R3 = PALETTE[_below(bits[4], colours)]
+        colour_R3 = PALETTE[_below(bits[4], style.colours)]
 
         across_Rs = np.square(pixel_s[None, :] - x_R[:, None])
         down_Rs = np.square(pixel_s[None, :] - y_R[:, None])
@@ -160,26 +185,3 @@ def _between(bits: NDArray[np.uint64], low: float, high: float) -> NDArray[np.fl
 def _below(bits: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
     """Whole numbers 0 to count - 1; the bias of the remainder is below count / 2^32."""
     return ((bits >> np.uint64(32)) % np.uint64(count)).astype(np.int64)
-
-
-def _check(
-    image_size: int,
-    split: str,
-    min_rings: int,
-    max_rings: int,
-    radius: tuple[float, float],
-    width: tuple[float, float],
-    colours: int,
-) -> None:
-    if image_size < 1:
-        raise ValueError(f"image_size: {image_size} is not positive")
-    if split not in _SPLIT_KEYS:
-        raise ValueError(f"split: {split!r} is neither 'train' nor 'validation'")
-    if not 1 <= min_rings <= max_rings:
-        raise ValueError(f"min_rings, max_rings: expected 1 <= min_rings <= max_rings, got {min_rings} and {max_rings}")
-    if not 0 < radius[0] <= radius[1] <= 0.5:
-        raise ValueError(f"radius: expected 0 < smallest <= largest <= 0.5 of the side, got {radius}")
-    if not 0 < width[0] <= width[1]:
-        raise ValueError(f"width: expected 0 < smallest <= largest, got {width}")
-    if not 1 <= colours <= len(PALETTE):
-        raise ValueError(f"colours: expected 1 to {len(PALETTE)}, got {colours}")

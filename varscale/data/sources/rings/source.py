@@ -1,0 +1,59 @@
+"""Rings as a source of images."""
+
+from dataclasses import astuple
+
+import numpy as np
+
+from varscale.config.data import Split
+from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
+from varscale.data.sources.rings.drawing import Style, render_rings
+from varscale.errors import DataError
+
+
+class RingsSource(ImageSource):
+    """Procedural rings of one split; every view of an image is the same.
+
+    Args:
+        num_images: Number of images; any other number gives the same images as far as both go.
+        image_size: Side s in pixels.
+        split: Training and validation images never coincide.
+        seed: Names the data set.
+        style: What they look like.
+
+    Raises:
+        DataError: If there are no images or pixels.
+    """
+
+    procedural = True
+    varies = False
+
+    def __init__(
+        self,
+        num_images: int,
+        image_size: int,
+        split: Split = "train",
+        seed: int = 0,
+        style: Style = Style(),  # noqa: B008  # frozen
+    ) -> None:
+        for name, value in (("num_images", num_images), ("image_size", image_size)):
+            if value < 1:
+                raise DataError(f"rings: {name}: {value} is not positive")
+        self.name = f"rings ({split}, seed {seed})"
+        self.num_images, self.image_size, self.num_classes = num_images, image_size, style.num_classes
+        self.split: Split = split
+        self.seed, self.style = seed, style
+        self.undecodable = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings; num_images is left out, so that a store can grow."""
+        settings = ("rings", self.image_size, self.split, self.seed, *astuple(self.style))
+        return digest([repr(settings).encode()])
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
+        """Images (B, 3, s, s) and labels (B,)."""
+        number_B = np.asarray(indices, dtype=np.int64)
+        return render_rings(self.seed, number_B, self.image_size, self.split, self.style)
