@@ -21,7 +21,7 @@ from varscale.config.section import Section
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from varscale.families.sampling import Sample
+    from varscale.families.models import FamilyModel, Sample
     from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 FLOAT32_BYTES = 4
@@ -160,8 +160,10 @@ class TokenLosses(NamedTuple):
     @property
     def wrong(self) -> "Tensor":
         """Whether the likeliest token is another one, (B, L)."""
-        assert self.logits_BLV is not None, "only a family with a likelihood predicts tokens"
-        return self.logits_BLV.detach().argmax(-1) != self.tokens_BL
+        assert self.logits_BLV is not None and self.tokens_BL is not None, (
+            "only a family with a likelihood predicts tokens"
+        )
+        return self.logits_BLV.detach().argmax(-1).ne(self.tokens_BL)
 
 
 @dataclass(frozen=True)
@@ -195,13 +197,13 @@ class Family(ABC):
     has_likelihood: ClassVar[bool] = True
 
     @abstractmethod
-    def build(self, description: Any) -> "nn.Module":
+    def build(self, description: Any) -> "FamilyModel":
         """A model, initialised with torch's random numbers."""
 
     @abstractmethod
     def losses(
         self,
-        model: "nn.Module",
+        model: "FamilyModel",
         tokenizer: "MultiScaleTokenizer",
         batch: "Mapping[str, Tensor]",
         seed: int | None = None,
@@ -219,7 +221,7 @@ class Family(ABC):
     @abstractmethod
     def sample(
         self,
-        model: "nn.Module",
+        model: "FamilyModel",
         tokenizer: "MultiScaleTokenizer",
         labels_B: "Tensor",
         options: SamplingOptions,
@@ -236,9 +238,9 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def names_without_decay(self, model: "nn.Module") -> set[str]:
+    def names_without_decay(self, model: "FamilyModel") -> set[str]:
         """Names of the parameters that weight decay leaves alone."""
 
     @abstractmethod
-    def blocks(self, model: "nn.Module") -> "Sequence[nn.Module]":
+    def blocks(self, model: "FamilyModel") -> "Sequence[nn.Module]":
         """The parts that follow each other and are alike: each is compiled, and sharded over devices, by itself."""

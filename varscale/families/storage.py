@@ -5,16 +5,16 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from varscale.errors import CheckpointError
 from varscale.families.base import FAMILY_KINDS, ModelDescription
+from varscale.families.models import FamilyModel
 from varscale.store.weights import load_tensors, save_tensors
 
 KIND = "model"
 
 
-def save_model(path: Path, model: nn.Module, fingerprint: str) -> None:
+def save_model(path: Path, model: FamilyModel, fingerprint: str) -> None:
     """Write a model's weights with the description that rebuilds it; atomically.
 
     Args:
@@ -25,13 +25,11 @@ def save_model(path: Path, model: nn.Module, fingerprint: str) -> None:
     Raises:
         OSError: It can't be written; the error names the file.
     """
-    config = model.config
-    assert isinstance(config, ModelDescription)
-    metadata = {"kind": KIND, "description": config.model_dump_json(), "fingerprint": fingerprint}
+    metadata = {"kind": KIND, "description": model.config.model_dump_json(), "fingerprint": fingerprint}
     save_tensors(path, model.state_dict(), metadata)
 
 
-def load_model(path: Path, expected_fingerprint: str | None = None) -> nn.Module:
+def load_model(path: Path, expected_fingerprint: str | None = None) -> FamilyModel:
     """Rebuild a saved model, in evaluation mode.
 
     Raises:

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from varscale.generation.sampling import Sample, sample
+    from varscale.families.models import Sample
+    from varscale.generation.sampling import sample
 
 __all__ = ["Sample", "sample"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
-from varscale.store.layout import write_atomically
+from varscale.store.atomic import write_atomically
 
 SMALLEST_SIDE = 96
 """Smaller images are enlarged, pixel by pixel, to at least this side."""

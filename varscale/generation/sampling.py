@@ -1,15 +1,15 @@
 """Images from a trained model of any family."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varscale.families.base import ModelDescription, SamplingOptions
-from varscale.families.sampling import Sample
+from varscale.families.models import FamilyModel, Sample
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 
 def sample(
-    model: nn.Module,
+    model: FamilyModel,
     tokenizer: MultiScaleTokenizer,
     labels: Tensor,
     cfg: float = 1.5,
@@ -40,7 +40,6 @@ def sample(
         ValueError: An argument is out of range, or the model doesn't fit the tokenizer.
     """
     config = model.config
-    assert isinstance(config, ModelDescription)
     options = SamplingOptions(cfg, top_k, top_p, seed, use_cache)
     _check(config, tokenizer, labels)
     indices_B = torch.arange(len(labels)) if sample_indices is None else sample_indices

@@ -210,7 +210,7 @@ def _schedule(trunk: Trunk, cell: Cell | None = None) -> Schedule:
         optim.peak_lr,
         optim.batch_size,
         trunk.warmup_images,
-        cell and cell.images,
+        None if cell is None else cell.images,
         0 if linear or cell is None else cell.decay_images,
         optim.final_lr_ratio,
         optim.weight_decay,

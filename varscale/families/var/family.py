@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import Family, Reads, SamplingOptions, TokenLosses
-from varscale.families.sampling import Sample
+from varscale.families.models import FamilyModel, Sample
 from varscale.families.var.config import VARConfig
 from varscale.families.var.sampling import sample_scales
 from varscale.families.var.transformer import VAR
@@ -28,7 +28,7 @@ class VARFamily(Family):
         return VAR(description)
 
     def losses(
-        self, model: nn.Module, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
+        self, model: FamilyModel, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
     ) -> TokenLosses:
         """Cross-entropy of every token, in nats; see `Family.losses`."""
         var, tokens_BL, labels_B = _var(model), batch["tokens_BL"], batch["labels_B"]
@@ -43,7 +43,7 @@ class VARFamily(Family):
 
     def sample(
         self,
-        model: nn.Module,
+        model: FamilyModel,
         tokenizer: MultiScaleTokenizer,
         labels_B: Tensor,
         options: SamplingOptions,
@@ -53,17 +53,17 @@ class VARFamily(Family):
         indices_B = labels_B.new_ones(len(labels_B)).cumsum(0) - 1 if sample_indices_B is None else sample_indices_B
         return sample_scales(_var(model), tokenizer, labels_B, options, indices_B)
 
-    def names_without_decay(self, model: nn.Module) -> set[str]:
+    def names_without_decay(self, model: FamilyModel) -> set[str]:
         """Biases, and place, start, scale and offset tables."""
         special = ("start_MC", "position_LC", "level_KC", "log_scale_H", "modulation_offset_6C")
         return {name for name, parameter in model.named_parameters() if parameter.ndim == 1 or name.endswith(special)}
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+    def blocks(self, model: FamilyModel) -> Sequence[nn.Module]:
         """The transformer's blocks: one compilation serves them all."""
         return list(_var(model).blocks)
 
 
-def _var(model: nn.Module) -> VAR:
+def _var(model: FamilyModel) -> VAR:
     return cast(VAR, model)
 
 

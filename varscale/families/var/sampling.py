@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varscale.families.base import SamplingOptions
-from varscale.families.sampling import Sample, draw, evaluating
+from varscale.families.models import Sample, draw, evaluating
 from varscale.families.var.transformer import VAR
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varscale.families.models import FamilyModel
 from varscale.families.var.attention import block_causal_mask, level_of_tokens, scale_bounds
 from varscale.families.var.blocks import INITIAL_SCALE, Block, KeyValueCache, modulate
 from varscale.families.var.config import VARConfig
 from varscale.numerics.precision import without_autocast
 
 
-class VAR(nn.Module):
+class VAR(FamilyModel):
     """Next-scale transformer over the tokens of a `MultiScaleTokenizer`."""
 
     def __init__(self, config: VARConfig) -> None:
         """Build and initialise the model that `config` describes."""
         super().__init__()
-        self.config = config
+        self.config: VARConfig = config
         self.scale_bounds = scale_bounds(config.patch_nums)
         self.first_tokens = self.scale_bounds[0][1]
         width = config.width

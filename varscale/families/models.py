@@ -1,4 +1,4 @@
-"""What families share when they draw images: the sample, the choice of tokens, and models in evaluation mode.
+"""What the models of all families share: their base class, samples, the choice of tokens, and evaluation mode.
 
 Letters in tensor names: B batch, M tokens, V vocabulary.
 """
@@ -9,6 +9,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from varscale.families.base import ModelDescription
+
+
+class FamilyModel(nn.Module):
+    """A model of any family; it is built from `config` alone."""
+
+    config: ModelDescription
 
 
 class Sample(NamedTuple):
