@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[int, int], None]
 
-FINAL_ERRORS = {"DataError", "TokenStoreError", "ValueError", "ExperimentError"}
+FINAL_ERRORS = {"CheckpointError", "DataError", "TokenStoreError", "ValueError", "ExperimentError"}
 """Errors of a job that trying again would only repeat."""
 
 

@@ -153,7 +153,7 @@ class _Sweep:
         return self._forwarder.sweep(key, name, params, folders, labels)
 
     def _prepare_inputs(self) -> None:
-        from varscale.store.weights import load_tokenizer
+        from varscale.tokenizer.storage import load_tokenizer
         from varscale.tokenizer.training import tokens_ready
 
         tokenizer = self._files.tokenizer(self._tokenizer)

@@ -11,7 +11,12 @@ from varscale.config.grid import GridConfig, Variant
 from varscale.config.model import ModelConfig, OptimConfig
 from varscale.config.runtime import RuntimeConfig
 from varscale.config.section import Section
-from varscale.config.tokenizer import SMALLEST_ADVERSARIAL_IMAGE, TokenizerConfig, TokenizerTraining
+from varscale.config.tokenizer import (
+    SMALLEST_ADVERSARIAL_IMAGE,
+    TokenizerArchitecture,
+    TokenizerConfig,
+    TokenizerTraining,
+)
 
 __all__ = [
     "SMALLEST_ADVERSARIAL_IMAGE",
@@ -28,6 +33,7 @@ __all__ = [
     "RingsData",
     "RuntimeConfig",
     "Section",
+    "TokenizerArchitecture",
     "TokenizerConfig",
     "TokenizerTraining",
     "Variant",

@@ -9,7 +9,8 @@ from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.numerics.device import best_device
 from varscale.store.layout import ExperimentFiles, RunFiles
-from varscale.store.weights import load_tokenizer, load_var
+from varscale.store.weights import load_var
+from varscale.tokenizer.storage import load_tokenizer
 
 
 def draw(

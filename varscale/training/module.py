@@ -17,8 +17,8 @@ from varscale.evaluation.likelihood import TokenPrediction, by_scale, token_loss
 from varscale.families.var.transformer import VAR
 from varscale.numerics.precision import without_autocast
 from varscale.numerics.randomness import uniform
-from varscale.store.weights import load_tokenizer
 from varscale.tokenizer.quantizer import MultiScaleQuantizer
+from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.callbacks import check_finite
 
 

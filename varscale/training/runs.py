@@ -17,7 +17,8 @@ from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.numerics.device import best_device, deterministic
 from varscale.store.layout import RunFiles, TokenFiles, read_json, write_json
-from varscale.store.weights import load_tokenizer, save_model
+from varscale.store.weights import save_model
+from varscale.tokenizer.storage import load_tokenizer
 from varscale.tokenizer.training import Report
 from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback, Throughput
 from varscale.training.cells import Cell, Numerics, Trunk

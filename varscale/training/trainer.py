@@ -21,6 +21,7 @@ from varscale.store.layout import RunFiles
 from varscale.training.metrics_file import MetricsFile
 
 FINGERPRINT_KEY = "varscale_fingerprint"
+_log = logging.getLogger(__name__)
 
 _EXPECTED_WARNINGS = (
     "You defined a `validation_step` but have no `val_dataloader`",  # evaluated once, after training
@@ -99,6 +100,31 @@ def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
             f"{path}: checkpoint of fingerprint {found}, expected {fingerprint}: it was made with other settings; "
             "delete the file to start this run anew"
         )
+    return checkpoint
+
+
+def usable_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """A checkpoint that a run of this fingerprint can go on from, its tensors mapped from the file.
+
+    None, after a warning that names the file, where it is damaged or of another run: the run is then made anew. None
+    without a warning where there is no such file.
+    """
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:  # loading compares no checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"its part {damaged} is damaged")
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = checkpoint.get(FINGERPRINT_KEY)
+    except Exception as error:  # changed bits raise whatever they lead to: KeyError, NotImplementedError, …
+        reason = " ".join(str(error).split("\n")[0].split())
+        _log.warning("%s: not a readable checkpoint (%s); its run begins anew", path, reason)
+        return None
+    if found != fingerprint:
+        _log.warning("%s: of the run %s, expected %s; its run begins anew", path, found, fingerprint)
+        return None
     return checkpoint
 
 

@@ -48,7 +48,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", use_attribute_docstrings=True)
 
-    version: Annotated[Literal[2], Field(alias="schema")]
+    version: Literal[2] = Field(alias="schema")
     """Version of this format."""
     tokenizer_fingerprint: str
     """Fingerprint of the tokenizer."""
