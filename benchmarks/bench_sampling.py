@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import Goal, Options, Report, in_turns, median_ratio, rate
 from benchmarks.plain_var import PlainVAR
+from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.families.var.config import VARShape
 from varscale.generation.sampling import sample
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -32,9 +33,11 @@ def run(options: Options) -> Report:
         ("way", "images/s", "seconds an image", "FLOPs an image", "against uncached"),
     )
     torch.manual_seed(0)
-    tokenizer = MultiScaleTokenizer(
-        PATCH_NUMS, 512, 16, 16, channel_multipliers=(1, 1, 2), residual_blocks=1, attention=False, norm_groups=8
-    ).eval()
+    architecture = TokenizerArchitecture(
+        patch_nums=PATCH_NUMS, vocab_size=512, latent_channels=16, base_channels=16, channel_multipliers=(1, 1, 2),
+        residual_blocks=1, attention=False, norm_groups=8,
+    )  # fmt: skip
+    tokenizer = MultiScaleTokenizer(architecture).eval()
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     shape = VARShape(PATCH_NUMS, 512, 16, NUM_CLASSES, depth, width, heads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,7 +12,7 @@ from benchmarks.plain_var import PlainTraining, PlainVAR
 from benchmarks.studies import Size, experiment_130, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches, sweep_run
 from varscale.kernels.attention import available
-from varscale.store.weights import load_tokenizer
+from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.cells import Numerics, Trunk
 from varscale.training.execution import choose_numerics
 from varscale.training.runs import Inputs

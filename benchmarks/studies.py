@@ -15,8 +15,8 @@ from varscale.config.yaml import changed, load_experiment
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.writer import encode_store
 from varscale.store.layout import TokenFiles, write_json
-from varscale.store.weights import save_model
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.tokenizer.storage import save_tokenizer
 from varscale.training.cells import Cell, Numerics, Trunk
 from varscale.training.runs import Inputs
 
@@ -107,7 +107,7 @@ def make_inputs(folder: Path, experiment: Experiment, numerics: Numerics, peak: 
     tokenizer = folder / "tokenizer.safetensors"
     if not tokenizer.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(tokenizer, untrained_tokenizer(experiment), PRINT)
+        save_tokenizer(tokenizer, untrained_tokenizer(experiment), PRINT)
         _encode(folder, experiment, images)
     return Inputs(tokenizer, PRINT, TokenFiles(folder / "tokens"), "benchmark-tokens", numerics, peak)
 
@@ -115,7 +115,7 @@ def make_inputs(folder: Path, experiment: Experiment, numerics: Numerics, peak: 
 def untrained_tokenizer(experiment: Experiment) -> MultiScaleTokenizer:
     """The experiment's tokenizer as it is before training, with codes that differ."""
     torch.manual_seed(0)
-    tokenizer = MultiScaleTokenizer(**experiment.tokenizer.architecture)
+    tokenizer = MultiScaleTokenizer(experiment.tokenizer.architecture)
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     return tokenizer.eval()
 

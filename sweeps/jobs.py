@@ -252,7 +252,6 @@ class ExecutionJob(Job):
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
         from varscale.tokenizer.storage import load_tokenizer
-
         from varscale.training.execution import decide_execution
 
         _set_threads(share)

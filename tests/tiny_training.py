@@ -14,12 +14,13 @@ from small_experiment import SMALL
 from torch.nn import functional as F
 
 from varscale.config import Experiment
+from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
 from varscale.config.yaml import validate
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore, unigram_entropy
 from varscale.data.tokens.writer import encode_store
 from varscale.store.layout import RunFiles, TokenFiles, write_json
-from varscale.store.weights import save_model
+from varscale.tokenizer import storage
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.cells import Cell, Numerics, Trunk
@@ -40,6 +41,14 @@ TOKENIZER: dict[str, Any] = {
     "attention": False,
     "norm_groups": 2,
 }
+
+
+def sections(training: dict[str, Any], **changes: Any) -> tuple[TokenizerArchitecture, TokenizerTraining]:
+    """The architecture of `TOKENIZER` and a training, both with the changes that are theirs."""
+    named = TokenizerArchitecture.model_fields
+    architecture = TOKENIZER | {name: value for name, value in changes.items() if name in named}
+    training = training | {name: value for name, value in changes.items() if name not in named}
+    return TokenizerArchitecture(**architecture), TokenizerTraining(**training)
 
 
 def little_experiment(**sections: dict[str, Any]) -> Experiment:
@@ -75,9 +84,9 @@ def save_tokenizer(path: Path) -> Path:
     """An untrained tokenizer's file."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        tokenizer = MultiScaleTokenizer(**TOKENIZER)
+        tokenizer = MultiScaleTokenizer(TokenizerArchitecture(**TOKENIZER))
         torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
-    save_model(path, tokenizer, "tokenizer-print")
+    storage.save_tokenizer(path, tokenizer, "tokenizer-print")
     return path
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import architecture
 
 from benchmarks.plain_var import PlainTraining, PlainVAR
 from benchmarks.trainings import BareTraining
-from varscale.store.weights import save_model
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.tokenizer.storage import save_tokenizer
 from varscale.training.module import TokenModelModule
 
 PATCH_NUMS = (1, 2, 3, 5)
@@ -21,10 +22,12 @@ PATCH_NUMS = (1, 2, 3, 5)
 def module_and_batch(folder: Path) -> tuple[TokenModelModule, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     tokenizer = MultiScaleTokenizer(
-        PATCH_NUMS, 40, 6, 4, channel_multipliers=(1, 2), residual_blocks=1, attention=False, norm_groups=2
+        architecture(
+            PATCH_NUMS, 40, 6, 4, channel_multipliers=(1, 2), residual_blocks=1, attention=False, norm_groups=2
+        )
     )
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
-    save_model(folder / "tokenizer.safetensors", tokenizer, "print")
+    save_tokenizer(folder / "tokenizer.safetensors", tokenizer, "print")
     module = TokenModelModule(
         str(folder / "tokenizer.safetensors"), 3, 3, 24, 3, batch_size=4, lr=1e-2, label_dropout=0.0,
         adaln_gamma_init=0.5, head_init=1.0, log_every_steps=10**9,

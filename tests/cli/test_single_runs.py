@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import architecture
 from command_calls import Call
 from PIL import Image
 from toy_sweep import Finished, numbers_of, results, write_toy
@@ -12,8 +13,9 @@ from toy_sweep import Finished, numbers_of, results, write_toy
 from sweeps.shares import shares
 from varscale.config import RuntimeConfig
 from varscale.store.layout import read_json
-from varscale.store.weights import load_model, save_model
+from varscale.store.weights import load_tensors
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.tokenizer.storage import save_tokenizer
 
 
 def test_train_equals_the_cell_of_the_grid(call: Call, copy: Path, finished: Finished) -> None:
@@ -100,12 +102,14 @@ def test_sample(call: Call, copy: Path) -> None:
 def test_official_checkpoints_there_and_back(call: Call, copy: Path) -> None:
     """The toy's transformer, and a tokenizer that has the reference's fixed settings."""
     tokenizer = Path("tokenizer.safetensors")
-    save_model(tokenizer, MultiScaleTokenizer((1, 2, 4), 16, 4, 32, channel_multipliers=(1, 1)), "fingerprint")
+    save_tokenizer(
+        tokenizer, MultiScaleTokenizer(architecture((1, 2, 4), 16, 4, 32, channel_multipliers=(1, 1))), "fingerprint"
+    )
     (weights,) = (copy / "toy" / "cells").glob("d3-c6e07-*/weights.safetensors")
     for ours, theirs, back in ((tokenizer, "vae.pth", "vae.safetensors"), (weights, "var.pth", "var.safetensors")):
         assert call("export-official", ours, theirs).output == f"{theirs}\n"
         needed = () if back.startswith("vae") else ("--tokenizer", "vae.safetensors")
         assert call("import-official", theirs, back, "--patch-nums", "1,2,4", *needed).output == f"{back}\n"
-        first, second = load_model(ours).state_dict(), load_model(Path(back)).state_dict()
+        first, second = load_tensors(ours)[0], load_tensors(Path(back))[0]
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from architectures import architecture
 
 from varscale.evaluation.reconstruction import ReconstructionMeter
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -12,7 +13,7 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 def test_figures_of_two_batches_follow_their_definitions() -> None:
     torch.manual_seed(0)
     tokenizer = MultiScaleTokenizer(
-        (1, 4, 8), 32, 4, 4, channel_multipliers=(1, 2), residual_blocks=1, attention=False, norm_groups=2
+        architecture((1, 4, 8), 32, 4, 4, channel_multipliers=(1, 2), residual_blocks=1, attention=False, norm_groups=2)
     )
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     images_B3HW = torch.rand(7, 3, 16, 16) * 2 - 1

@@ -12,7 +12,8 @@ from varscale.generation.from_files import draw
 from varscale.generation.sampling import sample
 from varscale.kernels.building import SWITCH
 from varscale.store.layout import ExperimentFiles, RunFiles
-from varscale.store.weights import load_tokenizer, load_var
+from varscale.store.weights import load_var
+from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.runs import record_divergence, train_cell
 
 

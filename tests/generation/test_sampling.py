@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from architectures import architecture
 from torch.utils.flop_counter import FlopCounterMode
 
 from varscale.families.var.transformer import VAR
@@ -13,7 +14,7 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 @pytest.fixture(scope="module")
 def models() -> tuple[VAR, MultiScaleTokenizer]:
     torch.manual_seed(0)
-    tokenizer = MultiScaleTokenizer((1, 2, 3), 16, 4, 8, channel_multipliers=(1, 2), norm_groups=4)
+    tokenizer = MultiScaleTokenizer(architecture((1, 2, 3), 16, 4, 8, channel_multipliers=(1, 2), norm_groups=4))
     tokenizer.quantizer.initialise_codes(torch.randn(64, 4))
     var = VAR((1, 2, 3), 16, 4, 5, 2, 16, 2, adaln_gamma_init=1.0, init_std=0.3, head_init=1.0)
     return var, tokenizer
@@ -137,6 +138,6 @@ def test_bad_arguments_are_named(
 
 
 def test_a_foreign_tokenizer_is_refused(models: tuple[VAR, MultiScaleTokenizer]) -> None:
-    other = MultiScaleTokenizer((1, 2, 3), 17, 4, 8, channel_multipliers=(1, 2), norm_groups=4)
+    other = MultiScaleTokenizer(architecture((1, 2, 3), 17, 4, 8, channel_multipliers=(1, 2), norm_groups=4))
     with pytest.raises(ValueError, match="vocab_size 16, but the tokenizer 17"):
         sample(models[0], other, torch.tensor([0]))

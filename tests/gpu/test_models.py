@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import architecture
 from torch import Tensor
 
 from varscale.families.var.transformer import VAR
@@ -27,7 +28,7 @@ def make_var(**settings: Any) -> VAR:
 
 def make_tokenizer() -> MultiScaleTokenizer:
     torch.manual_seed(0)
-    tokenizer = MultiScaleTokenizer(PAPER, 512, 16, 32, channel_multipliers=(1, 1, 2), residual_blocks=1)
+    tokenizer = MultiScaleTokenizer(architecture(PAPER, 512, 16, 32, channel_multipliers=(1, 1, 2), residual_blocks=1))
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     return tokenizer.eval()
 

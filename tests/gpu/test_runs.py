@@ -13,14 +13,15 @@ from toy_sweep import Finished, results, varscale, write_toy
 from benchmarks.studies import Size, cell_of_steps, experiment_680, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches
 from varscale.config import Experiment
+from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
 from varscale.config.yaml import changed
 from varscale.data.loading import ImageBatches
 from varscale.data.sources.rings.source import RingsSource
-from varscale.families.var.config import TokenizerShape
 from varscale.numerics.device import deterministic
 from varscale.store.layout import RunFiles
 from varscale.store.weights import load_var
 from varscale.tokenizer.module import TokenizerModule
+from varscale.tokenizer.shape import TokenizerShape
 from varscale.training.cells import Numerics
 from varscale.training.execution import choose_numerics
 from varscale.training.runs import train_cell, train_trunk
@@ -81,9 +82,14 @@ def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> 
     measured, states = 0, []
     for _ in range(2):
         module = TokenizerModule(
-            (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4096, 32, 160, total_images=400, batch_size=4, micro_batch=2,
-            perceptual_weight=1.0, perceptual_weights_path=str(backbone), adversarial_weight=0.5,
-            adversarial_start=0.0, restart_every_steps=2,
+            TokenizerArchitecture(
+                patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), vocab_size=4096, latent_channels=32, base_channels=160
+            ),
+            TokenizerTraining(
+                images=400, batch_size=4, micro_batch=2, warmup_images=0, perceptual_weight=1.0,
+                perceptual_weights_path=str(backbone), adversarial_weight=0.5, adversarial_start=0.0,
+                restart_every_steps=2,
+            ),
         )  # fmt: skip
         batches = ImageBatches(RingsSource(64, 256), seed=0, batch_size=4, start_step=0, num_steps=4, workers=4)
         torch.cuda.empty_cache()
@@ -93,7 +99,7 @@ def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> 
         measured = torch.cuda.max_memory_allocated()
         states.append(module.state_dict())
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
-    assert 0.7 < TokenizerShape.of(module.tokenizer).step_bytes(2) / measured < 4 / 3
+    assert 0.7 < TokenizerShape(module.tokenizer.architecture).step_bytes(2) / measured < 4 / 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from architectures import architecture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -108,17 +109,26 @@ def test_exports_hold_the_reference_keys_shapes_and_values(reference: SimpleName
 @pytest.mark.parametrize("attention", [True, False])
 def test_any_tokenizer_survives_the_round_trip(phi_count: int, attention: bool) -> None:
     tokenizer = MultiScaleTokenizer(
-        (1, 2, 4), 16, 4, 32, channel_multipliers=(1, 3), residual_blocks=1, phi_count=phi_count, attention=attention
+        architecture(
+            (1, 2, 4),
+            16,
+            4,
+            32,
+            channel_multipliers=(1, 3),
+            residual_blocks=1,
+            phi_count=phi_count,
+            attention=attention,
+        )
     )
     state = export_tokenizer(tokenizer)
     assert ("quantize.quant_resi.qresi.weight" in state) == (phi_count == 1)
     again = load_tokenizer(state, (1, 2, 4))
-    assert again.channel_multipliers == (1, 3)
+    assert again.architecture == tokenizer.architecture
     assert_same_weights(tokenizer, again)
 
 
 def test_phi_of_each_scale_as_a_plain_list() -> None:
-    tokenizer = MultiScaleTokenizer((1, 2, 4), 16, 4, 32, channel_multipliers=(1,), phi_count=3)
+    tokenizer = MultiScaleTokenizer(architecture((1, 2, 4), 16, 4, 32, channel_multipliers=(1,), phi_count=3))
     state = {name.replace("qresi_ls.", ""): tensor for name, tensor in export_tokenizer(tokenizer).items()}
     assert_same_weights(tokenizer, load_tokenizer(state, (1, 2, 4)))
 
@@ -126,7 +136,7 @@ def test_phi_of_each_scale_as_a_plain_list() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_any_transformer_survives_the_round_trip(shared: bool, normalise: bool) -> None:
-    tokenizer = MultiScaleTokenizer((1, 2), 16, 4, 32, channel_multipliers=(1,))
+    tokenizer = MultiScaleTokenizer(architecture((1, 2), 16, 4, 32, channel_multipliers=(1,)))
     var = VAR((1, 2), 16, 4, 7, 3, 64, 1, mlp_ratio=2.5, shared_adaln=shared, normalise_queries_keys=normalise)
     state = export_var(var)
     assert ("shared_ada_lin.1.weight" in state) == shared
@@ -159,14 +169,14 @@ def test_bad_checkpoints_are_explained(reference: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=r"no quantize\.embedding\.weight"):
         load_tokenizer(reference.var_state, (1, 2, 3, 4))
     narrow = VAR((1, 2), 16, 4, 7, 1, 12, 2, normalise_queries_keys=False)
-    other = MultiScaleTokenizer((1, 2), 16, 4, 32, channel_multipliers=(1,))
+    other = MultiScaleTokenizer(architecture((1, 2), 16, 4, 32, channel_multipliers=(1,)))
     with pytest.raises(ValueError, match="number of heads"):
         load_var(export_var(narrow), other)
     assert_same_weights(narrow, load_var(export_var(narrow), other, heads=2))
 
 
 def test_what_the_reference_cannot_express_is_refused() -> None:
-    tokenizer = MultiScaleTokenizer((1, 2), 16, 4, 8, channel_multipliers=(1,), norm_groups=4)
+    tokenizer = MultiScaleTokenizer(architecture((1, 2), 16, 4, 8, channel_multipliers=(1,), norm_groups=4))
     with pytest.raises(ValueError, match="norm_groups 32; a tokenizer with 4"):
         export_tokenizer(tokenizer)
 

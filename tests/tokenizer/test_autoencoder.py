@@ -1,5 +1,6 @@
 import pytest
 import torch
+from architectures import architecture
 
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -7,14 +8,14 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 def small(**changes: object) -> MultiScaleTokenizer:
     torch.manual_seed(0)
     settings = {"channel_multipliers": (1, 2, 2), "norm_groups": 4, "residual_blocks": 1} | changes
-    return MultiScaleTokenizer((1, 2, 4), 16, 4, 8, **settings)  # type: ignore[arg-type]
+    return MultiScaleTokenizer(architecture((1, 2, 4), 16, 4, 8, **settings))  # type: ignore[arg-type]
 
 
 def test_reference_size() -> None:
     with torch.device("meta"):
-        tokenizer = MultiScaleTokenizer((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4096, 32, 160)
+        tokenizer = MultiScaleTokenizer(architecture((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4096, 32, 160))
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 108_948_355
-    assert (tokenizer.downsampling, tokenizer.image_size) == (16, 256)
+    assert (tokenizer.architecture.downsampling, tokenizer.image_size) == (16, 256)
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -48,7 +49,9 @@ def test_attention_can_be_left_out() -> None:
 def test_built_on_the_meta_device_then_filled() -> None:
     source = small()
     with torch.device("meta"):
-        copy = MultiScaleTokenizer((1, 2, 4), 16, 4, 8, channel_multipliers=(1, 2, 2), norm_groups=4, residual_blocks=1)
+        copy = MultiScaleTokenizer(
+            architecture((1, 2, 4), 16, 4, 8, channel_multipliers=(1, 2, 2), norm_groups=4, residual_blocks=1)
+        )
     copy.to_empty(device="cpu")
     copy.load_state_dict(source.state_dict())
     images = torch.rand(1, 3, 16, 16)
@@ -56,9 +59,9 @@ def test_built_on_the_meta_device_then_filled() -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    with pytest.raises(ValueError, match=r"norm_groups 3 must divide the channels \(8, 16, 16\)"):
+    with pytest.raises(ValueError, match="norm_groups: 3 does not divide 8 channels"):
         small(norm_groups=3)
     with pytest.raises(ValueError, match=r"need \(B, 3, 16, 16\)"):
         small().encode(torch.rand(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="residual_blocks 0"):
+    with pytest.raises(ValueError, match="residual_blocks"):
         small(residual_blocks=0)

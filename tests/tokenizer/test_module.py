@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from tiny_training import TOKENIZER
+from tiny_training import sections
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -44,8 +44,8 @@ class AfterStep(Callback):
 
 
 def make_module(steps: int, **changes: Any) -> TokenizerModule:
-    settings = {**TOKENIZER, "total_images": steps * BATCH, "batch_size": BATCH, "lr": 3e-3, **changes}
-    return TokenizerModule(**settings)
+    training = {"images": steps * BATCH, "batch_size": BATCH, "lr": 3e-3, "warmup_images": 0}
+    return TokenizerModule(*sections(training, **changes))
 
 
 def train(module: TokenizerModule, steps: int, after: Callable[[TokenizerModule], None] = lambda _: None) -> None:
@@ -177,7 +177,7 @@ def test_dead_codes_move_with_fresh_moments(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_restart_in_the_last_fifth(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every code counted as dead each time, codes are moved up to 80% of the training and no later."""
     module, _, steps = restarted_module(monkeypatch)
-    module.restart_usage = 1e9
+    module.settings = module.settings.model_copy(update={"restart_usage": 1e9})
     train(module, 20)
     assert steps == [4, 8, 12, 16]
 

@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from architectures import architecture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ PATCH_NUMS = (1, 2, 3, 5)
 @pytest.fixture
 def quantizer() -> MultiScaleQuantizer:
     torch.manual_seed(0)
-    model = MultiScaleQuantizer(PATCH_NUMS, 32, 4)
+    model = MultiScaleQuantizer(architecture(PATCH_NUMS, 32, 4))
     model.initialise_codes(torch.randn(200, 4))
     return model
 
@@ -112,12 +113,12 @@ def test_each_scale_takes_the_phi_with_the_nearest_tick(scales: int, count: int)
 
 
 def test_phi_convolutions_that_no_scale_uses_are_frozen() -> None:
-    quantizer = MultiScaleQuantizer((2, 4), 8, 3, phi_count=4)
+    quantizer = MultiScaleQuantizer(architecture((2, 4), 8, 3, phi_count=4))
     assert [phi.weight.requires_grad for phi in quantizer.phi] == [True, False, False, True]
 
 
 def test_one_scale() -> None:
-    quantizer = MultiScaleQuantizer((3,), 8, 2)
+    quantizer = MultiScaleQuantizer(architecture((3,), 8, 2))
     tokens = quantizer.encode(torch.randn(2, 2, 3, 3))
     assert [tuple(t.shape) for t in tokens] == [(2, 9)]
     assert quantizer.next_scale_inputs(tokens).shape == (2, 0, 2)
@@ -125,7 +126,7 @@ def test_one_scale() -> None:
 
 
 def test_codes_are_taken_from_the_data() -> None:
-    quantizer = MultiScaleQuantizer(PATCH_NUMS, 32, 4)
+    quantizer = MultiScaleQuantizer(architecture(PATCH_NUMS, 32, 4))
     vectors = torch.randn(100, 4)
     quantizer.initialise_codes(vectors)
     assert {tuple(code) for code in quantizer.codebook_Vc.tolist()} <= {tuple(vector) for vector in vectors.tolist()}
@@ -151,15 +152,20 @@ def test_only_dead_codes_restart(quantizer: MultiScaleQuantizer) -> None:
 
 @pytest.mark.parametrize(
     ("patch_nums", "message"),
-    [((), "empty"), ((0, 2), "begin with 0"), ((1, 3, 3), "3 follows 3"), ((1, 4, 2), "2 follows 4")],
+    [
+        ((), r"must grow strictly, got \[\]"),
+        ((0, 2), "greater than or equal to 1"),
+        ((1, 3, 3), r"must grow strictly, got \[1, 3, 3\]"),
+        ((1, 4, 2), r"must grow strictly, got \[1, 4, 2\]"),
+    ],
 )
 def test_bad_patch_nums_are_named(patch_nums: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MultiScaleQuantizer(patch_nums, 8, 2)
+        MultiScaleQuantizer(architecture(patch_nums, 8, 2))
 
 
 def test_bad_sizes_are_named(quantizer: MultiScaleQuantizer) -> None:
-    with pytest.raises(ValueError, match="vocab_size must be at least 1, not 0"):
-        MultiScaleQuantizer(PATCH_NUMS, 0, 2)
+    with pytest.raises(ValueError, match=r"vocab_size\s+Input should be greater than or equal to 2"):
+        MultiScaleQuantizer(architecture(PATCH_NUMS, 0, 2))
     with pytest.raises(ValueError, match=r"need \(B, 4, 5, 5\)"):
         quantizer.encode(torch.randn(1, 4, 6, 6))

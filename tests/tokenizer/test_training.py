@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import architecture
 from tiny_training import Killed, checkpoint_every, ignore, kill_at, little_experiment, points, report_every_step
 
 from varscale.config import Experiment
@@ -18,9 +19,9 @@ from varscale.data.transforms import to_model_range
 from varscale.errors import Diverged
 from varscale.official.files import export_checkpoint, read_tokenizer
 from varscale.store.layout import RunFiles, TokenFiles, read_json
-from varscale.store.weights import load_tokenizer, save_model
 from varscale.tokenizer import training as tokenizer_run
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.tokenizer.storage import load_tokenizer, save_tokenizer
 from varscale.tokenizer.training import encode_tokens, train_tokenizer
 
 TRAINING: dict[str, Any] = {
@@ -177,8 +178,8 @@ def test_a_tokenizer_that_does_not_fit_is_named(straight: RunFiles, tmp_path: Pa
 
 def test_the_references_tokenizer_can_be_taken(straight: RunFiles, tmp_path: Path) -> None:
     """Exported and brought back, by whatever name; a torn file is named."""
-    full_size = MultiScaleTokenizer((1, 2), 16, 4, 32)  # the reference's settings but for the sizes
-    save_model(tmp_path / "ours", full_size, "print-a")
+    full_size = MultiScaleTokenizer(architecture((1, 2), 16, 4, 32))  # the reference's settings but for the sizes
+    save_tokenizer(tmp_path / "ours", full_size, "print-a")
     theirs = tmp_path / "vae.safetensors"
     export_checkpoint(tmp_path / "ours", theirs)
     taken = read_tokenizer(theirs, (1, 2)).state_dict()

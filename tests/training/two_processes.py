@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from tiny_training import TOKENIZER
+from tiny_training import sections
 from varscale.data.loading import EvaluationBatches, ImageBatches, StepBatches
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore
@@ -83,9 +83,9 @@ def train_model(folder: Path, rank: int, processes: int, strategy: Any, **change
 def train_tokenizer(rank: int, processes: int, strategy: str, **changes: Any) -> dict[str, Any]:
     """The tokenizer: codebook, its averaged copy and its moments."""
     torch.manual_seed(rank)
-    settings = {**TOKENIZER, "total_images": 20 * BATCH, "batch_size": BATCH, "lr": 3e-3, "quantize_after": 0.2,
-                "restart_every_steps": 3, "restart_usage": 0.8, **changes}  # fmt: skip
-    module = TokenizerModule(**settings)
+    training = {"images": 20 * BATCH, "batch_size": BATCH, "lr": 3e-3, "quantize_after": 0.2, "warmup_images": 0,
+                "restart_every_steps": 3, "restart_usage": 0.8}  # fmt: skip
+    module = TokenizerModule(*sections(training, **changes))
     source = RingsSource(512, module.tokenizer.image_size)
     batches = ImageBatches(source, seed=0, batch_size=BATCH, start_step=0, num_steps=20, rank=rank,
                            world_size=processes, workers=0)  # fmt: skip

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from varscale.config.optim import OptimConfig
     from varscale.config.runtime import RuntimeConfig
     from varscale.config.section import Section
-    from varscale.config.tokenizer import SMALLEST_ADVERSARIAL_IMAGE, TokenizerConfig, TokenizerTraining
+    from varscale.config.tokenizer import (
+        SMALLEST_ADVERSARIAL_IMAGE,
+        TokenizerArchitecture,
+        TokenizerConfig,
+        TokenizerTraining,
+    )
 
 # imported when asked for: the sections of data sources and families, of which an experiment is made, import the base
 # sections from this package
@@ -28,6 +33,7 @@ _MODULES = {
     "OptimConfig": "optim",
     "RuntimeConfig": "runtime",
     "Section": "section",
+    "TokenizerArchitecture": "tokenizer",
     "TokenizerConfig": "tokenizer",
     "TokenizerTraining": "tokenizer",
     "Variant": "grid",
@@ -41,6 +47,7 @@ __all__ = [
     "OptimConfig",
     "RuntimeConfig",
     "Section",
+    "TokenizerArchitecture",
     "TokenizerConfig",
     "TokenizerTraining",
     "Variant",

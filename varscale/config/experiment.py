@@ -10,7 +10,7 @@ from varscale.config.grid import GridConfig
 from varscale.config.optim import OptimConfig
 from varscale.config.runtime import RuntimeConfig
 from varscale.config.section import Changes, Section
-from varscale.config.tokenizer import SMALLEST_ADVERSARIAL_IMAGE, TokenizerConfig
+from varscale.config.tokenizer import TokenizerConfig
 from varscale.families.base import FAMILY_KINDS, FamilySection
 
 
@@ -48,16 +48,15 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        downsampling = 2 ** (len(self.tokenizer.channel_multipliers) - 1)
-        if self.tokenizer.latent_size * downsampling != self.data.image_size:
+        tokenizer, side = self.tokenizer, self.data.image_size
+        if tokenizer.image_size != side:
             raise ValueError(
-                f"tokenizer.patch_nums: ends at {self.tokenizer.latent_size}, but {self.data.image_size} px over "
-                f"{downsampling} (channel_multipliers has {len(self.tokenizer.channel_multipliers)} entries) "
-                f"is {self.data.image_size / downsampling:g}"
+                f"tokenizer.patch_nums: ends at {tokenizer.latent_size}, but {side} px over {tokenizer.downsampling} "
+                f"(channel_multipliers has {len(tokenizer.channel_multipliers)} entries) "
+                f"is {side / tokenizer.downsampling:g}"
             )
-        if self.tokenizer.training.adversarial_weight > 0 and self.data.image_size < SMALLEST_ADVERSARIAL_IMAGE:
-            raise ValueError(
-                f"tokenizer.training.adversarial_weight: the discriminator needs images of at least "
-                f"{SMALLEST_ADVERSARIAL_IMAGE} px, not {self.data.image_size}: set it to 0"
-            )
+        try:
+            tokenizer.training.check_image_size(side)
+        except ValueError as error:
+            raise ValueError(f"tokenizer.training.{error}") from None
         return self

@@ -1,6 +1,7 @@
 """The multi-scale tokenizer and its training."""
 
-from typing import Annotated, Any, Self
+from itertools import pairwise
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -85,9 +86,27 @@ class TokenizerTraining(Section):
             raise ValueError(f"warmup_images: {self.warmup_images}, but the training has {self.images} images")
         return self
 
+    @property
+    def steps(self) -> int:
+        """Steps of whole batches."""
+        return max(1, round(self.images / self.batch_size))
 
-class TokenizerConfig(Section):
-    """The multi-scale VQ-VAE (VAR, section 3.2)."""
+    @property
+    def total_images(self) -> int:
+        """Images of all steps."""
+        return self.steps * self.batch_size
+
+    def check_image_size(self, side: int) -> None:
+        """Raise a ValueError where images of so many pixels a side are too small for the discriminator."""
+        if self.adversarial_weight > 0 and side < SMALLEST_ADVERSARIAL_IMAGE:
+            raise ValueError(
+                f"adversarial_weight: {self.adversarial_weight:g}, but the discriminator needs images of at least "
+                f"{SMALLEST_ADVERSARIAL_IMAGE} px, not {side}: set it to 0"
+            )
+
+
+class TokenizerArchitecture(Section):
+    """What a multi-scale VQ-VAE (VAR, section 3.2) is made of, without its weights."""
 
     patch_nums: Annotated[tuple[Side, ...], Field(max_length=64)]
     """Side of each scale's token map, strictly growing, ending at the latent size."""
@@ -111,17 +130,6 @@ class TokenizerConfig(Section):
     """Share of the convolution in φ(h) = (1 - r) h + r conv(h)."""
     commitment_weight: NonNegative = 0.25
     """β of the quantizer's loss."""
-    encode_batch_size: Annotated[Whole, Field(ge=1, le=SHARD_IMAGES)] = 256
-    """Images that the finished tokenizer encodes, or decodes to be measured, at once; must divide 8192."""
-    checkpoint: PathText | None = None
-    """File of a finished tokenizer (ours or the reference's vae_*.pth) to use instead of training one."""
-    training: TokenizerTraining = TokenizerTraining()
-    """How it is trained."""
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The arguments of `MultiScaleTokenizer`."""
-        return self.model_dump(exclude={"training", "checkpoint", "encode_batch_size"})
 
     @property
     def latent_size(self) -> int:
@@ -133,9 +141,24 @@ class TokenizerConfig(Section):
         """L, tokens of an image over all scales."""
         return sum(side * side for side in self.patch_nums)
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each resolution, fine to coarse."""
+        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def downsampling(self) -> int:
+        """How many times smaller than the images the latent map is, along a side."""
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, pixels."""
+        return self.latent_size * self.downsampling
+
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.patch_nums or any(b <= a for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
+    def _check_architecture(self) -> Self:
+        if not self.patch_nums or any(b <= a for a, b in pairwise(self.patch_nums)):
             raise ValueError(f"patch_nums: must grow strictly, got {list(self.patch_nums)}")
         for multiplier in self.channel_multipliers:
             if (self.base_channels * multiplier) % self.norm_groups:
@@ -143,6 +166,26 @@ class TokenizerConfig(Section):
                     f"norm_groups: {self.norm_groups} does not divide {self.base_channels * multiplier} channels "
                     f"(base_channels {self.base_channels} × {multiplier})"
                 )
+        return self
+
+
+class TokenizerConfig(TokenizerArchitecture):
+    """The multi-scale VQ-VAE and its training."""
+
+    encode_batch_size: Annotated[Whole, Field(ge=1, le=SHARD_IMAGES)] = 256
+    """Images that the finished tokenizer encodes, or decodes to be measured, at once; must divide 8192."""
+    checkpoint: str | None = None
+    """File of a finished tokenizer (ours or the reference's vae_*.pth) to use instead of training one."""
+    training: TokenizerTraining = TokenizerTraining()
+    """How it is trained."""
+
+    @property
+    def architecture(self) -> TokenizerArchitecture:
+        """The part that the weights belong to."""
+        return TokenizerArchitecture(**{name: getattr(self, name) for name in TokenizerArchitecture.model_fields})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if SHARD_IMAGES % self.encode_batch_size:
             raise ValueError(f"encode_batch_size: {self.encode_batch_size} does not divide {SHARD_IMAGES}")
         if self.training.perceptual_weight > 0 and self.training.perceptual_weights_path is None:

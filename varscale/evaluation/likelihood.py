@@ -1,4 +1,4 @@
-"""Loss and error of next-scale prediction on a whole set of images.
+"""Loss and error of token prediction on a whole set of images.
 
 Letters: B batch, K scales, L tokens of an image, V vocabulary.
 """
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
+
+from varscale.families.base import TokenLosses
 
 
 class TokenPrediction(Metric):
@@ -24,22 +26,23 @@ class TokenPrediction(Metric):
     squares: Tensor
     images: Tensor
 
-    def __init__(self, patch_nums: Sequence[int]) -> None:
+    def __init__(self, groups: Sequence[int]) -> None:
+        """Expect groups of so many tokens, which are reported apart: the scales."""
         super().__init__()
-        self.patch_nums = tuple(patch_nums)
-        tokens = sum(side * side for side in self.patch_nums)
+        self.groups = tuple(groups)
+        tokens = sum(self.groups)
         self.add_state("loss_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("errors_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, logits_BLV: Tensor, tokens_BL: Tensor) -> None:
+    def update(self, losses: TokenLosses) -> None:
         """Add a batch of images."""
-        loss_BL = token_losses(logits_BLV, tokens_BL).double()
+        loss_BL = losses.loss_BL.double()
         self.loss_L += loss_BL.sum(0)
-        self.errors_L += (logits_BLV.argmax(-1) != tokens_BL).sum(0)
+        self.errors_L += losses.wrong.sum(0)
         self.squares += loss_BL.mean(1).square().sum()
-        self.images += len(tokens_BL)
+        self.images += len(loss_BL)
 
     def compute(self) -> dict[str, float]:
         """All figures; `loss_standard_error` is over images, `loss_per_image` in nats an image."""
@@ -48,8 +51,8 @@ class TokenPrediction(Metric):
         mean = float(loss_L.mean())
         variance = max(float(self.squares) / count - mean * mean, 0.0) * count / max(count - 1, 1)
         return {
-            **by_scale("loss", loss_L, self.patch_nums),
-            **by_scale("error", errors_L, self.patch_nums),
+            **by_scale("loss", loss_L, self.groups),
+            **by_scale("error", errors_L, self.groups),
             "loss_per_image": float(loss_L.sum()),
             "loss_standard_error": math.sqrt(variance / count),
             "validation_images": float(count),
@@ -61,9 +64,9 @@ def token_losses(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
 
 
-def by_scale(name: str, values_L: Tensor, patch_nums: Sequence[int]) -> dict[str, float]:
+def by_scale(name: str, values_L: Tensor, groups: Sequence[int]) -> dict[str, float]:
     """Means over all positions, the last scale, and each scale (numbered from 1), named for the runs table."""
-    scales = [float(part.mean()) for part in values_L.split([side * side for side in patch_nums])]
+    scales = [float(part.mean()) for part in values_L.split(list(groups))]
     return {
         name: float(values_L.mean()),
         f"{name}_last_scale": scales[-1],

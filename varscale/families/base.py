@@ -160,9 +160,8 @@ class TokenLosses(NamedTuple):
     @property
     def wrong(self) -> "Tensor":
         """Whether the likeliest token is another one, (B, L)."""
-        assert self.logits_BLV is not None and self.tokens_BL is not None, (
-            "only a family with a likelihood predicts tokens"
-        )
+        assert self.logits_BLV is not None, "only a family with a likelihood predicts tokens"
+        assert self.tokens_BL is not None
         return self.logits_BLV.detach().argmax(-1).ne(self.tokens_BL)
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from varscale.errors import CheckpointError
 from varscale.families.base import FAMILY_KINDS, ModelDescription
 from varscale.families.models import FamilyModel
-from varscale.store.weights import load_tensors, save_tensors
+from varscale.store.weights import fill, load_tensors, save_tensors
 
 KIND = "model"
 
@@ -37,12 +37,13 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> FamilyMod
     """
     tensors, metadata = load_tensors(path, KIND, expected_fingerprint)
     try:
-        description = _described(metadata["description"])
-        with torch.device("meta"):
-            model = description.implementation().build(description)
-        model.load_state_dict(tensors, assign=True)
-    except (ValidationError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a model that this version of varscale can build: {error}") from None
+        description = _described(metadata.get("description", ""))
+    except (ValidationError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a model that this version of varscale can build: {reason}") from None
+    with torch.device("meta"):
+        model = description.implementation().build(description)
+    fill(model, tensors, path)
     return model.eval()
 
 

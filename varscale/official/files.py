@@ -3,16 +3,22 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 
+from varscale.errors import CheckpointError
+from varscale.families.storage import load_model, save_model
 from varscale.families.var.transformer import VAR
 from varscale.official.state_dicts import export_tokenizer, export_var, load_var
 from varscale.official.state_dicts import load_tokenizer as load_official_tokenizer
-from varscale.store.layout import replaced
-from varscale.store.weights import load_model, load_tokenizer, save_model
+from varscale.store.atomic import replaced
+from varscale.store.weights import load_tensors
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.tokenizer.storage import KIND, load_tokenizer, save_tokenizer
+
+_THEIRS = "a checkpoint of FoundationVision/VAR, vae_*.pth or var_*.pth"
+_SAFETENSORS_START = b"{"
+"""A safetensors file is a length of 8 bytes, then JSON."""
 
 
 def import_checkpoint(checkpoint: Path, out: Path, patch_nums: Sequence[int], tokenizer: Path | None) -> None:
@@ -25,49 +31,86 @@ def import_checkpoint(checkpoint: Path, out: Path, patch_nums: Sequence[int], to
         tokenizer: Our file of the tokenizer that a `var_*.pth` belongs to.
 
     Raises:
-        ValueError: keys are missing, left over or misshapen, or the tokenizer is not given.
+        CheckpointError: the file isn't one of the reference's, or the tokenizer is not given.
     """
     state = _read_state(checkpoint)
-    print_ = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     if "quantize.embedding.weight" in state:
-        imported = load_official_tokenizer(state, patch_nums)
-        save_model(out, imported, print_)
+        save_tokenizer(out, _tokenizer_of(checkpoint, state, patch_nums), fingerprint)
         return
     if tokenizer is None:
-        raise ValueError(f"{checkpoint}: a transformer; name its imported tokenizer by --tokenizer")
-    var = load_var(state, load_tokenizer(tokenizer))
-    save_model(out, var, print_)
+        raise CheckpointError(f"{checkpoint}: a transformer; name its imported tokenizer by --tokenizer")
+    belonging = load_tokenizer(tokenizer)
+    try:
+        var = load_var(state, belonging)
+    except Exception as error:  # what the tensors are instead of the reference's decides what fails
+        raise _unfit(checkpoint, error) from None
+    save_model(out, var, fingerprint)
 
 
 def read_tokenizer(path: Path, patch_nums: Sequence[int]) -> MultiScaleTokenizer:
     """A finished tokenizer from a file of ours or the reference's `vae_*.pth`, whatever the file's name.
 
     Raises:
-        ValueError: the file is neither, or incomplete.
+        CheckpointError: the file is neither, or incomplete.
     """
-    with path.open("rb") as file:
-        ours = file.read(9)[8:] == b"{"  # a safetensors file is a length of 8 bytes, then JSON
-    return load_tokenizer(path) if ours else load_official_tokenizer(_read_state(path), patch_nums)
+    try:
+        with path.open("rb") as file:
+            ours = file.read(9)[8:] == _SAFETENSORS_START
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; expected a tokenizer's file, ours or vae_*.pth") from None
+    return load_tokenizer(path) if ours else _tokenizer_of(path, _read_state(path), patch_nums)
 
 
 def export_checkpoint(model: Path, out: Path) -> None:
     """Write the reference's checkpoint of our tokenizer or transformer file."""
-    loaded = load_model(model)
-    state = export_var(loaded) if isinstance(loaded, VAR) else export_tokenizer(loaded)
+    _, metadata = load_tensors(model)
+    state = export_tokenizer(load_tokenizer(model)) if metadata.get("kind") == KIND else _exported(model)
     with replaced(out) as temporary:
         torch.save(state, temporary)
 
 
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
+def _exported(path: Path) -> dict[str, torch.Tensor]:
+    loaded = load_model(path)
+    if not isinstance(loaded, VAR):
+        raise CheckpointError(f"{path}: a model of the family {loaded.config.family}, which the reference doesn't have")
+    return export_var(loaded)
+
+
+def _tokenizer_of(path: Path, state: dict[str, torch.Tensor], patch_nums: Sequence[int]) -> MultiScaleTokenizer:
     try:
+        return load_official_tokenizer(state, patch_nums)
+    except Exception as error:  # as above
+        raise _unfit(path, error) from None
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The file's tensors by name; code in it is refused, not run.
+
+    Raises:
+        CheckpointError: it is anything but tensors by name.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path}: not a file; expected {_THEIRS}")
         with path.open("rb") as file:  # given a path, torch.load goes by its suffix
-            state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        # of what isn't tensors alone, torch says how to load it all the same, which nobody should
-        reason = "" if isinstance(error, UnpicklingError) else f" ({str(error).splitlines()[0]})"
-        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR{reason}") from None
-    if not isinstance(state, dict) or not {"quantize.embedding.weight", "word_embed.weight"} & state.keys():
-        raise ValueError(f"{path}: not a checkpoint of FoundationVision/VAR: neither a tokenizer's nor a transformer's")
-    return state
+        raise CheckpointError(f"{path}: no such file; expected {_THEIRS}") from None
+    except CheckpointError:
+        raise
+    except Exception:  # unpickling random bytes raises anything: KeyError, IndexError, AttributeError, …
+        # torch's own message says how to load, and so run, whatever is in the file, which nobody should
+        raise CheckpointError(f"{path}: damaged, or not {_THEIRS}") from None
+    by_name = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+        for name, tensor in state.items()
+    )
+    if not by_name or not {"quantize.embedding.weight", "word_embed.weight"} & state.keys():
+        raise CheckpointError(f"{path}: not {_THEIRS}: neither a tokenizer's tensors nor a transformer's")
+    checked: dict[str, torch.Tensor] = state
+    return checked
+
+
+def _unfit(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: not {_THEIRS}: {' '.join(str(error).split())[:300]}")

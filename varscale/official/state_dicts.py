@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.families.var.attention import block_causal_mask, level_of_tokens
+from varscale.families.var.config import VARConfig
 from varscale.families.var.transformer import VAR
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -88,19 +90,20 @@ def load_tokenizer(state_dict: State, patch_nums: Sequence[int]) -> MultiScaleTo
     channels = [len(_required(state_dict, f"encoder.down.{level}.block.0.conv1.weight")) for level in range(levels)]
     if any(count % base_channels for count in channels):
         raise ValueError(f"the checkpoint's channels {channels} are not multiples of encoder.conv_in's {base_channels}")
+    architecture = TokenizerArchitecture(
+        patch_nums=tuple(patch_nums),
+        vocab_size=vocab_size,
+        latent_channels=latent_channels,
+        base_channels=base_channels,
+        channel_multipliers=tuple(count // base_channels for count in channels),
+        residual_blocks=_count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
+        attention="encoder.mid.attn_1.norm.weight" in state_dict,
+        norm_groups=NORM_GROUPS,
+        phi_count=max(1, _count(state_dict, r"quantize\.quant_resi\.(?:qresi_ls\.)?(\d+)\.")),
+        phi_ratio=PHI_RATIO,
+    )
     with torch.device("meta"):
-        tokenizer = MultiScaleTokenizer(
-            patch_nums,
-            vocab_size,
-            latent_channels,
-            base_channels,
-            channel_multipliers=tuple(count // base_channels for count in channels),
-            residual_blocks=_count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
-            attention="encoder.mid.attn_1.norm.weight" in state_dict,
-            norm_groups=NORM_GROUPS,
-            phi_count=max(1, _count(state_dict, r"quantize\.quant_resi\.(?:qresi_ls\.)?(\d+)\.")),
-            phi_ratio=PHI_RATIO,
-        )
+        tokenizer = MultiScaleTokenizer(architecture)
     phi_prefix = next(
         (name for name in ("qresi_ls.0.", "qresi.", "0.") if f"quantize.quant_resi.{name}weight" in state_dict), ""
     )
@@ -129,20 +132,21 @@ def load_var(
         heads = scales_1H11.numel() if scales_1H11 is not None else width // HEAD_CHANNELS
         if heads < 1 or width % heads:
             raise ValueError(f"the number of heads is not in the checkpoint and width {width} is no multiple of 64")
+    config = VARConfig(
+        patch_nums=tokenizer.patch_nums,
+        vocab_size=tokenizer.vocab_size,
+        latent_channels=tokenizer.latent_channels,
+        num_classes=classes - 1,
+        depth=_count(state_dict, r"blocks\.(\d+)\."),
+        width=width,
+        heads=heads,
+        mlp_ratio=len(_required(state_dict, "blocks.0.ffn.fc1.weight")) / width,
+        drop_path_rate=drop_path_rate,
+        shared_adaln="shared_ada_lin.1.weight" in state_dict,
+        normalise_queries_keys=scales_1H11 is not None,
+    )
     with torch.device("meta"):
-        var = VAR(
-            tokenizer.patch_nums,
-            tokenizer.vocab_size,
-            tokenizer.latent_channels,
-            classes - 1,
-            _count(state_dict, r"blocks\.(\d+)\."),
-            width,
-            heads,
-            mlp_ratio=len(_required(state_dict, "blocks.0.ffn.fc1.weight")) / width,
-            drop_path_rate=drop_path_rate,
-            shared_adaln="shared_ada_lin.1.weight" in state_dict,
-            normalise_queries_keys=scales_1H11 is not None,
-        )
+        var = VAR(config)
     _fill(var, state_dict, _var_name, VAR_SHAPES)
     return var.eval()
 
@@ -157,13 +161,11 @@ def export_tokenizer(tokenizer: MultiScaleTokenizer, *, buffers: bool = True) ->
     Raises:
         ValueError: If the tokenizer has settings that the reference cannot express.
     """
-    for name, value, fixed in (
-        ("norm_groups", tokenizer.norm_groups, NORM_GROUPS),
-        ("phi_ratio", tokenizer.quantizer.phi_ratio, PHI_RATIO),
-    ):
-        if value != fixed:
+    architecture = tokenizer.architecture
+    for name, fixed in (("norm_groups", NORM_GROUPS), ("phi_ratio", PHI_RATIO)):
+        if (value := getattr(architecture, name)) != fixed:
             raise ValueError(f"the reference's code has {name} {fixed}; a tokenizer with {value} cannot be exported")
-    prefix = "qresi." if len(tokenizer.quantizer.phi) == 1 else "qresi_ls.0."
+    prefix = "qresi." if architecture.phi_count == 1 else "qresi_ls.0."
     state = {
         _tokenizer_name(name, tokenizer, prefix): tensor.detach().clone()
         for name, tensor in tokenizer.state_dict().items()
@@ -186,10 +188,10 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
         state[theirs] = VAR_SHAPES.get(theirs.rsplit(".", 1)[-1], _same)(tensor.detach().clone())
     if buffers:
         cpu = torch.device("cpu")
-        state["lvl_1L"] = level_of_tokens(var.patch_nums, cpu).clone()[None]
-        state["attn_bias_for_masking"] = block_causal_mask(var.patch_nums, cpu).clone()[None, None]
-        for index in range(var.depth):
-            state[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(var.width)
+        state["lvl_1L"] = level_of_tokens(var.config.patch_nums, cpu).clone()[None]
+        state["attn_bias_for_masking"] = block_causal_mask(var.config.patch_nums, cpu).clone()[None, None]
+        for index in range(var.config.depth):
+            state[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(var.config.width)
     return state
 
 
@@ -202,7 +204,7 @@ def _tokenizer_name(name: str, tokenizer: MultiScaleTokenizer, phi_prefix: str) 
     for pattern, replacement in TOKENIZER_NAMES:
         name = re.sub(pattern, replacement, name)
     # the reference numbers the decoder's levels from fine to coarse, against the order of computation
-    last = len(tokenizer.channel_multipliers) - 1
+    last = len(tokenizer.architecture.channel_multipliers) - 1
     name = re.sub(r"^decoder\.levels\.(\d+)\.", lambda match: f"decoder.up.{last - int(match[1])}.", name)
     return re.sub(
         r"^quantizer\.phi\.(\d+)\.", lambda match: "quantize.quant_resi." + phi_prefix.replace("0", match[1]), name

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.tokenizer.quantizer import MultiScaleQuantizer
 
 FEATURE_PENALTY = 1e-3
@@ -38,76 +39,18 @@ class TokenizerOutput(NamedTuple):
 class MultiScaleTokenizer(nn.Module):
     """Images to a pyramid of tokens and back."""
 
-    def __init__(
-        self,
-        patch_nums: Sequence[int],
-        vocab_size: int,
-        latent_channels: int,
-        base_channels: int,
-        *,
-        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        residual_blocks: int = 2,
-        attention: bool = True,
-        norm_groups: int = 32,
-        phi_count: int = 4,
-        phi_ratio: float = 0.5,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        """Build encoder, quantizer and decoder.
-
-        Args:
-            patch_nums: Side of each scale's token map, strictly growing; the last is the latents' side.
-            vocab_size: Number of codes.
-            latent_channels: Channels of the latents.
-            base_channels: Channels at full resolution are this times the first multiplier.
-            channel_multipliers: One a resolution, fine to coarse; n of them shrink images by 2^(n-1).
-            residual_blocks: Residual blocks a resolution in the encoder; the decoder has one more.
-            attention: Self-attention at the coarsest resolution and in the middle, as in VQGAN's f16 model.
-            norm_groups: Groups of the group normalisation; must divide the channels of every resolution.
-            phi_count: See `MultiScaleQuantizer`.
-            phi_ratio: See `MultiScaleQuantizer`.
-            commitment_weight: See `MultiScaleQuantizer`.
-
-        Raises:
-            ValueError: If a size is not positive, norm_groups doesn't divide some channels, or the quantizer refuses.
-        """
+    def __init__(self, architecture: TokenizerArchitecture) -> None:
+        """Build encoder, quantizer and decoder."""
         super().__init__()
-        channels = [base_channels * multiplier for multiplier in channel_multipliers]
-        if not channels or min(channels) < 1 or residual_blocks < 1:
-            raise ValueError(
-                f"base_channels {base_channels}, channel_multipliers {tuple(channel_multipliers)} and residual_blocks "
-                f"{residual_blocks} must be positive"
-            )
-        undivided = [count for count in channels if norm_groups < 1 or count % norm_groups]
-        if undivided:
-            raise ValueError(
-                f"norm_groups {norm_groups} must divide the channels {tuple(channels)} of every resolution "
-                f"(base_channels {base_channels} × channel_multipliers {tuple(channel_multipliers)}), "
-                f"but not {undivided[0]}"
-            )
-        self.quantizer = MultiScaleQuantizer(
-            patch_nums,
-            vocab_size,
-            latent_channels,
-            phi_count=phi_count,
-            phi_ratio=phi_ratio,
-            commitment_weight=commitment_weight,
-        )
-        self.encoder = Encoder(channels, latent_channels, residual_blocks, attention, norm_groups)
-        self.decoder = Decoder(channels, latent_channels, residual_blocks, attention, norm_groups)
+        latent_channels = architecture.latent_channels
+        self.quantizer = MultiScaleQuantizer(architecture)
+        self.encoder = Encoder(architecture)
+        self.decoder = Decoder(architecture)
         self.before_quantizer = _convolution(latent_channels, latent_channels)
         self.after_quantizer = _convolution(latent_channels, latent_channels)
-        self.patch_nums = self.quantizer.patch_nums
-        self.vocab_size = vocab_size
-        self.latent_channels = latent_channels
-        self.base_channels = base_channels
-        self.channel_multipliers = tuple(channel_multipliers)
-        self.residual_blocks = residual_blocks
-        self.attention = attention
-        self.norm_groups = norm_groups
-        self.phi_count = phi_count
-        self.downsampling = 2 ** (len(channels) - 1)
-        self.image_size = self.patch_nums[-1] * self.downsampling
+        self.architecture = architecture
+        self.patch_nums, self.vocab_size = architecture.patch_nums, architecture.vocab_size
+        self.latent_channels, self.image_size = latent_channels, architecture.image_size
 
     def forward(self, images_B3HW: Tensor, *, quantize: bool = True) -> TokenizerOutput:
         """Reconstruct images in [-1, 1] for training.
@@ -137,7 +80,7 @@ class MultiScaleTokenizer(nn.Module):
         if tuple(images_B3HW.shape[1:]) != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"images have shape {tuple(images_B3HW.shape)}, but patch_nums {self.patch_nums} with down-sampling "
-                f"{self.downsampling} need (B, 3, {self.image_size}, {self.image_size})"
+                f"{self.architecture.downsampling} need (B, 3, {self.image_size}, {self.image_size})"
             )
         return cast(Tensor, self.before_quantizer(self.encoder(images_B3HW)))
 
@@ -167,21 +110,21 @@ class MultiScaleTokenizer(nn.Module):
 class Encoder(nn.Module):
     """Images (B, 3, H, W) to features (B, c, h, w): residual blocks, halving the side between resolutions."""
 
-    def __init__(
-        self, channels: Sequence[int], latent_channels: int, residual_blocks: int, attention: bool, norm_groups: int
-    ) -> None:
+    def __init__(self, architecture: TokenizerArchitecture) -> None:
         super().__init__()
+        channels, blocks, groups = architecture.channels, architecture.residual_blocks, architecture.norm_groups
         self.input = _convolution(3, channels[0])
         self.levels = nn.ModuleList()
         incoming = channels[0]
         for level, outgoing in enumerate(channels):
             last = level == len(channels) - 1
             resample = None if last else HalvingConvolution(outgoing)
-            self.levels.append(Level(incoming, outgoing, residual_blocks, attention and last, norm_groups, resample))
+            attention = architecture.attention and last
+            self.levels.append(Level(incoming, outgoing, blocks, attention, groups, resample))
             incoming = outgoing
-        self.middle = Middle(incoming, attention, norm_groups)
-        self.norm = _normalisation(norm_groups, incoming)
-        self.output = _convolution(incoming, latent_channels)
+        self.middle = Middle(incoming, architecture.attention, groups)
+        self.norm = _normalisation(groups, incoming)
+        self.output = _convolution(incoming, architecture.latent_channels)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Encode images in [-1, 1]."""
@@ -194,22 +137,20 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features (B, c, h, w) to images (B, 3, H, W): the encoder mirrored, with one more residual block a resolution."""
 
-    def __init__(
-        self, channels: Sequence[int], latent_channels: int, residual_blocks: int, attention: bool, norm_groups: int
-    ) -> None:
+    def __init__(self, architecture: TokenizerArchitecture) -> None:
         super().__init__()
+        channels, blocks, groups = architecture.channels, architecture.residual_blocks, architecture.norm_groups
         incoming = channels[-1]
-        self.input = _convolution(latent_channels, incoming)
-        self.middle = Middle(incoming, attention, norm_groups)
+        self.input = _convolution(architecture.latent_channels, incoming)
+        self.middle = Middle(incoming, architecture.attention, groups)
         self.levels = nn.ModuleList()  # coarse to fine, in the order of computation
         for level in reversed(range(len(channels))):
             coarsest = level == len(channels) - 1
             resample = DoublingConvolution(channels[level]) if level else None
-            self.levels.append(
-                Level(incoming, channels[level], residual_blocks + 1, attention and coarsest, norm_groups, resample)
-            )
+            attention = architecture.attention and coarsest
+            self.levels.append(Level(incoming, channels[level], blocks + 1, attention, groups, resample))
             incoming = channels[level]
-        self.norm = _normalisation(norm_groups, incoming)
+        self.norm = _normalisation(groups, incoming)
         self.output = _convolution(incoming, 3)
 
     def forward(self, features_BChw: Tensor) -> Tensor:

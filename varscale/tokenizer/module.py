@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from varscale.config import SMALLEST_ADVERSARIAL_IMAGE
+from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
 from varscale.evaluation.codebook import count_codes
 from varscale.evaluation.perceptual import load_lpips
 from varscale.evaluation.reconstruction import ReconstructionMeter
@@ -25,7 +25,7 @@ from varscale.tokenizer.discriminator import (
     discriminator_loss,
     generator_loss,
 )
-from varscale.training.callbacks import check_finite
+from varscale.training.callbacks import ScheduleCallback, check_finite
 from varscale.training.schedules import Schedule
 
 
@@ -35,97 +35,47 @@ class TokenizerModule(LightningModule):
     Batches are dicts with `images_B3HW` in [-1, 1]. Everything that is measured or used later (validation, tokens,
     decoding) comes from the averaged copy, `averaged`. A device's share of a step passes in parts of `micro_batch`
     images, 0 at once; parts change nothing but rounding and the adversarial term's weight, which each finds for itself.
+    The learning rate of each step is set by `ScheduleCallback`, which the module brings to its trainer.
     With a discriminator on several devices the trainer's strategy must be `ddp_find_unused_parameters_true`, since the
     discriminator does nothing before its start.
     """
 
     def __init__(
-        self,
-        patch_nums: Sequence[int],
-        vocab_size: int,
-        latent_channels: int,
-        base_channels: int,
-        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        residual_blocks: int = 2,
-        attention: bool = True,
-        norm_groups: int = 32,
-        phi_count: int = 4,
-        phi_ratio: float = 0.5,
-        commitment_weight: float = 0.25,
-        *,
-        total_images: int,
-        batch_size: int,
-        micro_batch: int = 0,
-        lr: float = 3e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.05,
-        grad_clip: float = 1.0,
-        warmup_images: int = 0,
-        final_lr_ratio: float = 0.01,
-        ema_decay: float = 0.995,
-        l1_weight: float = 0.2,
-        l2_weight: float = 1.0,
-        perceptual_weight: float = 0.0,
-        perceptual_weights_path: str | None = None,
-        adversarial_weight: float = 0.0,
-        adversarial_start: float = 0.3,
-        discriminator_channels: int = 64,
-        quantize_after: float = 0.0,
-        restart_every_steps: int = 50,
-        restart_usage: float = 0.1,
-        seed: int = 0,
-        log_every_steps: int = 20,
+        self, architecture: TokenizerArchitecture, training: TokenizerTraining, *, log_every_steps: int = 20
     ) -> None:
-        """The model's arguments (see `MultiScaleTokenizer`), then the training's (see `TokenizerTraining`).
+        """Build the tokenizer with the settings' seed.
 
         Raises:
-            ValueError: codes would never be used, images are too small for the discriminator, or what
-                `MultiScaleTokenizer` and `Schedule` refuse.
+            ValueError: the images are too small for the discriminator, or what `load_lpips` and `Schedule` refuse.
         """
         super().__init__()
-        if quantize_after > 0.8:
-            raise ValueError(
-                f"quantize_after: {quantize_after}, but codes settle in the last fifth of the training: at most 0.8"
-            )
         self.automatic_optimization = False  # two optimizers
+        self.settings, self.log_every_steps = (settings := training), log_every_steps
+        settings.check_image_size(architecture.image_size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.tokenizer = MultiScaleTokenizer(
-                patch_nums,
-                vocab_size,
-                latent_channels,
-                base_channels,
-                channel_multipliers=channel_multipliers,
-                residual_blocks=residual_blocks,
-                attention=attention,
-                norm_groups=norm_groups,
-                phi_count=phi_count,
-                phi_ratio=phi_ratio,
-                commitment_weight=commitment_weight,
-            )
+            torch.manual_seed(settings.seed)
+            self.tokenizer = MultiScaleTokenizer(architecture)
             # a third faster on CPUs; PyTorch's stub lacks this overload
-            self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.discriminator = PatchDiscriminator(discriminator_channels) if adversarial_weight > 0 else None
-            if self.discriminator is not None and self.tokenizer.image_size < SMALLEST_ADVERSARIAL_IMAGE:
-                raise ValueError(
-                    f"adversarial_weight: {adversarial_weight}, but the discriminator needs images of at least "
-                    f"{SMALLEST_ADVERSARIAL_IMAGE} px, not {self.tokenizer.image_size}: set it to 0"
-                )
-        self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+            self.tokenizer.to(memory_format=torch.channels_last)
+            adversarial = settings.adversarial_weight > 0
+            self.discriminator = PatchDiscriminator(settings.discriminator_channels) if adversarial else None
+        self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
         self._averaged.requires_grad_(False)
-        self.schedule = Schedule("cosine", lr, batch_size, warmup_images, total_images, final_ratio=final_lr_ratio)
-        self.total_images, self.batch_size, self.micro_batch = total_images, batch_size, micro_batch
-        self.betas, self.weight_decay, self.grad_clip = betas, weight_decay, grad_clip
-        self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
-        self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
-        self.quantize_from_step = round(quantize_after * total_images / batch_size)
-        self.restart_every_steps, self.restart_usage, self.seed = restart_every_steps, restart_usage, seed
-        self.log_every_steps = log_every_steps
+        self.schedule = Schedule(
+            "cosine",
+            settings.lr,
+            settings.batch_size,
+            settings.warmup_images,
+            settings.total_images,
+            final_ratio=settings.final_lr_ratio,
+        )
+        self.quantize_from_step = round(settings.quantize_after * settings.total_images / settings.batch_size)
         # LPIPS is frozen and rebuilt from its file: kept out of the modules, hence out of checkpoints and DDP
-        self._lpips = [load_lpips(Path(perceptual_weights_path))] if perceptual_weights_path else []
+        path = settings.perceptual_weights_path
+        self._lpips = [load_lpips(Path(path))] if path else []
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("usage_V", torch.zeros(vocab_size, dtype=torch.int64))
-        self.meter = ReconstructionMeter(len(patch_nums), vocab_size)
+        self.register_buffer("usage_V", torch.zeros(architecture.vocab_size, dtype=torch.int64))
+        self.meter = ReconstructionMeter(len(architecture.patch_nums), architecture.vocab_size)
 
     steps: Tensor
     usage_V: Tensor
@@ -138,30 +88,24 @@ class TokenizerModule(LightningModule):
     @property
     def images_seen(self) -> int:
         """Images of all finished steps; the trainer's own step count counts both optimizers."""
-        return int(self.steps) * self.batch_size
+        return int(self.steps) * self.settings.batch_size
+
+    def configure_callbacks(self) -> list[ScheduleCallback]:
+        """The learning rate's schedule."""
+        return [ScheduleCallback(self.schedule)]
 
     def configure_optimizers(self) -> list[AdamW]:
         """AdamW for the tokenizer and, where there is one, for the discriminator."""
-        codebook = self.tokenizer.quantizer.codebook_Vc
-        parameters = [p for p in self.tokenizer.parameters() if p.requires_grad]
-        decayed = [p for p in parameters if p.ndim > 1 and p is not codebook]
-        plain = [p for p in parameters if p.ndim <= 1 or p is codebook]
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+        settings, codebook = self.settings, self.tokenizer.quantizer.codebook_Vc
+        trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1 and p is not codebook]
+        rest = [p for p in trained if p.ndim <= 1 or p is codebook]
+        models: list[list[dict[str, Any]]] = [
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest}]
         ]
-        optimizers = [AdamW(groups, lr=self.schedule.peak_lr, betas=self.betas, fused=True)]
         if self.discriminator is not None:
-            optimizers.append(
-                AdamW(
-                    self.discriminator.parameters(),
-                    lr=self.schedule.peak_lr,
-                    betas=self.betas,
-                    weight_decay=0.0,
-                    fused=True,
-                )
-            )
-        return optimizers
+            models.append([{"params": list(self.discriminator.parameters())}])
+        return [AdamW(groups, settings.lr, settings.betas, weight_decay=0.0, fused=True) for groups in models]
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """One step of the tokenizer, then one of the discriminator where it has set in."""
@@ -170,17 +114,14 @@ class TokenizerModule(LightningModule):
             self._initialise_codes(images_B3HW)
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.schedule.lr(self.images_seen)
         quantizes = int(self.steps) >= self.quantize_from_step
-        parts = images_B3HW.split(self.micro_batch or len(images_B3HW))
+        parts = images_B3HW.split(self.settings.micro_batch or len(images_B3HW))
         optimizers[0].zero_grad()
         outputs, figures = zip(
             *(self._add_gradient(part_b3HW, len(part_b3HW) / len(images_B3HW), quantizes) for part_b3HW in parts),
             strict=True,
         )
-        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.grad_clip)
+        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.settings.grad_clip)
         optimizers[0].step()
         self._averaged.update_parameters(self.tokenizer)
         logged = {name: torch.stack([figure[name] for figure in figures]).sum() for name in figures[0]}
@@ -205,7 +146,10 @@ class TokenizerModule(LightningModule):
 
     @property
     def _adversarial(self) -> bool:
-        return self.discriminator is not None and self.images_seen >= self.adversarial_start * self.total_images
+        return (
+            self.discriminator is not None
+            and self.images_seen >= self.settings.adversarial_start * self.settings.total_images
+        )
 
     def _add_gradient(
         self, images_b3HW: Tensor, share: float, quantizes: bool
@@ -223,18 +167,18 @@ class TokenizerModule(LightningModule):
     def _losses(self, images_B3HW: Tensor, output: TokenizerOutput) -> tuple[Tensor, dict[str, Tensor]]:
         l1 = F.l1_loss(output.reconstruction_B3HW, images_B3HW)
         l2 = F.mse_loss(output.reconstruction_B3HW, images_B3HW)
-        reconstruction = self.l1_weight * l1 + self.l2_weight * l2
+        reconstruction = self.settings.l1_weight * l1 + self.settings.l2_weight * l2
         figures = {"train_l1": l1.detach(), "train_l2": l2.detach(), "train_quantizer": output.quantizer_loss.detach()}
-        if self._lpips and self.perceptual_weight > 0:
+        if self._lpips and self.settings.perceptual_weight > 0:
             perceptual = self._lpips[0].to(self.device)(output.reconstruction_B3HW, images_B3HW).mean()
-            reconstruction = reconstruction + self.perceptual_weight * perceptual
+            reconstruction = reconstruction + self.settings.perceptual_weight * perceptual
             figures["train_lpips"] = perceptual.detach()
         loss = reconstruction + output.quantizer_loss
         if self._adversarial:
             assert self.discriminator is not None
             adversarial = generator_loss(self.discriminator(output.reconstruction_B3HW))
             weight = adaptive_weight(reconstruction, adversarial, self.tokenizer.decoder.output.weight)
-            loss = loss + self.adversarial_weight * weight * adversarial
+            loss = loss + self.settings.adversarial_weight * weight * adversarial
             figures["train_adversarial"] = adversarial.detach()
         return loss, figures
 
@@ -253,10 +197,10 @@ class TokenizerModule(LightningModule):
     def _initialise_codes(self, images_B3HW: Tensor) -> None:
         """Codes start as vectors of the data, of all scales alike, the same on every process."""
         quantizer = self.tokenizer.quantizer
-        parts = images_B3HW.split(self.micro_batch or len(images_B3HW))
+        parts = images_B3HW.split(self.settings.micro_batch or len(images_B3HW))
         features_BChw = torch.cat([self.tokenizer.features(part_b3HW) for part_b3HW in parts])
-        vectors_Nc = _replacements(quantizer(features_BChw).residuals, quantizer.vocab_size, self.seed)
-        quantizer.initialise_codes(self._from_first_process(vectors_Nc), seed=self.seed)
+        vectors_Nc = _replacements(quantizer(features_BChw).residuals, quantizer.vocab_size, self.settings.seed)
+        quantizer.initialise_codes(self._from_first_process(vectors_Nc), seed=self.settings.seed)
         self.averaged.quantizer.codebook_Vc.copy_(quantizer.codebook_Vc)
 
     @torch.no_grad()
@@ -269,13 +213,13 @@ class TokenizerModule(LightningModule):
         quantizer = self.tokenizer.quantizer
         used_V = count_codes(tokens, quantizer.vocab_size).sum(0)
         self.usage_V += self._summed(used_V)
-        if int(self.steps) % self.restart_every_steps or self.images_seen > 0.8 * self.total_images:
+        if int(self.steps) % self.settings.restart_every_steps or self.images_seen > 0.8 * self.settings.total_images:
             return
-        dead_V = self.usage_V < self.restart_usage * self.usage_V.sum() / quantizer.vocab_size
+        dead_V = self.usage_V < self.settings.restart_usage * self.usage_V.sum() / quantizer.vocab_size
         self.usage_V.zero_()
         if not bool(dead_V.any()):
             return
-        seed = self.seed * 1_000_003 + int(self.steps)
+        seed = self.settings.seed * 1_000_003 + int(self.steps)
         vectors_Nc = _replacements(residuals, quantizer.vocab_size, seed)
         moved_V = quantizer.restart_codes(dead_V, self._from_first_process(vectors_Nc))
         self.averaged.quantizer.codebook_Vc[moved_V] = quantizer.codebook_Vc[moved_V]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.numerics.precision import full_float32
 from varscale.tokenizer.resizing import resize_area, resize_bicubic
 
@@ -42,51 +43,22 @@ class MultiScaleQuantizer(nn.Module):
     Every lookup and every sum is float32, also under autocast and where TF32 is allowed.
     """
 
-    def __init__(
-        self,
-        patch_nums: Sequence[int],
-        vocab_size: int,
-        latent_channels: int,
-        *,
-        phi_count: int = 4,
-        phi_ratio: float = 0.5,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        """Build the codebook and the φ convolutions.
-
-        Args:
-            patch_nums: Side of each scale's token map, strictly growing; the last is the latents' side.
-            vocab_size: Number of codes V.
-            latent_channels: Channels c of the features.
-            phi_count: Number of φ convolutions that the K scales share by their place in the pyramid.
-            phi_ratio: r in φ(h) = (1 - r)·h + r·conv(h).
-            commitment_weight: β, the weight of the term that draws the features to the codes.
-
-        Raises:
-            ValueError: If a size is not positive, patch_nums don't grow strictly, or phi_ratio is outside [0, 1].
-        """
+    def __init__(self, architecture: TokenizerArchitecture) -> None:
+        """Build the codebook and the φ convolutions."""
         super().__init__()
-        self.patch_nums = validated_patch_nums(patch_nums)
-        for name, value in (("vocab_size", vocab_size), ("latent_channels", latent_channels), ("phi_count", phi_count)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if not 0.0 <= phi_ratio <= 1.0:
-            raise ValueError(f"phi_ratio must lie in [0, 1], not {phi_ratio}")
-        self.vocab_size = vocab_size
-        self.latent_channels = latent_channels
-        self.phi_ratio = phi_ratio
-        self.commitment_weight = commitment_weight
-        self.latent_size = self.patch_nums[-1]
-        self.codebook_Vc = nn.Parameter(torch.empty(vocab_size, latent_channels))
-        nn.init.uniform_(self.codebook_Vc, -1.0 / vocab_size, 1.0 / vocab_size)
+        self.patch_nums, self.latent_size = architecture.patch_nums, architecture.latent_size
+        self.vocab_size, self.latent_channels = architecture.vocab_size, architecture.latent_channels
+        self.phi_ratio, self.commitment_weight = architecture.phi_ratio, architecture.commitment_weight
+        self.codebook_Vc = nn.Parameter(torch.empty(self.vocab_size, self.latent_channels))
+        nn.init.uniform_(self.codebook_Vc, -1.0 / self.vocab_size, 1.0 / self.vocab_size)
         self.phi = nn.ModuleList(
-            nn.Conv2d(latent_channels, latent_channels, kernel_size=3, padding=1) for _ in range(phi_count)
+            nn.Conv2d(self.latent_channels, self.latent_channels, kernel_size=3, padding=1)
+            for _ in range(architecture.phi_count)
         )
-        self.phi_of_scale = phi_of_scales(len(self.patch_nums), phi_count)
-        for index in set(range(phi_count)) - set(self.phi_of_scale):
-            self.phi[index].requires_grad_(
-                False
-            )  # no scale uses it; DistributedDataParallel would wait for its gradient
+        self.phi_of_scale = phi_of_scales(len(self.patch_nums), architecture.phi_count)
+        for index in set(range(architecture.phi_count)) - set(self.phi_of_scale):
+            # no scale uses it; DistributedDataParallel would wait for its gradient
+            self.phi[index].requires_grad_(False)
 
     def forward(self, features_BChw: Tensor) -> QuantizerOutput:
         """Quantize features for training (algorithm 1), with the loss of every scale's partial sum.
@@ -271,19 +243,10 @@ class MultiScaleQuantizer(nn.Module):
 
 
 def validated_patch_nums(patch_nums: Sequence[int]) -> tuple[int, ...]:
-    """The sides of the token maps as a tuple.
-
-    Raises:
-        ValueError: If there is none, one is not positive, or they don't grow strictly; names the values.
-    """
+    """The sides of the token maps as a tuple; a ValueError where they don't grow strictly from 1 or more."""
     sides = tuple(int(side) for side in patch_nums)
-    if not sides:
-        raise ValueError("patch_nums is empty; it needs at least the side of the latents, such as (1, 2, 4, 8)")
-    if sides[0] < 1:
-        raise ValueError(f"patch_nums {sides} must be positive, but begin with {sides[0]}")
-    for smaller, larger in itertools.pairwise(sides):
-        if larger <= smaller:
-            raise ValueError(f"patch_nums {sides} must grow strictly, but {larger} follows {smaller}")
+    if not sides or any(larger <= smaller for smaller, larger in itertools.pairwise((0, *sides))):
+        raise ValueError(f"patch_nums: must grow strictly from 1 or more, got {list(sides)}")
     return sides
 
 

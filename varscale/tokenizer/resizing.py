@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from varscale.families.var.config import LARGEST_RESIZING_MATRIX
+from varscale.tokenizer.shape import LARGEST_RESIZING_MATRIX
 
 
 def resize_area(maps_BChw: Tensor, side: int) -> Tensor:

@@ -1,5 +1,6 @@
 """One tokenizer run, and the token stores that it makes: from an experiment to files."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,27 +8,28 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from varscale.config import Experiment, TokenizerConfig, TokenizerTraining
+from varscale.config import Experiment, TokenizerConfig
 from varscale.data.loading import ImageBatches, load_ahead
 from varscale.data.sources.base import ImageSource, Pixels
 from varscale.data.sources.of_experiment import training_source, validation_source
 from varscale.data.tokens.store import TokenStore, unigram_entropy
 from varscale.data.tokens.writer import encode_store
 from varscale.data.transforms import to_model_range
-from varscale.errors import TokenStoreError
+from varscale.errors import CheckpointError, TokenStoreError
 from varscale.evaluation.reconstruction import ReconstructionMeter
-from varscale.families.var.config import TokenizerShape
 from varscale.generation.pictures import save_pictures
 from varscale.numerics.device import best_device, deterministic
+from varscale.numerics.machine import device_name, processors, versions
 from varscale.official.files import read_tokenizer
-from varscale.store.fingerprint import processors
-from varscale.store.layout import RunFiles, TokenFiles, write_json
-from varscale.store.weights import load_tokenizer, save_model
+from varscale.store.layout import RunFiles, TokenFiles
+from varscale.store.records import Result, RunIdentity, TokensSummary, encoded_images, read_result
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.module import TokenizerModule
+from varscale.tokenizer.shape import TokenizerShape
+from varscale.tokenizer.storage import load_tokenizer, save_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.execution import check_memory
-from varscale.training.trainer import Continuation, Loader, check_intact, make_trainer, read_checkpoint
+from varscale.training.trainer import Continuation, Loader, make_trainer, usable_checkpoint
 
 Report = Callable[[int, int], None]
 """Called with the images done and in all."""
@@ -35,70 +37,38 @@ Report = Callable[[int, int], None]
 _PICTURES = 8
 _MOST_LOADING_THREADS = 32
 """Each keeps a batch of images in memory."""
+_log = logging.getLogger(__name__)
 
 
-def train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> None:
-    """Train (or go on training, or import) the experiment's tokenizer, measure it, and write its files; result last."""
+def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> None:
+    """Train (or go on training, or import) the experiment's tokenizer, measure it, and write its files; result last.
+
+    A checkpoint or a finished tokenizer that can't be read is named in a warning and made anew.
+
+    Raises:
+        CheckpointError: the file of `tokenizer.checkpoint` can't be used.
+        Diverged: the loss is not finite.
+    """
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
-        if not files.has_tokenizer(fingerprint):
-            _train_tokenizer(experiment, files, fingerprint, report)
+        if not tokenizer_ready(files):
+            _make_tokenizer(experiment, files, report)
 
 
-def _train_tokenizer(experiment: Experiment, files: RunFiles, fingerprint: str, report: Report) -> None:
-    started = time.time()
-    settings = experiment.tokenizer
-    write_json(
-        files.identity,
-        {
-            "name": f"tokenizer · {settings.vocab_size} codes · {settings.tokens_per_image} tokens",
-            "role": "tokenizer",
-            "fingerprint": fingerprint,
-            "params": settings.model_dump(mode="json", exclude={"training"})
-            | settings.training.model_dump(mode="json"),
-        },
-    )
-    validation = validation_source(experiment.data)
-    trained = 0 if settings.checkpoint is not None else _steps(settings.training) * settings.training.batch_size
-
-    def report_images(images: int) -> None:
-        report(images, trained + len(validation))
-
-    if settings.checkpoint is not None:
-        tokenizer = _imported(Path(settings.checkpoint), settings)
-    else:
-        tokenizer = _saved(files, fingerprint) or _fit(experiment, files, fingerprint, report_images).averaged
-    save_model(files.tokenizer_checkpoint, tokenizer, fingerprint)
-    figures = _measure(
-        settings, tokenizer, validation, files.picture("reconstructions"), lambda done: report_images(trained + done)
-    )
-    write_json(
-        files.result,
-        {
-            "fingerprint": fingerprint,
-            "status": "finished",
-            "time": time.time(),
-            "metrics": {**figures, "wall_seconds": time.time() - started},
-            "pictures": ["reconstructions.png"],
-        },
-    )
-    files.last_checkpoint.unlink(missing_ok=True)
+def tokenizer_ready(files: RunFiles) -> bool:
+    """Whether a finished, intact tokenizer is there."""
+    return read_result(files) is not None and _trained(files) is not None
 
 
 def encode_tokens(
-    experiment: Experiment,
-    tokenizer_files: RunFiles,
-    tokenizer: str,
-    files: TokenFiles,
-    train_images: int,
-    report: Report,
+    experiment: Experiment, tokenizer_files: RunFiles, files: TokenFiles, train_images: int, report: Report
 ) -> None:
     """Encode the validation images and `train_images` training images (all, of a stored data set).
 
     Damaged shards of earlier calls are made anew, and a store never shrinks.
     """
-    train_images = max(train_images, files.images)
-    model = load_tokenizer(tokenizer_files.tokenizer_checkpoint, tokenizer)
+    train_images = max(train_images, encoded_images(files))
+    model = load_tokenizer(tokenizer_files.weights, tokenizer_files.fingerprint)
     device = best_device()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
 
@@ -118,21 +88,21 @@ def encode_tokens(
             encode,
             patch_nums=model.patch_nums,
             vocab_size=model.vocab_size,
-            tokenizer_fingerprint=tokenizer,
+            tokenizer_fingerprint=tokenizer_files.fingerprint,
             views=views,
             batch_size=experiment.tokenizer.encode_batch_size,
             workers=_loading_threads(),
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
         done += len(source) * views
-    if files.images != len(train):
+    if encoded_images(files) != len(train):
         first_views = TokenStore.open(files.train, views=1, verify="sizes")
-        write_json(files.summary, {"images": len(train), "unigram_entropy": unigram_entropy(first_views).mean})
+        TokensSummary(images=len(train), unigram_entropy=unigram_entropy(first_views).mean).write(files.summary)
 
 
 def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     """Whether intact stores of so many training images are there."""
-    if files.images < train_images:
+    if encoded_images(files) < train_images:
         return False
     try:
         for folder in (files.validation, files.train):
@@ -142,54 +112,76 @@ def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     return True
 
 
-def _saved(files: RunFiles, fingerprint: str) -> MultiScaleTokenizer | None:
-    """A trained tokenizer whose measurement was interrupted."""
+def _make_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> None:
+    started = time.time()
+    settings = experiment.tokenizer
+    described = settings.model_dump(mode="json", exclude={"training"}) | settings.training.model_dump(mode="json")
+    name = f"tokenizer · {settings.vocab_size} codes · {settings.tokens_per_image} tokens"
+    RunIdentity(name=name, role="tokenizer", params=described).write(files.identity)
+    validation = validation_source(experiment.data)
+    trained_images = settings.training.total_images if settings.checkpoint is None else 0
+
+    def report_images(images: int) -> None:
+        report(images, trained_images + len(validation))
+
+    if settings.checkpoint is not None:
+        tokenizer = _imported(Path(settings.checkpoint), settings)
+    else:
+        tokenizer = _trained(files) or _train(experiment, files, report_images)
+    save_tokenizer(files.weights, tokenizer, files.fingerprint)
+    picture = files.picture("reconstructions")
+    figures = _measure(settings, tokenizer, validation, picture, lambda done: report_images(trained_images + done))
+    Result(
+        fingerprint=files.fingerprint,
+        status="finished",
+        time=time.time(),
+        metrics={**figures, "wall_seconds": time.time() - started},
+        provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
+        pictures=(picture.name,),
+    ).write(files.result)
+    files.last_checkpoint.unlink(missing_ok=True)
+
+
+def _trained(files: RunFiles) -> MultiScaleTokenizer | None:
+    """The tokenizer that a run has written, whose measurement may have been interrupted."""
+    if not files.weights.exists():
+        return None
     try:
-        return load_tokenizer(files.tokenizer_checkpoint, fingerprint)
-    except (OSError, ValueError):
+        return load_tokenizer(files.weights, files.fingerprint)
+    except CheckpointError as error:
+        _log.warning("the tokenizer is made anew: %s", error)
         return None
 
 
-def _steps(training: TokenizerTraining) -> int:
-    return max(1, round(training.images / training.batch_size))
-
-
-def _fit(experiment: Experiment, files: RunFiles, fingerprint: str, report: Callable[[int], None]) -> TokenizerModule:
+def _train(experiment: Experiment, files: RunFiles, report: Callable[[int], None]) -> MultiScaleTokenizer:
+    """Train from the start or from the last checkpoint; the averaged tokenizer."""
     settings, training = experiment.tokenizer, experiment.tokenizer.training
-    steps = _steps(training)
-    module = TokenizerModule(
-        **settings.architecture,
-        total_images=steps * training.batch_size,
-        **training.model_dump(exclude={"images"}),
-        log_every_steps=experiment.runtime.log_every_steps,
-    )
-    needed = TokenizerShape.of(module.tokenizer).step_bytes(training.micro_batch or training.batch_size)
+    needed = TokenizerShape(settings.architecture).step_bytes(training.micro_batch or training.batch_size)
     check_memory(needed, "tokenizer.training.micro_batch")
-    start_step, resume = 0, None
-    if files.last_checkpoint.exists():
-        checkpoint = read_checkpoint(files.last_checkpoint, fingerprint)
-        check_intact(files.last_checkpoint)
-        start_step, resume = int(checkpoint["state_dict"]["steps"]), files.last_checkpoint
-    if start_step >= steps:
+    module = TokenizerModule(settings.architecture, training, log_every_steps=experiment.runtime.log_every_steps)
+    checkpoint = usable_checkpoint(files.last_checkpoint, files.fingerprint)
+    start_step = 0 if checkpoint is None else int(checkpoint["state_dict"]["steps"])
+    if checkpoint is not None and start_step >= training.steps:
         module.load_state_dict(checkpoint["state_dict"])
-        return module
+        return module.averaged
     batches = ImageBatches(
-        training_source(experiment.data, steps * training.batch_size),
+        training_source(experiment.data, training.total_images),
         seed=training.seed,
         batch_size=training.batch_size,
         start_step=start_step,
-        num_steps=steps - start_step,
+        num_steps=training.steps - start_step,
         workers=_loading_threads(),
     )
     callbacks = [
-        Continuation(fingerprint),
+        Continuation(files.fingerprint),
         Checkpoints(files.last_checkpoint, experiment.runtime.checkpoint_seconds, {}),
         Progress(report),
     ]
     trainer = make_trainer(files, training.batch_size, callbacks, precision="float32")
     with deterministic():
+        resume = None if checkpoint is None else files.last_checkpoint
         trainer.fit(module, Loader(batches), ckpt_path=resume, weights_only=True)
-    return module
+    return module.averaged
 
 
 def _loading_threads() -> int:
@@ -202,11 +194,12 @@ def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
     for name in ("patch_nums", "vocab_size", "latent_channels"):
         found, expected = getattr(tokenizer, name), getattr(settings, name)
         if found != expected:
-            raise ValueError(f"{path}: {name} is {found}, but tokenizer.{name} says {expected}")
-    if tokenizer.downsampling != 2 ** (len(settings.channel_multipliers) - 1):
-        raise ValueError(
-            f"{path}: it shrinks images by {tokenizer.downsampling}, but tokenizer.channel_multipliers has "
-            f"{len(settings.channel_multipliers)} entries, which says {2 ** (len(settings.channel_multipliers) - 1)}"
+            raise CheckpointError(f"{path}: {name} is {found}, but tokenizer.{name} says {expected}")
+    found, expected = tokenizer.architecture.downsampling, settings.downsampling
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: it shrinks images by {found}, but tokenizer.channel_multipliers has "
+            f"{len(settings.channel_multipliers)} entries, which says {expected}"
         )
     return tokenizer
 

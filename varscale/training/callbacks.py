@@ -49,7 +49,10 @@ class Checkpoints(Callback):
 
 
 class ScheduleCallback(Callback):
-    """Sets learning rate and weight decay of every step from images seen; nothing is kept in checkpoints."""
+    """Sets the learning rate of every step, and the weight decay of parameter groups marked `decays`, from images seen.
+
+    Nothing is kept in checkpoints.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
@@ -60,7 +63,7 @@ class ScheduleCallback(Callback):
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._schedule.lr(images)
-                if group["decays"]:
+                if group.get("decays"):
                     group["weight_decay"] = self._schedule.decay(images)
 
 

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from varscale.config.optim import OptimConfig
-from varscale.evaluation.likelihood import TokenPrediction, by_group
+from varscale.evaluation.likelihood import TokenPrediction, by_scale
 from varscale.families.base import ModelDescription, TokenLosses
 from varscale.numerics.precision import without_autocast
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -135,10 +135,10 @@ class ModelModule(LightningModule):
 
     def _log(self, parts: list[TokenLosses], norm: Tensor) -> None:
         groups = self.prediction.groups
-        self.log_dict(by_group("train_loss", torch.cat([part.loss_BL for part in parts]).mean(0), groups))
+        self.log_dict(by_scale("train_loss", torch.cat([part.loss_BL for part in parts]).mean(0), groups))
         if self.family.has_likelihood:
             error_L = torch.cat([part.wrong for part in parts]).float().mean(0)
-            self.log_dict(by_group("train_error", error_L, groups))
+            self.log_dict(by_scale("train_error", error_L, groups))
         self.log("gradient_norm", norm)
         self.log("lr", self.optimizers().param_groups[0]["lr"])
         self.log("step", float(self.taken + 1))  # Lightning counts from the last resume

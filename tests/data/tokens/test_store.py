@@ -1,9 +1,9 @@
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_store import PATCH_NUMS, VOCAB_SIZE, brightness_encoder, store_of_rings
+from tiny_store import BAD_MANIFESTS, PATCH_NUMS, VOCAB_SIZE, brightness_encoder, spoil_manifest, store_of_rings
 
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.manifest import MANIFEST
@@ -120,9 +120,9 @@ def test_first_images_of_a_procedural_store(store):
 
 def test_other_fingerprints_and_patch_nums_are_named(store):
     path = rf"{store.directory}/{MANIFEST}"
-    with pytest.raises(TokenStoreError, match=rf"{path}: tokenizer: tokenizer-a, expected tokenizer-b"):
+    with pytest.raises(TokenStoreError, match=rf"{path}: tokenizer_fingerprint: tokenizer-a, expected tokenizer-b"):
         TokenStore.open(store.directory, "tokenizer-b")
-    with pytest.raises(TokenStoreError, match=rf"{path}: data: \w+, expected other"):
+    with pytest.raises(TokenStoreError, match=rf"{path}: data_fingerprint: \w+, expected other"):
         TokenStore.open(store.directory, "tokenizer-a", expected_data_fingerprint="other")
     with pytest.raises(TokenStoreError, match=r"patch_nums: \(1, 2, 4\), expected \(1, 2, 3, 4\)"):
         TokenStore.open(store.directory, patch_nums=[1, 2, 3, 4])
@@ -192,20 +192,28 @@ def test_shard_of_another_shape(damaged):
         TokenStore(folder, manifest)
     shard.write_bytes(b"")
     with pytest.raises(TokenStoreError, match=r"shards\[1\]: not readable"):
-        TokenStore(folder, replace(manifest))
+        TokenStore(folder, manifest)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not readable"),
-        ("[]", "schema: None, expected 1"),
-        ('{"schema": 2}', "schema: 2, expected 1"),
-        ('{"schema": 1}', "damaged"),
-        ('{"schema": 1, "dtype": "uint16", "shards": [{"name": 3}]}', "damaged"),
-    ],
-)
-def test_damaged_manifest(tmp_path, content, message):
-    (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(TokenStoreError, match=rf"{tmp_path}/{MANIFEST}: {message}.*; delete it"):
+@pytest.mark.parametrize("name", BAD_MANIFESTS)
+def test_damaged_manifest(tmp_path, name):
+    """One line that names the file and, where the file is JSON, the key."""
+    store_of_rings(tmp_path)
+    spoil_manifest(tmp_path / MANIFEST, name)
+    key = re.sub(r"\.(\d+)", r"[\1]", name.split(" ")[0]) if "." in name else ""
+    with pytest.raises(TokenStoreError) as error:
+        TokenStore.open(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / MANIFEST}: damaged (")
+    assert message.endswith("; encode the store again")
+    assert key in message or "shards[1].file: " in message  # the name contradicts the other numbers
+    assert "\n" not in message
+    assert len(message) < 500
+    if name == "missing keys":
+        assert "schema: Field required" in message
+
+
+def test_a_folder_in_the_place_of_the_manifest(tmp_path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(TokenStoreError, match=rf"{MANIFEST}: not readable \(Is a directory\)"):
         TokenStore.open(tmp_path)

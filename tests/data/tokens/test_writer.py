@@ -1,3 +1,4 @@
+import json
 import logging
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
-from tiny_store import PATCH_NUMS, brightness_encoder, store_of_rings
+from tiny_store import BAD_MANIFESTS, PATCH_NUMS, brightness_encoder, spoil_manifest, store_of_rings
 
 from varscale.data.sources.folder.source import FolderSource
 from varscale.data.sources.rings.source import RingsSource
@@ -237,6 +238,46 @@ def test_damaged_and_missing_shards_are_made_anew(tmp_path, uninterrupted):
     assert contents(tmp_path) == uninterrupted
 
 
+@pytest.mark.parametrize("name", BAD_MANIFESTS)
+@pytest.mark.parametrize("file", [MANIFEST, PROGRESS])
+def test_a_damaged_manifest_is_named_and_its_store_made_anew(tmp_path, uninterrupted, caplog, file, name):
+    store_of_rings(tmp_path)
+    if file == PROGRESS:
+        (tmp_path / MANIFEST).rename(tmp_path / PROGRESS)
+    spoil_manifest(tmp_path / file, name)
+    encoder = CountingEncoder()
+    store_of_rings(tmp_path, encode=encoder)
+    assert contents(tmp_path) == uninterrupted
+    finished_or_not = ("shards []", "num_images 1000")  # a progress file doesn't list all shards
+    if file == MANIFEST or not name.startswith(finished_or_not):
+        assert encoder.calls == 7
+        (warning,) = caplog.messages
+        assert warning.startswith(f"all shards are made anew: {tmp_path / file}: damaged (")
+
+
+@pytest.mark.parametrize("file", [MANIFEST, PROGRESS])
+@pytest.mark.parametrize("name", ["absolute", "../victim.npy", "inside/victim.npy", "./inside.npy", ".", "", "a\0b"])
+def test_files_that_a_hostile_manifest_names_are_left_alone(tmp_path, uninterrupted, file, name):
+    """A shard that didn't fit its checksum used to be deleted, wherever its name pointed to."""
+    folder = tmp_path / "store"
+    (folder / "inside").mkdir(parents=True)
+    victims = [tmp_path / "victim.npy", folder / "inside" / "victim.npy", folder / "inside.npy"]
+    for victim in victims:
+        victim.write_bytes(b"precious")
+    store_of_rings(folder)
+    if file == PROGRESS:
+        (folder / MANIFEST).rename(folder / PROGRESS)
+    content = json.loads((folder / file).read_text())
+    content["shards"][1]["file"] = str(victims[0]) if name == "absolute" else name
+    (folder / file).write_text(json.dumps(content))
+    if file == MANIFEST:
+        with pytest.raises(TokenStoreError, match=rf"{MANIFEST}: damaged \(shards\[1\]\.file: .*, expected 'view-000"):
+            TokenStore.open(folder)
+    store_of_rings(folder)
+    assert [victim.read_bytes() for victim in victims] == [b"precious"] * 3
+    assert (folder / MANIFEST).read_bytes() == uninterrupted[MANIFEST]
+
+
 def test_views_come_view_by_view(tmp_path):
     source = folder_source(tmp_path / "images")
     encoder = CountingEncoder()
@@ -277,10 +318,10 @@ def test_undecodable_images_survive_an_interruption(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer_fingerprint": "tokenizer-b"}, "tokenizer: tokenizer-a, expected tokenizer-b"),
+        ({"tokenizer_fingerprint": "tokenizer-b"}, "tokenizer_fingerprint: tokenizer-a, expected tokenizer-b"),
         ({"vocab_size": 512}, "vocab_size: 500, expected 512"),
         ({"patch_nums": (1, 4)}, "patch_nums: 1,2,4, expected 1,4"),
-        ({"source": RingsSource(50, 8, seed=1)}, r"data: \w+, expected \w+"),
+        ({"source": RingsSource(50, 8, seed=1)}, r"data_fingerprint: \w+, expected \w+"),
     ],
 )
 def test_the_folder_of_another_store_is_refused(tmp_path, changes, message):

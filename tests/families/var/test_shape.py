@@ -4,16 +4,19 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import architecture
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from varscale.families.var.config import TokenizerShape, VARShape
+from varscale.config.tokenizer import TokenizerArchitecture
+from varscale.families.var.config import VARShape
 from varscale.families.var.transformer import VAR
 from varscale.generation.sampling import ScalePredictor
 from varscale.kernels.building import SWITCH
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.tokenizer.shape import TokenizerShape
 
 PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 VARS = {
@@ -39,7 +42,7 @@ def var_of(name: str) -> VAR:
 
 def tokenizer_of(name: str) -> MultiScaleTokenizer:
     sizes = {"patch_nums": (1, 2, 4), "vocab_size": 40, "latent_channels": 6, "base_channels": 8, "norm_groups": 4}
-    return MultiScaleTokenizer(**(sizes | {"channel_multipliers": (1, 2)} | TOKENIZERS[name]))  # type: ignore[arg-type]
+    return MultiScaleTokenizer(TokenizerArchitecture(**(sizes | {"channel_multipliers": (1, 2)} | TOKENIZERS[name])))  # type: ignore[arg-type]
 
 
 def counted(function: Callable[[], Any]) -> int:
@@ -106,7 +109,7 @@ def test_training_flops_are_three_times_forward() -> None:
 def test_sampling_flops(name: str, guidance: bool, cache: bool) -> None:
     var = var_of(name)
     quantizer = MultiScaleTokenizer(
-        var.patch_nums, 40, 6, 4, channel_multipliers=(1,), norm_groups=4, phi_count=1
+        architecture(var.patch_nums, 40, 6, 4, channel_multipliers=(1,), norm_groups=4, phi_count=1)
     ).quantizer
     steps: list[tuple[Tensor | None, int]] = [(None, 0)]
     total = None
@@ -132,13 +135,13 @@ def test_executed_flops_count_visible_pairs() -> None:
 
 
 def test_parameters_of_the_paper_tokenizer() -> None:
-    assert TokenizerShape(PAPER, 4096, 32, 160).parameters() == 108_948_355
+    assert TokenizerShape(architecture(PAPER, 4096, 32, 160)).parameters() == 108_948_355
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokenizers(name: str) -> None:
     tokenizer = tokenizer_of(name)
-    shape = TokenizerShape.of(tokenizer)
+    shape = TokenizerShape(tokenizer.architecture)
     assert shape.parameters() == sum(p.numel() for p in tokenizer.parameters())
     images = torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size)
     tokens = tokenizer.encode(images)
@@ -172,7 +175,7 @@ def test_activation_memory_is_right_to_a_third(
 @pytest.mark.parametrize("name", [*TOKENIZERS, "many channels"])
 def test_activation_memory_of_tokenizers_is_right_to_a_third(name: str) -> None:
     if name == "many channels":
-        tokenizer = MultiScaleTokenizer((1, 2, 4, 8), 64, 16, 32, channel_multipliers=(1, 1, 2, 2))
+        tokenizer = MultiScaleTokenizer(architecture((1, 2, 4, 8), 64, 16, 32, channel_multipliers=(1, 1, 2, 2)))
     else:
         tokenizer = tokenizer_of(name)
     tokenizer.to(memory_format=torch.channels_last)  # as in training
@@ -181,7 +184,7 @@ def test_activation_memory_of_tokenizers_is_right_to_a_third(name: str) -> None:
         output = tokenizer(images)
         loss = F.mse_loss(output.reconstruction_B3HW, images) + output.quantizer_loss
     assert loss.isfinite()
-    assert 0.75 < TokenizerShape.of(tokenizer).activation_bytes(4) / sum(kept.values()) < 4 / 3
+    assert 0.75 < TokenizerShape(tokenizer.architecture).activation_bytes(4) / sum(kept.values()) < 4 / 3
 
 
 def test_training_state() -> None:
@@ -192,6 +195,6 @@ def test_training_state() -> None:
     moments = sum(tensor.numel() for state in optimizer.state.values() for tensor in state.values() if tensor.ndim > 0)
     held = sum(p.numel() * 2 for p in var.parameters()) + moments
     assert VARShape.of(var).training_state_bytes() == 4 * held
-    shape = TokenizerShape((1, 2), 8, 4, 8)
+    shape = TokenizerShape(architecture((1, 2), 8, 4, 8, norm_groups=4))
     assert shape.training_state_bytes() == 20 * shape.parameters()
     assert shape.training_flops() == 3 * shape.forward_flops()

@@ -6,66 +6,90 @@ written, `progress.json` lists the shards that are finished.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from varscale.errors import TokenStoreError
 
-SCHEMA = 1
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 LOCK = "writer.lock"
 
+_Count = Annotated[int, Field(ge=1, le=2**40)]
+_CountOrZero = Annotated[int, Field(ge=0, le=2**40)]
+_Numbers32Bit = Annotated[int, Field(ge=1, le=2**32)]
 
-@dataclass(frozen=True)
-class Shard:
+
+class Shard(BaseModel):
     """One file of a store."""
 
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
     file: str
-    """Name within the store's folder."""
-    view: int
+    """Name within the store's folder; always the one that `Manifest.shard_file` gives."""
+    view: _CountOrZero
     """Which view of the images."""
-    first_image: int
+    first_image: _CountOrZero
     """Index of the first row's image."""
-    images: int
+    images: _Count
     """Rows."""
-    bytes: int
+    bytes: _Count
     """Size of the file."""
-    blake2b: str
+    blake2b: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Checksum of the file, 32 hexadecimal digits."""
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(BaseModel):
     """What is in a token store."""
 
-    tokenizer: str
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", use_attribute_docstrings=True)
+
+    version: Literal[2] = Field(alias="schema")
+    """Version of this format."""
+    tokenizer_fingerprint: str
     """Fingerprint of the tokenizer."""
-    data: str
+    data_fingerprint: str
     """Fingerprint of the images."""
-    patch_nums: tuple[int, ...]
+    patch_nums: Annotated[tuple[Annotated[int, Field(ge=1, le=2**12)], ...], Field(min_length=1, max_length=2**12)]
     """Side of each scale's token map."""
-    vocab_size: int
+    vocab_size: _Numbers32Bit
     """Tokens are 0 … vocab_size - 1."""
-    num_classes: int
+    num_classes: _Numbers32Bit
     """Labels are 0 … num_classes - 1."""
-    num_images: int
+    num_images: _Count
     """Images, each with `views` rows."""
-    views: int
+    views: _Count
     """Views of each image."""
-    shard_images: int
+    shard_images: _Count
     """Images of a full shard."""
     procedural: bool
     """Whether the images are in no particular order and more of them can be added."""
-    undecodable: dict[str, str] = field(default_factory=dict)
+    undecodable: dict[str, str] = {}
     """Images that did not decode → why; others stand in for them."""
     shards: tuple[Shard, ...] = ()
     """View by view, in the order of the images."""
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        """A file is read, replaced and deleted by the name that stands here, so only the expected names may."""
+        before = (0, -1)
+        for index, shard in enumerate(self.shards):
+            number = shard.first_image // self.shard_images
+            first = number * self.shard_images
+            images = min(self.shard_images, self.num_images - first)
+            expected = {"first_image": first, "images": images, "file": self.shard_file(shard.view, number, images)}
+            for key, value in expected.items():
+                if getattr(shard, key) != value:
+                    found = repr(getattr(shard, key))[:80]
+                    raise ValueError(f"shards[{index}].{key}: {found}, expected {value!r} from its other numbers")
+            if shard.view >= self.views or (shard.view, number) <= before:
+                raise ValueError(f"shards[{index}].view: {shard.view}, in image {first}, is out of order")
+            before = (shard.view, number)
+        return self
 
     @property
     def tokens_per_image(self) -> int:
@@ -76,6 +100,11 @@ class Manifest:
     def dtype(self) -> np.dtype[Any]:
         """Unsigned type of the shards' numbers: two bytes where tokens and labels fit, else four."""
         return np.dtype("<u2" if max(self.vocab_size, self.num_classes) <= 2**16 else "<u4")
+
+    @property
+    def shards_per_view(self) -> int:
+        """Shards that a finished store has of each view."""
+        return -(-self.num_images // self.shard_images)
 
     def shard_file(self, view: int, number: int, images: int) -> str:
         """Name of a shard; it holds the rows' number, so that a store that grows never overwrites a file in use."""
@@ -90,18 +119,16 @@ class Manifest:
 
     def difference_from(self, other: "Manifest") -> str | None:
         """The key in which they differ and both values; None if both hold the same tokens as far as both go."""
-        keys = ["tokenizer", "data", "patch_nums", "vocab_size", "num_classes", "shard_images", "procedural"]
-        if not self.procedural:
-            keys.append("num_images")
-        for key in keys:
+        keys = ["tokenizer_fingerprint", "data_fingerprint", "patch_nums", "vocab_size", "num_classes", "shard_images"]
+        for key in [*keys, "procedural", *([] if self.procedural else ["num_images"])]:
             mine, others = getattr(self, key), getattr(other, key)
             if mine != others:
                 return f"{key}: {_text(mine)}, expected {_text(others)}"
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as a JSON object."""
-        return {"schema": SCHEMA, "dtype": self.dtype.name, **asdict(self)}
+        """The manifest as a JSON object; `dtype` is for readers that don't know the rule."""
+        return {**self.model_dump(mode="json", by_alias=True), "dtype": self.dtype.name}
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -111,20 +138,22 @@ def read_manifest(path: Path) -> Manifest | None:
         TokenStoreError: If the file is damaged or of another schema; the message names file and key.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
-        raise TokenStoreError(f"{path}: not readable ({error}); delete it to encode the store again") from None
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        found = values.get("schema") if isinstance(values, dict) else None
-        raise TokenStoreError(f"{path}: schema: {found}, expected {SCHEMA}; delete it to encode the store again")
-    try:
-        shards = tuple(Shard(**shard) for shard in values.pop("shards"))
-        del values["schema"], values["dtype"]
-        return Manifest(**{**values, "patch_nums": tuple(values["patch_nums"]), "shards": shards})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise TokenStoreError(f"{path}: damaged ({error}); delete it to encode the store again") from None
+    except OSError as error:
+        raise TokenStoreError(f"{path}: not readable ({error.strerror}); encode the store again") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        reason = " ".join(f"{key}: {first['msg']}".removeprefix(": Value error, ").split())
+        raise TokenStoreError(f"{path}: damaged ({reason[:300]}); encode the store again") from None
+    expected = manifest.shards_per_view * manifest.views
+    if path.name == MANIFEST and len(manifest.shards) != expected:
+        raise TokenStoreError(
+            f"{path}: damaged (shards: {len(manifest.shards)}, expected {expected}); encode the store again"
+        )
+    return manifest
 
 
 def checksum(content: bytes) -> str:
@@ -139,17 +168,18 @@ def check_shard(folder: Path, number: int, shard: Shard, *, contents: bool) -> N
         TokenStoreError: If the file is missing, of another size or damaged; the message names file and shard.
     """
     path = folder / shard.file
-    advice = "encode the store again; intact shards are kept"
+    place, advice = f"{path}: shards[{number}]", "encode the store again; intact shards are kept"
     try:
         size = path.stat().st_size
+        if size != shard.bytes:
+            raise TokenStoreError(f"{place}: {size} bytes, expected {shard.bytes}; {advice}")
+        found = checksum(path.read_bytes()) if contents else shard.blake2b
     except FileNotFoundError:
-        raise TokenStoreError(f"{path}: shards[{number}] is missing; encode the store again") from None
-    if size != shard.bytes:
-        raise TokenStoreError(f"{path}: shards[{number}]: {size} bytes, expected {shard.bytes}; {advice}")
-    if contents:
-        found = checksum(path.read_bytes())
-        if found != shard.blake2b:
-            raise TokenStoreError(f"{path}: shards[{number}]: checksum {found}, expected {shard.blake2b}; {advice}")
+        raise TokenStoreError(f"{place} is missing; encode the store again") from None
+    except OSError as error:
+        raise TokenStoreError(f"{place}: not readable ({error.strerror}); {advice}") from None
+    if found != shard.blake2b:
+        raise TokenStoreError(f"{place}: checksum {found}, expected {shard.blake2b}; {advice}")
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ Letters: B batch, L tokens of an image over all scales, p side of a scale's toke
 import errno
 import resource
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -87,8 +87,8 @@ class TokenStore:
             state = "unfinished" if (directory / PROGRESS).exists() else "no token store"
             raise TokenStoreError(f"{directory}: {state} ({MANIFEST} is missing); encode it first")
         expected = {
-            "tokenizer": expected_tokenizer_fingerprint,
-            "data": expected_data_fingerprint,
+            "tokenizer_fingerprint": expected_tokenizer_fingerprint,
+            "data_fingerprint": expected_data_fingerprint,
             "patch_nums": None if patch_nums is None else tuple(patch_nums),
         }
         for key, value in expected.items():
@@ -210,7 +210,7 @@ def _restrict(directory: Path, manifest: Manifest, num_images: int, views: int) 
     if num_images < manifest.num_images and not manifest.procedural:
         raise TokenStoreError(f"{directory / MANIFEST}: num_images: {manifest.num_images}, expected {num_images}")
     shards = tuple(shard for shard in manifest.shards if shard.view < views and shard.first_image < num_images)
-    return replace(manifest, num_images=num_images, views=views, shards=shards)
+    return manifest.model_copy(update={"num_images": num_images, "views": views, "shards": shards})
 
 
 def _allow_open_files(count: int) -> None:

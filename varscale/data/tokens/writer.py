@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from varscale.data.tokens.manifest import (
 from varscale.data.tokens.store import TokenStore
 from varscale.data.transforms import to_model_range
 from varscale.errors import TokenStoreError
-from varscale.store.layout import write_atomically, write_json
+from varscale.store.atomic import write_atomically, write_json
 
 Encode = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """Images float32 (B, 3, s, s) in [-1, 1], on the CPU, to one int64 (B, p²) a scale."""
@@ -62,7 +61,8 @@ def encode_store(
     """Encode every view of every image of a source once, and open the result.
 
     Goes on where an interrupted call stopped, at the first unfinished shard; a finished store is opened as it is, and
-    extended when it has fewer images (procedural sources) or views than asked for; damaged shards are made anew.
+    extended when it has fewer images (procedural sources) or views than asked for; damaged shards are made anew, and so
+    is a store whose manifest is damaged, with a warning.
     Shards are the same, to the byte, however often the work was interrupted and whether the store grew: every batch has
     `batch_size` rows, the last of a shard filled up by repeating its last image.
 
@@ -92,8 +92,9 @@ def encode_store(
     if views < 1 or (views > 1 and not source.varies):
         raise ValueError(f"views: {views}, but all views of {source.name} are the same; expected 1")
     wanted = Manifest(
-        tokenizer=tokenizer_fingerprint,
-        data=source.fingerprint,
+        schema=2,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        data_fingerprint=source.fingerprint,
         patch_nums=tuple(patch_nums),
         vocab_size=vocab_size,
         num_classes=source.num_classes,
@@ -114,7 +115,11 @@ def encode_store(
             "space and call again"
         ) from None
     return TokenStore.open(
-        directory, wanted.tokenizer, expected_data_fingerprint=wanted.data, num_images=len(source), views=views
+        directory,
+        tokenizer_fingerprint,
+        expected_data_fingerprint=source.fingerprint,
+        num_images=len(source),
+        views=views,
     )
 
 
@@ -147,7 +152,7 @@ class _StoreWriter:
             leftover.unlink()
         if old is not None:  # a finished store never shrinks
             num_images, views = max(self._wanted.num_images, old.num_images), max(self._wanted.views, old.views)
-            self._wanted = replace(self._wanted, num_images=num_images, views=views)
+            self._wanted = self._wanted.model_copy(update={"num_images": num_images, "views": views})
         planned = self._wanted.planned_shards()
         missing = [shard for shard in planned if self._wanted.shard_file(*shard) not in self._finished]
         self._check_space(missing)
@@ -166,9 +171,13 @@ class _StoreWriter:
                 file.unlink()
 
     def _read(self, name: str) -> Manifest | None:
-        """The manifest or progress file, checked to be of the same store."""
+        """The manifest or progress file, checked to be of the same store; None where it is absent or damaged."""
         path = self._directory / name
-        found = read_manifest(path)
+        try:
+            found = read_manifest(path)
+        except TokenStoreError as error:
+            _log.warning("all shards are made anew: %s", error)
+            return None
         difference = None if found is None else found.difference_from(self._wanted)
         if difference is not None:
             raise TokenStoreError(f"{path}: {difference}; it is another token store, use or delete its folder")
@@ -188,8 +197,7 @@ class _StoreWriter:
             try:
                 check_shard(self._directory, number, shard, contents=True)
             except TokenStoreError as error:
-                _log.warning("%s; it is made anew", error)
-                (self._directory / shard.file).unlink(missing_ok=True)
+                _log.warning("a shard is made anew: %s", error)
             else:
                 self._finished[shard.file] = shard
         self._source.undecodable.update(earlier.undecodable)
@@ -232,7 +240,14 @@ class _StoreWriter:
         np.save(content, rows, allow_pickle=False)
         file = self._wanted.shard_file(view, number, images)
         write_atomically(self._directory / file, content.getvalue())
-        return Shard(file, view, first, images, content.getbuffer().nbytes, checksum(content.getvalue()))
+        return Shard(
+            file=file,
+            view=view,
+            first_image=first,
+            images=images,
+            bytes=content.getbuffer().nbytes,
+            blake2b=checksum(content.getvalue()),
+        )
 
     def _encode_batch(self, pixels_B3ss: Pixels) -> NDArray[np.int64]:
         """Tokens (B, L), checked."""
@@ -256,7 +271,8 @@ class _StoreWriter:
         """What is finished, in order."""
         names = (self._wanted.shard_file(*shard) for shard in self._wanted.planned_shards())
         shards = tuple(self._finished[name] for name in names if name in self._finished)
-        return replace(self._wanted, undecodable=dict(sorted(self._source.undecodable.items())), shards=shards)
+        undecodable = dict(sorted(self._source.undecodable.items()))
+        return self._wanted.model_copy(update={"undecodable": undecodable, "shards": shards})
 
 
 @contextmanager

@@ -1,0 +1,51 @@
+"""Finished tokenizers as files: the averaged weights and the architecture that they belong to."""
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from varscale.config.tokenizer import TokenizerArchitecture
+from varscale.errors import CheckpointError
+from varscale.store.weights import fill, load_tensors, save_tensors
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+KIND = "tokenizer"
+
+
+def save_tokenizer(path: Path, tokenizer: MultiScaleTokenizer, tokenizer_fingerprint: str) -> None:
+    """Write a tokenizer; atomically.
+
+    Args:
+        path: File to write.
+        tokenizer: The tokenizer.
+        tokenizer_fingerprint: Identity of the run that made it.
+
+    Raises:
+        OSError: it can't be written; names the file.
+    """
+    architecture = tokenizer.architecture.model_dump_json()
+    metadata = {"kind": KIND, "architecture": architecture, "fingerprint": tokenizer_fingerprint}
+    save_tensors(path, tokenizer.state_dict(), metadata)
+
+
+def load_tokenizer(path: Path, tokenizer_fingerprint: str | None = None) -> MultiScaleTokenizer:
+    """Rebuild a saved tokenizer, in evaluation mode.
+
+    Args:
+        path: Its file.
+        tokenizer_fingerprint: What `save_tokenizer` must have been given; None: anything.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or foreign, or was made by a run of another fingerprint.
+    """
+    tensors, metadata = load_tensors(path, KIND, tokenizer_fingerprint)
+    try:
+        architecture = TokenizerArchitecture.model_validate_json(metadata.get("architecture", ""))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path}: not a tokenizer's architecture: {first['loc']}: {first['msg']}") from None
+    with torch.device("meta"):
+        tokenizer = MultiScaleTokenizer(architecture)
+    fill(tokenizer, tensors, path)
+    return tokenizer.eval()
