@@ -16,6 +16,9 @@ from varscale.config.text import shortened
 Key = tuple[str, ...]
 """Where a value stands in an experiment, such as ("optim", "lr")."""
 
+Place = Callable[[Key, bool], str]
+"""Where a value was written; True: a section's own check failed, which may be due to other values in it."""
+
 KINDS: dict[str, Kinds[Any]] = {
     name: kinds for name, field in Experiment.model_fields.items() if (kinds := Kinds.of(field)) is not None
 }
@@ -28,12 +31,12 @@ MOVED = {
 _MOST_PROBLEMS = 5
 
 
-def explain(error: ValidationError, place: Callable[[Key, bool], str]) -> str:
+def explain(error: ValidationError, place: Place) -> str:
     """All that pydantic found wrong, or the first of it.
 
     Args:
         error: What it raised.
-        place: Where a value was written; True: a section's own check failed, which may be due to other values in it.
+        place: Names where each value was written.
     """
     details = error.errors(include_url=False)
     sections = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}

@@ -64,6 +64,7 @@ def write_yaml(values: Any) -> str:
     dumper = YAML(typ="safe", pure=True)
     dumper.Representer, dumper.Resolver = _PlainRepresenter, _Resolver
     dumper.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed as None
+    dumper.default_flow_style = False
     dumper.width = 2**16
     stream = io.StringIO()
     dumper.dump(values, stream)
@@ -147,7 +148,17 @@ for _tag in (_TIMESTAMP, "tag:yaml.org,2002:value"):
 
 
 class _PlainRepresenter(SafeRepresenter):
-    """Writes the same list twice rather than an anchor and an alias."""
+    """Writes the same list twice rather than an anchor and an alias, and quotes all but plain words.
+
+    Some signs are written without quotes where the library's own reader takes them for something else, `{?0: 1}`.
+    """
+
+    def represent_str(self, data: str) -> Any:
+        plain = re.fullmatch(r"[\w./-]+", data)
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else '"')
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_PlainRepresenter.add_representer(str, _PlainRepresenter.represent_str)

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from varscale.config.experiment import Experiment
-from varscale.config.explain import KINDS, Key, explain, nearest
+from varscale.config.explain import KINDS, Key, Place, explain, nearest
 from varscale.config.text import LONGEST, YAMLTextError, read_yaml, shortened, write_yaml
 from varscale.errors import ExperimentError
 
@@ -45,10 +45,7 @@ def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] 
 
 def changed(experiment: Experiment, settings: Mapping[str, Any], source: str) -> Experiment:
     """The experiment with dotted fields changed, validated again; errors name `source`."""
-    values = experiment.model_dump(mode="json")
-    for key, value in settings.items():
-        values = _set(values, key, value, source)
-    return _validated(values, _Sources(source))
+    return _changed(experiment, settings, lambda key, by_section: source)
 
 
 def sets(override: str, key: str) -> bool:
@@ -210,27 +207,36 @@ def _set(settings: Mapping[str, Any], key: str, value: Any, source: str) -> dict
 
 
 def _checked(settings: Mapping[str, Any], sources: _Sources) -> Experiment:
-    experiment = _validated(settings, sources)
+    experiment = _validated(settings, sources.place)
     changes: dict[Key, Mapping[str, Any]] = {
         ("by_depth", str(depth)): change for depth, change in experiment.by_depth.items()
     }
     changes |= {("grid", "variants", variant.name): variant.settings for variant in experiment.grid.variants}
     for at, change in changes.items():
-        place = f"{sources.place(at)}: {'.'.join(at)}"
+
+        def place(key: Key, by_section: bool = False, at: Key = at) -> str:
+            return f"{sources.place((*at, '.'.join(key)), by_section)}: {'.'.join(at)}"
+
         for key in change:
             if not key.startswith(("model.", "optim.")):
-                raise ExperimentError(
-                    f"{place}: {key}: only fields of model and optim can be changed here, such as optim.lr"
-                )
-        changed(experiment, change, place)
+                allowed = "only fields of model and optim can be changed here, such as optim.lr"
+                raise ExperimentError(f"{place((key,))}: {key}: {allowed}")
+        _changed(experiment, change, place)
     return experiment
 
 
-def _validated(settings: Mapping[str, Any], sources: _Sources) -> Experiment:
+def _changed(experiment: Experiment, settings: Mapping[str, Any], place: Place) -> Experiment:
+    values = experiment.model_dump(mode="json")
+    for key, value in settings.items():
+        values = _set(values, key, value, place((key,), False))
+    return _validated(values, place)
+
+
+def _validated(settings: Mapping[str, Any], place: Place) -> Experiment:
     try:
         return Experiment.model_validate(settings)
     except ValidationError as error:
-        raise ExperimentError(explain(error, sources.place)) from None
+        raise ExperimentError(explain(error, place)) from None
 
 
 def _shown(override: str) -> str:
