@@ -108,7 +108,7 @@ class Delivery:
         if self._settled.get(file) == signature:
             return
         identity, result = RunIdentity.read(run.identity), read_result(run)
-        (self._ended.add if result else self._ended.discard)(file)
+        self._ended.discard(file)
         first = next((point for point in new_points(run.metrics, Position()) if point.milliseconds), None)
         if identity is None or (first is None and result is None):
             return  # not begun
@@ -124,11 +124,13 @@ class Delivery:
             if cell:
                 shown.json_tag(LABELS_TAG, cell.labels)
             shown.curve(run.metrics)
-            if result is None:
-                shown.end(record.status, milliseconds(record.ended or 0))
-            else:
+            if result is not None:
                 shown.result(run, result, {*params, *tags})
                 shown.end("FAILED" if result.status == "diverged" else "FINISHED", milliseconds(result.time))
+                self._ended.add(file)
+            else:
+                shown.no_result()
+                shown.end(record.status, milliseconds(record.ended or 0))
         self._settled[file] = signature
 
     @contextmanager
@@ -226,6 +228,12 @@ class _ShownRun:
         self.tag({key: value for key, value in shown.items() if key not in hidden} | {"status": result.status})
         self.json_tag(ROW_TAG, row)
         self.position.result = checksum
+
+    def no_result(self) -> None:
+        """Take back that there is a result, where one was delivered and its file was then damaged."""
+        if self.position.result:
+            self.tag({"status": ""})
+            self.position.result = 0
 
     def upload(self, file: Path, folder: str | None = None) -> None:
         """Deliver a file where it is new or changed; a link is none of ours."""

@@ -25,7 +25,7 @@ def runs_table(tracking_uri: str, study: str) -> "pandas.DataFrame":
     with answering(tracking_uri):
         store = MLflowStore(tracking_uri)
         studies = [run.data.tags for run in store.search(study, "tags.role = 'study'")]
-        cells = [run for run in store.search(study, "tags.role = 'cell'") if "status" in run.data.tags]
+        cells = [run for run in store.search(study, "tags.role = 'cell'") if run.data.tags.get("status")]
     recipe = studies[-1].get("recipe") if studies else None  # none where its run was deleted in MLflow
     rows = [_row(run) for run in cells if recipe in (None, run.data.tags.get("recipe"))]
     if not rows:
