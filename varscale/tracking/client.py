@@ -1,17 +1,18 @@
-"""The MLflow store: everything that calls MLflow's client. MLflow is imported when a `Store` is made, not before."""
+"""Everything that calls MLflow's client. MLflow is imported when an `MLflowStore` is made, not before."""
 
 import logging
 import os
-import re
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from varscale.errors import ExperimentDeletedError, TrackingError
-from varscale.tracking.records import OPEN, Point
+from varscale.tracking.positions import OPEN, Point
 from varscale.tracking.run_list import EXPERIMENT_TAGS
+from varscale.tracking.uris import check_tracking_uri, masked, sqlite_file, without_secrets
 
 KEY_TAG = "varscale.run"
 METRICS_A_CALL = 1000
@@ -33,41 +34,25 @@ class StoredRun:
     """MLflow's name of it."""
     steps: dict[str, int]
     """The last step of each metric."""
+    params: list[str]
+    """Names of its parameters, none of which can be changed."""
 
 
-def check_tracking_uri(tracking_uri: str) -> None:
-    """Raise `TrackingError` where a URI can't work, without importing MLflow."""
-    right = "use sqlite:///path/to/mlflow.db or http://host:port (MLflow's file store is no longer supported)"
-    scheme = tracking_uri.split(":", 1)[0].split("+", 1)[0] if "://" in tracking_uri else ""
-    if scheme not in ("sqlite", "http", "https", "postgresql", "mysql", "mssql"):
-        raise TrackingError(f"MLflow tracking URI {tracking_uri!r}: {right}")
-    if scheme == "sqlite" and sqlite_file(tracking_uri) is None:
-        raise TrackingError(f"MLflow tracking URI {tracking_uri!r}: names no file; {right}")
-    if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
-        raise TrackingError(f"MLflow tracking URI {tracking_uri!r}: names no host; {right}")
-
-
-def sqlite_file(tracking_uri: str) -> Path | None:
-    """The database file of a `sqlite:///` URI, or None."""
-    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", tracking_uri)
-    return Path(match.group(1)) if match and match.group(1) != ":memory:" else None
-
-
-class Store:
+class MLflowStore:
     """MLflow's client, reduced to what varscale does with it. Every method may raise when the store does not answer."""
 
     def __init__(self, tracking_uri: str) -> None:
         """Import MLflow and, for a database, create or open it.
 
         Raises:
-            TrackingError: The URI can't work.
+            TrackingError: The URI can't work, or its database can't be opened.
         """
         check_tracking_uri(tracking_uri)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._database = sqlite_file(tracking_uri)
         if self._database is not None:
-            self._database.parent.mkdir(parents=True, exist_ok=True)
+            _check_database(self._database)
         import mlflow
 
         for name in ("mlflow", "alembic"):
@@ -110,28 +95,30 @@ class Store:
         Raises:
             RunDeletedError: The user deleted it in MLflow.
         """
-        run = self.get(run_id) if run_id else None
+        run = self._get(run_id) if run_id else None
         if run is None or run.data.tags.get(KEY_TAG) != key:
-            number = self.experiment_id(experiment)
-            runs = self._client.search_runs([number], f"tags.`{KEY_TAG}` = '{key}'", run_view_type=3, max_results=1)
-            run = self.get(runs[0].info.run_id) if runs else None
+            quote = '"' if "'" in key else "'"
+            number, condition = self.experiment_id(experiment), f"tags.`{KEY_TAG}` = {quote}{key}{quote}"
+            runs = self._client.search_runs([number], condition, run_view_type=3, max_results=1)
+            run = self._get(runs[0].info.run_id) if runs else None
         if run is None:
             return None
         if run.info.lifecycle_stage == "deleted":
             raise RunDeletedError(key)
-        return StoredRun(run.info.run_id, {metric.key: metric.step for metric in run.data.to_proto().metrics})
+        steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        return StoredRun(run.info.run_id, steps, sorted(run.data.params))
 
-    def create(self, experiment: str, key: str, name: str, start: int, tags: Mapping[str, str]) -> StoredRun:
+    def create(self, experiment: str, key: str, name: str, start: int) -> StoredRun:
         """A new run that started at `start` (Unix milliseconds)."""
-        tags = {**tags, KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
+        tags = {KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
         run = self._client.create_run(self.experiment_id(experiment), start_time=start, tags=tags, run_name=name)
-        return StoredRun(run.info.run_id, {})
+        return StoredRun(run.info.run_id, {}, [])
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Parameters, written so that Python reads the same number again."""
         from mlflow.entities import Param
 
-        items = [Param(key, _text(value)) for key, value in params.items() if value is not None]
+        items = [Param(key, _text(value)) for key, value in params.items()]
         for start in range(0, len(items), ITEMS_A_CALL):
             self._client.log_batch(run_id, params=items[start : start + ITEMS_A_CALL], synchronous=True)
 
@@ -177,8 +164,7 @@ class Store:
             yield from page
             token = page.token or None
 
-    def get(self, run_id: str) -> Any:
-        """MLflow's run of that id, or None."""
+    def _get(self, run_id: str) -> Any:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -202,9 +188,31 @@ def is_rejection(error: Exception) -> bool:
     return isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404, 409, 413, 422)
 
 
-def first_line(error: Exception) -> str:
-    """What a store's error says, one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def first_line(error: Exception, tracking_uri: str) -> str:
+    """What a store's error says, one line, without the URI's password."""
+    text = without_secrets(str(error).strip(), tracking_uri)
+    return (text.splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def answering(tracking_uri: str) -> Iterator[None]:
+    """Turn whatever a store answers that it should not into a `TrackingError`."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"MLflow at {masked(tracking_uri)}: {first_line(error, tracking_uri)}") from None
+
+
+def _check_database(path: Path) -> None:
+    """Fail at once where SQLite can't open a file: MLflow would try again for minutes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=20)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except (sqlite3.Error, OSError) as error:
+        raise TrackingError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from varscale.tracking.records import Position, SweepRecord, new_points, owners, read_position, write_position
+from varscale.tracking.positions import Position, new_points, read_position, write_position
 
 
 def line(images: int, time: float = 1.5, **metrics: float) -> bytes:
@@ -68,29 +68,25 @@ def test_only_numbers_are_metrics(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"time": 1, "images": 2, "metrics": {"a": 1, "b": null, "c": true, "d": "x", "e": NaN}}\n')
     [point] = new_points(file, Position())
-    assert list(point.metrics) == ["a", "e"]
+    assert list(point.metrics) == ["a"]
 
 
 def test_positions_of_several_stores_share_a_file(tmp_path: Path) -> None:
-    state = tmp_path / "mlflow.json"
+    state = tmp_path / "mlflow" / "cells-abc.json"
     write_position(state, "http://one", Position(run_id="1", offset=5, steps={"a": 3}))
     write_position(state, "http://two", Position(run_id="2"))
     assert read_position(state, "http://one") == Position(run_id="1", offset=5, steps={"a": 3})
     assert read_position(state, "http://two").run_id == "2"
     assert read_position(state, "http://three") == Position()
-    state.write_text("{torn")
-    assert read_position(state, "http://one") == Position()
 
 
-def test_a_run_belongs_to_the_oldest_sweep_of_its_experiment_that_lists_it(tmp_path: Path) -> None:
-    listed = [
-        ("study/sweeps/early", ("rings/cells/x", "study/cells/z")),
-        ("rings/sweeps/a", ("rings/cells/x",)),
-        ("rings/sweeps/b", ("rings/cells/x", "rings/cells/y", "study/cells/w")),
-    ]
-    records = [SweepRecord(tmp_path / file, Path(file).name, 0.0, {}, runs) for file, runs in listed]
-    assert {run: record.name for run, record in owners(records).items()} == {
-        "rings/cells/x": "a",
-        "rings/cells/y": "b",
-        "study/cells/z": "early",
-    }
+def test_a_damaged_file_of_positions_counts_as_absent(tmp_path: Path) -> None:
+    state = tmp_path / "cells-abc.json"
+    write_position(state, "http://one", Position(run_id="1", offset=51))
+    good = state.read_text()
+    for damaged in ("{torn", '{"stores": []}', "5", good.replace("51", "52"), good.replace('"1"', '"2"')):
+        assert damaged != good
+        state.write_text(damaged)
+        assert read_position(state, "http://one") == Position()
+    write_position(state, "http://one", Position(run_id="3"))
+    assert read_position(state, "http://one").run_id == "3"
