@@ -61,6 +61,7 @@ def toy_experiment(**sections: Any) -> Experiment:
 
 
 def write_toy(folder: Path, **sections: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "toy.yaml"
     path.write_text(json.dumps(toy_settings(**sections)))
     return path
