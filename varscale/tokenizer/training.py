@@ -50,8 +50,9 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, tokenizer_fingerpri
     """
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
-        if not tokenizer_ready(files, tokenizer_fingerprint):
-            _make_tokenizer(experiment, files, tokenizer_fingerprint, report)
+        trained = _trained(files, tokenizer_fingerprint)
+        if trained is None or not files.finished(tokenizer_fingerprint):
+            _make_tokenizer(experiment, files, tokenizer_fingerprint, trained, report)
 
 
 def tokenizer_ready(files: RunFiles, tokenizer_fingerprint: str) -> bool:
@@ -116,7 +117,13 @@ def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     return True
 
 
-def _make_tokenizer(experiment: Experiment, files: RunFiles, tokenizer_fingerprint: str, report: Report) -> None:
+def _make_tokenizer(
+    experiment: Experiment,
+    files: RunFiles,
+    tokenizer_fingerprint: str,
+    trained: MultiScaleTokenizer | None,
+    report: Report,
+) -> None:
     started = time.time()
     settings = experiment.tokenizer
     described = settings.model_dump(mode="json", exclude={"training"}) | settings.training.model_dump(mode="json")
@@ -129,12 +136,12 @@ def _make_tokenizer(experiment: Experiment, files: RunFiles, tokenizer_fingerpri
     def report_images(images: int) -> None:
         report(images, trained_images + len(validation))
 
-    if settings.checkpoint is not None:
+    if trained is not None:
+        tokenizer = trained
+    elif settings.checkpoint is not None:
         tokenizer = _imported(Path(settings.checkpoint), settings)
     else:
-        tokenizer = _trained(files, tokenizer_fingerprint) or _train(
-            experiment, files, tokenizer_fingerprint, report_images
-        )
+        tokenizer = _train(experiment, files, tokenizer_fingerprint, report_images)
     save_tokenizer(files.tokenizer_checkpoint, tokenizer, tokenizer_fingerprint)
     picture = files.picture("reconstructions")
     figures = _measure(settings, tokenizer, validation, picture, lambda done: report_images(trained_images + done))
