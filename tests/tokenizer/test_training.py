@@ -272,4 +272,5 @@ def test_tokens_are_the_tokenizers(straight: RunFiles, tmp_path: Path, monkeypat
 def training_source_of(data: Any, images: int) -> Any:
     """As many images as asked for, not whole windows."""
     whole = training_source(data, images)
-    return type(whole)(**{**whole.__dict__, "num_images": images})
+    whole.num_images = images
+    return whole

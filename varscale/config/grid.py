@@ -4,11 +4,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from varscale.config.section import Budget, Changes, Depth, Section, Seed, Steps
+from varscale.config.section import Changes, Depth, Positive, Section, Seed, Steps
 
 # a variant may be left without depths, where the grid has none of its own
 Depths = Annotated[tuple[Depth, ...], Field(max_length=1024)]
-Budgets = Annotated[tuple[Budget, ...], Field(max_length=1024)]
+Budgets = Annotated[tuple[Positive, ...], Field(max_length=1024)]
 Seeds = Annotated[tuple[Seed, ...], Field(max_length=1024)]
 
 

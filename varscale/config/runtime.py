@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from varscale.config.section import BatchSizeOrZero, Positive, Processes, Section, Steps, Whole
+from varscale.config.section import BatchSizeOrZero, Processes, Real, Section, Steps, Whole
 
 
 class RuntimeConfig(Section):
@@ -23,7 +23,7 @@ class RuntimeConfig(Section):
     """Runs at once; 0: one a GPU, or one a processor without GPUs."""
     log_every_steps: Steps = 20
     """Steps between points of the training curves."""
-    checkpoint_seconds: Positive = 60.0
+    checkpoint_seconds: Annotated[Real, Field(gt=0, le=1e9)] = 60.0
     """Time between checkpoints that an interrupted run goes on from."""
     retries: Annotated[Whole, Field(ge=0, le=1000)] = 2
     """Times a crashed run is tried again."""

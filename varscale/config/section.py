@@ -27,11 +27,8 @@ Truth = Annotated[bool, Field(strict=True)]
 
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Decay = Annotated[Real, Field(ge=0, lt=1)]
-Positive = Annotated[Real, Field(gt=0, le=1e12)]
-NonNegative = Annotated[Real, Field(ge=0, le=1e12)]
-Budget = Annotated[Real, Field(gt=0, le=1e30)]
-"""Training FLOPs."""
-
+Positive = Annotated[Real, Field(gt=0, le=1e30)]
+NonNegative = Annotated[Real, Field(ge=0, le=1e30)]
 Depth = Annotated[Whole, Field(ge=1, le=1024)]
 """Transformer blocks."""
 Side = Annotated[Whole, Field(ge=1, le=8192)]
