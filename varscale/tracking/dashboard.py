@@ -110,7 +110,9 @@ def _ending_by_signals() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
     try:
         yield
     finally:
@@ -119,10 +121,10 @@ def _ending_by_signals() -> Iterator[None]:
 
 
 def _end(server: "subprocess.Popen[str]") -> None:
-    """End the server and its children; another Ctrl-C does not interrupt this."""
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End the server and its children; another Ctrl-C, or request to end, does not interrupt this."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(server.pid, number)
             server.wait(SECONDS_TO_END)
-    signal.signal(signal.SIGINT, former)
