@@ -241,7 +241,8 @@ def test_runs_of_two_studies_stand_in_both(store: Store) -> None:
     forwarder, trunk, (cell, _) = small_study(store)
     assert forwarder.deliver()
     seen = study_cell(cell, title="in later", recipe="two", budget_flops=1.004e12, variant="wide", experiment="later")
-    write_study(store, "later", [seen, finished_cell(store, 16, 1e12)], recipe="two", status="KILLED", ended=START + 50)
+    new = study_cell(finished_cell(store, 16, 1e12), recipe="two")
+    write_study(store, "later", [seen, new], recipe="two", status="KILLED", ended=START + 50)
     assert deliver_all(store, store.tracking_uri).problem == ""
     content = snapshot(store.tracking_uri)
     assert len(content) == 5 + 5

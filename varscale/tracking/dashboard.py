@@ -66,25 +66,12 @@ def serve_dashboard(tracking_uri: str, port: int = 5000) -> int:
         return 0
     check_tracking_uri(tracking_uri)
     check_port(port)
-    with _ending_by_signals():
-        # a group of its own: Ctrl-C reaches this process alone, which then ends all of the server's
-        server = subprocess.Popen(
-            command,
-            env=dashboard_environment(tracking_uri),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
+    try:
+        with _started(command, dashboard_environment(tracking_uri)) as server:
             words = deque(server.stdout or (), maxlen=50)
             status = server.wait()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            _end(server)
+    except KeyboardInterrupt:
+        return 0
     lines = [line.strip() for line in words if line.strip()]
     told = [line for line in lines if "Error" in line or "Exception" in line] or lines or ["it said nothing"]
     raise TrackingError(f"MLflow's server ended with status {status}: {without_secrets(told[-1], tracking_uri)[:300]}")
@@ -104,25 +91,32 @@ def dashboard_environment(tracking_uri: str) -> dict[str, str]:
 
 
 @contextmanager
-def _ending_by_signals() -> Iterator[None]:
-    """Let a request to end, or a closed terminal, end the server, too."""
+def _started(command: list[str], environment: dict[str, str]) -> "Iterator[subprocess.Popen[str]]":
+    """A server that ends, with its children, when this does: also by a request to end or with the terminal."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    former[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    server = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches this process alone
+    )
     try:
-        yield
+        yield server
     finally:
+        for number in former:
+            signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, number)
+                server.wait(SECONDS_TO_END)
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def _end(server: "subprocess.Popen[str]") -> None:
-    """End the server and its children; another Ctrl-C does not interrupt this."""
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(server.pid, number)
-            server.wait(SECONDS_TO_END)
-    signal.signal(signal.SIGINT, former)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from varscale.store.curves import read_curve
 from varscale.store.layout import Kind, RunFiles, RunKey, Store, StudyFiles
 from varscale.store.records import Result, RunIdentity, StudyCell, StudyRecord, read_result
 from varscale.tracking.client import LONGEST_TAG, METRICS_A_CALL, MLflowStore, RunDeletedError, is_rejection
@@ -109,10 +110,10 @@ class Delivery:
             return
         identity, result = RunIdentity.read(run.identity), read_result(run)
         self._ended.discard(file)
-        first = next((point for point in new_points(run.metrics, Position()) if point.milliseconds), None)
+        first = next(read_curve(run.metrics), None)
         if identity is None or (first is None and result is None):
             return  # not begun
-        began = first.milliseconds / 1000 if first else _began(result)
+        began = first.time if first else _began(result)
         params = {**identity.params, **(cell.labels if cell else {})}
         tags = {"role": identity.role, "fingerprint": run.fingerprint, **({PARENT_TAG: parent} if parent else {})}
         if cell:
