@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.families.var.attention import block_causal_mask, level_of_tokens, scale_bounds
-from varscale.families.var.blocks import INITIAL_SCALE, Block, KeyValueCache, modulate
+from varscale.families.var.blocks import INITIAL_SCALE, Block, modulate
+from varscale.kernels.attend import KeyValueCache
 from varscale.numerics.precision import without_autocast
 from varscale.tokenizer.quantizer import validated_patch_nums
 
