@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from varscale.config import RuntimeConfig
 from varscale.config.yaml import changed
 from varscale.errors import ExperimentError
-from varscale.kernels import building, pointwise
+from varscale.kernels import building
 from varscale.kernels.attention import available
 from varscale.kernels.building import SWITCH
 from varscale.training import execution as numerics
@@ -207,10 +207,8 @@ def test_kernels_loaded_before_they_were_ruled_out_are_not_used(monkeypatch: pyt
     monkeypatch.setenv(SWITCH, "1")
     require_program("g++")
     assert available(8)
-    assert pointwise.usable(torch.zeros(1))
     apply_numerics(NUMERICS, 8)
     assert not available(8)
-    assert not pointwise.usable(torch.zeros(1))
 
 
 def test_steps_are_measured_with_the_kernels_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
