@@ -38,8 +38,8 @@ class Comparison:
 
     Attributes:
         target: the column compared.
-        a: name of A.
-        b: name of B.
+        a: name of group A.
+        b: name of group B.
         exponent_difference: α of A minus α of B (power laws of compute).
         exponent_ci95: its interval.
         matched_budgets: number of budgets that both have.

@@ -137,9 +137,9 @@ def heldout_warnings(name: str, checks: Sequence[Heldout], offsets: Sequence[flo
     """Held out: worse than a baseline, or an offset that drifts in one direction as rows are added.
 
     Args:
-        name: of the fit.
+        name: name of the fit.
         checks: held-out refits.
-        offsets: E as rows are added, the last of all rows.
+        offsets: E as rows are added; the last one is that of all rows.
         lowest: the lowest value fitted; far below it an offset is zero, and doesn't drift.
     """
     found = []

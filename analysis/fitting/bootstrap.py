@@ -43,7 +43,7 @@ class Draws:
     Attributes:
         method: what was resampled, in words.
         theta_SP: internal parameters, one row a draw.
-        units: how many independent things were resampled (rows, or runs).
+        units: how many independent units (rows or runs) were resampled.
         edge_SP: θ on the edge of the 95% region, where intervals are taken from it rather than from the draws' spread.
     """
 
@@ -97,9 +97,9 @@ def resample(
     Args:
         fitted: the fit.
         draws: how many refits.
-        seed: of the random numbers.
-        clusters: a label a row; rows with one label (checkpoints of a run) are drawn together, however few.
-        repeats: the same for rows alike in all but the seed, where cases are drawn at all.
+        seed: seed of the random numbers.
+        clusters: a label for each row; rows with the same label (checkpoints of a run) are drawn together, however few.
+        repeats: labels like these for rows that differ only in their seed, used where cases are drawn.
     """
     if clusters is None and len(fitted.y_n) <= MANY_ROWS and offset_error(fitted) > _UNSURE:
         drawn_SP, edge_SP = profile_likelihood.possible(fitted.problem, fitted.y_n, fitted.theta_P, draws, seed)

@@ -15,7 +15,7 @@ from analysis.fitting.newton import Objective, minimise, residuals_of
 from analysis.fitting.starts import ROWS_FOR_STARTS, from_many_starts
 
 AGREEMENT = 1e-6
-"""Starts agree when their objectives differ by less than this share."""
+"""Starts agree when the objectives that they reach differ by less than this share."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fit:
         y_n: the fitted values.
         residuals_n: log y - log ŷ (log odds for power-logit, y - ŷ for raw least squares).
         starts: how many starts were tried.
-        agreeing: how many ended within 1e-6 (relative) of the best objective.
+        agreeing: how many of them reached the best objective, to within a millionth of it.
         offset: the pinned offset, or None.
         at_bound: names of parameters that ended at the edge of what is allowed (an offset of zero, an exponent of 20).
     """

@@ -50,7 +50,7 @@ def meets(frame: pd.DataFrame, condition: str, flag: str = "--where") -> "pd.Ser
     Raises:
         TableError: the condition can't be read, or isn't true or false for each row; one line that names the flag.
     """
-    shown = f"{flag} {textwrap.shorten(repr(condition[:200]), 120, placeholder=' …')[:120]}"
+    shown = f"{flag} {condition!r}" if len(condition) <= 120 else f"{flag} {condition[:100]!r} …"
     if len(condition) > LONGEST:
         raise TableError(f"{shown}: longer than {LONGEST:,} characters; filter the table itself")
     text, columns = _with_plain_names(condition, frame)
