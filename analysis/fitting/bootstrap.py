@@ -84,11 +84,7 @@ def decile_spread(drawn_S: Array) -> float:
 
 
 def resample(
-    fitted: Fit,
-    draws: int,
-    seed: int,
-    clusters: NDArray[Any] | None = None,
-    repeats: NDArray[Any] | None = None,
+    fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None, repeats: NDArray[Any] | None = None
 ) -> Draws:
     """Case bootstrap where there are rows enough, or where their scatter is uneven; parametric otherwise.
 

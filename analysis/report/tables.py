@@ -261,10 +261,7 @@ def _allocation_row(each: Allocation) -> tuple[tuple[str, ...], ...]:
     if each.refused:
         return (each.approach,), ("–",), ("–",), ("",), ("",), ("",), (f"refused: {each.refused}",)
     exponents, columns = [], []
-    for value, pair in (
-        (each.params_exponent, each.params_ci95),
-        (each.tokens_exponent, each.tokens_ci95),
-    ):
+    for value, pair in ((each.params_exponent, each.params_ci95), (each.tokens_exponent, each.tokens_ci95)):
         exponents.append((number(value), interval(pair)) if value is not None else ("–",))
     columns.append([(number(best.budget), _BLANK) for best in each.best])
     columns.append([(number(best.params), interval(best.params_ci95)) for best in each.best])
