@@ -15,7 +15,8 @@ from torchmetrics import Metric
 class TokenPrediction(Metric):
     """Cross-entropy (nats a token) and error (1 - top-1 accuracy), over all scales, the last, and each.
 
-    Sums are kept a position in float64, so that neither the batch size nor the number of processes shows in the result.
+    The sums of each position are float64, so that neither the batch size nor the number of processes shows in the
+    result.
     """
 
     full_state_update = False
@@ -28,9 +29,8 @@ class TokenPrediction(Metric):
         super().__init__()
         self.patch_nums = tuple(patch_nums)
         tokens = sum(side * side for side in self.patch_nums)
-        self.add_state("loss_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("errors_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name, shape in (("loss_L", (tokens,)), ("errors_L", (tokens,)), ("squares", ())):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits_BLV: Tensor, tokens_BL: Tensor) -> None:
