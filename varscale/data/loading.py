@@ -12,6 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -64,19 +65,28 @@ def whole_windows(num_images: int) -> int:
     return -(-num_images // ORDER_WINDOW) * ORDER_WINDOW
 
 
+@dataclass(kw_only=True, eq=False)
 class _Steps(IterableDataset[Batch]):
     """Steps start_step … start_step + num_steps - 1 of a run, this rank's share of each."""
 
-    def __init__(
-        self, *, seed: int, batch_size: int, start_step: int, num_steps: int, rank: int, world_size: int
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: {rank} is outside 0 … {world_size - 1}")
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch_size: {batch_size} does not split evenly over {world_size} processes")
-        self.seed, self.batch_size = seed, batch_size
-        self.start_step, self.num_steps = start_step, num_steps
-        self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+    seed: int
+    """Seed of the order."""
+    batch_size: int
+    """Samples a step, over all ranks."""
+    start_step: int
+    """First step, counted from the start of the run."""
+    num_steps: int
+    """Number of steps."""
+    rank: int = 0
+    """This process."""
+    world_size: int = 1
+    """Number of processes, a divisor of batch_size."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: {self.rank} is outside 0 … {self.world_size - 1}")
+        if self.batch_size < 1 or self.batch_size % self.world_size:
+            raise ValueError(f"batch_size: {self.batch_size} does not split evenly over {self.world_size} processes")
 
     def __len__(self) -> int:
         return self.num_steps
@@ -89,44 +99,19 @@ class _Steps(IterableDataset[Batch]):
 
     def _take(self, step: int, num_images: int, procedural: bool, order: Order = epoch_order) -> Take:
         whole = take(self.seed, step, self.batch_size, num_images, procedural=procedural, order=order)
-        return Take(*(part[self._share] for part in whole))
+        share = slice(*(rank * self.batch_size // self.world_size for rank in (self.rank, self.rank + 1)))
+        return Take(*(part[share] for part in whole))
 
 
+@dataclass(eq=False)
 class StepBatches(_Steps):
     """Training batches of tokens: `tokens_BL`, `labels_B` and `sample_index_B` (place in the whole run), all int64.
 
     Epoch e takes view e modulo the store's views, so no view of an image is taken twice before every image was.
-
-    Args:
-        store: The tokens.
-        seed: Seed of the order.
-        batch_size: Samples a step, over all ranks.
-        start_step: First step, counted from the start of the run.
-        num_steps: Number of steps.
-        rank: This process.
-        world_size: Number of processes, a divisor of batch_size.
     """
 
-    def __init__(
-        self,
-        store: TokenStore,
-        *,
-        seed: int,
-        batch_size: int,
-        start_step: int,
-        num_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            start_step=start_step,
-            num_steps=num_steps,
-            rank=rank,
-            world_size=world_size,
-        )
-        self.store = store
+    store: TokenStore
+    """The tokens."""
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, self._my_steps())
@@ -140,34 +125,17 @@ class StepBatches(_Steps):
         return {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": torch.from_numpy(taken.sample_index_B)}
 
 
+@dataclass(eq=False)
 class ImageBatches(_Steps):
     """Training batches of images: `images_B3HW` float32 in [-1, 1], `labels_B` and `sample_index_B` int64.
 
-    Epoch e takes view e of each image. `workers` threads load images while the trainer works; 0 loads when asked. The
-    other arguments are those of `StepBatches`.
+    Epoch e takes view e of each image.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        seed: int,
-        batch_size: int,
-        start_step: int,
-        num_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 1,
-    ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            start_step=start_step,
-            num_steps=num_steps,
-            rank=rank,
-            world_size=world_size,
-        )
-        self.source, self.workers = source, workers
+    source: ImageSource
+    """The images."""
+    workers: int = 1
+    """Threads that load images while the trainer works; 0 loads when asked."""
 
     def __iter__(self) -> Iterator[Batch]:
         # an epoch's order is worked out here, once, and what waits are bytes, a quarter of the numbers made of them
