@@ -3,7 +3,6 @@
 Letters: B batch, L tokens of an image.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_experiment import SMALL
+from small_models import make_tokenizer
 from torch.nn import functional as F
 
 from varscale.config import Experiment
@@ -19,17 +19,18 @@ from varscale.config.yaml import validate
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore, unigram_entropy
 from varscale.data.tokens.writer import encode_store
-from varscale.store.layout import RunFiles, TokenFiles, write_json
-from varscale.tokenizer import storage
-from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.store.curves import CurvePoint, read_curve
+from varscale.store.layout import RunFiles, RunKey, Store
+from varscale.store.records import TokensSummary
+from varscale.tokenizer.storage import save_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
-from varscale.training.cells import Cell, Numerics, Trunk
+from varscale.training.cells import Cell, Trunk
 from varscale.training.runs import Inputs
 
 PATCH_NUMS = (1, 2, 4)
 VOCAB_SIZE = 16
 TOKENS = 21
-NUMERICS = Numerics(precision="float32", compiled=False, native_kernels=False, threads=1, tokenizer_threads=1)
+BATCH = 8
 
 TOKENIZER: dict[str, Any] = {
     "patch_nums": PATCH_NUMS,
@@ -58,7 +59,7 @@ def little_experiment(**sections: dict[str, Any]) -> Experiment:
         "data": {"kind": "rings", "image_size": 8, "num_classes": 3, "validation_images": 40},
         "tokenizer": TOKENIZER,
         "model": {"width_per_depth": 8, "head_dim": 8, "drop_path_at_depth_24": 0.9, "adaln_gamma_init": 0.1},
-        "optim": {"lr": 5e-3, "lr_batch_size": 8, "batch_size": 8, "warmup_fraction": 0.25},
+        "optim": {"lr": 5e-3, "lr_batch_size": BATCH, "batch_size": BATCH, "warmup_fraction": 0.25},
         "grid": {"depths": [2], "budgets": [1e12]},
         "evaluation": {"samples_per_class": 0},
         "runtime": {"log_every_steps": 5, "checkpoint_seconds": 1000.0},
@@ -80,40 +81,45 @@ def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
     return [F.adaptive_avg_pool2d(levels, side).round().long().flatten(1) for side in PATCH_NUMS]
 
 
-def save_tokenizer(path: Path) -> Path:
-    """An untrained tokenizer's file."""
+def make_inputs(folder: Path, train_images: int = 400) -> Inputs:
+    """An untrained tokenizer's file and the token stores of a study."""
+    inputs = inputs_in(folder)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        tokenizer = MultiScaleTokenizer(TokenizerArchitecture(**TOKENIZER))
-        torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
-    storage.save_tokenizer(path, tokenizer, "tokenizer-print")
-    return path
-
-
-def make_inputs(folder: Path, train_images: int = 400) -> Inputs:
-    """Tokenizer file and token stores of a sweep."""
+        save_tokenizer(inputs.tokenizer.weights, make_tokenizer(PATCH_NUMS, VOCAB_SIZE), inputs.tokenizer.fingerprint)
     stores: dict[str, TokenStore] = {}
     for split, images in (("train", train_images), ("validation", 40)):
         stores[split] = encode_store(
-            folder / "tokens" / split,
+            inputs.tokens.folder / split,
             RingsSource(images, 8, "train" if split == "train" else "validation"),
             encode,
             patch_nums=PATCH_NUMS,
             vocab_size=VOCAB_SIZE,
-            tokenizer_fingerprint="tokenizer-print",
+            tokenizer_fingerprint=inputs.tokenizer.fingerprint,
             shard_images=512,
             batch_size=64,
             workers=0,
         )
     entropy = unigram_entropy(stores["train"]).mean
-    write_json(TokenFiles(folder / "tokens").summary, {"images": train_images, "unigram_entropy": entropy})
-    tokenizer = save_tokenizer(folder / "tokenizer.safetensors")
-    return Inputs(tokenizer, "tokenizer-print", TokenFiles(folder / "tokens"), "tokens-print", NUMERICS, 1e10)
+    TokensSummary(images=train_images, unigram_entropy=entropy).write(inputs.tokens.summary)
+    return inputs
 
 
-def points(files: RunFiles) -> list[dict[str, Any]]:
+def inputs_in(folder: Path) -> Inputs:
+    """What `make_inputs` made there."""
+    store = Store(folder)
+    tokenizer, tokens = RunKey("tokenizers", "rings", "tokenizer0"), RunKey("tokens", "rings", "tokens0")
+    return Inputs(store.run(tokenizer), store.tokens(tokens))
+
+
+def files_of(run: Cell | Trunk, inputs: Inputs, folder: Path) -> RunFiles:
+    """A run's files in a runs folder."""
+    return Store(folder).run(run.key(inputs.tokens.fingerprint))
+
+
+def points(files: RunFiles) -> list[CurvePoint]:
     """A run's metrics file."""
-    return [json.loads(line) for line in files.metrics.read_text().splitlines()]
+    return list(read_curve(files.metrics))
 
 
 def ignore(done: int, total: int) -> None:
@@ -150,7 +156,7 @@ def checkpoint_every(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Checkpoints are due by the clock; let it be by steps."""
 
     def save_due(self: Any, trainer: Any, module: Any) -> None:
-        self._seconds = -1.0 if int(module.steps) % steps == 0 else 1e9
+        self._seconds = -1.0 if module.images_seen // BATCH % steps == 0 else 1e9
         _SAVE_DUE(self, trainer, module)
 
     monkeypatch.setattr(Checkpoints, "_save_due", save_due)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import architecture
+from small_models import make_var
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -137,7 +138,7 @@ def test_phi_of_each_scale_as_a_plain_list() -> None:
 @pytest.mark.parametrize("normalise", [True, False])
 def test_any_transformer_survives_the_round_trip(shared: bool, normalise: bool) -> None:
     tokenizer = MultiScaleTokenizer(architecture((1, 2), 16, 4, 32, channel_multipliers=(1,)))
-    var = VAR((1, 2), 16, 4, 7, 3, 64, 1, mlp_ratio=2.5, shared_adaln=shared, normalise_queries_keys=normalise)
+    var = make_var((1, 2), 16, 4, 7, 3, 64, 1, mlp_ratio=2.5, shared_adaln=shared, normalise_queries_keys=normalise)
     state = export_var(var)
     assert ("shared_ada_lin.1.weight" in state) == shared
     assert ("blocks.1.attn.scale_mul_1H11" in state) == normalise
@@ -168,7 +169,7 @@ def test_bad_checkpoints_are_explained(reference: SimpleNamespace) -> None:
         load_var(state, tokenizer)
     with pytest.raises(ValueError, match=r"no quantize\.embedding\.weight"):
         load_tokenizer(reference.var_state, (1, 2, 3, 4))
-    narrow = VAR((1, 2), 16, 4, 7, 1, 12, 2, normalise_queries_keys=False)
+    narrow = make_var((1, 2), 16, 4, 7, 1, 12, 2, normalise_queries_keys=False)
     other = MultiScaleTokenizer(architecture((1, 2), 16, 4, 32, channel_multipliers=(1,)))
     with pytest.raises(ValueError, match="number of heads"):
         load_var(export_var(narrow), other)

@@ -5,13 +5,12 @@ Letters: B batch, L tokens of an image, V vocabulary.
 
 import inspect
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny_training import TOKENS, VOCAB_SIZE, make_inputs, save_tokenizer
+from tiny_training import TOKENS, VOCAB_SIZE, make_inputs
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -21,22 +20,22 @@ from varscale.data.tokens.store import TokenStore
 from varscale.errors import Diverged
 from varscale.families.var.transformer import VAR
 from varscale.tokenizer.module import TokenizerModule
-from varscale.training.module import TokenModelModule
+from varscale.training.module import ModelModule
 from varscale.training.runs import Inputs
 from varscale.training.schedules import Schedule
 from varscale.training.trainer import Loader
 
 
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors")
+def make_module(optim: dict[str, Any] | None = None, **changes: Any) -> ModelModule:
+    """A training on the tokens of `tiny_training`; `changes` are of the model or of how it is carried out."""
+    settings = {name: changes.pop(name) for name in ("seed", "compiled", "images_at_once", "log_every_steps")
+                if name in changes}  # fmt: skip
+    model = {"num_classes": 3, "adaln_gamma_init": 0.1, "label_dropout": 0.1, **changes}
+    description = var_config(PATCH_NUMS, VOCAB_SIZE, **model)
+    return small_models.make_module(description, {"batch_size": 8, **RATE, **(optim or {})}, **settings)
 
 
-def make_module(
-    tokenizer_path: Path, depth: int = 2, width: int = 16, heads: int = 2, **changes: Any
-) -> TokenModelModule:
-    settings: dict[str, Any] = {"batch_size": 8, "lr": 5e-3, "adaln_gamma_init": 0.1}
-    return TokenModelModule(str(tokenizer_path), 3, depth, width, heads, **(settings | changes))
+RATE = {"lr": 5e-3, "lr_batch_size": 8}
 
 
 def make_batch(images: int = 8, first: int = 0) -> dict[str, torch.Tensor]:
@@ -53,30 +52,37 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.grad
 
 
-def loss_of(module: TokenModelModule, batch: dict[str, torch.Tensor]) -> float:
-    return float(module.training_step(batch, 0).detach())
+def losses_of(module: ModelModule, batch: dict[str, torch.Tensor], seed: int | None = 0) -> torch.Tensor:
+    """The mean loss as in training; without a seed as in an evaluation."""
+    losses = module.family.losses(module.model, module._tokenizer[0], batch, seed)
+    assert losses.loss_BL.shape == batch["tokens_BL"].shape
+    return losses.loss_BL.mean()
+
+
+def loss_of(module: ModelModule, batch: dict[str, torch.Tensor], seed: int = 0) -> float:
+    return float(losses_of(module, batch, seed).detach())
 
 
 def part(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
     return {name: values[rows] for name, values in batch.items()}
 
 
-def test_loss_before_training_is_that_of_guessing(tokenizer_path: Path) -> None:
-    module = make_module(tokenizer_path, adaln_gamma_init=1e-3, width=64)
+def test_loss_before_training_is_that_of_guessing() -> None:
+    module = make_module(adaln_gamma_init=1e-3, width=64)
     loss = module.training_step(make_batch(32), 0).detach()
     assert float(loss) == pytest.approx(math.log(VOCAB_SIZE), rel=0.01)
 
 
-def test_only_matrices_decay(tokenizer_path: Path) -> None:
-    module = make_module(tokenizer_path, weight_decay=0.07)
-    names = {id(parameter): name for name, parameter in module.var.named_parameters()}
+def test_only_matrices_decay() -> None:
+    module = make_module(weight_decay=0.07)
+    names = {id(parameter): name for name, parameter in module.model.named_parameters()}
     decayed, plain = module.configure_optimizers().param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.07, 0.0)
     decayed_names, plain_names = ({names[id(p)] for p in group["params"]} for group in (decayed, plain))
     assert decayed_names | plain_names == set(names.values())
     assert not decayed_names & plain_names
     tables = ("start_MC", "position_LC", "level_KC", "log_scale_H")
-    for name, parameter in module.var.named_parameters():
+    for name, parameter in module.model.named_parameters():
         is_table = any(word in name for word in tables)
         assert (name in plain_names) == (is_table or parameter.ndim < 2 or name.endswith("bias")), name
     for expected in tables:
@@ -85,9 +91,9 @@ def test_only_matrices_decay(tokenizer_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"label_dropout": 0.5}, {"drop_path_rate": 0.6, "label_dropout": 0.0}])
-def test_random_numbers_belong_to_samples(tokenizer_path: Path, changes: dict[str, Any]) -> None:
+def test_random_numbers_belong_to_samples(changes: dict[str, Any]) -> None:
     """The loss of a batch is the mean of its halves' losses; other sample numbers give another loss."""
-    module = make_module(tokenizer_path, **changes)
+    module = make_module(**changes)
     batch = make_batch(16)
     whole = loss_of(module, batch)
     halves = [loss_of(module, part(batch, rows)) for rows in (slice(0, 8), slice(8, 16))]
@@ -99,12 +105,11 @@ def test_random_numbers_belong_to_samples(tokenizer_path: Path, changes: dict[st
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_parts_of_a_step_add_up(tokenizer_path: Path, precision: Any) -> None:
+def test_parts_of_a_step_add_up(precision: Any) -> None:
     """Gradients and logged losses of a step in parts of 3, 3 and 2 images are those of the whole step."""
     gradients, logged = [], []
     for images_at_once in (0, 3):
         module = make_module(
-            tokenizer_path,
             images_at_once=images_at_once,
             drop_path_rate=0.3,
             label_dropout=0.3,
@@ -116,7 +121,7 @@ def test_parts_of_a_step_add_up(tokenizer_path: Path, precision: Any) -> None:
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(module, DataLoader([make_batch()], batch_size=None))
-        gradients.append({name: gradient_of(value).clone() for name, value in module.var.named_parameters()})
+        gradients.append({name: gradient_of(value).clone() for name, value in module.model.named_parameters()})
         logged.append({name: float(value) for name, value in trainer.logged_metrics.items()})
     whole, parts = gradients
     for name, gradient in whole.items():
@@ -125,8 +130,8 @@ def test_parts_of_a_step_add_up(tokenizer_path: Path, precision: Any) -> None:
     assert len(logged[0]) > 4
 
 
-def test_labels_are_dropped_as_often_as_said(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make_module(tokenizer_path, label_dropout=0.25)
+def test_labels_are_dropped_as_often_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(label_dropout=0.25)
     seen: list[torch.Tensor] = []
 
     def forward(self: VAR, labels_B: torch.Tensor, inputs_BMc: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -140,8 +145,8 @@ def test_labels_are_dropped_as_often_as_said(tokenizer_path: Path, monkeypatch: 
     assert int(seen[1].max()) < 3  # evaluation keeps all labels
 
 
-def test_stochastic_depth_keeps_the_mean(tokenizer_path: Path) -> None:
-    module = make_module(tokenizer_path, depth=4, drop_path_rate=0.3)
+def test_stochastic_depth_keeps_the_mean() -> None:
+    module = make_module(depth=4, drop_path_rate=0.3)
     keep_D2B = module._kept_branches(torch.arange(4000))
     assert keep_D2B is not None
     assert keep_D2B.shape == (4, 2, 4000)
@@ -150,11 +155,11 @@ def test_stochastic_depth_keeps_the_mean(tokenizer_path: Path) -> None:
         assert torch.allclose(values.unique(), torch.tensor([0, 1 / (1 - rate)] if rate else [1.0]))
         assert float((values == 0).float().mean()) == pytest.approx(rate, abs=0.03)
     assert not torch.equal(keep_D2B[3, 0], keep_D2B[3, 1])
-    assert make_module(tokenizer_path, drop_path_rate=0.0)._kept_branches(torch.arange(4)) is None
+    assert make_module(drop_path_rate=0.0)._kept_branches(torch.arange(4)) is None
 
 
-def test_gradients_are_clipped_to_the_norm(tokenizer_path: Path) -> None:
-    module = make_module(tokenizer_path, grad_clip=0.01)
+def test_gradients_are_clipped_to_the_norm() -> None:
+    module = make_module(grad_clip=0.01)
     module.training_step(make_batch(), 0).backward()
     before = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
     module.configure_gradient_clipping(module.configure_optimizers())
@@ -163,9 +168,9 @@ def test_gradients_are_clipped_to_the_norm(tokenizer_path: Path) -> None:
     assert torch.allclose(after, before * 0.01 / before.norm(), rtol=1e-4)
 
 
-def test_a_loss_that_is_not_a_number_stops(tokenizer_path: Path) -> None:
-    module = make_module(tokenizer_path)
-    torch.nn.init.constant_(module.var.head.bias, math.nan)
+def test_a_loss_that_is_not_a_number_stops() -> None:
+    module = make_module()
+    torch.nn.init.constant_(module.model.head.bias, math.nan)
     with pytest.raises(Diverged, match="the training loss is nan after 0 images"):
         module.training_step(make_batch(), 0)
 
@@ -212,12 +217,12 @@ def test_validation_equals_a_plain_computation(inputs: Inputs) -> None:
     )
 
 
-def test_bfloat16_is_near_float32(tokenizer_path: Path) -> None:
-    module = make_module(tokenizer_path, width=32, adaln_gamma_init=0.5, head_init=1.0)
+def test_bfloat16_is_near_float32() -> None:
+    module = make_module(width=32, adaln_gamma_init=0.5, head_init=1.0)
     batch = make_batch(32)
     exact = module.training_step(batch, 0)
     exact.backward()
-    gradient = gradient_of(module.var.head.weight).clone()
+    gradient = gradient_of(module.model.head.weight).clone()
     module.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = module.training_step(batch, 0)
@@ -225,17 +230,15 @@ def test_bfloat16_is_near_float32(tokenizer_path: Path) -> None:
     assert rounded.dtype == torch.float32
     assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=5e-3)
     assert float(rounded.detach()) != float(exact.detach())  # it did compute in bfloat16
-    similarity = F.cosine_similarity(gradient_of(module.var.head.weight).flatten(), gradient.flatten(), dim=0)
+    similarity = F.cosine_similarity(gradient_of(module.model.head.weight).flatten(), gradient.flatten(), dim=0)
     assert float(similarity) > 0.99
 
 
-def test_compiled_blocks_share_one_graph(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_share_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     counter: Any = CompileCounterWithBackend("aot_eager")
     original = VAR.compile_blocks
     monkeypatch.setattr(VAR, "compile_blocks", lambda self: original(self, backend=counter))
-    eager, compiled = (
-        make_module(tokenizer_path, depth=4, drop_path_rate=0.3, compile_blocks=on) for on in (False, True)
-    )
+    eager, compiled = (make_module(depth=4, drop_path_rate=0.3, compile_blocks=on) for on in (False, True))
     assert eager.state_dict().keys() == compiled.state_dict().keys()
     for step in range(3):
         batch = make_batch(first=8 * step)
@@ -254,7 +257,7 @@ def test_compiled_blocks_share_one_graph(tokenizer_path: Path, monkeypatch: pyte
     assert eager.prediction.compute() == pytest.approx(compiled.prediction.compute(), rel=1e-5)
 
 
-@pytest.mark.parametrize("module", [TokenModelModule, TokenizerModule, Schedule])
+@pytest.mark.parametrize("module", [ModelModule, TokenizerModule, Schedule])
 def test_arguments_are_plain(module: type) -> None:
     """Numbers, truth values, texts and sequences of them, so that LightningCLI and YAML can give each one."""
     plain = {"int", "float", "bool", "str", "str | None", "int | None", "float | None", "Sequence[int]",

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from varscale.errors import CheckpointError
 from varscale.families.base import FAMILY_KINDS, ModelDescription
@@ -38,7 +37,7 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> FamilyMod
     tensors, metadata = load_tensors(path, KIND, expected_fingerprint)
     try:
         description = _described(metadata.get("description", ""))
-    except (ValidationError, KeyError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: not a model that this version of varscale can build: {reason}") from None
     with torch.device("meta"):

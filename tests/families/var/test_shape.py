@@ -5,20 +5,19 @@ from typing import Any
 import pytest
 import torch
 from architectures import architecture
+from small_models import PAPER, make_tokenizer, make_var, var_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from varscale.config.tokenizer import TokenizerArchitecture
-from varscale.families.var.config import VARShape
+from varscale.families.var.sampling import ScalePredictor
 from varscale.families.var.transformer import VAR
-from varscale.generation.sampling import ScalePredictor
 from varscale.kernels.building import SWITCH
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.shape import TokenizerShape
 
-PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 VARS = {
     "narrow": {"depth": 3, "width": 24, "heads": 3},
     "wide": {"depth": 2, "width": 128, "heads": 2, "mlp_ratio": 2.5},
@@ -36,8 +35,7 @@ TOKENIZERS = {
 
 
 def var_of(name: str) -> VAR:
-    sizes = {"patch_nums": (1, 2, 3), "vocab_size": 40, "latent_channels": 6, "num_classes": 5} | VARS[name]
-    return VAR(**sizes)  # type: ignore[arg-type]
+    return make_var(**{"vocab_size": 40, "latent_channels": 6, **VARS[name]})  # type: ignore[arg-type]
 
 
 def tokenizer_of(name: str) -> MultiScaleTokenizer:
@@ -71,7 +69,7 @@ def kept_bytes(model: nn.Module, apart: Callable[[Tensor], bool] = lambda _: Fal
     ("depth", "active"), [(12, 88_183_696), (16, 205_690_112), (20, 398_710_416), (30, 1_335_497_476)]
 )
 def test_active_parameters_of_the_paper(depth: int, active: int) -> None:
-    shape = VARShape(PAPER, 4096, 32, 1000, depth, 64 * depth, depth)
+    shape = var_config(PAPER, 4096, 32, 1000, depth, 64 * depth, depth)
     assert shape.active_parameters() == active
     assert shape.active_parameters(head=False) == active - (64 * depth + 1) * 4096
 
@@ -79,7 +77,7 @@ def test_active_parameters_of_the_paper(depth: int, active: int) -> None:
 @pytest.mark.parametrize("name", VARS)
 def test_parameters_of_transformers(name: str) -> None:
     var = var_of(name)
-    assert VARShape.of(var).parameters() == sum(p.numel() for p in var.parameters())
+    assert var.config.parameters() == sum(p.numel() for p in var.parameters())
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -88,18 +86,18 @@ def test_forward_flops_of_transformers(name: str, native: bool, monkeypatch: pyt
     if not native:
         monkeypatch.setattr("varscale.kernels.attend.available", lambda _: False)
     var = var_of(name)
-    inputs = torch.randn(3, var.tokens - var.first_tokens, 6)
+    inputs = torch.randn(3, var.config.tokens - var.first_tokens, 6)
     labels = torch.tensor([0, 1, 5])
-    assert counted(lambda: var(labels, inputs)) == 3 * VARShape.of(var).forward_flops()
+    assert counted(lambda: var(labels, inputs)) == 3 * var.config.forward_flops()
 
 
 def test_training_flops_are_three_times_forward() -> None:
     var = var_of("wide")
     inputs = torch.randn(2, 13, 6)
-    shape = VARShape.of(var)
+    shape = var.config
     measured = counted(lambda: var(torch.tensor([0, 1]), inputs).sum().backward())
     # the first layer's inputs need no gradient
-    skipped = 2 * 2 * 13 * 6 * var.width
+    skipped = 2 * 2 * 13 * 6 * var.config.width
     assert measured == 2 * shape.training_flops() - skipped
 
 
@@ -108,12 +106,10 @@ def test_training_flops_are_three_times_forward() -> None:
 @pytest.mark.parametrize("name", VARS)
 def test_sampling_flops(name: str, guidance: bool, cache: bool) -> None:
     var = var_of(name)
-    quantizer = MultiScaleTokenizer(
-        architecture(var.patch_nums, 40, 6, 4, channel_multipliers=(1,), norm_groups=4, phi_count=1)
-    ).quantizer
+    quantizer = make_tokenizer(var.config.patch_nums, 40, 6, phi_count=1).quantizer
     steps: list[tuple[Tensor | None, int]] = [(None, 0)]
     total = None
-    for k, side in enumerate(var.patch_nums[:-1]):
+    for k, side in enumerate(var.config.patch_nums[:-1]):
         total, following = quantizer.accumulate(total, torch.randint(40, (2, side**2)), k)
         steps.append((following, k + 1))
 
@@ -123,11 +119,11 @@ def test_sampling_flops(name: str, guidance: bool, cache: bool) -> None:
             for inputs, _ in steps:
                 predictor.predict(inputs)
 
-    assert counted(run) == 2 * VARShape.of(var).sampling_flops(guidance=guidance, cache=cache)
+    assert counted(run) == 2 * var.config.sampling_flops(guidance=guidance, cache=cache)
 
 
 def test_executed_flops_count_visible_pairs() -> None:
-    shape = VARShape((1, 2, 3), 40, 6, 5, 2, 24, 3)
+    shape = var_config((1, 2, 3), 40, 6, 5, 2, 24, 3)
     level = [0] + [1] * 4 + [2] * 9
     pairs = sum(other <= own for own in level for other in level)
     hidden = 14**2 - pairs
@@ -159,7 +155,7 @@ def test_activation_memory_is_right_to_a_third(
 ) -> None:
     """Copies of weights in bfloat16, which do not grow with the images, are not activations."""
     monkeypatch.setenv(SWITCH, native)
-    var = VAR((1, 2, 3, 4), 64, 6, 5, depth, width, 2)
+    var = make_var((1, 2, 3, 4), 64, 6, 5, depth, width, 2)
 
     def copied_weight(tensor: Tensor) -> bool:
         return tensor.dtype == torch.bfloat16 and tensor.shape[:1] not in ((8,), (8 * 30,))
@@ -168,7 +164,7 @@ def test_activation_memory_is_right_to_a_third(
         logits = var(torch.zeros(8, dtype=torch.long), torch.randn(8, 29, 6))
         loss = F.cross_entropy(logits.flatten(0, 1), torch.zeros(8 * 30, dtype=torch.long))
     assert loss.isfinite()
-    estimate = VARShape.of(var).activation_bytes(8, element_bytes=element_bytes)
+    estimate = var.config.activation_bytes(8, element_bytes=element_bytes)
     assert 0.75 < estimate / sum(kept.values()) < 4 / 3
 
 
@@ -194,7 +190,7 @@ def test_training_state() -> None:
     optimizer.step()
     moments = sum(tensor.numel() for state in optimizer.state.values() for tensor in state.values() if tensor.ndim > 0)
     held = sum(p.numel() * 2 for p in var.parameters()) + moments
-    assert VARShape.of(var).training_state_bytes() == 4 * held
+    assert var.config.training_state_bytes() == 4 * held
     shape = TokenizerShape(architecture((1, 2), 8, 4, 8, norm_groups=4))
     assert shape.training_state_bytes() == 20 * shape.parameters()
     assert shape.training_flops() == 3 * shape.forward_flops()

@@ -1,33 +1,51 @@
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo
 from requirements import require_program
-from torch import Tensor
+from small_models import PAPER, make_module, make_var, var_config, var_inputs
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
+from varscale.families.var.family import VARFamily
 from varscale.families.var.transformer import VAR
 
-PATCH_NUMS = (1, 2, 3)
-PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PAPER_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 
-def small(depth: int = 3, patch_nums: tuple[int, ...] = PATCH_NUMS, **settings: object) -> VAR:
+# gates as large as the other modulation, so that the blocks matter from the start
+LIVELY = {"adaln_gamma_init": 1.0, "init_std": 0.3}
+
+
+def small(depth: int = 3, **settings: object) -> VAR:
     torch.manual_seed(0)
-    # gates as large as the other modulation, so that the blocks matter from the start
-    return VAR(patch_nums, 32, 4, 5, depth, 16, 2, **{"adaln_gamma_init": 1.0, "init_std": 0.3, **settings})
+    return make_var(depth=depth, **{**LIVELY, **settings})
 
 
-def inputs_for(var: VAR, batch: int = 2) -> tuple[Tensor, Tensor]:
-    labels = torch.arange(batch) % (var.num_classes + 1)
-    return labels, torch.randn(batch, var.tokens - var.first_tokens, var.latent_channels)
+@pytest.fixture
+def compile_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets what a training compiles be compiled by another backend, as quickly as that goes."""
+    original = nn.Module.compile
+
+    def by(backend: str) -> None:
+        monkeypatch.setattr(nn.Module, "compile", lambda self, **how: original(self, **how, backend=backend))
+
+    torch._dynamo.reset()
+    return by
+
+
+def compiled(depth: int, **settings: object) -> VAR:
+    """As in training."""
+    torch.manual_seed(0)
+    model = make_module(var_config(depth=depth, **{**LIVELY, **settings}), compiled=True).model
+    assert isinstance(model, VAR)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -45,13 +63,13 @@ def inputs_for(var: VAR, batch: int = 2) -> tuple[Tensor, Tensor]:
 )
 def test_reference_sizes(depth: int, expected: int) -> None:
     with torch.device("meta"):
-        var = VAR(PAPER, 4096, 32, 1000, depth, 64 * depth, depth)
+        var = make_var(PAPER, 4096, 32, 1000, depth, 64 * depth, depth)
     assert sum(parameter.numel() for parameter in var.parameters()) == expected
 
 
 def test_reference_size_with_shared_modulation() -> None:
     with torch.device("meta"):
-        var = VAR(PAPER_512, 4096, 32, 1000, 36, 64 * 36, 36, shared_adaln=True)
+        var = make_var(PAPER_512, 4096, 32, 1000, 36, 64 * 36, 36, shared_adaln=True)
     assert sum(parameter.numel() for parameter in var.parameters()) == 2_353_893_904
 
 
@@ -59,8 +77,8 @@ def test_reference_size_with_shared_modulation() -> None:
 @pytest.mark.parametrize(("depth", "width"), [(2, 16), (8, 64)])
 def test_first_loss_is_that_of_guessing(shared: bool, depth: int, width: int) -> None:
     torch.manual_seed(0)
-    var = VAR((1, 2, 3, 4), 512, 8, 3, depth, width, 2, shared_adaln=shared)
-    logits = var(*inputs_for(var, 8))
+    var = make_var((1, 2, 3, 4), 512, 8, 3, depth, width, 2, shared_adaln=shared)
+    logits = var(*var_inputs(var, 8))
     assert logits.dtype == torch.float32
     loss = F.cross_entropy(logits.flatten(0, 1), torch.randint(512, (8 * 30,)))
     assert loss.item() == pytest.approx(math.log(512), rel=0.01)
@@ -70,7 +88,7 @@ def test_first_loss_is_that_of_guessing(shared: bool, depth: int, width: int) ->
 def test_logits_see_the_scales_before_and_no_other(normalise: bool) -> None:
     # the input of scale k is made of the tokens of scales < k, so scale k may depend on inputs up to its own
     var = small(normalise_queries_keys=normalise)
-    labels, inputs = inputs_for(var)
+    labels, inputs = var_inputs(var)
     inputs.requires_grad_()
     logits = var(labels, inputs)
     for begin, end in var.scale_bounds:
@@ -82,14 +100,14 @@ def test_logits_see_the_scales_before_and_no_other(normalise: bool) -> None:
     for token, vocabulary in ((1, 3), (7, 0), (13, 31)):
         (gradient,) = torch.autograd.grad(logits[0, token, vocabulary], inputs, retain_graph=True)
         end = next(end for begin, end in var.scale_bounds if begin <= token < end)
-        assert (gradient[0].abs().sum(1) > 0).tolist() == [place < end - 1 for place in range(var.tokens - 1)]
+        assert (gradient[0].abs().sum(1) > 0).tolist() == [place < end - 1 for place in range(var.config.tokens - 1)]
         assert (gradient[1] == 0).all()
 
 
 @pytest.mark.parametrize("settings", [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}])
 def test_cached_passes_equal_one_teacher_forced_pass(settings: dict[str, bool]) -> None:
     var = small(**settings)
-    labels, inputs = inputs_for(var, 3)
+    labels, inputs = var_inputs(var, 3)
     with torch.no_grad():
         expected = var(labels, inputs)
         condition, modulation = var.condition(labels)
@@ -102,7 +120,7 @@ def test_cached_passes_equal_one_teacher_forced_pass(settings: dict[str, bool]) 
 
 def test_library_and_native_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     var = small()
-    labels, inputs = inputs_for(var)
+    labels, inputs = var_inputs(var)
     results = []
     for usable in (True, False):
         if not usable:
@@ -117,13 +135,13 @@ def test_library_and_native_attention_agree(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_stochastic_depth_is_given_from_outside() -> None:
     var = small(depth=4, drop_path_rate=0.3)
-    assert var.drop_path_rates == pytest.approx((0.0, 0.1, 0.2, 0.3))
-    labels, inputs = inputs_for(var)
+    assert var.config.drop_path_rates == pytest.approx((0.0, 0.1, 0.2, 0.3))
+    labels, inputs = var_inputs(var)
     plain = var(labels, inputs)
     assert torch.equal(plain, var(labels, inputs, keep_D2B=torch.ones(4, 2, 2)))
     # with every branch dropped only the embeddings reach the head
     condition, _ = var.condition(labels)
-    embedded = torch.cat((var.first_input(condition), var.embed(inputs)), 1) + var.place_embedding(0, var.tokens)
+    embedded = torch.cat((var.first_input(condition), var.embed(inputs)), 1) + var.place_embedding(0, var.config.tokens)
     dropped = var(labels, inputs, keep_D2B=torch.zeros(4, 2, 2))
     torch.testing.assert_close(dropped, var.logits(embedded, condition))
     # a sample's multipliers touch that sample alone
@@ -134,50 +152,48 @@ def test_stochastic_depth_is_given_from_outside() -> None:
     assert (mixed[1] - plain[1]).abs().max() > 1e-3
 
 
-def test_one_compilation_serves_all_blocks() -> None:
-    torch._dynamo.reset()
+def test_one_compilation_serves_all_blocks(compile_by: Callable[[str], None]) -> None:
     torch._dynamo.utils.counters.clear()
-    var = small(depth=12)
-    keys = list(var.state_dict())
-    labels, inputs = inputs_for(var)
-    expected = var(labels, inputs)
-    var.compile_blocks(backend="aot_eager")
+    compile_by("aot_eager")
+    var = compiled(12)
+    plain = small(depth=12)
+    plain.load_state_dict(var.state_dict())  # under the same names
+    labels, inputs = var_inputs(var)
+    expected = plain(labels, inputs)
     logits = var(labels, inputs)
     logits.sum().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert list(var.state_dict()) == keys
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     with torch.compiler.set_stance("fail_on_recompile"):
         var(labels, inputs)
 
 
-def test_one_process_compiles_every_size_of_a_sweep() -> None:
+def test_one_process_compiles_every_size_of_a_sweep(compile_by: Callable[[str], None]) -> None:
     """A worker trains one size after the other, each with a smaller last part of its steps."""
-    torch._dynamo.reset()
+    compile_by("eager")
     for depth in range(1, 13):
-        var = VAR(PATCH_NUMS, 32, 4, 5, depth, 8 * depth, depth)
-        var.compile_blocks(backend="eager")
+        var = compiled(depth, width=8 * depth, heads=depth)
         for batch in (2, 3):
-            assert var(*inputs_for(var, batch)).shape == (batch, 14, 32)
+            assert var(*var_inputs(var, batch)).shape == (batch, 14, 32)
 
 
 def test_compiled_model_equals_the_eager_one() -> None:
     require_program("c++")
     torch._dynamo.reset()
-    var, compiled = small(depth=2), small(depth=2)
-    compiled.compile_blocks()
-    labels, inputs = inputs_for(var)
+    var, by_inductor = small(depth=2), compiled(2)
+    by_inductor.load_state_dict(var.state_dict())
+    labels, inputs = var_inputs(var)
     keep = torch.ones(2, 2, 2)
-    for model in (var, compiled):
+    for model in (var, by_inductor):
         model(labels, inputs, keep_D2B=keep).square().mean().backward()
-    for (name, eager), ours in zip(var.named_parameters(), compiled.parameters(), strict=True):
+    for (name, eager), ours in zip(var.named_parameters(), by_inductor.parameters(), strict=True):
         assert eager.grad is not None
         torch.testing.assert_close(ours.grad, eager.grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_bfloat16_autocast_keeps_float32_logits() -> None:
     var = small()
-    labels, inputs = inputs_for(var)
+    labels, inputs = var_inputs(var)
     with torch.autocast("cpu", torch.bfloat16):
         logits = var(labels, inputs)
     assert logits.dtype == torch.float32
@@ -196,10 +212,10 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 def test_ddp_and_sharding_give_the_same_gradients() -> None:
-    labels, inputs = inputs_for(small())
+    labels, inputs = var_inputs(small())
     plain, replicated = small(), torch.nn.parallel.DistributedDataParallel(small())
     with torch.device("meta"):
-        sharded = VAR(PATCH_NUMS, 32, 4, 5, 3, 16, 2)
+        sharded = make_var(depth=3)
     mesh = init_device_mesh("cpu", (1,))
     for block in sharded.blocks:
         fully_shard(block, mesh=mesh)
@@ -221,19 +237,19 @@ def test_ddp_and_sharding_give_the_same_gradients() -> None:
 def test_meta_model_initialises_like_any_other() -> None:
     var = small()
     with torch.device("meta"):
-        empty = VAR(PATCH_NUMS, 32, 4, 5, 3, 16, 2, adaln_gamma_init=1.0, init_std=0.3)
+        empty = make_var(depth=3, **LIVELY)
     empty.to_empty(device="cpu")
     empty.initialise(torch.Generator().manual_seed(1))
     var.initialise(torch.Generator().manual_seed(1))
     for (name, ours), other in zip(var.named_parameters(), empty.parameters(), strict=True):
         assert torch.equal(ours, other), name
-    labels, inputs = inputs_for(var)
+    labels, inputs = var_inputs(var)
     assert torch.equal(var(labels, inputs), empty(labels, inputs))
 
 
 def test_initial_statistics() -> None:
     torch.manual_seed(0)
-    var = VAR((1, 2, 4), 64, 4, 5, 4, 128, 2, adaln_gamma_init=1e-3)
+    var = make_var((1, 2, 4), 64, 4, 5, 4, 128, 2, adaln_gamma_init=1e-3)
     std = math.sqrt(1 / (3 * 128))
     block = var.blocks[1]
     expected = {
@@ -255,7 +271,7 @@ def test_initial_statistics() -> None:
 
 
 def test_names_without_weight_decay() -> None:
-    names = small(shared_adaln=True).parameter_names_without_decay()
+    names = VARFamily().names_without_decay(small(shared_adaln=True))
     assert {"start_MC", "position_LC", "level_KC", "head.bias", "blocks.0.modulation_offset_6C"} <= names
     assert {"blocks.2.attention.log_scale_H", "blocks.2.attention.query_bias_C"} <= names
     assert not any(name.endswith("weight") for name in names)
@@ -264,13 +280,14 @@ def test_names_without_weight_decay() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 0}, "depth must be at least 1, not 0"),
+        ({"depth": 0}, "depth\n  Input should be greater than or equal to 1"),
         ({"heads": 3}, "width 16 must be a multiple of heads 3"),
-        ({"patch_nums": (2, 2)}, "2 follows 2"),
-        ({"drop_path_rate": 1.0}, "drop_path_rate must lie in"),
+        ({"patch_nums": (2, 2)}, r"patch_nums \(2, 2\) must grow strictly"),
+        ({"patch_nums": ()}, r"patch_nums \(\) must grow strictly"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate\n  Input should be less than 1"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio 0.01 leaves width 16 no hidden channel"),
     ],
 )
 def test_bad_sizes_are_named(change: dict[str, object], message: str) -> None:
-    sizes = {"patch_nums": PATCH_NUMS, "depth": 2, "width": 16, "heads": 2} | change
     with pytest.raises(ValueError, match=message):
-        VAR(vocab_size=8, latent_channels=2, num_classes=3, **sizes)  # type: ignore[arg-type]
+        var_config(**change)  # type: ignore[arg-type]
