@@ -374,6 +374,7 @@ def test_a_line_that_a_damaged_file_holds_is_skipped(store: Store) -> None:
         b'{"time": 1790000000, "images": 9999, "metrics": {"train_loss": NaN}}',
         b'{"time": 1790000000, "images": 9999, "metrics": {"train_loss": "text"}}',
         b'{"time": 1790000000, "images": 9999, "metrics": {"train_loss": 1' + b"0" * 400 + b"}}",
+        b'{"time": -5, "images": 9999, "metrics": {"train_loss": 1.0}}',
         b'{"time": 1e400, "images": 9999, "metrics": {"train_loss": 1.0}}',
         b'{"time": 1790000000, "images": 9999, "metrics": {"train\\u0007 = loss": 1.0}}',
         b"[" * 100_000,

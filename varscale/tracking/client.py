@@ -16,8 +16,9 @@ from varscale.tracking.uris import check_tracking_uri, masked, sqlite_file, with
 
 KEY_TAG = "varscale.run"
 METRICS_A_CALL = 1000
-ITEMS_A_CALL = 100
 LONGEST_TAG = 8000
+MOST_RUNS = 50_000
+"""That one search may give."""
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the forwarder tries again itself
@@ -119,24 +120,21 @@ class MLflowStore:
         from mlflow.entities import Param
 
         items = [Param(key, _text(value)) for key, value in params.items()]
-        for start in range(0, len(items), ITEMS_A_CALL):
-            self._client.log_batch(run_id, params=items[start : start + ITEMS_A_CALL], synchronous=True)
+        self._client.log_batch(run_id, params=items, synchronous=True)
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Points of curves, with their own times; the same points again change nothing."""
         from mlflow.entities import Metric
 
         items = [Metric(k, v, point.milliseconds, point.images) for point in points for k, v in point.metrics.items()]
-        for start in range(0, len(items), METRICS_A_CALL):
-            self._client.log_batch(run_id, metrics=items[start : start + METRICS_A_CALL], synchronous=True)
+        self._client.log_batch(run_id, metrics=items, synchronous=True)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
         from mlflow.entities import RunTag
 
-        if tags:
-            items = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
-            self._client.log_batch(run_id, tags=items, synchronous=True)
+        items = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+        self._client.log_batch(run_id, tags=items, synchronous=True)
 
     def set_status(self, run_id: str, status: str, end: int) -> None:
         """RUNNING, or ended as FINISHED, FAILED or KILLED at `end` (Unix milliseconds)."""
@@ -149,20 +147,13 @@ class MLflowStore:
         """Add or replace an artifact."""
         self._client.log_artifact(run_id, str(file), folder)
 
-    def search(self, experiment: str, filter_string: str) -> Iterator[Any]:
-        """MLflow's runs of an experiment, oldest first; nothing where there is no such experiment."""
+    def search(self, experiment: str, condition: str) -> list[Any]:
+        """MLflow's runs of an experiment, oldest first; none where there is no such experiment."""
         found = self._client.get_experiment_by_name(experiment)
-        token: str | None = ""
-        while found is not None and token is not None:
-            page = self._client.search_runs(
-                [found.experiment_id],
-                filter_string,
-                max_results=1000,
-                order_by=["start_time"],
-                page_token=token or None,
-            )
-            yield from page
-            token = page.token or None
+        if found is None:
+            return []
+        order = ["start_time"]
+        return list(self._client.search_runs([found.experiment_id], condition, max_results=MOST_RUNS, order_by=order))
 
     def _get(self, run_id: str) -> Any:
         from mlflow.exceptions import MlflowException

@@ -96,13 +96,7 @@ class Delivery:
         }
 
     def _run(
-        self,
-        study: StudyFiles,
-        record: StudyRecord,
-        parent: str,
-        kind: Kind,
-        folder: str,
-        cell: StudyCell | None,
+        self, study: StudyFiles, record: StudyRecord, parent: str, kind: Kind, folder: str, cell: StudyCell | None
     ) -> None:
         run, file = run_files(self._store, kind, folder), study.delivery(kind, folder)
         signature = (_stamp(run.metrics), _stamp(run.result), record.status, record.ended, cell, parent)
