@@ -1,18 +1,23 @@
-"""A sweep's plan against numbers worked out by hand."""
+"""A study's cells and what is missing of them, against numbers worked out by hand."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_sweep import toy_experiment
 
-from sweeps.plan import Plan, bytes_of_runs, images_by_trunk, train_images
+from sweeps.grid import grid_cells, images_by_trunk
+from sweeps.study import Study, trunks_of
 from varscale.errors import ExperimentError
 from varscale.store.fingerprint import DataIdentity
-from varscale.store.layout import ExperimentFiles, write_json
-from varscale.training.cells import Numerics, grid_cells
+from varscale.store.layout import Store
+from varscale.store.records import Result
 
-NUMERICS = Numerics("float32", False, False, 1, 1)
+
+def study_of(runs: Path, data: DataIdentity | None = None, **sections: Any) -> Study:
+    experiment = toy_experiment(**sections)
+    return Study(experiment, Store(runs), grid_cells(experiment), data or DataIdentity({}, {}))
 
 
 def by_hand(depth: int) -> int:
@@ -41,23 +46,28 @@ def test_steps_branch_points_and_warm_up() -> None:
         assert cell.trunk.warmup_images == 4 * round(0.25 * math.floor(2e7 / (4 * flops)))
 
 
-def test_images_of_trunks_and_of_the_token_store() -> None:
+def test_images_of_trunks_and_of_the_token_store(tmp_path: Path) -> None:
     cells = grid_cells(toy_experiment())
     for trunk, images in images_by_trunk(cells):
         own = [cell for cell in cells if cell.trunk == trunk]
         assert images == max(cell.branch_images for cell in own) + sum(cell.images - cell.branch_images for cell in own)
     longest = max(int(6e7 // (4 * cell.trunk.flops_per_image)) * 4 for cell in cells)
-    assert train_images(cells, DataIdentity({}, {})) == longest
-    assert train_images(cells, DataIdentity({}, {}, stored_images=24)) == 24  # however often they are seen
+    assert study_of(tmp_path).train_images == longest
+    stored = DataIdentity({}, {}, stored_images=24)
+    assert study_of(tmp_path, stored).train_images == 24  # however often they are seen
 
 
-def test_bytes_of_runs_are_those_that_are_not_there_yet() -> None:
+def test_bytes_to_write_are_of_what_is_not_there_yet(tmp_path: Path) -> None:
     """Four bytes a weight, and thrice as many with AdamW's moments: the run's last checkpoint, the next, its branch."""
-    *_, cell = grid_cells(toy_experiment())
-    parameters = cell.trunk.shape.parameters()
-    assert bytes_of_runs([cell], [cell]) == (4 + 2 * 12 + 12) * parameters
-    assert bytes_of_runs([cell], []) == (4 + 2 * 12) * parameters
-    assert bytes_of_runs([], []) == 0
+    study = study_of(tmp_path)
+    *_, cell = study.cells
+    parameters, tokens = cell.trunk.model.parameters(), study.bytes_to_write([])
+    assert tokens == (study.train_images + 32) * (21 + 1) * 2
+    assert study.bytes_to_write([cell]) == tokens + (4 + 2 * 12 + 12) * parameters
+    milestone = study.trunk_files(cell.trunk).milestone(cell.branch_images)
+    milestone.parent.mkdir(parents=True)
+    milestone.touch()
+    assert study.bytes_to_write([cell]) == tokens + (4 + 2 * 12) * parameters
 
 
 def test_cells_of_variants_come_after_the_grid_and_each_once() -> None:
@@ -65,44 +75,39 @@ def test_cells_of_variants_come_after_the_grid_and_each_once() -> None:
     seeds = {"name": "noise", "depths": [2], "budgets": [3e7, 4e7], "seeds": [1, 5]}
     faster = {"name": "lr-double", "depths": [3], "budgets": [6e7, 2e7], "settings": {"optim.lr": 1e-2}}
     cells = grid_cells(toy_experiment(grid={"budgets": [4e7, 2e7], "seeds": [0, 5], "variants": [seeds, faster]}))
-    assert [cell.name for cell in cells] == [
-        *("d2-c2e07-s0", "d2-c4e07-s0", "d2-c2e07-s5", "d2-c4e07-s5"),
-        *("d3-c2e07-s0", "d3-c4e07-s0", "d3-c2e07-s5", "d3-c4e07-s5"),
-        *("d2-c3e07-s1", "d2-c4e07-s1", "d2-c3e07-s5", "d3-c2e07-s0-lr-double", "d3-c6e07-s0-lr-double"),
+    assert [cell.label for cell in cells] == [
+        *("d2-s0-c2e07", "d2-s0-c4e07", "d2-s5-c2e07", "d2-s5-c4e07"),
+        *("d3-s0-c2e07", "d3-s0-c4e07", "d3-s5-c2e07", "d3-s5-c4e07"),
+        *("d2-s1-c3e07", "d2-s1-c4e07", "d2-s5-c3e07", "d3-s0-lr-double-c2e07", "d3-s0-lr-double-c6e07"),
     ]
     assert cells[-1].trunk.experiment.optim.peak_lr == pytest.approx(1e-2)
-    assert len({cell.fingerprint("tokens", NUMERICS) for cell in cells}) == len(cells)
+    assert len({cell.key("tokens").folder for cell in cells}) == len(cells)
 
 
 def test_a_variant_that_changes_nothing_is_the_same_run() -> None:
     """So that the base cell beside a study's variants is not trained twice."""
     same = {"name": "same", "depths": [2], "budgets": [2e7], "settings": {"optim.lr": 5e-3}}
     *grid, twin = grid_cells(toy_experiment(grid={"variants": [same]}))
-    assert twin.fingerprint("tokens", NUMERICS) == grid[0].fingerprint("tokens", NUMERICS)
+    assert twin.key("tokens") == grid[0].key("tokens")
 
 
 def test_trunks_of_missing_cells_only(tmp_path: Path) -> None:
-    experiment = toy_experiment()
-    cells = grid_cells(experiment)
-    files = ExperimentFiles(tmp_path, "toy")
-    done = [cell for cell in cells if cell.trunk.depth == 2 or cell.budget_flops in (2e7, 6e7)]
+    study = study_of(tmp_path)
+    done = [cell for cell in study.cells if cell.trunk.depth == 2 or cell.budget_flops in (2e7, 6e7)]
     for cell in done:
-        print_ = cell.fingerprint("tokens", NUMERICS)
-        write_json(files.cell(cell.name, print_).result, {"fingerprint": print_, "status": "finished", "metrics": {}})
-    plan = Plan(experiment, files, cells, "tokens", NUMERICS)
-    assert plan.missing == tuple(cell for cell in cells if cell not in done)
-    ((trunk, milestones),) = plan.trunks().values()
+        files = study.cell_files(cell)
+        Result(fingerprint=files.fingerprint, status="finished", time=1.0).write(files.result)
+    assert study.missing == tuple(cell for cell in study.cells if cell not in done)
+    ((trunk, milestones),) = trunks_of(study.missing).values()
     assert trunk.depth == 3
-    assert milestones == tuple(cell.branch_images for cell in cells[5:7])
+    assert milestones == tuple(cell.branch_images for cell in study.cells[5:7])
 
 
 def test_results_of_other_settings_don_t_count(tmp_path: Path) -> None:
-    experiment = toy_experiment(grid={"depths": [2], "budgets": [2e7]})
-    (cell,) = grid_cells(experiment)
-    files = ExperimentFiles(tmp_path, "toy")
-    print_ = cell.fingerprint("tokens", NUMERICS)
-    write_json(files.cell(cell.name, print_).result, {"fingerprint": "another", "status": "finished", "metrics": {}})
-    assert Plan(experiment, files, (cell,), "tokens", NUMERICS).missing == (cell,)
+    study = study_of(tmp_path, grid={"depths": [2], "budgets": [2e7]})
+    (cell,) = study.cells
+    Result(fingerprint="another", status="finished", time=1.0).write(study.cell_files(cell).result)
+    assert study.missing == (cell,)
 
 
 @pytest.mark.parametrize(
