@@ -9,13 +9,13 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ValidationError
 from small_experiment import SMALL
-from varscale.config.model import FAMILY_KINDS
 
 from varscale.config.data import DATA_KINDS
 from varscale.config.kinds import Kinds
 from varscale.config.section import Section
 from varscale.config.yaml import sets, validate
 from varscale.errors import ExperimentError
+from varscale.families.base import FAMILY_KINDS
 
 SHAPE = """
 from typing import Literal

@@ -7,17 +7,8 @@ Counts are whole numbers of what the name says (images, tokens, steps); FLOPs ar
 from typing import TYPE_CHECKING, Any
 
 from varscale.config.data import DataSection
-from varscale.config.evaluation import EvaluationConfig
-from varscale.config.grid import GridConfig, Variant
-from varscale.config.optim import OptimConfig
-from varscale.config.runtime import RuntimeConfig
-from varscale.config.section import Section
-from varscale.config.tokenizer import (
-    SMALLEST_ADVERSARIAL_IMAGE,
-    TokenizerArchitecture,
-    TokenizerConfig,
-    TokenizerTraining,
-)
+from varscale.config.section import EvaluationConfig, GridConfig, OptimConfig, RuntimeConfig, Section
+from varscale.config.tokenizer import SMALLEST_ADVERSARIAL_IMAGE, TokenizerArchitecture, TokenizerConfig
 
 if TYPE_CHECKING:
     from varscale.config.experiment import Experiment
@@ -33,8 +24,6 @@ __all__ = [
     "Section",
     "TokenizerArchitecture",
     "TokenizerConfig",
-    "TokenizerTraining",
-    "Variant",
 ]
 
 

@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -92,15 +92,11 @@ class _Steps(IterableDataset[Batch]):
         return self.num_steps
 
     def _my_steps(self) -> range:
-        """All steps, or those of this DataLoader worker: it asks its workers in turn, so the order is kept."""
-        worker = get_worker_info()
-        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return range(self.start_step + first, self.start_step + self.num_steps, workers)
+        return _of_this_worker(range(self.start_step, self.start_step + self.num_steps))
 
     def _take(self, step: int, num_images: int, procedural: bool, order: Order = epoch_order) -> Take:
         whole = take(self.seed, step, self.batch_size, num_images, procedural=procedural, order=order)
-        share = slice(*(rank * self.batch_size // self.world_size for rank in (self.rank, self.rank + 1)))
-        return Take(*(part[share] for part in whole))
+        return Take(*(np.split(part, self.world_size)[self.rank] for part in whole))
 
 
 @dataclass(eq=False)
@@ -111,17 +107,15 @@ class StepBatches(_Steps):
     """
 
     store: TokenStore
-    """The tokens."""
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, self._my_steps())
 
     def batch(self, step: int) -> Batch:
         """This rank's share of one step."""
-        taken = self._take(step, self.store.num_images, self.store.manifest.procedural)
-        tokens_BL, labels_B = self.store.tokens(
-            taken.epoch_B % self.store.views * self.store.num_images + taken.image_B
-        )
+        store = self.store
+        taken = self._take(step, store.num_images, store.manifest.procedural)
+        tokens_BL, labels_B = store.tokens(taken.epoch_B % store.views * store.num_images + taken.image_B)
         return {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": torch.from_numpy(taken.sample_index_B)}
 
 
@@ -133,8 +127,7 @@ class ImageBatches(_Steps):
     """
 
     source: ImageSource
-    """The images."""
-    workers: int = 1
+    workers: int = field(default=1, kw_only=True)
     """Threads that load images while the trainer works; 0 loads when asked."""
 
     def __iter__(self) -> Iterator[Batch]:
@@ -154,14 +147,6 @@ class ImageBatches(_Steps):
         return taken, *self.source.load_batch(taken.image_B, taken.epoch_B)
 
 
-def _image_batch(taken: Take, pixels_B3ss: Pixels, labels_B: Labels) -> Batch:
-    return {
-        "images_B3HW": to_model_range(pixels_B3ss),
-        "labels_B": torch.from_numpy(labels_B),
-        "sample_index_B": torch.from_numpy(taken.sample_index_B),
-    }
-
-
 class EvaluationBatches(IterableDataset[Batch]):
     """Every sample of a store exactly once, in order, split over the ranks: `tokens_BL`, `labels_B`, `sample_index_B`.
 
@@ -169,19 +154,15 @@ class EvaluationBatches(IterableDataset[Batch]):
     """
 
     def __init__(self, store: TokenStore, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.store, self.batch_size = store, batch_size
-        self._start = rank * store.num_samples // world_size
-        self._stop = (rank + 1) * store.num_samples // world_size
+        first, self._stop = (part * store.num_samples // world_size for part in (rank, rank + 1))
+        self.store, self._starts = store, range(first, self._stop, batch_size)
 
     def __len__(self) -> int:
-        return -(-(self._stop - self._start) // self.batch_size)
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        stride = self.batch_size * workers
-        for start in range(self._start + first * self.batch_size, self._stop, stride):
-            sample_B = torch.arange(start, min(start + self.batch_size, self._stop))
+        for start in _of_this_worker(self._starts):
+            sample_B = torch.arange(start, min(start + self._starts.step, self._stop))
             tokens_BL, labels_B = self.store.tokens(sample_B)
             yield {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": sample_B}
 
@@ -201,3 +182,17 @@ def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], workers: i
                 yield result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _of_this_worker(steps: range) -> range:
+    """All steps, or those of this DataLoader worker: it asks its workers in turn, so the order is kept."""
+    worker = get_worker_info()
+    return steps if worker is None else steps[worker.id :: worker.num_workers]
+
+
+def _image_batch(taken: Take, pixels_B3ss: Pixels, labels_B: Labels) -> Batch:
+    return {
+        "images_B3HW": to_model_range(pixels_B3ss),
+        "labels_B": torch.from_numpy(labels_B),
+        "sample_index_B": torch.from_numpy(taken.sample_index_B),
+    }
