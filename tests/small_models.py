@@ -48,11 +48,13 @@ def var_inputs(var: VAR, batch: int = 2) -> tuple[Tensor, Tensor]:
 def make_tokenizer(
     patch_nums: tuple[int, ...] = PATCH_NUMS, vocab_size: int = 32, latent_channels: int = 4, **changes: Any
 ) -> MultiScaleTokenizer:
-    """An untrained tokenizer whose codes differ."""
+    """An untrained tokenizer, always the same, whose codes differ."""
     little = {"base_channels": 4, "channel_multipliers": (1, 2), "residual_blocks": 1, "attention": False}
     settings: dict[str, Any] = {**little, "norm_groups": 2, **changes}
-    tokenizer = MultiScaleTokenizer(architecture(patch_nums, vocab_size, latent_channels, **settings))
-    torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        tokenizer = MultiScaleTokenizer(architecture(patch_nums, vocab_size, latent_channels, **settings))
+        torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     return tokenizer.eval()
 
 

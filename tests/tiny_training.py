@@ -84,9 +84,7 @@ def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
 def make_inputs(folder: Path, train_images: int = 400) -> Inputs:
     """An untrained tokenizer's file and the token stores of a study."""
     inputs = inputs_in(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        save_tokenizer(inputs.tokenizer.weights, make_tokenizer(PATCH_NUMS, VOCAB_SIZE), inputs.tokenizer.fingerprint)
+    save_tokenizer(inputs.tokenizer.weights, make_tokenizer(PATCH_NUMS, VOCAB_SIZE), inputs.tokenizer.fingerprint)
     stores: dict[str, TokenStore] = {}
     for split, images in (("train", train_images), ("validation", 40)):
         stores[split] = encode_store(

@@ -29,7 +29,7 @@ from varscale.tokenizer.shape import TokenizerShape
 from varscale.tokenizer.storage import load_tokenizer, save_tokenizer
 from varscale.training.callbacks import Checkpoints, Progress
 from varscale.training.execution import check_memory
-from varscale.training.trainer import Continuation, Loader, make_trainer, usable_checkpoint
+from varscale.training.trainer import Continuation, Loader, make_trainer, remove_checkpoint, usable_checkpoint
 
 Report = Callable[[int, int], None]
 """Called with the images done and in all."""
@@ -144,7 +144,7 @@ def _make_tokenizer(
         provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         pictures=(picture.name,),
     ).write(files.result)
-    files.last_checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(files.last_checkpoint)
 
 
 def _trained(files: RunFiles) -> MultiScaleTokenizer | None:

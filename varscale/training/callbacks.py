@@ -102,7 +102,7 @@ class Throughput(Callback):
             batch_size: Images a step.
             every_steps: Steps between logged points.
             executed_flops_per_image: What utilisation counts.
-            peak_flops: What utilisation refers to, FLOPs a second.
+            peak_flops: What utilisation refers to, FLOPs a second; not a number: it is left out.
             waited_seconds: The time spent waiting for data so far.
         """
         self._batch_size = batch_size
@@ -134,11 +134,10 @@ class Throughput(Callback):
 
     def _of(self, window: "_Window") -> dict[str, float]:
         images_per_second = window.images / window.seconds
-        return {
-            "images_per_second": images_per_second,
-            "utilisation": images_per_second * self._flops / self._peak,
-            "data_wait_share": window.waited / window.seconds,
-        }
+        figures = {"images_per_second": images_per_second, "data_wait_share": window.waited / window.seconds}
+        if math.isfinite(self._peak):  # a single run may not have measured it
+            figures["utilisation"] = images_per_second * self._flops / self._peak
+        return figures
 
 
 @dataclass

@@ -25,7 +25,7 @@ from varscale.training.cells import Cell, Execution, Trunk, provenance
 from varscale.training.execution import check_memory
 from varscale.training.module import ModelModule
 from varscale.training.schedules import Schedule
-from varscale.training.trainer import Continuation, Loader, make_trainer, usable_checkpoint
+from varscale.training.trainer import Continuation, Loader, make_trainer, remove_checkpoint, usable_checkpoint
 
 Report = Callable[[int, int], None]
 """Called with the images done and in all."""
@@ -60,7 +60,7 @@ def train_trunk(trunk: Trunk, milestones: Sequence[int], files: RunFiles, inputs
         own = dict.fromkeys((*files.milestones, files.last_checkpoint), files.fingerprint)
         start = run.furthest(own, missing[0])
         run.fit(_schedule(trunk), missing[-1], start, {images: files.milestone(images) for images in milestones})
-        files.last_checkpoint.unlink(missing_ok=True)  # the last milestone is the same
+        remove_checkpoint(files.last_checkpoint)  # the last milestone is the same
 
 
 def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs: Inputs, report: Report) -> None:
@@ -87,7 +87,7 @@ def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs
         save_model(files.weights, module.model, files.fingerprint)
         figures |= {**speed, "wall_seconds": time.time() - started}
         _result(cell, files, inputs, "finished", figures, pictures=pictures).write(files.result)
-        files.last_checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(files.last_checkpoint)
 
 
 def record_divergence(cell: Cell, files: RunFiles, inputs: Inputs, reason: str) -> None:

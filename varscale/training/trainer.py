@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 import warnings
 import zipfile
@@ -91,9 +92,9 @@ def usable_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    if path.is_dir():  # sharded; Lightning reads it itself
-        return None
     try:
+        if path.is_dir():
+            raise ValueError("it is a folder")
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # loading alone does not compare checksums
         if damaged is not None:
@@ -103,13 +104,18 @@ def usable_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         if found != fingerprint:
             raise ValueError(f"it was written by another run, {found}")
         int(checkpoint["state_dict"]["steps"])
-    except (
-        Exception
-    ) as error:  # what bytes at random make torch and zipfile raise has no end: KeyError, NotImplementedError, …
+    except Exception as error:  # bytes at random make torch and zipfile raise anything: KeyError, NotImplementedError
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         _log.warning("%s: not a usable checkpoint (%s); the run is made anew from what lies before it", path, reason)
         return None
     return checkpoint
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint that is not needed any more, and whatever else may lie in its place."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 class Loader(DataLoader[Batch]):
