@@ -10,12 +10,8 @@ import pytest
 import small_models
 import torch
 from lightning.pytorch import Trainer
-<<<<<<< HEAD
-from tiny_training import TOKENS, VOCAB_SIZE, make_inputs
-=======
 from small_models import var_config
 from tiny_training import PATCH_NUMS, TOKENS, VOCAB_SIZE, make_inputs
->>>>>>> families-room
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -130,15 +126,7 @@ def test_parts_of_a_step_add_up(precision: Any) -> None:
     gradients, logged = [], []
     for images_at_once in (0, 3):
         module = make_module(
-<<<<<<< HEAD
-            images_at_once=images_at_once,
-            drop_path_rate=0.3,
-            label_dropout=0.3,
-            log_every_steps=1,
-            lr=0.0,
-=======
             STILL, images_at_once=images_at_once, drop_path_rate=0.3, label_dropout=0.3, log_every_steps=1
->>>>>>> families-room
         )
         logged.append(take_steps(module, make_batch(), precision=precision))
         gradients.append({name: gradient_of(value).clone() for name, value in module.model.named_parameters()})
@@ -271,15 +259,9 @@ def test_bfloat16_is_near_float32() -> None:
 
 def test_compiled_blocks_share_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     counter: Any = CompileCounterWithBackend("aot_eager")
-<<<<<<< HEAD
-    original = VAR.compile_blocks
-    monkeypatch.setattr(VAR, "compile_blocks", lambda self: original(self, backend=counter))
-    eager, compiled = (make_module(depth=4, drop_path_rate=0.3, compile_blocks=on) for on in (False, True))
-=======
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: original(self, **how, backend=counter))
     eager, compiled = (make_module(depth=4, drop_path_rate=0.3, compiled=on, log_every_steps=1) for on in (False, True))
->>>>>>> families-room
     assert eager.state_dict().keys() == compiled.state_dict().keys()
     batches = [make_batch(first=8 * step) for step in range(3)]
     logged = [take_steps(module, *batches) for module in (eager, compiled)]
