@@ -11,14 +11,16 @@ namespace {
 constexpr float EPSILON = 1e-6f;
 constexpr int ROWS = 4;     // with three vectors of columns, the sums fill the registers
 constexpr int COLUMNS = 3;
+constexpr int64_t DEPTH = 64;  // rows that are summed up at a time: they stay in the first-level cache
 
-// result = a · b (+ bias), where a(i, k) lies at a[i * row_step + k * step] and b (depth, columns) is row-major
+// result = a · b + first, where a(i, k) lies at a[i * row_step + k * step] and b (depth, columns) is row-major; the rows of
+// `first` lie first_step apart: 0 for a bias, and none of it is zeros
 template <int R, int V>
 inline void tile(const float *a, int64_t row_step, int64_t step, const float *b, int64_t depth, int64_t columns,
-                 const float *bias, float *result) {
+                 const float *first, int64_t first_step, float *result) {
     Vector sum[R][V];
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sum[r][v] = bias ? load_vector(bias + v * LANES) : Vector{};
+        for (int v = 0; v < V; v++) sum[r][v] = first ? load_vector(first + r * first_step + v * LANES) : Vector{};
     for (int64_t k = 0; k < depth; k++, a += step, b += columns)
         for (int v = 0; v < V; v++) {
             const Vector loaded = load_vector(b + v * LANES);
@@ -30,18 +32,18 @@ inline void tile(const float *a, int64_t row_step, int64_t step, const float *b,
 
 template <int R>
 inline void stripe(const float *a, int64_t row_step, int64_t step, const float *b, int64_t depth, int64_t columns,
-                   const float *bias, float *result) {
+                   const float *first, int64_t first_step, float *result) {
     for (int64_t c = 0; c < columns;) {
         const int64_t left = (columns - c) / LANES;
-        const float *offset = bias ? bias + c : nullptr;
+        const float *offset = first ? first + c : nullptr;
         if (left >= COLUMNS && left != 4) {
-            tile<R, 3>(a, row_step, step, b + c, depth, columns, offset, result + c);
+            tile<R, 3>(a, row_step, step, b + c, depth, columns, offset, first_step, result + c);
             c += 3 * LANES;
         } else if (left >= 2) {
-            tile<R, 2>(a, row_step, step, b + c, depth, columns, offset, result + c);
+            tile<R, 2>(a, row_step, step, b + c, depth, columns, offset, first_step, result + c);
             c += 2 * LANES;
         } else {
-            tile<R, 1>(a, row_step, step, b + c, depth, columns, offset, result + c);
+            tile<R, 1>(a, row_step, step, b + c, depth, columns, offset, first_step, result + c);
             c += LANES;
         }
     }
@@ -49,12 +51,17 @@ inline void stripe(const float *a, int64_t row_step, int64_t step, const float *
 
 void product(const float *a, int64_t row_step, int64_t step, const float *b, int64_t rows, int64_t depth, int64_t columns,
              const float *bias, float *result, int64_t threads) {
-    const int64_t whole = rows / ROWS;
+    const int64_t whole = rows / ROWS, at_once = row_step == 1 ? DEPTH : depth;
+    for (int64_t k = 0; k < depth; k += at_once, a += at_once * step, b += at_once * columns) {
+        const int64_t count = depth - k < at_once ? depth - k : at_once, first_step = k ? columns : 0;
+        const auto some = [&](int64_t i, auto rows_at_once) {
+            const float *first = k ? result + i * columns : bias;
+            stripe<rows_at_once>(a + i * row_step, row_step, step, b, count, columns, first, first_step, result + i * columns);
+        };
 #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < whole; i++)
-        stripe<ROWS>(a + i * ROWS * row_step, row_step, step, b, depth, columns, bias, result + i * ROWS * columns);
-    for (int64_t i = whole * ROWS; i < rows; i++)
-        stripe<1>(a + i * row_step, row_step, step, b, depth, columns, bias, result + i * columns);
+        for (int64_t i = 0; i < whole; i++) some(i * ROWS, std::integral_constant<int, ROWS>());
+        for (int64_t i = whole * ROWS; i < rows; i++) some(i, std::integral_constant<int, 1>());
+    }
 }
 
 // x (rows, inputs) · weight (outputs, inputs)ᵀ + bias

@@ -47,7 +47,13 @@ def native_block(
 class _Block(Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BLC: Tensor, modulation_B6C: Tensor, log_scale_H: Tensor, log_limit: float, ends: Any, *weights: Tensor
+        ctx: Any,
+        x_BLC: Tensor,
+        modulation_B6C: Tensor,
+        log_scale_H: Tensor,
+        log_limit: float,
+        ends: Any,
+        *weights: Tensor,
     ) -> Tensor:
         x_BLC, modulation_B6C = x_BLC.contiguous(), modulation_B6C.contiguous()
         scale_H = log_scale_H.clamp_max(log_limit).exp()
