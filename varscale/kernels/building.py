@@ -27,7 +27,7 @@ def enabled() -> bool:
 def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     """The compiled library, or None (with the reason in the log) where it cannot be had.
 
-    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source and the headers
+    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source and what lies
     beside it, the flags, the compiler and the processor, so that machines that share a home directory don't take each
     other's. Code that someone else may have put there is never run: where the folder or the file belongs to another
     user, others can write to it, or there is no home directory, the library is built for this process alone.
@@ -42,7 +42,7 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
         return None
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
     try:
-        sources = (source, *sorted(source.parent.glob("*.h")))
+        sources = (source, *sorted(path for path in source.parent.iterdir() if path.suffix in (".cpp", ".h")))
         identity = "\n".join((*(path.read_text() for path in sources), *flags, _version(compiler), _processor()))
         name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
         command = [compiler, *flags, "-shared", "-fPIC", str(source)]

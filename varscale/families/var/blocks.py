@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from varscale.families.var.attention import scale_bounds
 from varscale.families.var.config import VARConfig
 from varscale.kernels.attend import KeyValueCache, attend
+from varscale.kernels.block import fits, native_block
 
 NORM_EPSILON = 1e-6
 INITIAL_SCALE = 4.0
@@ -63,6 +64,8 @@ class Block(nn.Module):
             modulation_B6C = condition + self.modulation_offset_6C
         else:
             modulation_B6C = self.modulation(condition).unflatten(1, (6, -1))
+        if cache is None and self._fits_native(x_BLC):
+            return self._by_native_kernel(x_BLC, modulation_B6C, keep_2B)
         gates_B2C, scales_B2C, shifts_B2C = modulation_B6C.split(2, dim=1)
         if keep_2B is not None:
             gates_B2C = gates_B2C * keep_2B.T.unsqueeze(2)
@@ -70,6 +73,30 @@ class Block(nn.Module):
         x_BLC = add_projected(x_BLC, gates_B2C[:, :1], branch_BLC, self.attention.projection)
         branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:]))
         return add_projected(x_BLC, gates_B2C[:, 1:], branch_BLC, self.feedforward.contract)
+
+    def _fits_native(self, x_BLC: Tensor) -> bool:
+        if torch.compiler.is_compiling() or x_BLC.device.type != "cpu" or x_BLC.dtype != torch.float32:
+            return False
+        known = self.attention.log_scale_H is not None and not torch.is_autocast_enabled("cpu")
+        return known and fits(x_BLC.shape[2], self.feedforward.expand.out_features, self.attention.heads)
+
+    def _by_native_kernel(self, x_BLC: Tensor, modulation_B6C: Tensor, keep_2B: Tensor | None) -> Tensor:
+        attention, feedforward = self.attention, self.feedforward
+        if keep_2B is not None:
+            gates_B2C = modulation_B6C[:, :2] * keep_2B.T.unsqueeze(2)
+            modulation_B6C = torch.cat((gates_B2C, modulation_B6C[:, 2:]), dim=1)
+        assert attention.log_scale_H is not None
+        layers = (attention.projection, feedforward.expand, feedforward.contract)
+        return native_block(
+            x_BLC,
+            modulation_B6C,
+            attention.log_scale_H,
+            math.log(LARGEST_SCALE),
+            [end for end in attention.ends if end <= x_BLC.shape[1]],
+            attention.queries_keys_values.weight,
+            attention.joint_bias(),
+            *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
+        )
 
 
 class Attention(nn.Module):
@@ -88,12 +115,15 @@ class Attention(nn.Module):
 
     def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
         """Attend to all tokens that the mask shows, or to all cached ones; the block applies the last projection."""
-        bias_3C = torch.cat((self.query_bias_C, torch.zeros_like(self.query_bias_C), self.value_bias_C))
-        joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, bias_3C)
+        joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, self.joint_bias())
         scale_H = None
         if self.log_scale_H is not None:
             scale_H = self.log_scale_H.float().clamp_max(math.log(LARGEST_SCALE)).exp()
         return attend(joint_BLJ, scale_H, self.heads, self.ends, mask_LL, cache)
+
+    def joint_bias(self) -> Tensor:
+        """Of queries, keys (none) and values, (J,)."""
+        return torch.cat((self.query_bias_C, torch.zeros_like(self.query_bias_C), self.value_bias_C))
 
 
 class FeedForward(nn.Module):
