@@ -43,6 +43,10 @@ class TokenStore:
         num_images: Images N.
         views: Views of each image.
         num_samples: N · views.
+        patch_nums: Side of each scale's token map.
+        tokens_per_image: L.
+        vocab_size: V; tokens are 0 … V - 1.
+        num_classes: Labels are 0 … num_classes - 1.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
@@ -50,9 +54,10 @@ class TokenStore:
         self.manifest = manifest
         self.num_images, self.views = manifest.num_images, manifest.views
         self.num_samples = manifest.num_images * manifest.views
+        self.patch_nums, self.tokens_per_image = manifest.patch_nums, manifest.tokens_per_image
+        self.vocab_size, self.num_classes = manifest.vocab_size, manifest.num_classes
         _allow_open_files(len(manifest.shards))
         self._shards = [_map_shard(directory, manifest, number) for number in range(len(manifest.shards))]
-        self._shards_per_view = len(manifest.shards) // manifest.views
 
     @classmethod
     def open(
@@ -95,9 +100,8 @@ class TokenStore:
             if value is not None and getattr(manifest, key) != value:
                 raise TokenStoreError(f"{directory / MANIFEST}: {key}: {getattr(manifest, key)}, expected {value}")
         manifest = _restrict(directory, manifest, num_images or manifest.num_images, views or manifest.views)
-        contents = verify == "contents" or (
-            verify == "auto" and sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
-        )
+        small = sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
+        contents = verify == "contents" or (verify == "auto" and small)
         for number, shard in enumerate(manifest.shards):
             check_shard(directory, number, shard, contents=contents)
         return cls(directory, manifest)
@@ -108,26 +112,6 @@ class TokenStore:
     def __reduce__(self) -> tuple[type[Self], tuple[Path, Manifest]]:
         """Worker processes map the files themselves instead of being sent their contents."""
         return type(self), (self.directory, self.manifest)
-
-    @property
-    def patch_nums(self) -> tuple[int, ...]:
-        """Side of each scale's token map."""
-        return self.manifest.patch_nums
-
-    @property
-    def vocab_size(self) -> int:
-        """V; tokens are 0 … V - 1."""
-        return self.manifest.vocab_size
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are 0 … num_classes - 1."""
-        return self.manifest.num_classes
-
-    @property
-    def tokens_per_image(self) -> int:
-        """L."""
-        return self.manifest.tokens_per_image
 
     def tokens(self, sample_indices: Indices | torch.Tensor) -> TokenBatch:
         """Tokens (B, L) and labels (B,) of samples 0 … num_samples - 1, in the order asked for.
@@ -140,14 +124,15 @@ class TokenStore:
             raise IndexError(f"{self.directory}: samples are 0 … {self.num_samples - 1}")
         view_B, image_B = np.divmod(sample_B, self.num_images)
         shard_B, row_B = np.divmod(image_B, self.manifest.shard_images)
-        shard_B += view_B * self._shards_per_view
+        shard_B += view_B * self.manifest.shards_per_view
         rows = np.empty((sample_B.size, 1 + self.tokens_per_image), dtype=self.manifest.dtype)
         if sample_B.size and (shard_B == shard_B[0]).all():
             np.take(self._shards[shard_B[0]], row_B, axis=0, out=rows, mode="clip")
         else:
             for position, (shard, row) in enumerate(zip(shard_B.tolist(), row_B.tolist(), strict=True)):
                 rows[position] = self._shards[shard][row]
-        return _split_rows(rows)
+        tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
+        return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
 
     def batches(self, batch_size: int) -> Iterator[TokenBatch]:
         """All samples in order, the last batch as small as it comes."""
@@ -195,11 +180,6 @@ def split_scales(tokens_BL: torch.Tensor, patch_nums: Sequence[int]) -> list[tor
     return list(tokens_BL.split(sizes, dim=1))
 
 
-def _split_rows(rows: NDArray[np.unsignedinteger]) -> TokenBatch:
-    tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
-    return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
-
-
 def _restrict(directory: Path, manifest: Manifest, num_images: int, views: int) -> Manifest:
     """The manifest of the first images and views; raises `TokenStoreError` where the store has fewer."""
     if num_images > manifest.num_images or views > manifest.views:
@@ -218,24 +198,21 @@ def _allow_open_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and 2 * count > soft:
         wanted = soft + 2 * count
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard)
-        )
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[np.unsignedinteger]:
     shard = manifest.shards[number]
-    path = directory / shard.file
+    place = f"{directory / shard.file}: shards[{number}]"
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows = np.load(directory / shard.file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        advice = "encode the store again"
-        if isinstance(error, OSError) and error.errno == errno.EMFILE:
-            advice = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
-        raise TokenStoreError(f"{path}: shards[{number}]: not readable ({error}); {advice}") from None
+        too_many = isinstance(error, OSError) and error.errno == errno.EMFILE
+        more_files = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
+        advice = more_files if too_many else "encode the store again"
+        raise TokenStoreError(f"{place}: not readable ({error}); {advice}") from None
     expected = (shard.images, 1 + manifest.tokens_per_image)
     if rows.shape != expected or rows.dtype != manifest.dtype:
-        raise TokenStoreError(
-            f"{path}: shards[{number}]: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}"
-        )
+        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}")
     return np.asarray(rows)  # a plain array over the mapped file: indexing it is much faster than a memmap's
