@@ -99,7 +99,7 @@ class TokenStore:
         for key, value in expected.items():
             if value is not None and getattr(manifest, key) != value:
                 raise TokenStoreError(f"{directory / MANIFEST}: {key}: {getattr(manifest, key)}, expected {value}")
-        manifest = _restrict(directory, manifest, num_images or manifest.num_images, views or manifest.views)
+        manifest = _restricted(directory, manifest, num_images or manifest.num_images, views or manifest.views)
         small = sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
         contents = verify == "contents" or (verify == "auto" and small)
         for number, shard in enumerate(manifest.shards):
@@ -180,15 +180,14 @@ def split_scales(tokens_BL: torch.Tensor, patch_nums: Sequence[int]) -> list[tor
     return list(tokens_BL.split(sizes, dim=1))
 
 
-def _restrict(directory: Path, manifest: Manifest, num_images: int, views: int) -> Manifest:
+def _restricted(directory: Path, manifest: Manifest, num_images: int, views: int) -> Manifest:
     """The manifest of the first images and views; raises `TokenStoreError` where the store has fewer."""
-    if num_images > manifest.num_images or views > manifest.views:
-        raise TokenStoreError(
-            f"{directory / MANIFEST}: {manifest.num_images} images × {manifest.views} views, "
-            f"needed {num_images} × {views}; encode it again to extend it"
-        )
-    if num_images < manifest.num_images and not manifest.procedural:
-        raise TokenStoreError(f"{directory / MANIFEST}: num_images: {manifest.num_images}, expected {num_images}")
+    path, held = directory / MANIFEST, manifest.num_images
+    if num_images > held or views > manifest.views:
+        needed = f"needed {num_images} × {views}; encode it again to extend it"
+        raise TokenStoreError(f"{path}: {held} images × {manifest.views} views, {needed}")
+    if num_images < held and not manifest.procedural:
+        raise TokenStoreError(f"{path}: num_images: {held}, expected {num_images}")
     shards = tuple(shard for shard in manifest.shards if shard.view < views and shard.first_image < num_images)
     return manifest.model_copy(update={"num_images": num_images, "views": views, "shards": shards})
 

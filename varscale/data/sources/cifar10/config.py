@@ -1,14 +1,10 @@
 """CIFAR-10, as an experiment describes it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from varscale.config.data import DataSection, Split
 from varscale.config.section import PathText
-
-if TYPE_CHECKING:
-    from varscale.data.sources.base import ImageSource
+from varscale.data.sources.base import ImageSource
 
 
 class Cifar10Section(DataSection):
