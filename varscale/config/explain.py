@@ -94,8 +94,7 @@ def _written(location: Sequence[int | str]) -> tuple[Key, type[Section] | None]:
         if field is not None and (kinds := Kinds.of(field)) is not None:
             below = kinds.sections.get(str(next(parts, None)))
         elif field is not None:
-            choices = (field.annotation, *get_args(field.annotation))  # a section, or a tuple of sections
-            below = next(
-                (choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section)), None
-            )
+            annotations = (field.annotation, *get_args(field.annotation))  # a section, or a tuple of sections
+            classes = (part for part in annotations if isinstance(part, type))
+            below = next((part for part in classes if issubclass(part, Section)), None)
     return tuple(key), section

@@ -121,8 +121,10 @@ class _StoreWriter:
     batch_size: int
     workers: int
     progress: Callable[[int, int], None] | None
-    finished: dict[str, Shard] = field(default_factory=dict)
-    done: int = 0
+    finished: dict[str, Shard] = field(default_factory=dict, init=False)
+    """By the names of their files."""
+    done: int = field(default=0, init=False)
+    """Samples of them."""
 
     def run(self) -> None:
         """Encode what is missing or damaged and write the manifest."""
