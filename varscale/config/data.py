@@ -12,9 +12,9 @@ from pydantic import Field
 
 from varscale.config.kinds import Kinds
 from varscale.config.section import Classes, Images, ImagesOrZero, Real, Section, Seed, Side, Truth, Whole
-from varscale.data.sources.base import ImageSource
 
 if TYPE_CHECKING:
+    from varscale.data.sources.base import ImageSource
     from varscale.data.transforms import Crop
 
 Split = Literal["train", "validation"]

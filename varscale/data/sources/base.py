@@ -1,6 +1,6 @@
 """What every source of images can do, and even subsets of a source.
 
-The sections of experiments know it, so nothing here is heavy. Letters: B batch, s side of an image in pixels.
+Letters: B batch, s side of an image in pixels.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varscale.errors import DataError
+from varscale.numerics.randomness import permutation
 
 Indices = Sequence[int] | NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -53,8 +54,6 @@ class ImageSource(ABC):
 
     def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
         """A random order of the first `size` images, in which an epoch of training takes them."""
-        from varscale.numerics.randomness import permutation
-
         return permutation(seed, epoch, size)
 
     def check_apart_from(self, training: "ImageSource") -> None:

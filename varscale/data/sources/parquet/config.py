@@ -1,10 +1,14 @@
 """Parquet files of images, as an experiment describes them."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from varscale.config.data import DataSection, Split
 from varscale.config.section import Name, PathText
-from varscale.data.sources.base import ImageSource
+
+if TYPE_CHECKING:
+    from varscale.data.sources.base import ImageSource
 
 
 class ParquetSection(DataSection):

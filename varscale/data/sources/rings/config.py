@@ -1,12 +1,16 @@
 """Procedural images of soft Gaussian rings, as an experiment describes them."""
 
-from typing import Annotated, Literal, Self
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from varscale.config.data import DataSection, Split
 from varscale.config.section import Few, Real, Whole
-from varscale.data.sources.base import ImageSource
+
+if TYPE_CHECKING:
+    from varscale.data.sources.base import ImageSource
 
 Radius = Annotated[Real, Field(gt=0, le=0.5)]
 Width = Annotated[Real, Field(gt=0, le=1)]
