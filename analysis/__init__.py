@@ -15,12 +15,12 @@ _HOMES = {
     "FitOptions": "analysis.options",
     "TableError": "analysis.errors",
     "FitRefused": "analysis.errors",
-    "read_runs": "analysis.reading",
+    "read_runs": "analysis.tables.reading",
     "fit_laws": "analysis.pipeline",
-    "write": "analysis.writing",
-    "fit": "analysis.fitting",
-    "LAWS": "analysis.laws",
-    "terminal_summary": "analysis.report",
+    "write": "analysis.report.writing",
+    "fit": "analysis.fitting.fit",
+    "LAWS": "analysis.fitting.laws.registry",
+    "terminal_summary": "analysis.report.terminal",
 }
 
 __all__ = list(_HOMES)

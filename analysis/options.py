@@ -36,7 +36,7 @@ class FitOptions:
     """Units of columns, such as `params=M`, `flops=PFLOP`, `tokens=B images` or `loss=nats a token`; results are in
     parameters, FLOPs and tokens."""
     where: tuple[str, ...] = ()
-    """Conditions that rows must meet, in pandas' query syntax, such as `loss < 5`."""
+    """Conditions that rows must meet, such as `loss < 5` (`tables.conditions` has the language)."""
     drop_highest: int = 0
     """Leaves out so many rows with the highest loss."""
     tokens_from_flops: float | None = None

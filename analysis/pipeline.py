@@ -3,23 +3,41 @@
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis import traps
-from analysis.compare import Comparison, Side, compare
-from analysis.entries import one_fit
+from analysis.checks.compare import Comparison, Side, compare
+from analysis.checks.forecast import Forecast, forecast
+from analysis.checks.holdout import Refits, heldout_checks, offset_path
+from analysis.checks.requests import check_offset, check_options, parse_point, points_by_role
+from analysis.checks.warnings import (
+    LawWarning,
+    allocation_warnings,
+    fit_warnings,
+    grid_warnings,
+    heldout_warnings,
+    table_warnings,
+)
 from analysis.errors import FitRefused, TableError
-from analysis.fitting import fit
-from analysis.frontier import with_budgets
-from analysis.grids import allocations, build_grid, grid_cautions
+from analysis.fitting.bootstrap import resample
+from analysis.fitting.fit import fit
+from analysis.fitting.intervals import from_draws, predict
+from analysis.fitting.laws.base import Array
+from analysis.fitting.laws.registry import LAWS
+from analysis.fitting.newton import Objective
+from analysis.grids.allocation import Allocation, FlopsPerToken, from_law
+from analysis.grids.frontier import with_budgets
+from analysis.grids.grid import TargetGrid, allocations, build_grid
+from analysis.grids.rows import plan, rows_for
 from analysis.options import FitOptions
-from analysis.parametric import Allocation
-from analysis.planning import check_options, plan, points_by_role, rows_for, unused_points
-from analysis.results import FitEntry, LawsResult, TargetGrid
-from analysis.table import RunsTable, meets, prepare
-from analysis.traps import Caution
+from analysis.results import FitEntry, LawsResult, PredictionAt
+from analysis.tables.conditions import meets
+from analysis.tables.table import RunsTable, prepare
 
 _MOST_GROUPS_PAIRED = 4
+_TEN_TIMES = 10.0
+"""How far beyond the largest compute fitted the report looks."""
 
 
 def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResult:
@@ -32,6 +50,7 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
     check_options(options)
     table = prepare(runs, options)
     options = points_by_role(table, options)
+    check_offset(table, options)
     if options.holdout_where:
         meets(table.frame, options.holdout_where, "--holdout-where")
     groups = _groups(table)
@@ -41,7 +60,7 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
         parts = {name: _fit_group(part, options, name) for name, part in groups.items()}
         result = _joined(table, options, parts)
     if not result.fits:
-        reasons = [caution.message for caution in result.cautions if caution.code == "law-skipped"]
+        reasons = [warning.message for warning in result.warnings if warning.code == "law-skipped"]
         raise TableError("no law could be fitted: " + "; ".join(dict.fromkeys(reasons)))
     return replace(result, exclusion_effect=_exclusion_effect(runs, options, result))
 
@@ -54,36 +73,39 @@ def _groups(table: RunsTable) -> dict[str, RunsTable]:
 
 
 def _joined(table: RunsTable, options: FitOptions, parts: dict[str, LawsResult]) -> LawsResult:
-    comparisons, cautions = _comparisons(table, options, parts)
-    shared = traps.of_table(table, None, options.checkpoints)
-    seen = {(caution.code, caution.message) for caution in shared}
+    comparisons, found = _comparisons(table, options, parts)
+    shared = table_warnings(table, None, options.checkpoints)
+    seen = {(warning.code, warning.message) for warning in shared}
     own = [
-        replace(caution, message=f"{name}: {caution.message}")
+        replace(warning, message=f"{name}: {warning.message}")
         for name, part in parts.items()
-        for caution in part.cautions
-        if (caution.code, caution.message) not in seen
+        for warning in part.warnings
+        if (warning.code, warning.message) not in seen
     ]
     return LawsResult(
         options=options,
         table=table,
         fits=tuple(entry for part in parts.values() for entry in part.fits),
         grids={f"{target} [{name}]": grid for name, part in parts.items() for target, grid in part.grids.items()},
+        forecasts={
+            f"{target} [{name}]": each for name, part in parts.items() for target, each in part.forecasts.items()
+        },
         allocations={f"{key} [{name}]": each for name, part in parts.items() for key, each in part.allocations.items()},
         comparisons=tuple(comparisons),
-        cautions=(*shared, *own, *cautions),
+        warnings=(*shared, *own, *found),
         version=_version(),
     )
 
 
 def _comparisons(
     table: RunsTable, options: FitOptions, parts: dict[str, LawsResult]
-) -> tuple[list[Comparison], list[Caution]]:
+) -> tuple[list[Comparison], list[LawWarning]]:
     """Every pair of groups (those named, or all of a few), by power laws of compute."""
     for name in options.compare:
         if name not in parts:
             raise TableError(f"--compare {name!r}: no such group; the groups are {', '.join(parts)}")
     names = list(options.compare) or (list(parts) if len(parts) <= _MOST_GROUPS_PAIRED else [])
-    found, cautions = [], []
+    found, refused = [], []
     for target in table.targets:
         for a, b in combinations(names, 2):
             sides = [_side(parts[name], name, target) for name in (a, b)]
@@ -92,12 +114,12 @@ def _comparisons(
             try:
                 found.append(compare(target, sides[0], sides[1]))
             except FitRefused as refusal:
-                cautions.append(Caution("law-skipped", f"comparison of {a} and {b}: {refusal}"))
-    return found, cautions
+                refused.append(LawWarning("law-skipped", f"comparison of {a} and {b}: {refusal}"))
+    return found, refused
 
 
 def _side(part: LawsResult, name: str, target: str) -> Side | None:
-    entry = next((e for e in part.fits if (e.fitted.law.name, e.target, e.x) == ("power", target, "flops")), None)
+    entry = part.find("power", target, "flops")
     if entry is None:
         return None
     flops, values = (entry.rows[each].to_numpy(dtype=float) for each in ("flops", target))
@@ -108,33 +130,161 @@ def _side(part: LawsResult, name: str, target: str) -> Side | None:
 
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
-    cautions = traps.of_table(table, frame, options.checkpoints)
+    warnings = table_warnings(table, frame, options.checkpoints)
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
+    forecasts: dict[str, Forecast] = {}
     by_target: dict[str, tuple[Allocation, ...]] = {}
     for target in table.targets:
         if frame is not None:
-            grids[target] = build_grid(frame, target, table.targets, options)
-            cautions += grid_cautions(target, grids[target], first=target == table.targets[0])
-        fitted: list[FitEntry] = []
-        for x, law in plan(table, options, grids.get(target)):
-            rows, filters = rows_for(x, law, target, table, grids.get(target), options)
-            entry, problems = one_fit(law, target, x, rows, (*table.filters, *filters), table, grids, options, group)
-            if entry is None:
-                cautions += problems
-            else:
-                fitted.append(entry)
-        if not options.law:
-            fitted = traps.without_companions(fitted)
+            grids[target] = build_grid(frame, target, table.targets, options.seed)
+            forecasts[target] = forecast(grids[target])
+            warnings += grid_warnings(grids[target], forecasts[target], first=target == table.targets[0])
+        fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
         fits += fitted
-        cautions += [caution for entry in fitted for caution in entry.cautions]
+        warnings += [*skipped, *(warning for entry in fitted for warning in entry.warnings)]
         if table.has("params", "flops"):
-            best_sizes = allocations(target, table, grids.get(target), fits, options)
-            if best_sizes:
+            top = float(table.frame["flops"].max())
+            at = options.allocate or (top, _TEN_TIMES * top)
+            surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if len(each.inputs) == 2]
+            if best_sizes := allocations(grids.get(target), surfaces, at, options.tokens_from_flops):
                 by_target[target] = best_sizes
-                cautions += traps.of_allocations(target, best_sizes)
-    cautions += unused_points(options, fits)
-    return LawsResult(options, table, tuple(fits), grids, by_target, (), tuple(cautions), _version())
+                warnings += allocation_warnings(target, best_sizes)
+    warnings += _unused_points(options, fits)
+    return LawsResult(options, table, tuple(fits), grids, forecasts, by_target, (), tuple(warnings), _version())
+
+
+def _fit_target(
+    table: RunsTable, target: str, grid: TargetGrid | None, options: FitOptions, group: str
+) -> tuple[list[FitEntry], list[LawWarning]]:
+    """Every law planned for one target, and why others were skipped."""
+    fitted, skipped = [], []
+    for x, law in plan(table, options, grid):
+        name = f"{target} against {x}: {law}" + (f" [{group}]" if group else "")
+        rows, filters = rows_for(x, law, target, table, grid, options)
+        missing = [each for each in LAWS[law].columns(x) if each not in rows.columns]
+        try:
+            if missing:
+                raise FitRefused(f"the table has no column for {' and '.join(missing)}")
+            entry = _entry(name, law, target, x, rows, grid, options)
+        except FitRefused as refusal:
+            where = name if missing else f"{target} against {x}"
+            skipped.append(LawWarning("law-skipped", f"{where}: {refusal}", name))
+        else:
+            fitted.append(replace(entry, filters=(*table.filters, *filters), group=group))
+    return (fitted if options.law else _without_companions(fitted)), skipped
+
+
+def _entry(
+    name: str, law: str, target: str, x: str, rows: pd.DataFrame, grid: TargetGrid | None, options: FitOptions
+) -> FitEntry:
+    """One fitted law with all that belongs to it: intervals, held-out checks, predictions, warnings."""
+    columns = LAWS[law].columns(x)
+    inputs = tuple(rows[each].to_numpy(dtype=float) for each in columns)
+    values = rows[target].to_numpy(dtype=float)
+    offset = options.offset if LAWS[law].has_offset else None
+    objective = Objective(options.objective, options.delta)  # type: ignore[arg-type]  # checked in check_options
+    if LAWS[law].has_offset and len(columns) == 1 and len(values) > 1 and _slope(inputs[0], values) >= 0:
+        raise FitRefused(f"{law}: the target does not fall with x over these rows")
+    fitted = fit(law, inputs, values, objective=objective, offset=offset)
+    clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
+    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows))
+    uncertainty = from_draws(fitted, draws)
+    warnings = fit_warnings(name, fitted, uncertainty, rows, columns, values)
+    refits = Refits(fitted, rows, columns, target)
+    checks = heldout_checks(refits, grid.noise if grid else None, options.holdout_where) if options.holdout else []
+    if options.holdout and options.holdout_where and not any(check.name.startswith("where") for check in checks):
+        message = f"{name}: no check of the rows where {options.holdout_where} (none, all, or too few rows remain)"
+        warnings.append(LawWarning("holdout-skipped", message, name))
+    free_offset = fitted.law.has_offset and fitted.offset is None and len(columns) == 1
+    warnings += heldout_warnings(name, checks, offset_path(refits) if free_offset else [], values.min())
+    entry = FitEntry(
+        name=name,
+        target=target,
+        x=x,
+        rows=rows,
+        fitted=fitted,
+        uncertainty=uncertainty,
+        pearson_r=_pearson(inputs[0], values) if len(inputs) == 1 else None,
+        holdout=tuple(checks),
+        warnings=tuple(warnings),
+    )
+    return replace(entry, predictions=_predictions(entry, options))
+
+
+def _without_companions(fits: list[FitEntry]) -> list[FitEntry]:
+    """One target's fits; a power law that stands beside a better law is not warned of for being worse."""
+    worse = "worse-than-baseline"
+    if not any(each.fitted.law.has_offset and worse not in {one.code for one in each.warnings} for each in fits):
+        return fits
+    return [
+        replace(entry, warnings=tuple(each for each in entry.warnings if each.code != worse))
+        if entry.fitted.law.name == "power"
+        else entry
+        for entry in fits
+    ]
+
+
+def _repeats(rows: pd.DataFrame) -> NDArray[np.int64] | None:
+    """A label a row, the same for rows alike in all but the seed; None where no seed is said."""
+    if "seed" not in rows.columns:
+        return None
+    alike = [name for name in ("params", "tokens", "flops", "budget") if name in rows.columns]
+    return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
+
+
+def _predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...]:
+    """At the points asked for that name this law's inputs, and at ten times the largest compute fitted.
+
+    A law of N and D is taken at a compute's best size and data.
+    """
+    points = [parse_point(text) for text in options.predict]
+    if "flops" in entry.rows.columns and entry.x != "params":
+        points.append({"flops": _TEN_TIMES * float(entry.rows["flops"].max())})
+    usable = []
+    for point in points:
+        if set(point) == set(entry.inputs):
+            usable.append(point)
+        elif set(point) == {"flops"} and len(entry.inputs) == 2 and "flops" in entry.rows.columns:
+            factor = options.tokens_from_flops
+            best = from_law(entry.fitted, entry.uncertainty, entry.rows, (point["flops"],), factor).best[0]
+            tokens = FlopsPerToken(entry.rows, factor).tokens(point["flops"], np.array([best.params]))
+            usable.append(point | {"params": best.params, "tokens": float(tokens[0])})
+    if not usable:
+        return ()
+    inputs = tuple(np.array([point[name] for point in usable]) for name in entry.inputs)
+    return tuple(
+        PredictionAt(point, prediction, {name: _distance(entry.rows[name], point[name]) for name in point})
+        for point, prediction in zip(usable, predict(entry.fitted, entry.uncertainty, *inputs), strict=True)
+    )
+
+
+def _unused_points(options: FitOptions, fits: list[FitEntry]) -> list[LawWarning]:
+    """The points that no law fitted takes."""
+    found = []
+    for text in options.predict:
+        point = parse_point(text)
+        if not any(point.items() <= each.at.items() for entry in fits for each in entry.predictions):
+            message = f"--predict {text}: no law was fitted against {' and '.join(point)}"
+            found.append(LawWarning("point-unused", message))
+    return found
+
+
+def _distance(values: "pd.Series[float]", place: float) -> float:
+    """How far beyond the data: over the largest value, or over the smallest if below it, 1 inside."""
+    low, high = float(values.min()), float(values.max())
+    return place / high if place > high else place / low if place < low else 1.0
+
+
+def _slope(x: Array, y: Array) -> float:
+    return float(np.cov(np.log(x), np.log(y))[0, 1])
+
+
+def _pearson(x: Array, y: Array) -> float | None:
+    """Correlation of log x and log y; None when one of them is constant."""
+    logs = np.log(x), np.log(y)
+    varied = len(x) > 2 and all(np.ptp(each) > 0 for each in logs)
+    return float(np.corrcoef(*logs)[0, 1]) if varied else None
 
 
 def _version() -> str:

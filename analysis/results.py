@@ -2,23 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.compare import Comparison
-from analysis.fitting import Fit
-from analysis.frontier import SeedNoise
-from analysis.holdout import Heldout
-from analysis.intervals import Prediction, Uncertainty
-from analysis.isoflop import Minimum
-from analysis.largest_budget import LargestBudgetCheck
+from analysis.checks.compare import Comparison
+from analysis.checks.forecast import Forecast, LargestBudgetCheck
+from analysis.checks.holdout import Heldout
+from analysis.checks.warnings import LawWarning
+from analysis.fitting.fit import Fit
+from analysis.fitting.intervals import Prediction, Uncertainty
+from analysis.grids.allocation import Allocation
+from analysis.grids.grid import TargetGrid
 from analysis.options import FitOptions
-from analysis.parametric import Allocation
-from analysis.table import RunsTable, hash_rows
-from analysis.traps import Caution
+from analysis.tables.table import RunsTable, hash_rows
 
 SCHEMA = 1
 
@@ -46,24 +44,24 @@ class FitEntry:
     target: str
     x: str
     rows: pd.DataFrame
-    filters: tuple[str, ...]
     fitted: Fit
     uncertainty: Uncertainty
     pearson_r: float | None
+    filters: tuple[str, ...] = ()
     holdout: tuple[Heldout, ...] = ()
     predictions: tuple[PredictionAt, ...] = ()
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[LawWarning, ...] = ()
     group: str = ""
 
     @property
     def falls(self) -> bool:
         """Whether the target falls with x; a law that rises is drawn in no figure."""
-        return not any(caution.code == "not-monotone" for caution in self.cautions)
+        return not any(warning.code == "not-monotone" for warning in self.warnings)
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Columns of `rows` that the law takes."""
-        return inputs_of(self.fitted.law.inputs, self.x)
+        return self.fitted.law.columns(self.x)
 
     def as_json(self) -> dict[str, Any]:
         """The entry as laws.json holds it."""
@@ -98,35 +96,8 @@ class FitEntry:
             "scatter": uncertainty.scatter,
             "holdout": [asdict(check) for check in self.holdout],
             "predictions": [_prediction_json(each) for each in self.predictions],
-            "warnings": sorted({caution.code for caution in self.cautions}),
+            "warnings": sorted({warning.code for warning in self.warnings}),
         }
-
-
-@dataclass(frozen=True)
-class TargetGrid:
-    """What the grid of cells says about one target."""
-
-    target: str
-    cells: pd.DataFrame
-    frontier: pd.DataFrame
-    minima: tuple[Minimum, ...]
-    noise: SeedNoise | None
-    roll_forward: tuple[LargestBudgetCheck, ...] = ()
-    check_refused: str = ""
-    other_minima: Mapping[str, tuple[Minimum, ...]] = field(default_factory=dict)
-
-    @property
-    def best_end(self) -> str:
-        """Which of the sizes is best at every budget, "smallest" or "largest"; empty where neither is."""
-        sizes, best = self.cells["params"], self.frontier["params"]
-        if sizes.nunique() < 2:
-            return ""
-        return "smallest" if (best == sizes.min()).all() else "largest" if (best == sizes.max()).all() else ""
-
-    @property
-    def check(self) -> LargestBudgetCheck | None:
-        """The largest budget predicted from the smaller ones; None where `check_refused` says why."""
-        return self.roll_forward[-1] if self.roll_forward else None
 
 
 @dataclass(frozen=True)
@@ -138,9 +109,10 @@ class LawsResult:
         table: the rows kept, and what was left out.
         fits: one entry a law, target, x and group.
         grids: by target (followed by the group in brackets where there are groups).
+        forecasts: of the largest budget, by the same names.
         allocations: by the same names, one an approach.
         comparisons: of groups, pairwise.
-        cautions: all warnings.
+        warnings: of the table and all fits.
         version: of varscale.
         exclusion_effect: how the exponents change when rows left out by filters come back.
     """
@@ -149,11 +121,17 @@ class LawsResult:
     table: RunsTable
     fits: tuple[FitEntry, ...]
     grids: Mapping[str, TargetGrid] = field(default_factory=dict)
+    forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     allocations: Mapping[str, tuple[Allocation, ...]] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
-    cautions: tuple[Caution, ...] = ()
+    warnings: tuple[LawWarning, ...] = ()
     version: str = ""
     exclusion_effect: str = ""
+
+    @property
+    def checks(self) -> dict[str, LargestBudgetCheck]:
+        """The largest budget predicted from the smaller ones, where that could be done, by the grids' names."""
+        return {name: each.check for name, each in self.forecasts.items() if each.check}
 
     def entries(self, target: str, x: str, group: str = "") -> list[FitEntry]:
         """Every law fitted to a target against x."""
@@ -198,28 +176,13 @@ class LawsResult:
                 "frontier": {name: _frontier_json(grid.frontier) for name, grid in self.grids.items()},
                 "isoflop": {name: _minima_json(grid) for name, grid in self.grids.items()},
                 "allocation": {name: [asdict(each) for each in found] for name, found in self.allocations.items()},
-                "predictions": [_check_json(grid.check) for grid in self.grids.values() if grid.check],
+                "predictions": [_check_json(check) for check in self.checks.values()],
                 "seed_noise": {name: asdict(grid.noise) for name, grid in self.grids.items() if grid.noise},
                 "comparisons": [asdict(each) for each in self.comparisons],
-                "warnings": [asdict(each) for each in self.cautions],
+                "warnings": [asdict(each) for each in self.warnings],
             }
         )
         return content
-
-
-@dataclass(frozen=True)
-class WrittenLaws:
-    """Where a result was written."""
-
-    laws_json: Path
-    report_html: Path
-    runs_csv: Path
-    figures: tuple[Path, ...]
-
-
-def inputs_of(law_inputs: tuple[str, ...], x: str) -> tuple[str, ...]:
-    """The columns a law takes: its own for N and D, the x chosen for the rest."""
-    return ("params", "tokens") if law_inputs == ("params", "tokens") else (x,)
 
 
 def finite(value: Any) -> Any:

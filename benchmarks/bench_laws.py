@@ -18,11 +18,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.bootstrap import case
-from analysis.fitting import fit
+from analysis.fitting.bootstrap import case
+from analysis.fitting.fit import fit
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
-from analysis.writing import write
+from analysis.report.writing import write
 
 
 def planted(rows: int = 240) -> pd.DataFrame:

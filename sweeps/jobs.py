@@ -175,8 +175,10 @@ class TokenizerJob(Job):
         return self.place.tokenizer
 
     def done(self) -> bool:
-        """Whether its result is there, and its weights can be read."""
-        return read_result(self.files) is not None and self.files.weights.exists()
+        """Whether its result is there, and its weights are intact."""
+        from varscale.tokenizer.training import tokenizer_ready
+
+        return self.files.weights.exists() and tokenizer_ready(self.files)
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""

@@ -1,16 +1,24 @@
-"""Files as finished and half-done runs leave them."""
+"""Files as studies and their finished and half-done runs leave them."""
 
 import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from varscale.store.layout import ExperimentFiles, RunFiles, write_json
+from varscale.store.layout import Kind, RunFiles, RunKey, Store, StudyFiles
+from varscale.store.records import Result, RunIdentity, StudyCell, StudyRecord
 
 START = 1_790_000_000.0
+ROLES: dict[Kind, Literal["tokenizer", "trunk", "cell"]] = {
+    "tokenizers": "tokenizer",
+    "trunks": "trunk",
+    "cells": "cell",
+}
 
 
-def write_identity(run: RunFiles, name: str, role: str, print_: str, **params: Any) -> None:
-    write_json(run.identity, {"name": name, "role": role, "fingerprint": print_, "params": params})
+def begun_run(store: Store, kind: Kind, name: str, fingerprint: str, title: str, **params: Any) -> RunFiles:
+    run = store.run(RunKey(kind, name, fingerprint))
+    RunIdentity(name=title, role=ROLES[kind], params=params).write(run.identity)
+    return run
 
 
 def append_points(run: RunFiles, first: int, count: int, start: float = START) -> None:
@@ -20,39 +28,75 @@ def append_points(run: RunFiles, first: int, count: int, start: float = START) -
             file.write(json.dumps({"time": start + index, "images": 32 * (index + 1), "metrics": metrics}) + "\n")
 
 
-def write_result(run: RunFiles, print_: str, time: float, *, status: str = "finished", **metrics: float) -> None:
-    (run.folder / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n" + print_.encode())
-    content = {"fingerprint": print_, "status": status, "time": time, "metrics": metrics, "pictures": ["samples.png"]}
-    write_json(run.result, content)
+def write_result(
+    run: RunFiles,
+    time: float,
+    *,
+    status: Literal["finished", "diverged"] = "finished",
+    row: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
+    **metrics: float,
+) -> None:
+    (run.folder / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n" + run.fingerprint.encode())
+    Result(
+        fingerprint=run.fingerprint,
+        status=status,
+        time=time,
+        metrics=metrics,
+        row=row if row is not None else dict(metrics),
+        provenance=provenance if provenance is not None else {"threads": 1, "device": "cpu", "compiled": False},
+        pictures=("samples.png",),
+    ).write(run.result)
 
 
-def finished_cell(files: ExperimentFiles, depth: int, budget: float, *, points: int = 20, seed: int = 0) -> Path:
+def finished_cell(store: Store, depth: int, budget: float, *, points: int = 20, seed: int = 0) -> RunFiles:
     """A cell with a curve, a result and a picture; numbers made up from depth and budget."""
-    print_ = f"{depth:04d}{budget:.0e}{seed}"
-    run = files.cell(f"d{depth}-c{budget:.1e}-s{seed}", print_)
-    name = f"d{depth} · {budget:.0e} FLOPs · seed {seed}".replace("e+", "e")
-    params = {"depth": depth, "width": 2 * depth, "heads": 1, "seed": seed, "budget_flops": budget, "lr": 3e-3 / 7}
-    write_identity(run, name, "cell", print_, batch_size=32, family="var", compiled=False, **params)
+    title = f"d{depth} · {budget:.0e} FLOPs · seed {seed}".replace("e+", "e")
+    params = {"depth": depth, "width": 2 * depth, "heads": 1, "seed": seed, "lr": 3e-3 / 7, "batch_size": 32}
+    name = f"d{depth}-c{budget:.0e}-s{seed}".replace("+", "")
+    run = begun_run(store, "cells", name, f"{depth:04d}{budget:.0e}{seed}".replace("+", ""), title, **params)
     append_points(run, 0, points)
-    params_total = 12 * depth * (2 * depth) ** 2 + 512
     loss = 3 + 30 * (budget / 1e9) ** -0.4 + 0.02 * abs(depth - 12)
-    result = {"loss": loss, "error": loss / 5, "loss_scale_1": loss + 0.5, "loss_scale_2": loss - 0.5}
-    write_result(
-        run,
-        print_,
-        START + points + 0.5,
-        train_flops=budget * 0.999,
-        params_total=params_total,
-        images_seen=32 * points,
-        images_per_second=250.0,
-        model_flops_utilisation=0.4,
-        **result,
-    )
-    return run.folder
+    numbers = {"loss": loss, "error": loss / 5, "loss_scale_1": loss + 0.5, "loss_scale_2": loss - 0.5}
+    counts = {"params_total": 12 * depth * (2 * depth) ** 2 + 512, "images_seen": 32 * points}
+    row = {**params, **numbers, **counts, "train_flops": budget * 0.999, "precision": "float32"}
+    speeds = {"images_per_second": 250.0, "model_flops_utilisation": 0.4}
+    write_result(run, START + points + 0.5, row=row, train_flops=budget * 0.999, **numbers, **counts, **speeds)
+    return run
 
 
-def unfinished_trunk(files: ExperimentFiles, depth: int, *, points: int = 30) -> Path:
-    run = files.trunk(f"d{depth}-s0", f"trunk{depth}")
-    write_identity(run, f"d{depth} · trunk · seed 0", "trunk", f"trunk{depth}", depth=depth, seed=0)
+def unfinished_trunk(store: Store, depth: int, *, points: int = 30) -> RunFiles:
+    run = begun_run(store, "trunks", f"d{depth}-s0", f"trunk{depth}", f"d{depth} · trunk", depth=depth, seed=0)
     append_points(run, 0, points)
-    return run.folder
+    return run
+
+
+def finished_tokenizer(store: Store) -> RunFiles:
+    run = begun_run(store, "tokenizers", "rings", "tokens01", "tokenizer", vocab_size=64)
+    write_result(run, START - 5, reconstruction_loss=0.25)
+    return run
+
+
+def study_cell(run: RunFiles, trunk: str = "", recipe: str = "one", title: str = "", **labels: Any) -> StudyCell:
+    """A cell as a study sees it; its title and labels are made up from its folder's name unless they are given."""
+    depth, budget, seed = run.folder.name.split("-")[:3]
+    title = title or f"{depth} · {budget[1:]} FLOPs · seed {seed[1:]}"
+    labels = {"variant": "", "budget_flops": float(budget[1:]), **labels}
+    trunk = trunk or f"{depth}-s0-trunk{depth[1:]}"
+    return StudyCell(folder=run.folder.name, trunk=trunk, title=title, labels=labels, recipe=recipe)
+
+
+def write_study(store: Store, name: str, cells: Iterable[RunFiles | StudyCell], **changes: Any) -> StudyFiles:
+    """A study of these cells."""
+    seen = [cell if isinstance(cell, StudyCell) else study_cell(cell, experiment=name) for cell in cells]
+    fields: dict[str, Any] = {
+        "study": name,
+        "created": START,
+        "settings": {"grid": {"depths": [12, 16]}},
+        "tokenizer": "rings-tokens01",
+        "tokens": "rings-0123",
+        "recipe": "one",
+        "cells": tuple(seen),
+    }
+    StudyRecord(**{**fields, **changes}).write(store.study(name).record)
+    return store.study(name)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sweeps.grid import grid_cells
 from varscale.config import Experiment
 from varscale.config.yaml import validate
 
@@ -60,6 +61,7 @@ def toy_experiment(**sections: Any) -> Experiment:
 
 
 def write_toy(folder: Path, **sections: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "toy.yaml"
     path.write_text(json.dumps(toy_settings(**sections)))
     return path
@@ -133,10 +135,17 @@ def child_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def results(runs: Path, experiment: str = "toy") -> dict[str, dict[str, Any]]:
-    """Runs-table rows of an experiment's finished cells, by folder name."""
-    paths = sorted((runs / experiment / "cells").glob("*/result.json"))
+def results(runs: Path) -> dict[str, dict[str, Any]]:
+    """Runs-table rows of finished cells, by folder name."""
+    paths = sorted((runs / "cells").glob("*/result.json"))
     return {path.parent.name: json.loads(path.read_text())["row"] for path in paths}
+
+
+def cell_folder(runs: Path, depth: int, budget: float) -> Path:
+    """The folder of the toy's cell of this size and nominal budget."""
+    (cell,) = grid_cells(toy_experiment(grid={"depths": [depth], "budgets": [budget]}))
+    (name,) = [name for name, row in results(runs).items() if (row["depth"], row["steps"]) == (depth, cell.steps)]
+    return runs / "cells" / name
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -171,8 +180,8 @@ class Finished:
         return self.folder / "runs"
 
     @property
-    def root(self) -> Path:
-        return self.runs / "toy"
+    def study(self) -> Path:
+        return self.runs / "studies" / "toy"
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from tables import sweep_table
+from planted_tables import sweep_table
 
+from analysis.checks.forecast import LargestBudgetCheck, largest_budget_check
 from analysis.errors import TableError
-from analysis.largest_budget import LargestBudgetCheck, largest_budget_check
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
-from analysis.report_tables import check_sentence
-from analysis.writing import write
+from analysis.report.tables import check_sentence
+from analysis.report.writing import write
 
 QUICK = FitOptions(target=("loss",), bootstrap_draws=100)
 FIT_KEYS = {
@@ -72,12 +72,12 @@ def test_frontier_is_the_best_cell_of_each_budget(result):
 
 
 def test_prediction_of_the_largest_budget_uses_the_smaller_ones_only(result):
-    check = result.grids["loss"].check
+    check = result.checks.get("loss")
     assert check is not None
     assert check.n_budgets == 5
     changed = sweep_table(depths=(3, 4, 6, 8, 12, 16), budgets=6, seeds=3)
     changed.loc[changed["budget_flops"] == changed["budget_flops"].max(), "loss"] *= 0.9
-    other = fit_laws(changed, QUICK).grids["loss"].check
+    other = fit_laws(changed, QUICK).checks.get("loss")
     assert other is not None
     assert other.predicted == check.predicted
     assert other.ci95 == check.ci95
@@ -98,9 +98,9 @@ def test_prediction_of_a_planted_frontier_is_inside_its_interval_about_as_often_
 def test_three_sizes_are_refused_by_name_and_everything_else_goes_on():
     result = fit_laws(sweep_table(depths=(12, 16, 20), budgets=5), QUICK)
     assert all("3 sizes" in found.refused for found in result.grids["loss"].minima)
-    assert "few-sizes" in {caution.code for caution in result.cautions}
+    assert "few-sizes" in {warning.code for warning in result.warnings}
     assert result.find("chinchilla") is None
-    assert result.grids["loss"].check is not None
+    assert result.checks.get("loss") is not None
 
 
 def test_diverged_cells_and_other_variants_are_left_out_and_recorded():
@@ -151,8 +151,8 @@ def test_points_to_predict_may_be_named_by_the_tables_own_columns():
     result = fit_laws(table, options)
     (asked,) = [each for each in result.fits[0].predictions if each.at == {"flops": 1e23}]
     assert asked.prediction.value == pytest.approx(1.7 + 40 * 1e23**-0.1, rel=1e-4)
-    (caution,) = [each for each in result.cautions if each.code == "point-unused"]
-    assert "tokens" in caution.message
+    (warning,) = [each for each in result.warnings if each.code == "point-unused"]
+    assert "tokens" in warning.message
     with pytest.raises(TableError, match="did you mean 'Training FLOP'"):
         fit_laws(table, FitOptions(flops="Training FLOP", predict=("Training FLOPs=1e23",)))
 

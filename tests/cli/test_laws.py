@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from command_calls import ONE_QUICK_LAW, Call
 from toy_sweep import BUDGETS, Finished, varscale, write_toy
 
@@ -122,3 +123,18 @@ def test_laws_leave_out_cells_of_another_tokenizer(call: Call, copy: Path, finis
     assert fitted.code == 0
     assert "left out: 1 cells" in fitted.error
     assert "foreign" not in (copy / "toy" / "laws" / "runs.csv").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_fit(
+    call: Call, copy: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("fitted all the same")
+
+    monkeypatch.setattr("analysis.pipeline.fit_laws", never)
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "laws" / "laws.json").mkdir(parents=True)
+    for out in (tmp_path / "file", tmp_path / "file" / "laws", tmp_path / "laws", "x" * 300, "/proc/laws"):
+        result = call("fit-laws", finished.yaml, *ONE_QUICK_LAW, "--out", out)
+        assert result.code not in (0, None)
+        assert "laws can't be written here" in " ".join(result.error.split()), result

@@ -8,9 +8,9 @@ import torch
 from architectures import architecture
 from command_calls import Call
 from PIL import Image
+from sweeps.shares import shares
 from toy_sweep import Finished, numbers_of, results, write_toy
 
-from sweeps.shares import shares
 from varscale.config import RuntimeConfig
 from varscale.store.layout import read_json
 from varscale.store.weights import load_tensors

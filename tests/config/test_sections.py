@@ -2,13 +2,18 @@
 
 import copy
 import inspect
-from typing import Any
+import re
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from small_experiment import SMALL
 
 from varscale.config import Experiment, GridConfig, OptimConfig, Section, TokenizerConfig
+from varscale.config.text import write_yaml
+from varscale.config.yaml import load_experiment
+from varscale.errors import ExperimentError
 from varscale.families.var.config import VARSection
 
 
@@ -21,7 +26,11 @@ def experiment_with(section: str, **settings: Any) -> Experiment:
 def all_sections(base: type[Section] = Section) -> list[type[Section]]:
     """Every section that an experiment can hold."""
     subclasses = [section for child in base.__subclasses__() for section in [child, *all_sections(child)]]
-    return [section for section in subclasses if not inspect.isabstract(section) and section.__module__.startswith("varscale.")]
+    return [
+        section
+        for section in subclasses
+        if not inspect.isabstract(section) and section.__module__.startswith("varscale.")
+    ]
 
 
 def sections(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -122,3 +131,114 @@ def test_peak_rate_grows_with_the_batch() -> None:
 def test_a_variant_needs_a_name_that_fits_a_folder() -> None:
     with pytest.raises(ValidationError, match="pattern"):
         GridConfig(depths=(2,), budgets=(1e12,), variants=({"name": "a/b", "depths": [2], "budgets": [1e12]},))
+
+
+# ------------------------------------------------------------------------------------------------------- bounds
+
+
+def unbounded(schema: dict[str, Any], place: str, defined: dict[str, Any]) -> list[str]:
+    """Places of a JSON schema at which a value may be as large, as long or as many as it likes."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return unbounded(
+            defined[name], f"{place}:{name}", {key: value for key, value in defined.items() if key != name}
+        )
+    if "enum" in schema or "const" in schema:
+        return []
+    found = []
+    for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        found += unbounded(choice, place, defined)
+    match schema.get("type"):
+        # le and lt: what pydantic writes of bounds on values that a function has seen before
+        case "integer" | "number" if not {"maximum", "exclusiveMaximum", "le", "lt"} & schema.keys():
+            found.append(place)
+        case "string" if "maxLength" not in schema:
+            found.append(place)
+        case "array":
+            found += [] if "maxItems" in schema else [place]
+            for number, item in enumerate(schema.get("prefixItems", [schema.get("items", {})])):
+                found += unbounded(item, f"{place}.{number}", defined)
+        case "object" if "properties" in schema:
+            for name, field in schema["properties"].items():
+                found += unbounded(field, f"{place}.{name}", defined)
+        case "object":
+            found += [] if "maxProperties" in schema else [place]
+    return found
+
+
+def test_every_field_has_an_upper_bound() -> None:
+    """But for the values of by_depth and of variants, which are those of other fields."""
+    schema = Experiment.model_json_schema()
+    assert unbounded(schema, "", schema["$defs"]) == []
+    loose = TypeAdapter(dict[str, list[int] | None]).json_schema()  # the test itself would find them
+    assert unbounded(loose, "loose", {}) == ["loose"]
+    assert unbounded(loose["additionalProperties"], "loose", {}) == ["loose", "loose.0"]
+
+
+@pytest.mark.parametrize("model", all_sections())
+def test_no_field_is_left_out_of_the_schema(model: type[Section]) -> None:
+    assert set(model.model_json_schema()["properties"]) == set(model.model_fields)
+
+
+HUGE = [
+    10**40,
+    1e40,
+    float("inf"),
+    -(10**40),
+    "a" * 10_000,
+    list(range(2000)),
+    {f"a{n}": 1 for n in range(2000)},
+]
+
+
+@pytest.mark.parametrize("huge", HUGE, ids=lambda value: repr(value)[:20])
+def test_no_number_is_beyond_sense(huge: Any) -> None:
+    """Whatever field it is given to; fields that are texts or sections refuse numbers anyway."""
+    for model in all_sections():
+        for name in model.model_fields:
+            adapter = TypeAdapter(Annotated[model.model_fields[name].rebuild_annotation(), None])
+            with pytest.raises(ValidationError):
+                adapter.validate_python(huge)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tokenizer.base_channels=1099511627776",
+        "tokenizer.vocab_size=4294967296",
+        "tokenizer.training.images=1e13",
+        "grid.depths=[1000000000]",
+        "grid.budgets=[1e40]",
+        "grid.budgets=[.inf]",
+        "grid.min_steps=1e15",
+        "runtime.threads=1099511627776",
+        "runtime.workers=500000000000",
+        "runtime.retries=1e9",
+        "model.width_per_depth=65536",
+        "data.image_size=100000",
+        "data.num_classes=1e9",
+        "evaluation.batch_size=1e12",
+        "by_depth={1000000000: {}}",
+    ],
+)
+def test_what_no_machine_holds_is_one_line(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(write_yaml(SMALL), encoding="utf-8")
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(str(path), [override])
+    assert re.fullmatch(
+        rf"--set .*: {re.escape(override.partition('=')[0])}[^\n]*(less than|finite)[^\n]*", str(caught.value)
+    )
+
+
+def test_the_largest_study_of_ten_years_is_within_bounds() -> None:
+    settings = copy.deepcopy(SMALL)
+    settings["data"].update(image_size=4096, validation_images=10**9)
+    settings["tokenizer"].update(
+        patch_nums=[2**k for k in range(10)], vocab_size=2**20, base_channels=1024, training={"images": 10**12}
+    )
+    settings["model"] = {"width_per_depth": 512, "head_dim": 256}
+    settings["optim"] = {"batch_size": 2**20, "lr": 1e-7, "epochs": 1000}
+    settings["grid"] = {"depths": [512], "budgets": [1e29]}
+    settings["runtime"] = {"threads": 2048, "workers": 2048, "checkpoint_seconds": 1e6}
+    Experiment.model_validate(settings)

@@ -181,9 +181,58 @@ def test_a_bad_value_in_the_file_names_the_file(tmp_path: Path) -> None:
     assert f"{path}: optim.grad_clip: input should be a valid number, got 'much'" in message
 
 
-@pytest.mark.parametrize("override", ["optim.lr", "=3", "optim.lr=[1"])
+@pytest.mark.parametrize("precision", ["float32", "auto", "nonsense"])
+def test_precision_has_moved_into_the_recipe(tmp_path: Path, small_yaml: Path, precision: str) -> None:
+    advice = "runtime.precision: precision is now part of the recipe: write optim.precision: float32 (or bfloat16)"
+    override = f"runtime.precision={precision}"
+    assert error_of(small_yaml, override) == f"--set {override}: {advice}"
+    old = tmp_path / "old.yaml"
+    old.write_text(write_yaml({**SMALL, "runtime": {"threads": 1, "precision": precision}}), encoding="utf-8")
+    assert error_of(old) == f"{old}: {advice}"
+
+
+def test_every_shipped_experiment_states_its_precision() -> None:
+    shipped = {name: load_experiment(name) for name in ("rings", "cifar10", "imagenet256", "imagenet512")}
+    stated = {name: experiment.optim.precision for name, experiment in shipped.items()}
+    assert stated == {"rings": "float32", "cifar10": "float32", "imagenet256": "bfloat16", "imagenet512": "bfloat16"}
+    for name in shipped:
+        assert "  precision: " in find_experiment(name).read_text(encoding="utf-8")
+
+
+def test_many_mistakes_are_still_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(write_yaml({**SMALL, **{f"key{number}": 1 for number in range(2000)}}), encoding="utf-8")
+    message = error_of(path)
+    assert message.endswith("; and 1995 more")
+    assert len(message) < 1000
+    path.write_text(write_yaml({**SMALL, "k" * 50_000: 1, "name": "a b" * 10_000}), encoding="utf-8")
+    assert len(error_of(path)) < 1000
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "a" * 5000 + ".yaml", "/dev/zero", "", "."])
+def test_names_that_are_no_file(name: str) -> None:
+    with pytest.raises(ExperimentError, match=r"no experiment|no such experiment file"):
+        find_experiment(name)
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    assert error_of(path) == f"{path}: not a YAML file: {2**40} bytes, too long for an experiment"
+
+
+def test_overrides_of_any_depth_are_one_line(small_yaml: Path) -> None:
+    message = error_of(small_yaml, f"optim.{'a.' * 3000}b=1", f"optim.{'a.' * 3000}c=1")
+    assert "optim.a: unknown key" in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    "override", ["optim.lr", "=3", "optim.lr=[1", "optim.lr=" + "[" * 3000, "optim.lr=!!python/name:os"]
+)
 def test_malformed_overrides(small_yaml: Path, override: str) -> None:
-    assert error_of(small_yaml, override).startswith(f"--set {override}: ")
+    assert error_of(small_yaml, override).startswith(f"--set {override}"[:200])
 
 
 def test_an_override_below_a_value(small_yaml: Path) -> None:

@@ -1,39 +1,77 @@
-"""Fingerprints of tokenizers and tokens, and the numerics that a study is held to."""
+"""Fingerprints: of any settings, of tokenizers and of tokens."""
 
-import json
+import math
 import os
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from tiny_training import NUMERICS, little_experiment
+from tiny_training import little_experiment
 
 from varscale.data.sources.folder.config import FolderSection
 from varscale.data.sources.of_experiment import data_identity
 from varscale.data.sources.parquet.config import ParquetSection
 from varscale.errors import DataError, ExperimentError
-from varscale.store.fingerprint import (
-    agrees,
-    processors,
-    store_numerics,
-    stored_numerics,
-    tokenizer_fingerprint,
-    tokens_fingerprint,
+from varscale.numerics.machine import processors
+from varscale.store import fingerprint as fingerprints
+from varscale.store.fingerprint import fingerprint, tokenizer_fingerprint, tokens_fingerprint
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
 )
-from varscale.store.layout import ExperimentFiles
+settings = st.dictionaries(st.from_regex(r"[a-z]{1,6}", fullmatch=True), values, max_size=6)
 
 
-def prints(threads: int = 2, **sections: dict[str, Any]) -> tuple[str, str]:
+def reordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: reordered(value[key]) for key in reversed(value)}
+    return [reordered(item) for item in value] if isinstance(value, list) else value
+
+
+@given(settings)
+def test_key_order_does_not_matter(given_settings: dict[str, Any]) -> None:
+    assert fingerprint(**given_settings) == fingerprint(**reordered(given_settings))
+
+
+@given(settings, st.from_regex(r"[A-Z]{1,4}", fullmatch=True), values)
+def test_any_further_setting_matters(given_settings: dict[str, Any], key: str, value: Any) -> None:
+    assert fingerprint(**given_settings) != fingerprint(**given_settings, **{key: value})
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_the_last_bit_matters(value: float) -> None:
+    assert fingerprint(lr=value) != fingerprint(lr=math.nextafter(value, math.inf))
+
+
+def test_a_fingerprint_is_the_same_in_another_process() -> None:
+    code = "from varscale.store.fingerprint import fingerprint; print(fingerprint(lr=3e-4, depths=(2, 3), name='ä'))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert other == fingerprint(name="ä", depths=[2, 3], lr=0.0003)
+    assert len(other) == 16
+
+
+def test_code_that_changes_numbers_changes_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(lr=1.0)
+    monkeypatch.setattr(fingerprints, "NUMERICS_VERSION", fingerprints.NUMERICS_VERSION + 1)
+    assert fingerprint(lr=1.0) != before
+
+
+def prints(**sections: dict[str, Any]) -> tuple[str, str]:
     """Fingerprints of the tokenizer and of its tokens."""
     experiment = little_experiment(**sections)
     data = data_identity(experiment.data)
-    tokenizer = tokenizer_fingerprint(experiment, data, threads)
-    return tokenizer, tokens_fingerprint(experiment, data, tokenizer)
+    tokenizer = tokenizer_fingerprint(experiment, data)
+    return tokenizer, tokens_fingerprint(data, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +85,6 @@ def prints(threads: int = 2, **sections: dict[str, Any]) -> tuple[str, str]:
         {"tokenizer": {"training": {"lr": 1e-3}}},
         {"tokenizer": {"training": {"seed": 1}}},
         {"tokenizer": {"training": {"restart_usage": 0.2}}},
-        {"threads": 1},
     ],
 )
 def test_what_changes_the_tokenizer_changes_both(sections: dict[str, Any]) -> None:
@@ -64,7 +101,7 @@ def test_where_images_lie_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     views = [data.model_copy(update={"resize_ratio": 1.25, "views": count}) for count in (2, 4)]
     first, second = map(data_identity, views)
     assert first.training == second.training
-    assert tokens_fingerprint(little_experiment(), first, "") != tokens_fingerprint(little_experiment(), second, "")
+    assert tokens_fingerprint(first, "") != tokens_fingerprint(second, "")
 
 
 def folders(root: Path, shade: int) -> FolderSection:
@@ -81,15 +118,7 @@ def test_other_validation_images_change_the_tokens_alone(tmp_path: Path) -> None
     """Files of the same names and sizes with other pixels."""
     before, after = (data_identity(folders(tmp_path, shade)) for shade in (1, 2))
     assert before.training == after.training
-    experiment = little_experiment()
-    assert tokens_fingerprint(experiment, before, "") != tokens_fingerprint(experiment, after, "")
-
-
-def test_images_encoded_at_once_change_the_tokens_alone() -> None:
-    """By rounding; training the tokenizer encodes nothing."""
-    few, many = prints(), prints(tokenizer={"encode_batch_size": 64})
-    assert few[0] == many[0]
-    assert few[1] != many[1]
+    assert tokens_fingerprint(before, "") != tokens_fingerprint(after, "")
 
 
 def test_training_and_validation_must_be_of_the_same_classes_and_apart(tmp_path: Path) -> None:
@@ -128,7 +157,11 @@ def test_missing_validation_images_show_before_anything_is_trained(tmp_path: Pat
         {"model": {"mlp_ratio": 2.0}},
         {"optim": {"lr": 1.0}},
         {"grid": {"depths": [5]}},
-        {"runtime": {"workers": 3, "precision": "bfloat16"}},
+        {"optim": {"precision": "bfloat16"}},
+        {"runtime": {"workers": 3, "threads": 2, "tokenizer_threads": 2, "compile": "on"}},
+        {"tokenizer": {"encode_batch_size": 64}},
+        {"tokenizer": {"training": {"micro_batch": 4}}},
+        {"evaluation": {"batch_size": 3}},
         {"data": {"max_undecodable": 3}},
     ],
 )
@@ -168,44 +201,6 @@ def test_files_count_by_what_they_hold(tmp_path: Path) -> None:
 def test_files_that_are_not_there_are_named(key: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ExperimentError, match=f"{key}: absent.pth cannot be read: No such file"):
         prints(tokenizer=settings)
-
-
-def test_a_study_is_held_to_its_numerics(tmp_path: Path) -> None:
-    """To the first that was stored, where runs measure at the same time; a run may compute otherwise for itself."""
-    files, auto = ExperimentFiles(tmp_path, "small"), little_experiment().runtime
-    assert stored_numerics(files) is None
-    assert store_numerics(files, auto, NUMERICS, {"float32, eager": 3.0, "bfloat16, eager": 4.0}) == NUMERICS
-    assert stored_numerics(files) == NUMERICS
-    assert json.loads(files.numerics.read_text())["estimated_sweep_seconds"]["bfloat16, eager"] == 4.0
-    other = replace(NUMERICS, precision="bfloat16")
-    assert store_numerics(files, auto, other, {}) == NUMERICS
-    wanted = auto.model_copy(update={"precision": "bfloat16"})
-    assert store_numerics(files, wanted, other, {}) == other
-    assert stored_numerics(files) == NUMERICS
-    assert store_numerics(files, wanted, other, {}, replacing=True) == stored_numerics(files) == other
-
-
-@pytest.mark.parametrize(
-    ("runtime", "expected"),
-    [
-        ({"precision": "float32", "compile": "off", "threads": 1}, True),
-        ({"precision": "bfloat16"}, False),
-        ({"compile": "on"}, False),
-        ({"threads": 2}, False),
-        ({"workers": 4, "log_every_steps": 1}, True),
-    ],
-)
-def test_settings_may_contradict(runtime: dict[str, Any], expected: bool) -> None:
-    assert agrees(NUMERICS, little_experiment(runtime=runtime).runtime) == expected
-
-
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"precision": "float32"}'])
-def test_a_torn_record_is_measured_anew(tmp_path: Path, content: str) -> None:
-    files = ExperimentFiles(tmp_path, "small")
-    files.numerics.parent.mkdir(parents=True)
-    files.numerics.write_text(content)
-    assert stored_numerics(files) is None
-    assert store_numerics(files, little_experiment().runtime, NUMERICS, {}) == stored_numerics(files) == NUMERICS
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to processors")

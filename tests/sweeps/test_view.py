@@ -8,14 +8,14 @@ from rich.console import Console
 from toy_sweep import toy_experiment
 
 from sweeps import view
-from sweeps.jobs import CellJob, TrunkJob
-from sweeps.plan import Plan
+from sweeps.grid import grid_cells
+from sweeps.jobs import BranchJob, StudyPlace, TrunkJob
+from sweeps.study import Study, trunks_of
 from sweeps.view import SweepView
 from varscale.config import Experiment
-from varscale.store.layout import ExperimentFiles, write_json
-from varscale.training.cells import Cell, Numerics, grid_cells
-
-NUMERICS = Numerics("float32", False, False, 1, 1)
+from varscale.store.layout import Store
+from varscale.store.records import Result
+from varscale.training.cells import Cell
 
 
 class Clock:
@@ -43,53 +43,53 @@ def terminal() -> Console:
     return Console(file=io.StringIO(), width=100, record=True, force_terminal=True)
 
 
-def make_plan(runs: Path, experiment: Experiment) -> Plan:
-    return Plan(experiment, ExperimentFiles(runs, "toy"), grid_cells(experiment), "tokens", NUMERICS)
+def make_study(runs: Path, experiment: Experiment) -> Study:
+    return Study.of(experiment, Store(runs), grid_cells(experiment))
 
 
-def jobs_of(plan: Plan) -> tuple[list[TrunkJob], list[CellJob]]:
-    inputs: object = None
-    trunks = [TrunkJob(trunk, stops, plan.trunk_files(trunk), inputs) for trunk, stops in plan.trunks().values()]  # type: ignore[arg-type]
-    cells = [CellJob(cell, plan.trunk_files(cell.trunk), plan.cell_files(cell), inputs) for cell in plan.cells]  # type: ignore[arg-type]
-    return trunks, cells
+def jobs_of(study: Study) -> tuple[list[TrunkJob], list[BranchJob]]:
+    place = StudyPlace.of(study)
+    trunks = [TrunkJob(study.experiment, place, trunk, stops) for trunk, stops in trunks_of(study.cells).values()]
+    return trunks, [BranchJob(study.experiment, place, cell) for cell in study.cells]
 
 
-def finish(plan: Plan, cell: Cell, loss: float | None) -> None:
-    status = "diverged" if loss is None else "finished"
-    result = {"fingerprint": plan.cell_fingerprint(cell), "status": status, "metrics": {"loss": loss} if loss else {}}
-    write_json(plan.cell_files(cell).result, result)
+def finish(study: Study, cell: Cell, loss: float | None) -> None:
+    files, status = study.cell_files(cell), "diverged" if loss is None else "finished"
+    metrics = {} if loss is None else {"loss": loss}
+    Result(fingerprint=files.fingerprint, status=status, time=1.0, metrics=metrics).write(files.result)
 
 
 @pytest.mark.parametrize("console", [log(), terminal()], ids=["log", "terminal"])
 @pytest.mark.parametrize("grid", [{"depths": [2], "budgets": [2e7]}, {"seeds": [0, 1]}], ids=["one cell", "seeds"])
 def test_a_sweep_from_begin_to_end(console: Console, grid: dict[str, object], tmp_path: Path) -> None:
-    plan, shown = make_plan(tmp_path, toy_experiment(grid=grid)), SweepView(console)
-    trunks, cells = jobs_of(plan)
-    shown.begin(plan)
+    study, shown = make_study(tmp_path, toy_experiment(grid=grid)), SweepView(console)
+    trunks, cells = jobs_of(study)
+    shown.begin(study, [*trunks, *cells])
     for job in (*trunks, *cells):
         shown.started(job)
         shown.refresh()
-        shown.progress(job, 12)
-        if isinstance(job, CellJob):
-            finish(plan, job.cell, 1.5 + job.cell.steps)
-        shown.finished(job)
+        shown.progress(job, 12, 0)
+        if isinstance(job, BranchJob):
+            finish(study, job.cell, 1.5 + job.cell.steps)
+        shown.ended(job, "done")
     shown.end()
     text = console.export_text(clear=True)
     assert f"{len(cells)} of {len(cells)} cells, 100% of training FLOPs" in text
-    for cell in plan.cells:
+    for cell in study.cells:
         assert f"{1.5 + cell.steps:.4f}" in text
-        assert cell.trunk.name in text
+        assert cell.trunk.label in text
 
 
 def test_states_of_cells(tmp_path: Path) -> None:
     console = log()
-    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2]})), SweepView(console)
-    (trunk,), cells = jobs_of(plan)
-    shown.begin(plan)
-    shown.progress(trunk, trunk.milestones[-1] // 2)
-    finish(plan, cells[0].cell, 2.3456789)
-    finish(plan, cells[1].cell, None)
-    shown.finished(cells[2], "failed")
+    study, shown = make_study(tmp_path, toy_experiment(grid={"depths": [2]})), SweepView(console)
+    (trunk,), cells = jobs_of(study)
+    shown.begin(study, [trunk, *cells])
+    shown.started(trunk)
+    shown.progress(trunk, trunk.milestones[-1] // 2, 0)
+    finish(study, cells[0].cell, 2.3456789)
+    finish(study, cells[1].cell, None)
+    shown.ended(cells[2], "failed")
     shown.end()
     (row,) = [line for line in console.export_text().splitlines() if "d2-s0" in line]
     assert row.split() == ["d2-s0", "50%", "2.3457", "diverged", "failed", "·"]
@@ -98,14 +98,15 @@ def test_states_of_cells(tmp_path: Path) -> None:
 def test_time_left_is_of_the_work_that_is_left(tmp_path: Path, clock: Clock) -> None:
     """Half of the FLOPs in 20 seconds leave another 20, whichever jobs they were in."""
     console = log()
-    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2]})), SweepView(console)
-    (trunk,), cells = jobs_of(plan)
+    study, shown = make_study(tmp_path, toy_experiment(grid={"depths": [2]})), SweepView(console)
+    (trunk,), cells = jobs_of(study)
     flops = trunk.trunk.flops_per_image
     total = flops * (trunk.milestones[-1] + sum(job.cell.decay_images for job in cells))
-    shown.begin(plan)
-    shown.progress(trunk, 0)
+    shown.begin(study, [trunk, *cells])
+    shown.started(trunk)
+    shown.progress(trunk, 0, 0)
     images = trunk.milestones[-1] // 8 * 4
-    shown.progress(trunk, images)
+    shown.progress(trunk, images, 0)
     clock.now += 20
     shown.refresh()
     share = flops * images / total
@@ -115,13 +116,14 @@ def test_time_left_is_of_the_work_that_is_left(tmp_path: Path, clock: Clock) -> 
 def test_time_left_of_a_sweep_that_goes_on(tmp_path: Path, clock: Clock) -> None:
     """What an earlier call did is no measure of this machine's speed."""
     console = log()
-    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2], "budgets": [6e7]})), SweepView(console)
-    (trunk,), (cell,) = jobs_of(plan)
+    study, shown = make_study(tmp_path, toy_experiment(grid={"depths": [2], "budgets": [6e7]})), SweepView(console)
+    (trunk,), (cell,) = jobs_of(study)
     branch, end = cell.cell.branch_images, cell.cell.images
-    shown.begin(plan)
-    shown.progress(trunk, branch - 20)  # from the last checkpoint
+    shown.begin(study, [trunk, cell])
+    shown.started(trunk)
+    shown.progress(trunk, branch - 20, 0)  # from the last checkpoint
     clock.now += 20
-    shown.progress(trunk, branch)
+    shown.progress(trunk, branch, 0)
     shown.refresh()
     assert f"20 s passed, {end - branch} s left" in console.export_text()
 
@@ -129,27 +131,29 @@ def test_time_left_of_a_sweep_that_goes_on(tmp_path: Path, clock: Clock) -> None
 def test_time_left_counts_that_small_sizes_take_longer_for_a_flop(tmp_path: Path, clock: Clock) -> None:
     """Both sizes take as long for an image, whatever their FLOPs: the time left is the share of images left."""
     console = log()
-    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2, 3], "budgets": [6e7]})), SweepView(console)
-    trunks, cells = jobs_of(plan)
+    study, shown = make_study(tmp_path, toy_experiment(grid={"depths": [2, 3], "budgets": [6e7]})), SweepView(console)
+    trunks, cells = jobs_of(study)
     total = sum(trunk.milestones[-1] for trunk in trunks) + sum(job.cell.decay_images for job in cells)
-    shown.begin(plan)
+    shown.begin(study, [*trunks, *cells])
     for trunk in trunks:
-        shown.progress(trunk, 0)
+        shown.started(trunk)
+        shown.progress(trunk, 0, 0)
     clock.now += 10
     for trunk in trunks:
-        shown.progress(trunk, 40)
+        shown.progress(trunk, 40, 0)
     shown.refresh()
     assert f"10 s passed, {round(10 * (total - 80) / 80)} s left" in console.export_text()
 
 
 def test_trunks_that_are_done_are_no_work(tmp_path: Path) -> None:
     console = log()
-    plan, shown = make_plan(tmp_path, toy_experiment(grid={"depths": [2], "budgets": [2e7]})), SweepView(console)
-    (trunk,), (cell,) = jobs_of(plan)
+    study, shown = make_study(tmp_path, toy_experiment(grid={"depths": [2], "budgets": [2e7]})), SweepView(console)
+    (trunk,), (cell,) = jobs_of(study)
     trunk.files.folder.mkdir(parents=True)
     trunk.files.milestone(cell.cell.branch_images).touch()
-    shown.begin(plan)
-    shown.progress(cell, (cell.cell.branch_images + cell.cell.images) // 2)
+    shown.begin(study, [job for job in (trunk, cell) if not job.done()])
+    shown.started(cell)
+    shown.progress(cell, (cell.cell.branch_images + cell.cell.images) // 2, 0)
     shown.end()
     text = console.export_text()
     assert "d2-s0   done" in text

@@ -4,6 +4,7 @@ Letters: B batch, L tokens of an image.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from varscale.store.layout import RunFiles, TokenFiles, read_json
 from varscale.tokenizer import training as tokenizer_run
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import load_tokenizer, save_tokenizer
-from varscale.tokenizer.training import encode_tokens, train_tokenizer
+from varscale.tokenizer.training import encode_tokens, tokenizer_ready, train_tokenizer
 
 TRAINING: dict[str, Any] = {
     "images": 20 * 8,
@@ -127,18 +128,73 @@ def test_finished_is_finished(straight: RunFiles) -> None:
     train_tokenizer(experiment(), straight, "print-a", kill_at(8))
 
 
-def test_wrong_checkpoints_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = RunFiles(tmp_path)
-    checkpoint_every(monkeypatch, 1)
-    with pytest.raises(Killed):
-        train_tokenizer(experiment(), files, "print-a", kill_at(16))
-    with pytest.raises(ValueError, match=r"last\.ckpt: checkpoint of fingerprint print-a, expected print-b"):
-        train_tokenizer(experiment(), files, "print-b", ignore)
-    whole = files.last_checkpoint.read_bytes()
-    for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):
-        files.last_checkpoint.write_bytes(content)
-        with pytest.raises(ValueError, match=r"last\.ckpt: not a readable checkpoint"):
-            train_tokenizer(experiment(), files, "print-a", ignore)
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    """A run that was killed after its sixth step, with a checkpoint of the fifth."""
+    files = RunFiles(tmp_path_factory.mktemp("interrupted"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        report_every_step(monkeypatch)
+        checkpoint_every(monkeypatch, 1)
+        with pytest.raises(Killed):
+            train_tokenizer(experiment(), files, "print-a", kill_at(6 * 8))
+    return files
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda whole: b"",
+        lambda whole: b"no checkpoint",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-10],
+        lambda whole: flipped(whole, 70),  # in the pickle
+        lambda whole: flipped(whole, len(whole) // 2),  # in the weights
+        lambda whole: flipped(whole, len(whole) - 30),  # in the directory's end
+    ],
+)
+def test_an_unusable_checkpoint_is_named_and_the_run_made_anew(
+    straight: RunFiles,
+    interrupted: RunFiles,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[bytes], bytes],
+) -> None:
+    files = RunFiles(Path(shutil.copytree(interrupted.folder, tmp_path / "copy")))
+    files.last_checkpoint.write_bytes(spoil(files.last_checkpoint.read_bytes()))
+    train_tokenizer(experiment(), files, "print-a", ignore)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("varscale")]
+    assert warning.startswith(f"{files.last_checkpoint}: not a readable checkpoint (")
+    assert warning.endswith("; its run begins anew")
+    ours, theirs = weights(files), weights(straight)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [point["images"] for point in points(files)] == [40, 80, 120, 160]
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
+    interrupted: RunFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = RunFiles(Path(shutil.copytree(interrupted.folder, tmp_path / "copy")))
+    train_tokenizer(experiment(), files, "print-b", ignore)
+    assert f"{files.last_checkpoint}: of the run print-a, expected print-b; its run begins anew" in caplog.messages
+    assert files.finished("print-b")
+
+
+def test_a_damaged_tokenizer_is_named_and_made_anew(
+    straight: RunFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = RunFiles(Path(shutil.copytree(straight.folder, tmp_path / "copy")))
+    assert tokenizer_ready(files, "print-a")
+    content = files.tokenizer_checkpoint.read_bytes()
+    files.tokenizer_checkpoint.write_bytes(flipped(content, len(content) // 2))
+    assert not tokenizer_ready(files, "print-a")
+    caplog.clear()
+    train_tokenizer(experiment(), files, "print-a", ignore)
+    assert f"the tokenizer is made anew: {files.tokenizer_checkpoint}: damaged" in caplog.text
+    assert files.tokenizer_checkpoint.read_bytes() == content
 
 
 def test_divergence(tmp_path: Path) -> None:
@@ -216,4 +272,5 @@ def test_tokens_are_the_tokenizers(straight: RunFiles, tmp_path: Path, monkeypat
 def training_source_of(data: Any, images: int) -> Any:
     """As many images as asked for, not whole windows."""
     whole = training_source(data, images)
-    return type(whole)(**{**whole.__dict__, "num_images": images})
+    whole.num_images = images
+    return whole

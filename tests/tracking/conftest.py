@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from varscale.store.layout import ExperimentFiles
-from varscale.tracking.store import Store
+from varscale.store.layout import Store
+from varscale.tracking.client import MLflowStore
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Store(f"sqlite:///{path}").newest_experiment()
+    MLflowStore(f"sqlite:///{path}").newest_experiment()
     return path
 
 
 @pytest.fixture
-def files(tmp_path: Path, empty_database: Path) -> ExperimentFiles:
-    """Layout of an experiment `rings` with an empty database in its default place."""
-    files = ExperimentFiles(tmp_path / "runs", "rings")
-    files.runs.mkdir()
-    shutil.copy(empty_database, files.runs / "mlflow.db")
-    return files
+def store(tmp_path: Path, empty_database: Path) -> Store:
+    """A runs folder with an empty database in its default place."""
+    store = Store(tmp_path / "runs")
+    store.runs.mkdir()
+    shutil.copy(empty_database, store.runs / "mlflow.db")
+    return store

@@ -1,25 +1,28 @@
-"""Delivery to a real MLflow server, absent, late, killed, slow and broken; and its dashboard in a real browser."""
+"""Delivery to a real MLflow server, absent, late, killed, slow and broken; its dashboard, also in a real browser."""
 
 import http.server
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
 import mlflow
 import pytest
-from fake_runs import append_points, finished_cell, unfinished_trunk
+from fake_runs import append_points, begun_run, finished_cell, unfinished_trunk, write_study
 from requirements import require_program
 
-from varscale.store.layout import ExperimentFiles, RunFiles
-from varscale.tracking import Forwarder, dashboard_command, dashboard_environment, dashboard_url, deliver_all
+from varscale.errors import TrackingError
+from varscale.store.layout import RunFiles, Store
+from varscale.tracking import Forwarder, check_port, dashboard_url, deliver_all, serve_dashboard
+from varscale.tracking.dashboard import dashboard_command, dashboard_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,27 +36,31 @@ def free_port() -> int:
 @contextmanager
 def served(database: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """An MLflow server as `varscale dashboard` starts it, in a process group of its own."""
+    uri = f"sqlite:///{database}"
     server = subprocess.Popen(
-        dashboard_command(f"sqlite:///{database}", port),
-        env=dashboard_environment(),
+        dashboard_command(uri, port),
+        env=dashboard_environment(uri),
         cwd=database.parent,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                break
-            except (URLError, OSError):
-                assert server.poll() is None, "the server ended"
-                time.sleep(0.1)
-        else:
-            pytest.fail("the server did not start")
+        wait_for(port, server)
         yield server
     finally:
         kill(server)
+
+
+def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return
+        except (URLError, OSError):
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.1)
+    pytest.fail("the server did not start")
 
 
 def kill(server: "subprocess.Popen[bytes]") -> None:
@@ -65,18 +72,24 @@ def kill(server: "subprocess.Popen[bytes]") -> None:
 def steps(tracking_uri: str) -> list[int]:
     client = mlflow.MlflowClient(tracking_uri)
     [experiment] = client.search_experiments(filter_string="name = 'rings'")
-    [run] = client.search_runs([experiment.experiment_id])
+    [run] = client.search_runs([experiment.experiment_id], "tags.role = 'cell'")
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")]
 
 
-def test_a_server_that_is_late_dies_and_comes_back(files: ExperimentFiles) -> None:
+def unfinished_cell(store: Store, depth: int = 4, points: int = 5) -> RunFiles:
+    run = begun_run(store, "cells", f"d{depth}-c1e12-s0", f"unfinished{depth}", "cell", depth=depth)
+    append_points(run, 0, points)
+    return run
+
+
+def test_a_server_that_is_late_dies_and_comes_back(store: Store) -> None:
     port = free_port()
-    assert dashboard_url(files.tracking_uri, port) == f"http://127.0.0.1:{port}"  # nothing there yet: the front page
+    assert dashboard_url(store.tracking_uri, port) == f"http://127.0.0.1:{port}"  # nothing there yet: the front page
     uri = f"http://127.0.0.1:{port}"
     lines: list[str] = []
-    run = RunFiles(unfinished_trunk(files, 4, points=5))
-    forwarder = Forwarder(uri, files, lines.append)
-    forwarder.watch(run.folder)
+    run = unfinished_cell(store)
+    write_study(store, "rings", [run])
+    forwarder = Forwarder(uri, store, "rings", lines.append)
     began = time.monotonic()
     assert not forwarder.deliver()
     assert time.monotonic() - began < 5
@@ -84,7 +97,7 @@ def test_a_server_that_is_late_dies_and_comes_back(files: ExperimentFiles) -> No
     assert len(lines) == 1
     assert uri in lines[0]
 
-    with served(files.runs / "mlflow.db", port) as server:
+    with served(store.runs / "mlflow.db", port) as server:
         assert forwarder.deliver()
         assert lines[1:] == [f"MLflow at {uri} takes data again"]
         append_points(run, 5, 5)
@@ -95,11 +108,15 @@ def test_a_server_that_is_late_dies_and_comes_back(files: ExperimentFiles) -> No
         assert time.monotonic() - began < 5
         assert forwarder.stop(seconds=5) == 20
         assert "20 points not delivered" in lines[-1]
-    with served(files.runs / "mlflow.db", port):
-        assert deliver_all(files.runs, uri).pending == 0
+    with served(store.runs / "mlflow.db", port):
+        assert deliver_all(store, uri).pending == 0
         assert steps(uri) == [32 * (index + 1) for index in range(15)]
-        assert dashboard_command(uri) == []
+        assert serve_dashboard(uri) == 0  # a server is its own dashboard
         assert dashboard_url(uri).startswith(f"{uri}/#/experiments/1/runs?")
+        with_password = uri.replace("//", "//me:hunter2@")
+        assert dashboard_url(with_password).startswith(f"{uri}/#/experiments/1/runs?")
+        assert deliver_all(store, with_password).pending == 0
+        assert steps(uri) == [32 * (index + 1) for index in range(15)]
 
 
 class Broken(http.server.BaseHTTPRequestHandler):
@@ -113,10 +130,9 @@ class Broken(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("kind", ["answers 500", "never answers"])
-def test_a_broken_server_costs_little(files: ExperimentFiles, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_server_costs_little(store: Store, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    for depth in range(4, 12):
-        unfinished_trunk(files, depth)
+    write_study(store, "rings", [unfinished_cell(store, depth, points=30) for depth in range(4, 12)])
     lines: list[str] = []
     if kind == "answers 500":
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
@@ -126,7 +142,7 @@ def test_a_broken_server_costs_little(files: ExperimentFiles, kind: str, monkeyp
         silent = socket.create_server(("127.0.0.1", 0), backlog=16)
         port = silent.getsockname()[1]
     began = time.monotonic()
-    state = deliver_all(files.runs, f"http://127.0.0.1:{port}", notify=lines.append)
+    state = deliver_all(store, f"http://127.0.0.1:{port}", notify=lines.append)
     assert time.monotonic() - began < 4
     assert state.pending == 8 * 60
     assert len(lines) == 1
@@ -142,15 +158,13 @@ def rows(page: str, names: list[str]) -> list[str]:
     return sorted((name for name in names if name in page), key=page.index)
 
 
-def test_the_dashboard_in_a_browser(files: ExperimentFiles, tmp_path: Path) -> None:
+def test_the_dashboard_in_a_browser(store: Store, tmp_path: Path) -> None:
     chromium = require_program("chromium")
     depths, budgets = (12, 16), (1e12, 2e12)
-    folders = [unfinished_trunk(files, depth) for depth in depths]
-    folders += [finished_cell(files, depth, budget) for depth in depths for budget in budgets]
-    forwarder = Forwarder(files.tracking_uri, files)
-    forwarder.finish(forwarder.sweep("a", "rings · depths 12, 16", {}, folders))
-    forwarder.finish(forwarder.sweep("b", "rings · depths 12, 20", {}, [folders[2], finished_cell(files, 20, 1e12)]))
-    assert forwarder.deliver()
+    for depth in depths:
+        unfinished_trunk(store, depth)
+    write_study(store, "rings", [finished_cell(store, depth, budget) for depth in depths for budget in budgets])
+    assert Forwarder(store.tracking_uri, store, "rings").deliver()
     port = free_port()
 
     def dump(address: str) -> str:
@@ -160,23 +174,69 @@ def test_the_dashboard_in_a_browser(files: ExperimentFiles, tmp_path: Path) -> N
             [*command, "--dump-dom", address], capture_output=True, text=True, check=True, timeout=120
         ).stdout
 
-    with served(files.runs / "mlflow.db", port):
-        by_loss = dump(dashboard_url(files.tracking_uri, port))
-        by_flops = dump(dashboard_url(files.tracking_uri, port, "train_flops"))
-    names = [f"d{depth} · {budget} FLOPs · seed 0" for depth in (12, 16, 20) for budget in ("1e12", "2e12")]
-    # Each sweep is a group: its name, then its cells in order. d12 is in both and shown once, where it was trained.
-    first, second = "Group: rings · depths 12, 16", "Group: rings · depths 12, 20"
-    assert rows(by_loss, [first, second, *names]) == [
-        first,
+    with served(store.runs / "mlflow.db", port):
+        by_loss = dump(dashboard_url(store.tracking_uri, port))
+        by_flops = dump(dashboard_url(store.tracking_uri, port, "train_flops"))
+    names = [f"d{depth} · {budget} FLOPs · seed 0" for depth in depths for budget in ("1e12", "2e12")]
+    assert rows(by_loss, names) == [
         "d12 · 2e12 FLOPs · seed 0",
         "d16 · 2e12 FLOPs · seed 0",
         "d12 · 1e12 FLOPs · seed 0",
         "d16 · 1e12 FLOPs · seed 0",
-        second,
-        "d20 · 1e12 FLOPs · seed 0",
     ]
-    flops = [name.split(" · ")[1] for name in rows(by_flops, [name for name in names if "d20" not in name])]
+    flops = [name.split(" · ")[1] for name in rows(by_flops, names)]
     assert flops == ["1e12 FLOPs", "1e12 FLOPs", "2e12 FLOPs", "2e12 FLOPs"]
-    for header in ("Sort: loss", "Group by: sweep", "train_flops", "params_total"):
+    for header in ("Sort: loss", "train_flops", "params_total"):
         assert header in by_loss
+    assert "Group:" not in by_loss
     assert "Sort: train_flops" in by_flops
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536, 99999])
+def test_a_port_that_is_none_is_named(port: int) -> None:
+    with pytest.raises(TrackingError, match=f"--port {port}: expected a number from 1 to 65535"):
+        check_port(port)
+
+
+def test_a_port_in_use_is_named(store: Store) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for use in (lambda: check_port(port), lambda: serve_dashboard(store.tracking_uri, port)):
+            with pytest.raises(TrackingError, match=f"--port {port}: Address already in use"):
+                use()
+
+
+def test_a_server_that_ends_by_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_bytes(b"not a database, but long enough to be read as one" * 100)
+    with pytest.raises(TrackingError, match=r"^MLflow's server ended with status 1: .*file is not a database"):
+        serve_dashboard(f"sqlite:///{tmp_path / 'broken.db'}", free_port())
+
+
+def running_commands() -> Iterator[tuple[int, bytes]]:
+    """Number and arguments of every process, as `ps` shows them."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield int(path.parent.name), path.read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_dashboard_ends_without_a_traceback_and_leaves_no_process(store: Store, how: signal.Signals) -> None:
+    """Ctrl-C, twice from an impatient user, or a request to end; the list of processes shows no URI."""
+    port = free_port()
+    program = f"from varscale.tracking import serve_dashboard; exit(serve_dashboard({store.tracking_uri!r}, {port}))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True, **pipes)
+    try:
+        wait_for(port, process)
+        commands = [command for number, command in running_commands() if number != process.pid]
+        assert any(b"mlflow" in command and str(port).encode() in command for command in commands)
+        assert not any(str(store.runs).encode() in command for command in commands)
+        process.send_signal(how)
+        time.sleep(0.1)
+        process.send_signal(how)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        kill(process)
+    assert process.returncode == (0 if how == signal.SIGINT else 128 + how)
+    assert output == b""
+    check_port(port)

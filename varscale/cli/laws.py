@@ -17,7 +17,7 @@ from varscale.store.layout import Store, StudyFiles
 
 if TYPE_CHECKING:
     from analysis.options import FitOptions
-    from analysis.results import WrittenLaws
+    from analysis.report.writing import WrittenLaws
 
 
 def fit_laws(
@@ -63,7 +63,7 @@ def fit_laws(
 ) -> None:
     """Fit scaling laws to an experiment's results, MLflow's runs, or any table."""
     from analysis.options import FitOptions
-    from analysis.reading import read_runs
+    from analysis.tables.reading import read_runs
 
     if (experiment is None) == (not runs):
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
@@ -190,14 +190,31 @@ def _say_what_is_left_out(table: Any, name: str) -> None:
         typer.echo(f"missing: {len(missing)} cells of {name} have no result: {some}", err=True)
 
 
+def _check_writable(folder: Path) -> None:
+    """Finds out before the fit whether its files can be written."""
+    from tempfile import TemporaryFile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("laws.json", "report.html", "runs.csv"):
+            if (folder / name).is_dir():
+                raise IsADirectoryError(None, f"{name} is a folder")
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(b"varscale")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ExperimentError(f"{folder}: laws can't be written here ({reason}); choose another --out") from error
+
+
 def _fit(table: Any, options: "FitOptions", folder: Path) -> "WrittenLaws":
     from rich.console import Console
 
     from analysis.errors import TableError
     from analysis.pipeline import fit_laws
-    from analysis.report import terminal_summary
-    from analysis.writing import write
+    from analysis.report.terminal import terminal_summary
+    from analysis.report.writing import write
 
+    _check_writable(folder)
     try:
         result = fit_laws(table, options)
     except TableError as error:  # a reason for every law and target

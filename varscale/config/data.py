@@ -16,7 +16,6 @@ from varscale.config.section import Classes, Images, ImagesOrZero, Real, Section
 if TYPE_CHECKING:
     from varscale.data.sources.base import ImageSource
     from varscale.data.transforms import Crop
-    from varscale.store.fingerprint import DataIdentity
 
 Split = Literal["train", "validation"]
 
@@ -55,49 +54,6 @@ class DataSection(Section, ABC):
         Raises:
             DataError: Missing or malformed data.
         """
-
-    def training(self, images: int) -> ImageSource:
-        """Training images: of a procedural source at least `images`, so that none repeats; of any other, all.
-
-        Raises:
-            DataError: Missing or malformed data.
-        """
-        return self.open("train", images)
-
-    def validation(self) -> ImageSource:
-        """Validation images, `validation_images` of them.
-
-        Raises:
-            DataError: Missing or malformed data, or fewer images than asked for.
-        """
-        source = self.open("validation", self.validation_images)
-        if self.procedural or self.validation_images is None:
-            return source
-        from varscale.data.sources.base import SubsetSource
-
-        return SubsetSource(source, self.validation_images)
-
-    def identity(self) -> DataIdentity:
-        """What the images depend on; opens stored data, so that what is wrong shows before anything is trained.
-
-        The number of procedural training images is left out: image i is the same however many there are.
-
-        Raises:
-            DataError: Missing or malformed data, fewer validation images than asked for, or some among the training
-                images.
-        """
-        from varscale.store.fingerprint import DataIdentity
-
-        # nor does it change training images how often each is seen, or how many others are left out
-        apart = {"validation_images", "max_undecodable", "views", *self.places}
-        settings: dict[str, object] = self.model_dump(mode="json", exclude=apart)
-        validation: dict[str, object] = {"images": self.validation_images}
-        if self.procedural:
-            return DataIdentity(settings, validation)
-        train, held_out = self.training(1), self.validation()
-        held_out.check_apart_from(train)
-        validation["content"] = held_out.fingerprint  # fingerprints are of the images and their crops
-        return DataIdentity({**settings, "content": train.fingerprint}, validation, self.views, len(train))
 
     def crop(self, split: Split) -> Crop:
         """How stored pictures become square images: random views to train on, the centre to validate."""

@@ -5,11 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from varscale.config.data import DATA_KINDS, DataSection
-from varscale.config.evaluation import EvaluationConfig
-from varscale.config.grid import GridConfig
-from varscale.config.optim import OptimConfig
-from varscale.config.runtime import RuntimeConfig
-from varscale.config.section import Changes, Section
+from varscale.config.section import Changes, EvaluationConfig, GridConfig, OptimConfig, RuntimeConfig, Section
 from varscale.config.tokenizer import TokenizerConfig
 from varscale.families.base import FAMILY_KINDS, FamilySection
 
@@ -40,11 +36,11 @@ class Experiment(Section):
 
     def with_variants_in_grid(self) -> Self:
         """The study without cells of variants at depths that the grid has not."""
-        kept = tuple(
-            variant.model_copy(update={"depths": tuple(d for d in variant.depths if d in self.grid.depths)})
-            for variant in self.grid.variants
-        )
-        return self.model_copy(update={"grid": self.grid.model_copy(update={"variants": kept})})
+        kept = []
+        for variant in self.grid.variants:
+            depths = tuple(depth for depth in variant.depths if depth in self.grid.depths)
+            kept.append(variant.model_copy(update={"depths": depths}))
+        return self.model_copy(update={"grid": self.grid.model_copy(update={"variants": tuple(kept)})})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -16,25 +16,21 @@ from varscale.config.text import shortened
 Key = tuple[str, ...]
 """Where a value stands in an experiment, such as ("optim", "lr")."""
 
+Place = Callable[[Key, bool], str]
+"""Where a value was written; True: a section's own check failed, which may be due to other values in it."""
+
 KINDS: dict[str, Kinds[Any]] = {
     name: kinds for name, field in Experiment.model_fields.items() if (kinds := Kinds.of(field)) is not None
 }
 """The sections that come in several kinds."""
-MOVED = {
-    "runtime.precision": "precision is now part of the recipe: write optim.precision: float32 (or bfloat16)",
-}
+MOVED = {"runtime.precision": "precision is now part of the recipe: write optim.precision: float32 (or bfloat16)"}
 """Keys of earlier versions, and what to write now."""
 
 _MOST_PROBLEMS = 5
 
 
-def explain(error: ValidationError, place: Callable[[Key, bool], str]) -> str:
-    """All that pydantic found wrong, or the first of it.
-
-    Args:
-        error: What it raised.
-        place: Where a value was written; True: a section's own check failed, which may be due to other values in it.
-    """
+def explain(error: ValidationError, place: Place) -> str:
+    """All that pydantic found wrong, or the first of it; `place` names where each value was written."""
     details = error.errors(include_url=False)
     sections = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
     inner = [detail for detail in details if detail["loc"] not in sections]
@@ -42,8 +38,9 @@ def explain(error: ValidationError, place: Callable[[Key, bool], str]) -> str:
     for detail in inner[:_MOST_PROBLEMS]:
         key, message = _problem(detail)
         problems.append(f"{place(key, detail['type'] == 'value_error')}: {shortened('.'.join(key))}: {message}")
-    more = len(inner) - len(problems)
-    return "; ".join([*problems, *([f"and {more} more"] if more else [])])
+    if len(inner) > _MOST_PROBLEMS:
+        problems.append(f"and {len(inner) - _MOST_PROBLEMS} more")
+    return "; ".join(problems)
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:

@@ -30,8 +30,7 @@ class Kinds(Generic[S]):
     """
 
     def __init__(self, key: str, package: str, default: str | None = None) -> None:
-        self.key, self.default = key, default
-        self._package = package
+        self.key, self.default, self._package = key, default, package
 
     @classmethod
     def of(cls, field: FieldInfo) -> "Kinds[Any] | None":

@@ -1,12 +1,12 @@
-"""What the parts of an experiment are made of: a frozen section, and values within bounds.
+"""What the parts of an experiment are made of, and the parts that every experiment has in the same form.
 
 Every value has an upper bound, far above what the largest study of the next ten years needs, so that a slip of the
 keyboard is an error and not a machine out of memory.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -27,13 +27,8 @@ Truth = Annotated[bool, Field(strict=True)]
 
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Decay = Annotated[Real, Field(ge=0, lt=1)]
-Positive = Annotated[Real, Field(gt=0, le=1e12)]
-NonNegative = Annotated[Real, Field(ge=0, le=1e12)]
-Budget = Annotated[Real, Field(gt=0, le=1e30)]
-"""Training FLOPs."""
-
-Depth = Annotated[Whole, Field(ge=1, le=1024)]
-"""Transformer blocks."""
+Positive = Annotated[Real, Field(gt=0, le=1e30)]
+NonNegative = Annotated[Real, Field(ge=0, le=1e30)]
 Side = Annotated[Whole, Field(ge=1, le=8192)]
 """Pixels, or tokens, along one side of a square."""
 Channels = Annotated[Whole, Field(ge=1, le=2**14)]
@@ -56,3 +51,123 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 """A short text."""
 Changes = dict[Name, Any]
 """Dotted fields and what they become; they are checked where they are applied."""
+
+
+class OptimConfig(Section):
+    """How the transformers are trained: AdamW with a schedule of images seen."""
+
+    lr: Positive = 1e-4
+    """Base learning rate: the rate at `lr_batch_size` images a step; used: lr · batch_size / lr_batch_size."""
+    lr_batch_size: BatchSize = 256
+    """Batch size that `lr` refers to."""
+    batch_size: BatchSize = 768
+    """Images a step, over all devices; the same for every size."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the transformers' matrix products; losses of different arithmetic are not compared."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    weight_decay: NonNegative = 0.05
+    """AdamW's decay (none on biases, norms, 1-d and position, level and scale parameters)."""
+    final_weight_decay: NonNegative | None = None
+    """Weight decay at the end, reached along a cosine (schedule `linear` only); None: constant."""
+    grad_clip: Positive = 2.0
+    """Largest norm of the gradient."""
+    schedule: Literal["wsd", "linear"] = "wsd"
+    """`wsd`: warm-up, stable, decay (grids). `linear`: warm-up, 5% constant, linear to the end (the reference)."""
+    warmup_fraction: Fraction = 0.1
+    """Warm-up as a share of the smallest budget's images (`linear`: of the run's own)."""
+    decay_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.2
+    """Share of a budget over which a branch's rate falls linearly (`wsd`)."""
+    final_lr_ratio: Fraction = 0.0
+    """Rate at the end as a share of the peak."""
+    epochs: Annotated[Real, Field(gt=0, le=1e6)] | None = None
+    """Length of a single run that names no budget, passes over the data."""
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate that is used."""
+        return self.lr * self.batch_size / self.lr_batch_size
+
+
+# a variant may be left without depths, where the grid has none of its own
+Depths = Annotated[tuple[Few, ...], Field(max_length=1024)]
+Budgets = Annotated[tuple[Positive, ...], Field(max_length=1024)]
+Seeds = Annotated[tuple[Seed, ...], Field(max_length=1024)]
+
+
+class Variant(Section):
+    """Further cells of a study: chosen points, with settings changed, in addition to the grid."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
+    """Short name shown beside its cells."""
+    depths: Depths
+    """Depths of its cells."""
+    budgets: Budgets
+    """Training FLOPs of its cells."""
+    seeds: Seeds = (0,)
+    """Seeds of its cells."""
+    settings: Changes = Field(default_factory=dict, max_length=100)
+    """Dotted fields of `model` and `optim` changed for them, such as optim.lr: 0.002."""
+
+
+class GridConfig(Section):
+    """The cells: depth × training FLOPs × seeds, plus variants."""
+
+    depths: Annotated[Depths, Field(min_length=1)]
+    """Transformer blocks of each size."""
+    budgets: Annotated[Budgets, Field(min_length=1)]
+    """Training FLOPs of a cell: 3 × the dense forward pass × images."""
+    seeds: Annotated[Seeds, Field(min_length=1)] = (0,)
+    """Seeds; each is a trunk of its own."""
+    min_steps: Steps = 200
+    """A cell of fewer steps is an error."""
+    variants: Annotated[tuple[Variant, ...], Field(max_length=1024)] = ()
+    """Further cells: seeds for the noise, learning rates at the corners."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        unique = {"depths": self.depths, "budgets": self.budgets, "seeds": self.seeds, "variants": names}
+        for field, values in unique.items():
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field}: repeated values in {list(values)}")
+        return self
+
+
+class EvaluationConfig(Section):
+    """How cells are measured and shown."""
+
+    batch_size: BatchSize = 256
+    """Images a batch on the validation set."""
+    samples_per_class: Annotated[Whole, Field(ge=0, le=2**16)] = 4
+    """Sampled images a class in the sample grid; 0: none."""
+    sample_classes: Classes = 8
+    """Classes shown in the sample grid, at most."""
+    guidance: Annotated[Real, Field(ge=0, le=1e6)] = 1.5
+    """Classifier-free guidance of the last scale, ramped up from 0."""
+    top_k: Annotated[Whole, Field(ge=0, le=2**24)] = 0
+    """Sample among the k likeliest tokens; 0: all."""
+    top_p: Fraction = 0.0
+    """Sample among the likeliest tokens that hold this probability; 0: all."""
+
+
+class RuntimeConfig(Section):
+    """How runs use the machine. `auto` is measured once for a whole sweep and stored with it."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the transformer block."""
+    micro_batch: BatchSizeOrZero = 0
+    """Images that pass through the transformer at once: a step of more goes in parts, whose gradients are added up.
+    0: of each size, as many as fit into the device's memory."""
+    threads: Processes = 0
+    """CPU threads a worker; 0: processors / workers."""
+    tokenizer_threads: Processes = 0
+    """CPU threads of the tokenizer's run and of encoding, which have the machine to themselves; 0: all processors."""
+    workers: Processes = 0
+    """Runs at once; 0: one a GPU, or one a processor without GPUs."""
+    log_every_steps: Steps = 20
+    """Steps between points of the training curves."""
+    checkpoint_seconds: Annotated[Real, Field(gt=0, le=1e9)] = 60.0
+    """Time between checkpoints that an interrupted run goes on from."""
+    retries: Annotated[Whole, Field(ge=0, le=1000)] = 2
+    """Times a crashed run is tried again."""

@@ -26,10 +26,8 @@ MOST_VALUES = 20_000
 LONGEST_NUMBER = 100
 """Digits of a whole number, at most."""
 
-_TAGS = {
-    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
-}
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_TEXTS = {f"tag:yaml.org,2002:{name}" for name in ("str", "timestamp", "value")}
+_TAGS = _TEXTS | {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "seq", "map", "merge")}
 
 
 class YAMLTextError(ValueError):
@@ -64,6 +62,7 @@ def write_yaml(values: Any) -> str:
     dumper = YAML(typ="safe", pure=True)
     dumper.Representer, dumper.Resolver = _PlainRepresenter, _Resolver
     dumper.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed as None
+    dumper.default_flow_style = False
     dumper.width = 2**16
     stream = io.StringIO()
     dumper.dump(values, stream)
@@ -86,9 +85,9 @@ class _PlainComposer(Composer):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._composed += 1
-        if self._composed > MOST_VALUES or self.depth >= DEEPEST:
-            limit = f"{DEEPEST} levels deep" if self.depth >= DEEPEST else f"{MOST_VALUES} values"
-            raise MarkedYAMLError(problem=f"more than {limit}", problem_mark=self.parser.peek_event().start_mark)
+        for number, most, what in ((self.depth + 1, DEEPEST, "levels deep"), (self._composed, MOST_VALUES, "values")):
+            if number > most:
+                raise _refused(f"more than {most} {what}", self.parser.peek_event())
         return super().compose_node(parent, index)
 
     def get_single_node(self) -> Any:
@@ -100,33 +99,33 @@ class _PlainComposer(Composer):
                 return root
             node, depth = waiting.pop()
             waiting += [(below, depth + 1) for below in _checked(node, depth)]
-        raise MarkedYAMLError(problem=f"more than {MOST_VALUES} values, those that aliases repeat counted each time")
+        raise _refused(f"more than {MOST_VALUES} values, those that aliases repeat counted each time", root)
 
 
 def _checked(node: Node, depth: int) -> list[Node]:
     """The nodes below one that is a plain value."""
     tag = str(node.tag)
-    if tag not in _TAGS and tag != _TIMESTAMP:
-        problem = f"the tag {tag.replace('tag:yaml.org,2002:', '!!')} is not allowed; write plain values"
-        raise MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    if tag not in _TAGS:
+        raise _refused(f"the tag {tag.replace('tag:yaml.org,2002:', '!!')} is not allowed; write plain values", node)
     if depth > DEEPEST:
-        raise MarkedYAMLError(problem=f"more than {DEEPEST} levels deep", problem_mark=node.start_mark)
+        raise _refused(f"more than {DEEPEST} levels deep", node)
     if isinstance(node, ScalarNode):
         if tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:
-            problem = f"a whole number of more than {LONGEST_NUMBER} digits"
-            raise MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            raise _refused(f"a whole number of more than {LONGEST_NUMBER} digits", node)
         return []
     if not isinstance(node, MappingNode):
         return list(node.value)
     # the library looks for repeated keys only where no other mapping is merged
     seen: set[str] = set()
-    for key, _ in node.value:
-        if isinstance(key, ScalarNode):
-            if key.value in seen:
-                problem = f"key {shortened(repr(key.value))} is given twice"
-                raise MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
+    for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
+        if key.value in seen:
+            raise _refused(f"key {shortened(repr(key.value))} is given twice", key)
+        seen.add(key.value)
     return [part for pair in node.value for part in pair]
+
+
+def _refused(problem: str, where: Any) -> MarkedYAMLError:
+    return MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
 
 
 class _Resolver(VersionedResolver):
@@ -142,12 +141,22 @@ class _PlainConstructor(SafeConstructor):
     """Dates, and =, are texts in YAML 1.2's core schema."""
 
 
-for _tag in (_TIMESTAMP, "tag:yaml.org,2002:value"):
+for _tag in _TEXTS:
     _PlainConstructor.add_constructor(_tag, SafeConstructor.construct_yaml_str)
 
 
 class _PlainRepresenter(SafeRepresenter):
-    """Writes the same list twice rather than an anchor and an alias."""
+    """Writes the same list twice rather than an anchor and an alias, and quotes all but plain words.
+
+    Some signs are written without quotes where the library's own reader takes them for something else, `{?0: 1}`.
+    """
+
+    def represent_str(self, data: str) -> Any:
+        plain = re.fullmatch(r"[\w./-]+", data)
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else '"')
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_PlainRepresenter.add_representer(str, _PlainRepresenter.represent_str)

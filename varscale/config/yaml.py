@@ -5,7 +5,7 @@ one lies), and then states only what differs: sections are merged, any other val
 it names another kind of a section (`data.kind`, `model.family`), the whole section is replaced.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from varscale.config.experiment import Experiment
-from varscale.config.explain import KINDS, Key, explain, nearest
+from varscale.config.explain import KINDS, Key, Place, explain, nearest
 from varscale.config.text import LONGEST, YAMLTextError, read_yaml, shortened, write_yaml
 from varscale.errors import ExperimentError
 
@@ -37,18 +37,14 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
 def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
     """An `Experiment` from plain values; errors name `source`, or the override that caused them.
 
-    The settings that `by_depth` and the grid's variants would change are tried as well, so that a mistake in them shows
-    before anything is trained.
+    What `by_depth` and the grid's variants would change is tried as well, so that mistakes in it show before training.
     """
     return _checked(settings, _Sources(source, overrides))
 
 
 def changed(experiment: Experiment, settings: Mapping[str, Any], source: str) -> Experiment:
     """The experiment with dotted fields changed, validated again; errors name `source`."""
-    values = experiment.model_dump(mode="json")
-    for key, value in settings.items():
-        values = _set(values, key, value, source)
-    return _validated(values, _Sources(source))
+    return _changed(experiment, settings, lambda key, by_section: source)
 
 
 def sets(override: str, key: str) -> bool:
@@ -65,26 +61,21 @@ def to_yaml(experiment: Experiment) -> str:
 
 def shipped_experiments() -> dict[str, Path]:
     """Name → file of the experiments that come with varscale (and its studies)."""
-    return {
-        str(path.relative_to(folder).with_suffix("")): path
-        for folder in _experiment_folders()
-        for path in sorted(folder.rglob("*.yaml"))
-    }
+    package = Path(__file__).parents[1]
+    in_wheel, in_checkout = package / "experiments", package.parent / "experiments"
+    folder = in_wheel if in_wheel.is_dir() else in_checkout
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def find_experiment(name_or_path: str) -> Path:
     """The file of a shipped name or of a path; raises `ExperimentError` with the nearest names."""
-    path = Path(name_or_path)
-    shipped = shipped_experiments()
-    if name_or_path in shipped:  # before a file or folder of that name here, such as runs/rings
-        return shipped[name_or_path]
+    path = _shipped_or_file(name_or_path, Path())
     if _is_file(path):
         return path
     if path.suffix in (".yaml", ".yml"):
         raise ExperimentError(f"{shortened(path)}: no such experiment file")
     raise ExperimentError(
-        f"no experiment {shortened(repr(name_or_path))}{nearest(name_or_path, list(shipped))}; "
-        f"shipped are {', '.join(shipped)}, or give a YAML file's path"
+        f"no experiment {shortened(repr(name_or_path))}{_choices(name_or_path)}, or give a YAML file's path"
     )
 
 
@@ -99,21 +90,23 @@ class _Sources:
 
     def place(self, key: Key, by_section: bool = False) -> str:
         """Where a value was written; `by_section`: a check failed that looks at other values, too."""
-        own = [override for override in self.overrides if sets(override, ".".join(key))]
-        if own:
-            return _shown(own[-1])
+        for override in reversed(self.overrides):
+            if sets(override, ".".join(key)):
+                return _shown(override)
         ends = range(len(key), 0, -1)
         file = next((self.files[key[:end]] for end in ends if key[:end] in self.files), self.top)
         written = file if file == self.top else f"{file} (extended by {self.top})"
         return " ".join([written, "with", *map(_shown, self.overrides)]) if by_section and self.overrides else written
 
 
-def _experiment_folders() -> Iterator[Path]:
-    package = Path(__file__).parents[1]
-    for folder in (package / "experiments", package.parent / "experiments"):  # wheel, then checkout
-        if folder.is_dir():
-            yield folder
-            return
+def _shipped_or_file(name: str, folder: Path) -> Path:
+    """A shipped experiment, before a file or folder of that name (such as runs/rings), which may be missing."""
+    return shipped_experiments().get(name, folder / name)
+
+
+def _choices(name: str) -> str:
+    shipped = list(shipped_experiments())
+    return f"{nearest(name, shipped)}; shipped are {', '.join(shipped)}"
 
 
 def _is_file(path: Path) -> bool:
@@ -142,13 +135,9 @@ def _extended(name: Any, by: Path) -> Path:
         raise ExperimentError(
             f"{by}: extends: expected a shipped experiment's name or a file's path, got {shortened(repr(name))}"
         )
-    shipped = shipped_experiments()
-    path = shipped.get(name, by.parent / name)
+    path = _shipped_or_file(name, by.parent)
     if not _is_file(path):
-        raise ExperimentError(
-            f"{by}: extends: no such file {shortened(path)}{nearest(name, list(shipped))}; "
-            f"shipped are {', '.join(shipped)}"
-        )
+        raise ExperimentError(f"{by}: extends: no such file {shortened(path)}{_choices(name)}")
     return path
 
 
@@ -210,27 +199,36 @@ def _set(settings: Mapping[str, Any], key: str, value: Any, source: str) -> dict
 
 
 def _checked(settings: Mapping[str, Any], sources: _Sources) -> Experiment:
-    experiment = _validated(settings, sources)
-    changes: dict[Key, Mapping[str, Any]] = {
-        ("by_depth", str(depth)): change for depth, change in experiment.by_depth.items()
-    }
-    changes |= {("grid", "variants", variant.name): variant.settings for variant in experiment.grid.variants}
-    for at, change in changes.items():
-        place = f"{sources.place(at)}: {'.'.join(at)}"
+    experiment = _validated(settings, sources.place)
+    changes: list[tuple[Key, Mapping[str, Any]]] = [
+        (("by_depth", str(depth)), change) for depth, change in experiment.by_depth.items()
+    ]
+    changes += [(("grid", "variants", variant.name), variant.settings) for variant in experiment.grid.variants]
+    for at, change in changes:
+
+        def place(key: Key, by_section: bool = False, at: Key = at) -> str:
+            return f"{sources.place((*at, '.'.join(key)), by_section)}: {'.'.join(at)}"
+
         for key in change:
             if not key.startswith(("model.", "optim.")):
-                raise ExperimentError(
-                    f"{place}: {key}: only fields of model and optim can be changed here, such as optim.lr"
-                )
-        changed(experiment, change, place)
+                allowed = "only fields of model and optim can be changed here, such as optim.lr"
+                raise ExperimentError(f"{place((key,))}: {key}: {allowed}")
+        _changed(experiment, change, place)
     return experiment
 
 
-def _validated(settings: Mapping[str, Any], sources: _Sources) -> Experiment:
+def _changed(experiment: Experiment, settings: Mapping[str, Any], place: Place) -> Experiment:
+    values = experiment.model_dump(mode="json")
+    for key, value in settings.items():
+        values = _set(values, key, value, place((key,), False))
+    return _validated(values, place)
+
+
+def _validated(settings: Mapping[str, Any], place: Place) -> Experiment:
     try:
         return Experiment.model_validate(settings)
     except ValidationError as error:
-        raise ExperimentError(explain(error, sources.place)) from None
+        raise ExperimentError(explain(error, place)) from None
 
 
 def _shown(override: str) -> str:

@@ -12,6 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -64,110 +65,70 @@ def whole_windows(num_images: int) -> int:
     return -(-num_images // ORDER_WINDOW) * ORDER_WINDOW
 
 
+@dataclass(kw_only=True, eq=False)
 class _Steps(IterableDataset[Batch]):
     """Steps start_step … start_step + num_steps - 1 of a run, this rank's share of each."""
 
-    def __init__(
-        self, *, seed: int, batch_size: int, start_step: int, num_steps: int, rank: int, world_size: int
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: {rank} is outside 0 … {world_size - 1}")
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch_size: {batch_size} does not split evenly over {world_size} processes")
-        self.seed, self.batch_size = seed, batch_size
-        self.start_step, self.num_steps = start_step, num_steps
-        self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+    seed: int
+    """Seed of the order."""
+    batch_size: int
+    """Samples a step, over all ranks."""
+    start_step: int
+    """First step, counted from the start of the run."""
+    num_steps: int
+    """Number of steps."""
+    rank: int = 0
+    """This process."""
+    world_size: int = 1
+    """Number of processes, a divisor of batch_size."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: {self.rank} is outside 0 … {self.world_size - 1}")
+        if self.batch_size < 1 or self.batch_size % self.world_size:
+            raise ValueError(f"batch_size: {self.batch_size} does not split evenly over {self.world_size} processes")
 
     def __len__(self) -> int:
         return self.num_steps
 
     def _my_steps(self) -> range:
-        """All steps, or those of this DataLoader worker: it asks its workers in turn, so the order is kept."""
-        worker = get_worker_info()
-        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return range(self.start_step + first, self.start_step + self.num_steps, workers)
+        return _of_this_worker(range(self.start_step, self.start_step + self.num_steps))
 
     def _take(self, step: int, num_images: int, procedural: bool, order: Order = epoch_order) -> Take:
         whole = take(self.seed, step, self.batch_size, num_images, procedural=procedural, order=order)
-        return Take(*(part[self._share] for part in whole))
+        return Take(*(np.split(part, self.world_size)[self.rank] for part in whole))
 
 
+@dataclass(eq=False)
 class StepBatches(_Steps):
     """Training batches of tokens: `tokens_BL`, `labels_B` and `sample_index_B` (place in the whole run), all int64.
 
     Epoch e takes view e modulo the store's views, so no view of an image is taken twice before every image was.
-
-    Args:
-        store: The tokens.
-        seed: Seed of the order.
-        batch_size: Samples a step, over all ranks.
-        start_step: First step, counted from the start of the run.
-        num_steps: Number of steps.
-        rank: This process.
-        world_size: Number of processes, a divisor of batch_size.
     """
 
-    def __init__(
-        self,
-        store: TokenStore,
-        *,
-        seed: int,
-        batch_size: int,
-        start_step: int,
-        num_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            start_step=start_step,
-            num_steps=num_steps,
-            rank=rank,
-            world_size=world_size,
-        )
-        self.store = store
+    store: TokenStore
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, self._my_steps())
 
     def batch(self, step: int) -> Batch:
         """This rank's share of one step."""
-        taken = self._take(step, self.store.num_images, self.store.manifest.procedural)
-        tokens_BL, labels_B = self.store.tokens(
-            taken.epoch_B % self.store.views * self.store.num_images + taken.image_B
-        )
+        store = self.store
+        taken = self._take(step, store.num_images, store.manifest.procedural)
+        tokens_BL, labels_B = store.tokens(taken.epoch_B % store.views * store.num_images + taken.image_B)
         return {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": torch.from_numpy(taken.sample_index_B)}
 
 
+@dataclass(eq=False)
 class ImageBatches(_Steps):
     """Training batches of images: `images_B3HW` float32 in [-1, 1], `labels_B` and `sample_index_B` int64.
 
-    Epoch e takes view e of each image. `workers` threads load images while the trainer works; 0 loads when asked. The
-    other arguments are those of `StepBatches`.
+    Epoch e takes view e of each image.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        seed: int,
-        batch_size: int,
-        start_step: int,
-        num_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 1,
-    ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            start_step=start_step,
-            num_steps=num_steps,
-            rank=rank,
-            world_size=world_size,
-        )
-        self.source, self.workers = source, workers
+    source: ImageSource
+    workers: int = field(default=1, kw_only=True)
+    """Threads that load images while the trainer works; 0 loads when asked."""
 
     def __iter__(self) -> Iterator[Batch]:
         # an epoch's order is worked out here, once, and what waits are bytes, a quarter of the numbers made of them
@@ -186,14 +147,6 @@ class ImageBatches(_Steps):
         return taken, *self.source.load_batch(taken.image_B, taken.epoch_B)
 
 
-def _image_batch(taken: Take, pixels_B3ss: Pixels, labels_B: Labels) -> Batch:
-    return {
-        "images_B3HW": to_model_range(pixels_B3ss),
-        "labels_B": torch.from_numpy(labels_B),
-        "sample_index_B": torch.from_numpy(taken.sample_index_B),
-    }
-
-
 class EvaluationBatches(IterableDataset[Batch]):
     """Every sample of a store exactly once, in order, split over the ranks: `tokens_BL`, `labels_B`, `sample_index_B`.
 
@@ -201,19 +154,15 @@ class EvaluationBatches(IterableDataset[Batch]):
     """
 
     def __init__(self, store: TokenStore, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.store, self.batch_size = store, batch_size
-        self._start = rank * store.num_samples // world_size
-        self._stop = (rank + 1) * store.num_samples // world_size
+        first, self._stop = (part * store.num_samples // world_size for part in (rank, rank + 1))
+        self.store, self._starts = store, range(first, self._stop, batch_size)
 
     def __len__(self) -> int:
-        return -(-(self._stop - self._start) // self.batch_size)
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        stride = self.batch_size * workers
-        for start in range(self._start + first * self.batch_size, self._stop, stride):
-            sample_B = torch.arange(start, min(start + self.batch_size, self._stop))
+        for start in _of_this_worker(self._starts):
+            sample_B = torch.arange(start, min(start + self._starts.step, self._stop))
             tokens_BL, labels_B = self.store.tokens(sample_B)
             yield {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": sample_B}
 
@@ -233,3 +182,17 @@ def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], workers: i
                 yield result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _of_this_worker(steps: range) -> range:
+    """All steps, or those of this DataLoader worker: it asks its workers in turn, so the order is kept."""
+    worker = get_worker_info()
+    return steps if worker is None else steps[worker.id :: worker.num_workers]
+
+
+def _image_batch(taken: Take, pixels_B3ss: Pixels, labels_B: Labels) -> Batch:
+    return {
+        "images_B3HW": to_model_range(pixels_B3ss),
+        "labels_B": torch.from_numpy(labels_B),
+        "sample_index_B": torch.from_numpy(taken.sample_index_B),
+    }

@@ -17,7 +17,8 @@ from varscale.families.base import TokenLosses
 class TokenPrediction(Metric):
     """Cross-entropy (nats a token) and error (1 - top-1 accuracy), over all scales, the last, and each.
 
-    Sums are kept a position in float64, so that neither the batch size nor the number of processes shows in the result.
+    The sums of each position are float64, so that neither the batch size nor the number of processes shows in the
+    result.
     """
 
     full_state_update = False
@@ -31,9 +32,8 @@ class TokenPrediction(Metric):
         super().__init__()
         self.groups = tuple(groups)
         tokens = sum(self.groups)
-        self.add_state("loss_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("errors_L", torch.zeros(tokens, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name, shape in (("loss_L", (tokens,)), ("errors_L", (tokens,)), ("squares", ())):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, losses: TokenLosses) -> None:

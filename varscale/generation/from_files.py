@@ -1,5 +1,6 @@
 """Drawing images from a finished cell's files."""
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def draw(run: Path, classes: Sequence[int], count: int, options: SamplingOptions
     if result.status != "finished":
         raise ExperimentError(f"{run}: this cell {result.status}: it has no weights to draw images from")
     fingerprint = str(result.row["tokenizer_fingerprint"])
-    folders = files.folder.parent.with_name("tokenizers").glob(f"*-{fingerprint}")
+    folders = files.folder.parent.with_name("tokenizers").glob(f"*-{glob.escape(fingerprint)}")
     tokenizer_files = next(map(RunFiles, folders), None)
     if tokenizer_files is None:
         raise ExperimentError(f"{run}: its tokenizer, {fingerprint}, is not in this runs folder")

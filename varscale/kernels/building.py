@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -26,9 +27,10 @@ def enabled() -> bool:
 def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     """The compiled library, or None (with the reason in the log) where it cannot be had.
 
-    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source and the headers
+    It is kept in `$XDG_CACHE_HOME/varscale/kernels` (default ~/.cache), named by a hash of the source and what lies
     beside it, the flags, the compiler and the processor, so that machines that share a home directory don't take each
-    other's.
+    other's. Code that someone else may have put there is never run: where the folder or the file belongs to another
+    user, others can write to it, or there is no home directory, the library is built for this process alone.
 
     Args:
         source: The C++ file.
@@ -40,12 +42,15 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
         return None
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
     try:
-        sources = (source, *sorted(source.parent.glob("*.h")))
+        sources = (source, *sorted(path for path in source.parent.iterdir() if path.suffix in (".cpp", ".h")))
         identity = "\n".join((*(path.read_text() for path in sources), *flags, _version(compiler), _processor()))
-        library = _cache() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            _compile([compiler, *flags, "-shared", "-fPIC", str(source)], library)
-        return ctypes.CDLL(str(library))
+        name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+        command = [compiler, *flags, "-shared", "-fPIC", str(source)]
+        folder = _cache()
+        if folder is None or ((folder / name).exists() and not _is_ours_alone(folder / name)):
+            with tempfile.TemporaryDirectory(prefix="varscale-") as private:  # what was loaded needs its file no more
+                return ctypes.CDLL(str(_compile(command, Path(private) / name)))
+        return ctypes.CDLL(str(_compile(command, folder / name)))
     except subprocess.CalledProcessError as error:
         reason = str(error.stderr).strip() or str(error)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -65,16 +70,34 @@ def _version(compiler: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS).stdout
 
 
-def _compile(command: list[str], library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
+def _compile(command: list[str], library: Path) -> Path:
+    if library.exists():
+        return library
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
         subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
+        built.chmod(0o700)
         built.replace(library)  # atomic: another process sees all of it or nothing
+    return library
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varscale" / "kernels"
+def _cache() -> Path | None:
+    """The folder that keeps libraries; None where there is none that only this user can write to."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varscale" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError) as error:  # a read-only home directory, or a user without one
+        logger.info("compiled kernels are not kept: %s", error)
+        return None
+    if _is_ours_alone(folder):
+        return folder
+    logger.warning("%s belongs to another user or can be written to by others: kernels are built anew instead", folder)
+    return None
+
+
+def _is_ours_alone(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _processor() -> str:

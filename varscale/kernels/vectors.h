@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && (!defined(MOST_LANES) || MOST_LANES >= 16)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
 constexpr int LANES = 8;

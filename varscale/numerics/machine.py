@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from varscale.config.runtime import RuntimeConfig
+from varscale.config import RuntimeConfig
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Checkpoint files of FoundationVision/VAR in and out of ours."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -16,7 +18,7 @@ from varscale.store.weights import load_tensors
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import KIND, load_tokenizer, save_tokenizer
 
-_THEIRS = "a checkpoint of FoundationVision/VAR, vae_*.pth or var_*.pth"
+_THEIRS = "a checkpoint of FoundationVision/VAR (vae_*.pth or var_*.pth)"
 _SAFETENSORS_START = b"{"
 """A safetensors file is a length of 8 bytes, then JSON."""
 
@@ -54,11 +56,8 @@ def read_tokenizer(path: Path, patch_nums: Sequence[int]) -> MultiScaleTokenizer
     Raises:
         CheckpointError: the file is neither, or incomplete.
     """
-    try:
-        with path.open("rb") as file:
-            ours = file.read(9)[8:] == _SAFETENSORS_START
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; expected a tokenizer's file, ours or vae_*.pth") from None
+    with _opened(path) as file:
+        ours = file.read(9)[8:] == _SAFETENSORS_START
     return load_tokenizer(path) if ours else _tokenizer_of(path, _read_state(path), patch_nums)
 
 
@@ -91,17 +90,14 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: it is anything but tensors by name.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise CheckpointError(f"{path}: not a file; expected {_THEIRS}")
-        with path.open("rb") as file:  # given a path, torch.load goes by its suffix
+        # given a path, torch.load goes by its suffix; and it warns of what is refused anyway
+        with _opened(path) as file, warnings.catch_warnings(action="ignore"):
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected {_THEIRS}") from None
     except CheckpointError:
         raise
     except Exception:  # unpickling random bytes raises anything: KeyError, IndexError, AttributeError, …
         # torch's own message says how to load, and so run, whatever is in the file, which nobody should
-        raise CheckpointError(f"{path}: damaged, or not {_THEIRS}") from None
+        raise CheckpointError(f"{path}: not {_THEIRS}, or a damaged one") from None
     by_name = isinstance(state, dict) and all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
         for name, tensor in state.items()
@@ -110,6 +106,15 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: not {_THEIRS}: neither a tokenizer's tensors nor a transformer's")
     checked: dict[str, torch.Tensor] = state
     return checked
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError(None, "not a file")
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; expected {_THEIRS}") from None
 
 
 def _unfit(path: Path, error: Exception) -> CheckpointError:

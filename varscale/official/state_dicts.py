@@ -6,6 +6,7 @@ they hold nothing that cannot be computed.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,11 @@ VAR_NAMES = (
 )
 
 # parameters to which the reference gives axes of length 1
-VAR_SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "pos_start": lambda tensor: tensor[None],
-    "pos_1LC": lambda tensor: tensor[None],
-    "ada_gss": lambda tensor: tensor[None, None],
-    "scale_mul_1H11": lambda tensor: tensor[None, :, None, None],
+VAR_AXES: dict[str, Any] = {
+    "pos_start": (None,),
+    "pos_1LC": (None,),
+    "ada_gss": (None, None),
+    "scale_mul_1H11": (None, slice(None), None, None),
 }
 
 
@@ -131,7 +132,9 @@ def load_var(
     if heads is None:
         heads = scales_1H11.numel() if scales_1H11 is not None else width // HEAD_CHANNELS
         if heads < 1 or width % heads:
-            raise ValueError(f"the number of heads is not in the checkpoint and width {width} is no multiple of 64")
+            raise ValueError(
+                f"the number of heads is not in the checkpoint, and the width {width} is not a multiple of 64"
+            )
     config = VARConfig(
         patch_nums=tokenizer.patch_nums,
         vocab_size=tokenizer.vocab_size,
@@ -147,7 +150,7 @@ def load_var(
     )
     with torch.device("meta"):
         var = VAR(config)
-    _fill(var, state_dict, _var_name, VAR_SHAPES)
+    _fill(var, state_dict, _var_name, VAR_AXES)
     return var.eval()
 
 
@@ -185,7 +188,7 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
     state = {}
     for name, tensor in var.state_dict().items():
         theirs = _var_name(name)
-        state[theirs] = VAR_SHAPES.get(theirs.rsplit(".", 1)[-1], _same)(tensor.detach().clone())
+        state[theirs] = tensor.detach().clone()[VAR_AXES.get(theirs.rsplit(".", 1)[-1], ...)]
     if buffers:
         cpu = torch.device("cpu")
         state["lvl_1L"] = level_of_tokens(var.config.patch_nums, cpu).clone()[None]
@@ -193,10 +196,6 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
         for index in range(var.config.depth):
             state[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(var.config.width)
     return state
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _tokenizer_name(name: str, tokenizer: MultiScaleTokenizer, phi_prefix: str) -> str:
@@ -228,12 +227,7 @@ def _count(state: State, pattern: str) -> int:
     return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
-def _fill(
-    model: nn.Module,
-    state: State,
-    rename: Callable[[str], str],
-    shapes: Mapping[str, Callable[[Tensor], Tensor]],
-) -> None:
+def _fill(model: nn.Module, state: State, rename: Callable[[str], str], axes: Mapping[str, Any]) -> None:
     """Give a model on the meta device its weights, after checking that they are exactly what it needs."""
     names = {name: rename(name) for name in model.state_dict()}
     missing = sorted(set(names.values()) - set(state))
@@ -245,7 +239,7 @@ def _fill(
     weights = {}
     for ours, parameter in model.state_dict().items():
         theirs = names[ours]
-        expected = tuple(shapes.get(theirs.rsplit(".", 1)[-1], _same)(parameter).shape)
+        expected = tuple(parameter[axes.get(theirs.rsplit(".", 1)[-1], ...)].shape)
         if tuple(state[theirs].shape) != expected:
             raise ValueError(f"{theirs} has shape {tuple(state[theirs].shape)}; the model needs {expected}")
         weights[ours] = state[theirs].detach().to(torch.float32).reshape(parameter.shape).clone()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from varscale.errors import CheckpointError
 from varscale.store.atomic import replaced
 
-_CHECKSUM = "blake2b"
+_DESCRIPTION = "varscale"
+_METADATA = TypeAdapter(dict[str, str])
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -23,9 +25,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         OSError: it can't be written; names the file.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # one text, because safetensors writes several in no particular order: equal models have equal files
+    described = json.dumps({"checksum": _checksum(kept, metadata), **metadata}, sort_keys=True)
     with replaced(path) as temporary:
         try:
-            save_file(kept, temporary, {**metadata, _CHECKSUM: _checksum(kept, metadata)})
+            save_file(kept, temporary, {_DESCRIPTION: described})
         except SafetensorError as error:  # a full disk, too
             raise OSError(f"{path}: {error}") from None
 
@@ -48,16 +52,17 @@ def load_tensors(
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError("not a file")
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            description = (file.metadata() or {}).get(_DESCRIPTION)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        written = metadata.pop(_CHECKSUM, None)
+        metadata = _METADATA.validate_json(description or "{}")
+        written = metadata.pop("checksum", None)
         found = _checksum(tensors, metadata)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:  # random bytes raise whatever they lead to: KeyError, NotImplementedError, …
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: not a readable .safetensors file ({reason})") from None
-    if written is None:
+    if description is None:
         raise CheckpointError(f"{path}: not a model of varscale; `varscale import-official` reads the reference's")
     if written != found:
         raise CheckpointError(

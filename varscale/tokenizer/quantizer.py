@@ -242,14 +242,6 @@ class MultiScaleQuantizer(nn.Module):
         return torch.lerp(upsampled_BChw, self.phi[phi_index](upsampled_BChw), self.phi_ratio)
 
 
-def validated_patch_nums(patch_nums: Sequence[int]) -> tuple[int, ...]:
-    """The sides of the token maps as a tuple; a ValueError where they don't grow strictly from 1 or more."""
-    sides = tuple(int(side) for side in patch_nums)
-    if not sides or any(larger <= smaller for smaller, larger in itertools.pairwise((0, *sides))):
-        raise ValueError(f"patch_nums: must grow strictly from 1 or more, got {list(sides)}")
-    return sides
-
-
 @functools.lru_cache(maxsize=64)
 def phi_of_scales(scales: int, phi_count: int) -> tuple[int, ...]:
     """Which φ convolution each scale uses: the one whose tick is nearest to k / (K - 1)."""

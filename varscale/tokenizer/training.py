@@ -51,8 +51,9 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
     """
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
-        if not tokenizer_ready(files):
-            _make_tokenizer(experiment, files, report)
+        trained = _trained(files)
+        if trained is None or read_result(files) is None:
+            _make_tokenizer(experiment, files, trained, report)
 
 
 def tokenizer_ready(files: RunFiles) -> bool:
@@ -112,7 +113,9 @@ def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     return True
 
 
-def _make_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> None:
+def _make_tokenizer(
+    experiment: Experiment, files: RunFiles, trained: MultiScaleTokenizer | None, report: Report
+) -> None:
     started = time.time()
     settings = experiment.tokenizer
     described = settings.model_dump(mode="json", exclude={"training"}) | settings.training.model_dump(mode="json")
@@ -124,10 +127,12 @@ def _make_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
     def report_images(images: int) -> None:
         report(images, trained_images + len(validation))
 
-    if settings.checkpoint is not None:
+    if trained is not None:
+        tokenizer = trained
+    elif settings.checkpoint is not None:
         tokenizer = _imported(Path(settings.checkpoint), settings)
     else:
-        tokenizer = _trained(files) or _train(experiment, files, report_images)
+        tokenizer = _train(experiment, files, report_images)
     save_tokenizer(files.weights, tokenizer, files.fingerprint)
     picture = files.picture("reconstructions")
     figures = _measure(settings, tokenizer, validation, picture, lambda done: report_images(trained_images + done))

@@ -1,36 +1,32 @@
-"""What is new in the files of runs and sweeps, given to an MLflow store."""
+"""What is new in the files of studies and their runs, given to an MLflow store."""
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from varscale.store.layout import RunFiles, absolute, read_json
-from varscale.tracking.records import (
+from varscale.store.curves import read_curve
+from varscale.store.layout import Kind, RunFiles, RunKey, Store, StudyFiles
+from varscale.store.records import Result, RunIdentity, StudyCell, StudyRecord, read_result
+from varscale.tracking.client import LONGEST_TAG, METRICS_A_CALL, MLflowStore, RunDeletedError, is_rejection
+from varscale.tracking.positions import (
     OPEN,
-    STATE_FILE,
     Point,
     Position,
-    SweepRecord,
-    file_checksum,
+    milliseconds,
     new_points,
-    numbers,
-    owners,
     read_position,
-    read_records,
+    result_checksum,
     write_position,
 )
-from varscale.tracking.store import METRICS_A_CALL, RunDeletedError, Store, is_rejection
 
-Item = TypeVar("Item")
-
-PARENT_TAG = "mlflow.parentRunId"
-REUSED_TAG = "reused_runs"
-IDS_A_TAG = 200
-LABELS_TAG = "reused_labels"
-"""What reused runs have otherwise in this sweep: JSON, by run."""
-LABELS_A_TAG = 40
+PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
+ROW_TAG, LABELS_TAG = "row", "labels"
+"""A cell's columns of the runs table, JSON: those of its result, and those that are the study's."""
+MISSING_TAG = "missing"
+"""Titles of the study's cells that have no result, a line each."""
 SORTABLE = ("train_flops", "params_total", "params_active", "images_seen")
 """Parameters that are metrics too: MLflow sorts parameters as text. The others are not, to keep the metrics few."""
 
@@ -40,224 +36,264 @@ class OutOfTimeError(Exception):
 
 
 class Delivery:
-    """Delivers runs and sweeps under one runs folder to one store, remembering how far it came.
+    """Delivers studies to one MLflow store, remembering how far it came.
 
-    The first look at a run takes the truth from the store (its run by key, the last step of each metric); later ones
-    trust `mlflow.json`. So a state file that is behind, absent, or of another database doubles and loses nothing.
+    The first look at a run takes the truth from the store (its run by key, the last step of each metric, its
+    parameters); later ones trust the file of positions. So a file that is behind, absent, or of another database
+    doubles and loses nothing.
     """
 
-    def __init__(self, store: Store, tracking_uri: str, runs: Path) -> None:
-        self._store = store
-        self._uri = tracking_uri
-        self._runs = absolute(runs)
+    def __init__(self, mlflow: MLflowStore, place: str, store: Store) -> None:
+        """Deliver what lies in `store`; `place` is what positions in this MLflow store are kept under."""
+        self._mlflow, self._place, self._store = mlflow, place, store
         self._verified: dict[Path, str] = {}
         self._settled: dict[Path, object] = {}
+        self._ended: set[Path] = set()
         self._deadline = 0.0
+        self._refused: list[Exception] = []
 
-    def deliver(self, folders: Iterable[Path], deadline: float) -> None:
-        """Deliver what is new of these runs and of the sweeps that they belong to.
+    def deliver(self, studies: Iterable[StudyFiles], deadline: float) -> None:
+        """Deliver what is new of these studies; one whose study.json can't be used is left out.
 
         Raises:
             OutOfTimeError: `deadline` (of `time.monotonic`) passed.
-            Exception: The store does not answer, or refused something of a run (raised after all others were tried).
+            Exception: The store does not answer, or refused something (raised after all others were tried).
         """
-        self._deadline = deadline
-        records = read_records(self._runs)
-        owned = owners(records)
-        keys = {self._key(folder): folder for folder in folders}
-        concerned = [record for record in records if not keys.keys().isdisjoint(record.runs)]
-        refused: list[Exception] = []
+        self._deadline, self._refused = deadline, []
+        for study in studies:
+            record = StudyRecord.read(study.record)
+            if record is not None:
+                self._study(study, record)
+        if self._refused:
+            raise self._refused[0]
 
-        def attempt(action: Callable[[], None]) -> None:
-            if time.monotonic() > self._deadline:
-                raise OutOfTimeError("out of time")
-            try:
-                action()
-            except RunDeletedError:
-                pass  # by the user, in MLflow
-            except Exception as error:
-                if not is_rejection(error):
-                    raise
-                self._verified.clear()
-                refused.append(error)
+    def _study(self, study: StudyFiles, record: StudyRecord) -> None:
+        file = study.delivery("study", study.name)
+        with self._held(), self._shown(study, file, "study", study.name, record.created) as parent:
+            parent.tag({"role": "study", "recipe": record.recipe})
+        run_id = read_position(file, self._place).run_id
+        for kind, folder, cell in members(record):
+            with self._held():
+                self._run(study, record, run_id, kind, folder, cell)
+        with self._held(), self._shown(study, file, "study", study.name, record.created) as parent:
+            parent.tag(self._study_tags(study, record))
+            for path in sorted(study.laws.glob("*")):
+                if path.name in ("laws.json", "report.html", "runs.csv") or path.suffix in (".svg", ".png"):
+                    parent.upload(path, "laws")
+            parent.end(record.status, milliseconds(record.ended or 0))
 
-        for record in concerned:
-            attempt(lambda record=record: self._open_sweep(record))  # type: ignore[misc]
-        for key, folder in keys.items():
-            attempt(lambda key=key, folder=folder: self._run(folder, owned.get(key)))  # type: ignore[misc]
-        for record in concerned:
-            attempt(lambda record=record: self._update_sweep(record, owned))  # type: ignore[misc]
-        if refused:
-            raise refused[0]
+    def _study_tags(self, study: StudyFiles, record: StudyRecord) -> dict[str, str]:
+        """What describes a study; all of it may change, which MLflow's parameters can't."""
+        grid = record.settings.get("grid")
+        depths = grid.get("depths") if isinstance(grid, dict) else None
+        missing = [cell for cell in record.current if study.delivery("cells", cell.folder) not in self._ended]
+        return {
+            "recipe": record.recipe,
+            "tokenizer": record.tokenizer,
+            "cells": str(len(record.current)),
+            "depths": ",".join(map(str, depths)) if isinstance(depths, list) else "",
+            MISSING_TAG: "\n".join(cell.title for cell in missing),
+        }
 
-    def _run(self, folder: Path, owner: SweepRecord | None) -> None:
-        run, state = RunFiles(folder), folder / STATE_FILE
-        identity = read_json(run.identity)
-        signature = (_stamp(run.metrics), _stamp(run.result), owner and (owner.file, owner.status))
-        if identity is None or self._settled.get(folder) == signature:
+    def _run(
+        self, study: StudyFiles, record: StudyRecord, parent: str, kind: Kind, folder: str, cell: StudyCell | None
+    ) -> None:
+        run, file = run_files(self._store, kind, folder), study.delivery(kind, folder)
+        signature = (_stamp(run.metrics), _stamp(run.result), record.status, record.ended, cell, parent)
+        if self._settled.get(file) == signature:
             return
-        result = run.read_result()
-        first = next((point for point in new_points(run.metrics, Position()) if point.milliseconds), None)
-        if first is None and result is None:
+        identity, result = RunIdentity.read(run.identity), read_result(run)
+        self._ended.discard(file)
+        first = next(read_curve(run.metrics), None)
+        if identity is None or (first is None and result is None):
             return  # not begun
-        parent = self._position(owner.state).run_id if owner else ""
-        links = {PARENT_TAG: parent, "sweep": owner.name} if owner and parent else {}
-        tags = {"role": str(identity.get("role", "run")), "fingerprint": str(identity.get("fingerprint", ""))}
-        began = first.milliseconds if first else _began(result or {})
-        position = self._open(state, folder, identity.get("name", folder.name), began, {**tags, **links})
-        self._params(state, position, identity.get("params", {}))
-        self._tags(state, position, links)
-        self._points(state, position, run.metrics)
-        status, ended = (owner.status, owner.ended or 0) if owner else (OPEN, 0)
-        if result is not None:
-            self._result(state, position, run, result, identity.get("params", {}))
-            status, ended = "FAILED" if result.get("status") == "diverged" else "FINISHED", result.get("time", 0)
-        self._status(state, position, status, _milliseconds(ended))
-        self._settled[folder] = signature
+        began = first.time if first else _began(result)
+        params = {**identity.params, **(cell.labels if cell else {})}
+        tags = {"role": identity.role, "fingerprint": run.fingerprint, **({PARENT_TAG: parent} if parent else {})}
+        if cell:
+            tags |= {"recipe": cell.recipe}
+        name = cell.title if cell else identity.name
+        with self._shown(study, file, f"{kind}/{folder}", name, began) as shown:
+            shown.parameters(params)
+            shown.tag({**tags, NAME_TAG: name})
+            if cell:
+                shown.json_tag(LABELS_TAG, cell.labels)
+            shown.curve(run.metrics)
+            if result is not None:
+                shown.result(run, result, {*params, *tags})
+                shown.end("FAILED" if result.status == "diverged" else "FINISHED", milliseconds(result.time))
+                self._ended.add(file)
+            else:
+                shown.no_result()
+                shown.end(record.status, milliseconds(record.ended or 0))
+        self._settled[file] = signature
 
-    def _open_sweep(self, record: SweepRecord) -> None:
-        position = self._sweep_position(record)
-        self._params(record.state, position, record.params)
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """What MLflow refuses of one run does not hold up the others."""
+        if time.monotonic() > self._deadline:
+            raise OutOfTimeError("out of time")
+        try:
+            yield
+        except RunDeletedError:
+            pass  # by the user, in MLflow
+        except Exception as error:
+            if not is_rejection(error):
+                raise
+            self._verified.clear()
+            self._refused.append(error)
 
-    def _update_sweep(self, record: SweepRecord, owned: dict[str, SweepRecord]) -> None:
-        position = self._sweep_position(record)
-        others = [run for run in record.runs if run not in owned or owned[run].file != record.file]
-        found = {run: read_position(self._runs / run / STATE_FILE, self._uri).run_id for run in others}
-        reused = [run_id for run_id in found.values() if run_id]
-        labels = [(found[run], label) for run, label in record.labels.items() if found.get(run)]
-        tags = {"mlflow.runName": record.name, **{tag: "{}" for tag in position.tags if tag.startswith(LABELS_TAG)}}
-        tags |= {tag: ",".join(ids) for tag, ids in _parts(REUSED_TAG, reused, IDS_A_TAG)}
-        tags |= {tag: json.dumps(dict(each)) for tag, each in _parts(LABELS_TAG, labels, LABELS_A_TAG)}
-        self._tags(record.state, position, tags)
-        for path in record.attachments:
-            self._artifact(record.state, position, Path(path), "laws")
-        if _milliseconds(record.ended or 0) > position.ended:
-            position.status = OPEN  # it was run again, and ended again
-        self._status(record.state, position, record.status, _milliseconds(record.ended or 0))
+    @contextmanager
+    def _shown(self, study: StudyFiles, file: Path, name: str, title: str, began: float) -> "Iterator[_ShownRun]":
+        """MLflow's run of a run of the study, created where there is none; how far it came is kept in `file`."""
+        position = read_position(file, self._place)
+        shown = _ShownRun(self._mlflow, file, self._place, position, self._deadline)
+        if not position.run_id or self._verified.get(file) != position.run_id:
+            key = f"{study.name}/{name}"
+            found = self._mlflow.find(study.name, key, position.run_id)
+            found = found or self._mlflow.create(study.name, key, title, milliseconds(began))
+            if found.run_id != position.run_id:
+                position = shown.position = Position(run_id=found.run_id)
+            position.offset, position.steps, position.params = 0, found.steps, found.params
+            shown.save()
+            self._verified[file] = found.run_id
+        try:
+            yield shown
+        finally:
+            shown.save()
 
-    def _sweep_position(self, record: SweepRecord) -> Position:
-        return self._open(
-            record.state,
-            record.file,
-            record.name,
-            _milliseconds(record.created),
-            {"role": "sweep", "sweep": record.name},
-        )
 
-    def _open(self, state: Path, path: Path, name: str, began: int, tags: dict[str, str]) -> Position:
-        position = self._position(state)
-        if position.run_id and self._verified.get(path) == position.run_id:
-            return position
-        key = self._key(path)
-        experiment = key.split("/", 1)[0]
-        found = self._store.find(experiment, key, position.run_id)
-        created = found is None
-        found = found or self._store.create(experiment, key, name, began, tags)
-        if found.run_id != position.run_id:
-            position = Position(run_id=found.run_id, tags=tags if created else {})
-        position.offset, position.steps = 0, found.steps
-        self._save(state, position)
-        self._verified[path] = found.run_id
-        return position
+class _ShownRun:
+    """A run of MLflow's, and how far it was delivered."""
 
-    def _points(self, state: Path, position: Position, metrics_file: Path) -> None:
+    def __init__(self, mlflow: MLflowStore, file: Path, place: str, position: Position, deadline: float) -> None:
+        self.position = position
+        self._mlflow, self._file, self._place, self._deadline = mlflow, file, place, deadline
+        self._saved = position.model_copy(deep=True)
+
+    def parameters(self, params: Mapping[str, Any]) -> None:
+        """Add those that are new."""
+        known = set(self.position.params)
+        new = {key: value for key, value in params.items() if key not in known and value is not None}
+        if new:
+            self._mlflow.log_params(self.position.run_id, new)
+            self.position.params = sorted({*known, *new})
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set those that changed."""
+        changed = {key: value for key, value in tags.items() if self.position.tags.get(key) != value}
+        if changed:
+            self._mlflow.set_tags(self.position.run_id, changed)
+            self.position.tags.update(changed)
+
+    def json_tag(self, tag: str, content: Mapping[str, Any]) -> None:
+        """Set a tag, and others with a number where one is too short for the content (see `joined`)."""
+        text = json.dumps(content)
+        parts = [text[start : start + LONGEST_TAG] for start in range(0, len(text), LONGEST_TAG)]
+        former = {key: "" for key in self.position.tags if key.startswith(f"{tag}.")}
+        self.tag({**former, **{f"{tag}.{number}" if number else tag: part for number, part in enumerate(parts)}})
+
+    def curve(self, metrics_file: Path) -> None:
+        """Deliver the points that are new."""
         batch: list[Point] = []
         count = 0
-        for point in new_points(metrics_file, position):
+        for point in new_points(metrics_file, self.position):
             # points known already have no metrics, and come in thousands when a file is read again from its start
             if batch and (count + len(point.metrics) > METRICS_A_CALL or len(batch) == METRICS_A_CALL):
-                self._send(state, position, batch)
+                self._send(batch)
                 batch, count = [], 0
             batch.append(point)
             count += len(point.metrics)
         if batch:
-            self._send(state, position, batch)
+            self._send(batch)
 
-    def _send(self, state: Path, position: Position, batch: list[Point]) -> None:
+    def result(self, run: RunFiles, result: Result, described: set[str]) -> None:
+        """Deliver a result: its pictures, its numbers as metrics at the last step, its words and provenance as tags."""
+        for name in result.pictures:
+            self.upload(run.folder / name)
+        checksum = result_checksum(result)
+        if checksum == self.position.result:
+            return
+        metrics = {key: value for key, value in result.metrics.items() if key not in described or key in SORTABLE}
+        images = int(min(result.metrics.get("images_seen", max(self.position.steps.values(), default=0)), 2**62))
+        self._mlflow.log_points(self.position.run_id, [Point(milliseconds(result.time), images, metrics)])
+        row = {**result.row, **result.provenance}
+        shown = {key: str(value) for key, value in row.items() if value not in (None, "")}
+        hidden = {*result.metrics, *described, ROW_TAG, LABELS_TAG}
+        self.tag({key: value for key, value in shown.items() if key not in hidden} | {"status": result.status})
+        self.json_tag(ROW_TAG, row)
+        self.position.result = checksum
+
+    def no_result(self) -> None:
+        """Take back that there is a result, where one was delivered and its file was then damaged."""
+        if self.position.result:
+            self.tag({"status": ""})
+            self.position.result = 0
+
+    def upload(self, file: Path, folder: str | None = None) -> None:
+        """Deliver a file where it is new or changed; a link is none of ours."""
+        stamp = _stamp(file)
+        if stamp and not file.is_symlink() and self.position.artifacts.get(file.name) != stamp:
+            self._mlflow.upload(self.position.run_id, file, folder)
+            self.position.artifacts[file.name] = stamp
+
+    def end(self, status: str, end: int) -> None:
+        """Set MLflow's status: RUNNING, or how and when the run ended."""
+        end = 0 if status == OPEN else end
+        if (status, end) != (self.position.status, self.position.ended):
+            self._mlflow.set_status(self.position.run_id, status, end)
+            self.position.status, self.position.ended = status, end
+
+    def save(self) -> None:
+        """Remember how far this run came."""
+        if self.position != self._saved:
+            write_position(self._file, self._place, self.position)
+            self._saved = self.position.model_copy(deep=True)
+
+    def _send(self, batch: list[Point]) -> None:
         if time.monotonic() > self._deadline:
             raise OutOfTimeError("out of time")
         if any(point.metrics for point in batch):
-            self._store.log_points(position.run_id, batch)
-        position.offset, position.checksum = batch[-1].end, batch[-1].checksum
+            self._mlflow.log_points(self.position.run_id, batch)
+        self.position.offset, self.position.checksum = batch[-1].end, batch[-1].checksum
         for point in batch:
-            position.steps.update(dict.fromkeys(point.metrics, point.images))
-        self._save(state, position)
-
-    def _result(
-        self, state: Path, position: Position, run: RunFiles, result: dict[str, Any], params: dict[str, Any]
-    ) -> None:
-        for name in result.get("pictures", ()):
-            self._artifact(state, position, run.folder / name, None)
-        checksum = file_checksum(run.result)
-        if checksum == position.result:
-            return
-        everything = numbers(result.get("metrics", {}))
-        metrics = {key: value for key, value in everything.items() if key not in params or key in SORTABLE}
-        known = {*everything, *params, "fingerprint", "status"}
-        words = {key: value for key, value in result.get("row", {}).items() if key not in known}
-        self._store.log_params(position.run_id, words)
-        images = int(everything.get("images_seen", max(position.steps.values(), default=0)))
-        point = Point(_milliseconds(result.get("time", 0)), images, metrics, 0, 0)
-        self._store.log_points(position.run_id, [point])
-        self._tags(state, position, {"status": str(result.get("status", "finished"))})
-        position.result = checksum
-        self._save(state, position)
-
-    def _params(self, state: Path, position: Position, params: dict[str, Any]) -> None:
-        if not position.parameters:
-            self._store.log_params(position.run_id, params)
-            position.parameters = True
-            self._save(state, position)
-
-    def _tags(self, state: Path, position: Position, tags: dict[str, str]) -> None:
-        changed = {key: value for key, value in tags.items() if position.tags.get(key) != value}
-        if changed:
-            self._store.set_tags(position.run_id, changed)
-            position.tags.update(changed)
-            self._save(state, position)
-
-    def _artifact(self, state: Path, position: Position, file: Path, folder: str | None) -> None:
-        stamp = _stamp(file)
-        if stamp is not None and position.artifacts.get(file.name) != stamp:
-            self._store.upload(position.run_id, file, folder)
-            position.artifacts[file.name] = stamp
-            self._save(state, position)
-
-    def _status(self, state: Path, position: Position, status: str, end: int) -> None:
-        if status != position.status:
-            self._store.set_status(position.run_id, status, end)
-            position.status, position.ended = status, end
-            self._save(state, position)
-
-    def _position(self, state: Path) -> Position:
-        return read_position(state, self._uri)
-
-    def _save(self, state: Path, position: Position) -> None:
-        write_position(state, self._uri, position)
-
-    def _key(self, path: Path) -> str:
-        return absolute(path).relative_to(self._runs).as_posix()
+            self.position.steps.update(dict.fromkeys(point.metrics, point.images))
+        self.save()
 
 
-def _parts(tag: str, items: list[Item], size: int) -> Iterator[tuple[str, list[Item]]]:
-    """So many items a tag, with a number from the second on: MLflow's tags are short."""
-    for start in range(0, len(items), size):
-        yield f"{tag}.{start // size}" if start else tag, items[start : start + size]
+def members(record: StudyRecord) -> list[tuple[Kind, str, StudyCell | None]]:
+    """Kind and folder of every run of a study (the tokenizer, the trunks, the cells), each once."""
+    cells = {cell.folder: cell for cell in (*record.cells, *record.current)}  # the latest recipe's labels, if in both
+    trunks = dict.fromkeys(cell.trunk for cell in record.cells)
+    found: list[tuple[Kind, str, StudyCell | None]] = [("tokenizers", record.tokenizer, None)]
+    found += [("trunks", trunk, None) for trunk in trunks]
+    return [*found, *(("cells", folder, cell) for folder, cell in cells.items())]
 
 
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
+def run_files(store: Store, kind: Kind, folder: str) -> RunFiles:
+    """Files of a run by its folder's name."""
+    name, _, fingerprint = folder.rpartition("-")
+    return store.run(RunKey(kind, name, fingerprint))
 
 
-def _began(result: dict[str, Any]) -> int:
-    """When a run without curves began, Unix milliseconds."""
-    return _milliseconds(result.get("time", 0) - result.get("metrics", {}).get("wall_seconds", 0))
+def joined(tags: Mapping[str, str], tag: str) -> dict[str, Any]:
+    """What `json_tag` made of a JSON object; empty where there is none."""
+    parts = {int(key[len(tag) + 1 :] or 0): text for key, text in tags.items() if key.split(".")[0] == tag}
+    content = json.loads("".join(parts[number] for number in sorted(parts)) or "{}")
+    return content if isinstance(content, dict) else {}
+
+
+def _began(result: Result | None) -> float:
+    """When a run without curves began."""
+    seconds = {**result.row, **result.metrics}.get("wall_seconds") if result else None
+    return (result.time if result else 0.0) - (seconds if isinstance(seconds, int | float) else 0.0)
 
 
 def _stamp(file: Path) -> list[int] | None:
-    """Size and modification time, or None where there is no file."""
+    """Size and modification time; None where there is no file that can be read."""
     try:
-        stat = file.stat()
+        with file.open("rb"):
+            stat = file.stat()
     except OSError:
         return None
     return [stat.st_size, stat.st_mtime_ns]

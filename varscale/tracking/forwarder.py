@@ -1,20 +1,19 @@
-"""Delivers runs to MLflow while they are being written, without ever holding them up."""
+"""Delivers studies to MLflow while their runs are being written, without ever holding them up."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import filelock
 
-from varscale.store.layout import ExperimentFiles, absolute
-from varscale.tracking.delivery import Delivery, OutOfTimeError
-from varscale.tracking.records import SweepRecord, pending_metrics, read_record, run_folders
-from varscale.tracking.store import Store, check_tracking_uri, first_line
+from varscale.store.layout import Store, StudyFiles
+from varscale.store.records import StudyRecord
+from varscale.tracking.client import MLflowStore, first_line
+from varscale.tracking.delivery import Delivery, OutOfTimeError, members, run_files
+from varscale.tracking.positions import pending_metrics, read_position
+from varscale.tracking.uris import check_tracking_uri, masked
 
 LONGEST_BACKOFF = 60.0
 
@@ -24,100 +23,78 @@ class ForwarderState:
     """What the forwarder still has to do."""
 
     pending: int
-    """Numbers in the files of watched runs that MLflow was not given."""
+    """Numbers in the files of the studies' runs that MLflow was not given."""
     problem: str
     """Why the last delivery failed, one line; empty where it didn't."""
 
 
 class Forwarder:
-    """Delivers the runs of one experiment to MLflow while they write their files."""
+    """Delivers a study to MLflow while its runs write their files."""
 
-    def __init__(self, tracking_uri: str, files: ExperimentFiles, notify: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, tracking_uri: str, store: Store, study: str | None, notify: Callable[[str], None] | None = None
+    ) -> None:
         """Check the URI; neither MLflow is imported nor the store touched.
 
         Args:
             tracking_uri: `sqlite:///path`, `http(s)://host:port` or another database's URI.
-            files: Layout of the experiment, whose name is the MLflow experiment's.
-            notify: Called with a line when the store stops or starts answering; default: this module's logger.
+            store: The runs folder.
+            study: The study's name, which is the MLflow experiment's; its study.json may be written later. None: all
+                studies of the runs folder.
+            notify: Called with a line when MLflow stops or starts answering; default: this module's logger.
 
         Raises:
             TrackingError: The URI can't work.
         """
         check_tracking_uri(tracking_uri)
-        self._uri = tracking_uri
-        self._files = files
+        self._uri, self._place = tracking_uri, masked(tracking_uri)
+        self._store, self._study = store, study
         self._notify = notify or logging.getLogger(__name__).warning
-        self._watched: dict[Path, None] = {}
         self._delivery: Delivery | None = None
         self._delivering = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._problem = ""
-
-    def sweep(
-        self,
-        key: str,
-        name: str,
-        params: Mapping[str, Any],
-        run_folders: Iterable[Path],
-        labels: Mapping[Path, dict[str, Any]] = MappingProxyType({}),
-    ) -> Path:
-        """Make `run_folders` (tokenizer, trunks, cells) children of a parent run, and watch them.
-
-        The sweep is written down in `sweeps/<key>.sweep.json`, so that it can be rebuilt; the same key later is the
-        same parent run, continued. Runs that an older sweep lists stay that sweep's; this one lists their MLflow ids,
-        and `labels`, what cells of another plan have otherwise in this one.
-
-        Returns:
-            The record's file, a handle for `attach` and `finish`.
-        """
-        file = self._files.sweep(key)
-        old = read_record(file)
-        folders = [absolute(folder) for folder in run_folders]
-        runs = tuple(dict.fromkeys([*(old.runs if old else ()), *map(self._relative, folders)]))
-        created = old.created if old else time.time()
-        others = (read_record(path) for path in self._files.sweep_records() if path != file)
-        if any(other is not None and other.name == name for other in others):
-            name = f"{name} · {key[:4]}"
-        attachments = old.attachments if old else ()
-        labels_here = {self._relative(folder): label for folder, label in labels.items()}
-        SweepRecord(file, name, created, dict(params), runs, labels_here, attachments).write()
-        for folder in folders:
-            self.watch(folder)
-        return file
-
-    def watch(self, folder: Path) -> None:
-        """Deliver this run's files from now on; they need not exist yet."""
-        self._watched[absolute(folder)] = None
-
-    def attach(self, sweep: Path, paths: Iterable[Path]) -> None:
-        """Show files (law figures, laws.json, report) as artifacts of a sweep's parent run, again when they change."""
-        if record := read_record(sweep):
-            new = [str(path.resolve()) for path in paths]
-            replace(record, attachments=tuple(dict.fromkeys([*record.attachments, *new]))).write()
-
-    def finish(self, sweep: Path, status: str = "FINISHED") -> None:
-        """Note that a sweep ended: FINISHED, FAILED or KILLED; its trunks, which have no result, end with it."""
-        if record := read_record(sweep):
-            replace(record, status=status, ended=time.time()).write()
+        self._waits = False
 
     def deliver(self, seconds: float = 20.0) -> bool:
-        """Deliver what is new, for about `seconds` at most; True when nothing is left.
+        """Deliver what is new, for about `seconds` at most; True when nothing was left.
 
         Never raises: a store that does not answer ends this call, and the next one tries again.
         """
         deadline = time.monotonic() + seconds
+        lock = filelock.FileLock(self._store.tracking_lock)
         with self._delivering:
-            lock = filelock.FileLock(self._files.tracking_lock)
             try:
-                self._files.runs.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=min(2.0, seconds))
-            except (filelock.Timeout, OSError):
-                return False  # another process delivers from these files right now
+                self._store.runs.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=max(0.0, min(2.0, seconds)))
+                self._waits = False
+            except filelock.Timeout:
+                self._waits = True  # another process delivers from these files right now
+                return False
+            except OSError as error:
+                self._failed(f"{self._store.tracking_lock}: {error.strerror or error}")
+                return False
             try:
-                return self._guarded(lambda: self._deliver(deadline))
+                return self._deliver(deadline)
             finally:
                 lock.release()
+
+    def deliver_until(self, deadline: float) -> bool:
+        """Deliver until nothing is left, something fails, or `deadline` (of `time.monotonic`) passed.
+
+        Returns:
+            Whether nothing was left.
+        """
+        said = False
+        while not (complete := self.deliver(deadline - time.monotonic())):
+            if self._problem or time.monotonic() >= deadline:
+                break
+            if self._waits and not said:
+                self._notify(f"another process delivers to MLflow from {self._store.runs} right now; waiting for it")
+                said = True
+            time.sleep(0.1)
+        return complete
 
     def start(self, interval_seconds: float = 5.0) -> None:
         """Deliver every few seconds in a background thread, which also prepares the store."""
@@ -136,7 +113,7 @@ class Forwarder:
         if state.pending or self._problem or last.is_alive():
             what = f"{state.pending} points" if state.pending else "states and pictures"
             self._notify(
-                f"{what} not delivered to MLflow at {self._uri} ({self._problem or 'out of time'}); nothing is lost: "
+                f"{what} not delivered to MLflow at {self._place} ({self._problem or 'out of time'}); nothing is lost: "
                 f"`varscale dashboard` with the same runs folder and tracking URI delivers them later"
             )
         return state.pending
@@ -144,8 +121,16 @@ class Forwarder:
     @property
     def state(self) -> ForwarderState:
         """What is pending, read from the files."""
-        pending = sum(pending_metrics(folder, self._uri) for folder in list(self._watched))
+        pending = 0
+        for study in self._studies():
+            record = StudyRecord.read(study.record)
+            for kind, folder, _ in members(record) if record else ():
+                position = read_position(study.delivery(kind, folder), self._place)
+                pending += pending_metrics(run_files(self._store, kind, folder), position)
         return ForwarderState(pending, self._problem)
+
+    def _studies(self) -> list[StudyFiles]:
+        return self._store.studies() if self._study is None else [self._store.study(self._study)]
 
     def _run(self, interval: float) -> None:
         wait = interval
@@ -157,62 +142,51 @@ class Forwarder:
     def _last_delivery(self, deadline: float) -> None:
         if self._thread is not None:
             self._thread.join()
-        while not self.deliver(max(0.0, deadline - time.monotonic())) and not self._problem:
-            if time.monotonic() >= deadline:
-                return
-            time.sleep(0.1)
+        self.deliver_until(deadline)
 
     def _deliver(self, deadline: float) -> bool:
-        if self._delivery is None:
-            self._delivery = Delivery(Store(self._uri), self._uri, self._files.runs)
         try:
-            self._delivery.deliver(list(self._watched), deadline)
+            if self._delivery is None:
+                self._delivery = Delivery(MLflowStore(self._uri), self._place, self._store)
+            self._delivery.deliver(self._studies(), deadline)
+            complete = True
         except OutOfTimeError:
-            return False
-        return True
-
-    def _guarded(self, action: Callable[[], bool]) -> bool:
-        """Run `action`; on any failure remember why, say so once, and return False."""
-        try:
-            complete = action()
+            complete = False
         except Exception as error:
-            line = first_line(error)
-            if not self._problem:
-                self._notify(f"MLflow at {self._uri}: {line}. The run goes on; MLflow gets its data later")
-            self._problem, self._delivery = line, None
+            self._failed(first_line(error, self._uri))
             return False
         if self._problem:
-            self._notify(f"MLflow at {self._uri} takes data again")
+            self._notify(f"MLflow at {self._place} takes data again")
             self._problem = ""
         return complete
 
-    def _relative(self, folder: Path) -> str:
-        return absolute(folder).relative_to(absolute(self._files.runs)).as_posix()
+    def _failed(self, line: str) -> None:
+        """Remember why a delivery failed, and say so once."""
+        if not self._problem:
+            self._notify(f"MLflow at {self._place}: {line}. The run goes on; MLflow gets its data later")
+        self._problem, self._delivery = line, None
 
 
 def deliver_all(
-    runs: Path, tracking_uri: str, *, seconds: float = 600.0, notify: Callable[[str], None] | None = None
+    store: Store, tracking_uri: str, seconds: float = 600.0, notify: Callable[[str], None] | None = None
 ) -> ForwarderState:
-    """Deliver everything under the runs folder: what earlier sweeps could not, or all of it to a fresh store.
+    """Deliver all studies of a runs folder: what sweeps could not, or everything to a fresh store.
+
+    Where another process delivers from the same folder, this waits for it, and says so.
 
     Args:
-        runs: Folder of experiments, `--runs-dir`.
-        tracking_uri: The store.
+        store: The runs folder.
+        tracking_uri: MLflow's store.
         seconds: Time to give up after.
         notify: As for `Forwarder`.
 
     Raises:
         TrackingError: The URI can't work.
     """
-    deadline = time.monotonic() + seconds
-    forwarder = Forwarder(tracking_uri, ExperimentFiles(runs, ""), notify)
-    for folder in run_folders(runs):
-        forwarder.watch(folder)
-    while not forwarder.deliver(deadline - time.monotonic()):
-        if forwarder.state.problem or time.monotonic() >= deadline:
-            break
-        time.sleep(0.2)  # another process delivers from the same folder right now
+    forwarder = Forwarder(tracking_uri, store, None, notify)
+    complete = forwarder.deliver_until(time.monotonic() + seconds)
     state = forwarder.state
-    if state.pending and not state.problem and notify is not None:
-        notify(f"{state.pending} points are not delivered to {tracking_uri} yet after {seconds:.0f} s: call again")
+    # what a run wrote since a complete delivery is for whoever trains it
+    if state.pending and not complete and not state.problem and notify is not None:
+        notify(f"{state.pending} points are not delivered to {masked(tracking_uri)} yet after {seconds:.0f} s")
     return state

@@ -36,9 +36,7 @@ def _view(order_by: str) -> dict[str, Any]:
         "selectedColumns": list(_WIDTHS),
         "columnOrder": [_RUN_NAME, _CREATED, *_WIDTHS],
         "columnWidths": {_RUN_NAME: 300, _CREATED: 130, **_WIDTHS},
-        # MLflow nests child runs only while sorted by date; grouped by this tag they stay under their sweep.
-        "groupBy": {"aggregateFunction": "min", "groupByKeys": [{"mode": "tag", "groupByData": "sweep"}]},
-        "useGroupedValuesInCharts": False,  # a curve a run, not one a sweep
+        "groupBy": None,
         "runsHiddenMode": "FIRST_20_RUNS",
     }
 

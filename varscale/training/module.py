@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from varscale.config.optim import OptimConfig
+from varscale.config import OptimConfig
 from varscale.evaluation.likelihood import TokenPrediction, by_scale
 from varscale.families.base import ModelDescription, TokenLosses
 from varscale.numerics.precision import without_autocast

@@ -124,7 +124,7 @@ def test_library_and_native_attention_agree(monkeypatch: pytest.MonkeyPatch) -> 
     results = []
     for usable in (True, False):
         if not usable:
-            monkeypatch.setattr("varscale.families.var.blocks.available", lambda _: False)
+            monkeypatch.setattr("varscale.kernels.attend.available", lambda _: False)
         var.zero_grad()
         logits = var(labels, inputs)
         logits.square().sum().backward()

@@ -1,104 +1,188 @@
-"""Worker processes: their answers, their deaths, their logs and their ends."""
+"""Worker processes: what they are given, their answers, their deaths, their logs and their ends."""
 
+import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launcher_jobs import Act
-from toy_sweep import wait_for
+from toy_sweep import toy_experiment, wait_for
 
 from sweeps.executors import local
-from sweeps.executors.local import Event, Failed, Finished, LocalLauncher, Progress
-from varscale.store.layout import RunFiles
+from sweeps.executors.base import Graph
+from sweeps.executors.local import LocalExecutor
+from sweeps.jobs import Job, StudyPlace
+from varscale.numerics.machine import MachineShares, Share
+from varscale.store.layout import RunFiles, Store, TokenFiles
+
+
+class Told:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.started_jobs: list[str] = []
+        self.progress_of: list[tuple[str, int, int]] = []
+        self.states: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def started(self, job: Job) -> None:
+        self.started_jobs.append(job.key)
+
+    def progress(self, job: Job, done: int, total: int) -> None:
+        self.progress_of.append((job.key, done, total))
+
+    def ended(self, job: Job, state: str) -> None:
+        self.states[job.key] = state
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def refresh(self) -> None: ...
+
+
+def shares(workers: int = 1, threads: int = 3, gpus: int = 0) -> MachineShares:
+    return MachineShares(workers, gpus, Share(threads), Share(5))
+
+
+def act(folder: Path, what: str = "say", **fields: Any) -> Act:
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder)
+    place = StudyPlace(store, store.study("toy"), RunFiles(folder / "t"), TokenFiles(folder / "k"))
+    return Act(toy_experiment(), place, what, folder, **fields)
+
+
+def said(job: Act) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(job.files.result.read_text())
+    return content
 
 
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[LocalLauncher]:
-    launcher = LocalLauncher(workers=1, threads=3, gpus=0)
-    yield launcher
-    launcher.stop()
+def executor() -> Iterator[LocalExecutor]:
+    executor = LocalExecutor(shares())
+    yield executor
+    executor.stop()
 
 
-def do(launcher: LocalLauncher, job: Act, worker: int = 0) -> list[Event]:
-    launcher.submit(worker, job)  # type: ignore[arg-type]
-    events: list[Event] = []
-    while worker not in launcher.idle:
-        events += launcher.events(60)
-    return events
+def do(executor: LocalExecutor, *jobs: Job, retries: int = 0) -> tuple[Told, Graph]:
+    told = Told()
+    return told, executor.run(jobs, told, retries)
 
 
-def test_a_job_and_its_environment(launcher: LocalLauncher) -> None:
-    progress, finished = do(launcher, Act("say"))
-    assert progress == Progress(0, 1, 2)
-    assert isinstance(finished, Finished)
-    assert finished.value["OMP_NUM_THREADS"] == "3"
+def test_a_job_its_environment_and_its_log(executor: LocalExecutor, tmp_path: Path) -> None:
+    job = act(tmp_path / "a")
+    told, graph = do(executor, job)
+    assert graph.failed == []
+    assert (told.started_jobs, told.progress_of, told.states) == (["a"], [("a", 1, 2)], {"a": "done"})
+    assert said(job)["OMP_NUM_THREADS"] == "3"
+    assert said(job)["threads"] == 3
     assert os.environ.get("OMP_NUM_THREADS") != "3"  # this process's own is as before
+    assert "said on standard output" in job.files.log.read_text()
+    assert "said on standard error" in job.files.log.read_text()
 
 
-def test_workers_share_out_the_gpus_that_the_user_left_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_wait_for_what_they_need_and_the_whole_machine_is_for_one(tmp_path: Path) -> None:
+    executor = LocalExecutor(shares(workers=2))
+    first, second = act(tmp_path / "first"), act(tmp_path / "second", needs=("first",))
+    alone = act(tmp_path / "alone", whole=True, needs=("second",))
+    try:
+        told, graph = do(executor, alone, second, first)
+    finally:
+        executor.stop()
+    assert graph.failed == []
+    assert told.started_jobs == ["first", "second", "alone"]
+    assert said(alone)["threads"] == 5
+    assert said(first)["began"] < said(second)["began"] < said(alone)["began"]
+
+
+def test_workers_share_out_the_gpus_that_the_user_left_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three workers on the second and fourth of a machine's GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
-    launcher = LocalLauncher(workers=3, threads=1, gpus=2)
+    executor = LocalExecutor(shares(workers=3, gpus=2))
     try:
-        ends = [do(launcher, Act("say"), worker)[-1] for worker in range(3)]
+        do(executor, act(tmp_path / "a"))
+        environments = [Path(f"/proc/{worker.process.pid}/environ").read_bytes() for worker in executor._workers]
     finally:
-        launcher.stop()
-    assert [end.value["CUDA_VISIBLE_DEVICES"] for end in ends if isinstance(end, Finished)] == ["1", "3", "1"]
+        executor.stop()
+    given = [part for each in environments for part in each.split(b"\0") if part.startswith(b"CUDA_VISIBLE_DEVICES")]
+    assert given == [b"CUDA_VISIBLE_DEVICES=1", b"CUDA_VISIBLE_DEVICES=3", b"CUDA_VISIBLE_DEVICES=1"]
 
 
-def test_what_a_job_prints_is_in_its_log(launcher: LocalLauncher, tmp_path: Path) -> None:
-    files = RunFiles(tmp_path / "run")
-    do(launcher, Act("say", files))
-    do(launcher, Act("raise", files))
-    text = files.log.read_text()
-    assert "said on standard output" in text
-    assert "said on standard error" in text
-    assert "ArithmeticError: two" in text
+def test_an_error_is_one_line_with_a_traceback_in_the_log(executor: LocalExecutor, tmp_path: Path) -> None:
+    job = act(tmp_path / "a", "raise")
+    told, graph = do(executor, job, retries=1)
+    assert graph.failed == [(job, "two lines")]
+    assert told.started_jobs == ["a", "a"]
+    assert told.notes == ["the job a failed (two lines); trying again", "the job a failed: two lines"]
+    assert "ArithmeticError: two" in job.files.log.read_text()
+    assert do(executor, act(tmp_path / "b"))[1].failed == []  # the worker lives
 
 
-def test_an_error_is_one_line_and_the_worker_lives(launcher: LocalLauncher) -> None:
-    assert do(launcher, Act("raise"))[-1] == Failed(0, "ArithmeticError", "two lines")
-    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+@pytest.mark.parametrize(("what", "reason"), [("refuse", "images are missing"), ("diverge", "the loss is nan")])
+def test_errors_that_a_person_mends_are_not_tried_again(
+    executor: LocalExecutor, tmp_path: Path, what: str, reason: str
+) -> None:
+    """They keep their class on the way from the worker; what needs the job is lost with it."""
+    job = act(tmp_path / "a", what)
+    after = act(tmp_path / "b", needs=("a",))
+    told, graph = do(executor, job, after, retries=5)
+    assert graph.failed == [(job, reason), (after, reason)]
+    assert told.started_jobs == ["a"]
+    assert "Traceback" not in job.files.log.read_text()
 
 
-def test_a_worker_that_dies_is_replaced(launcher: LocalLauncher) -> None:
-    assert do(launcher, Act("die"))[-1] == Failed(0, "WorkerDied", "its process ended with exit code -9")
-    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+def test_a_worker_that_dies_is_replaced(executor: LocalExecutor, tmp_path: Path) -> None:
+    told, graph = do(executor, act(tmp_path / "a", "die"), retries=1)
+    assert graph.failed == []
+    assert told.notes == ["the job a failed (its process ended with exit code -9); trying again"]
 
 
-def test_a_worker_that_died_idle_is_replaced(launcher: LocalLauncher) -> None:
-    process, _ = launcher._workers[0]
+def test_a_worker_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was stopped, or hangs in a driver."""
+    monkeypatch.setattr(local, "LONGEST_SILENCE_SECONDS", 20.0)
+    executor = LocalExecutor(shares())
+    try:
+        told, graph = do(executor, act(tmp_path / "a", "stop"), retries=1)
+    finally:
+        executor.stop()
+    assert graph.failed == []
+    assert told.notes == [
+        "the job a failed (its process gave no sign of life for 20 seconds and was ended); trying again"
+    ]
+
+
+def test_a_worker_that_died_idle_is_replaced(executor: LocalExecutor, tmp_path: Path) -> None:
+    do(executor, act(tmp_path / "a"))
+    process = executor._workers[0].process
     os.kill(process.pid, signal.SIGINT)  # Ctrl-C is the orchestrator's
-    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+    assert do(executor, act(tmp_path / "b"))[1].failed == []
+    assert process.is_alive()
     os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not process.is_alive(), seconds=10)
-    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+    assert do(executor, act(tmp_path / "c"))[1].failed == []
 
 
-def test_a_log_that_cannot_be_written_is_a_jobs_error(launcher: LocalLauncher, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_a_jobs_error(executor: LocalExecutor, tmp_path: Path) -> None:
     """As on a full disk: the reason reaches the sweep, and the worker lives."""
-    (tmp_path / "file").touch()
-    failed = do(launcher, Act("say", RunFiles(tmp_path / "file" / "run")))[-1]
-    assert isinstance(failed, Failed)
-    assert failed.kind == "NotADirectoryError"
-    assert isinstance(do(launcher, Act("say"))[-1], Finished)
+    (tmp_path / "a" / "run.log").mkdir(parents=True)
+    ((_, reason),) = do(executor, act(tmp_path / "a"))[1].failed
+    assert "run.log" in reason
+    assert do(executor, act(tmp_path / "b"))[1].failed == []
 
 
-def test_stop_ends_a_worker_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a driver's call: neither a message nor SIGTERM reaches it."""
-    monkeypatch.setattr(local, "_FAREWELL_SECONDS", 0.2)
-    launcher = LocalLauncher(workers=1, threads=1, gpus=0)
-    do(launcher, Act("say"))
-    process, _ = launcher._workers[0]
-    os.kill(process.pid, signal.SIGSTOP)
-    launcher.stop()
-    assert not process.is_alive()
-
-
-def test_stop_ends_the_workers_at_once() -> None:
-    launcher = LocalLauncher(workers=1, threads=1, gpus=0)
-    process, _ = launcher._workers[0]
-    launcher.stop()
+@pytest.mark.parametrize("stopped", [False, True], ids=["busy", "stuck"])
+def test_stop_ends_workers_whatever_they_do(tmp_path: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is stuck, which neither a message nor SIGTERM reaches."""
+    monkeypatch.setattr(local, "FAREWELL_SECONDS", 0.5)
+    executor, job, told = LocalExecutor(shares()), act(tmp_path / "a", "wait"), Told()
+    running = threading.Thread(target=executor.run, args=([job], told), daemon=True)
+    running.start()
+    wait_for(lambda: told.progress_of, seconds=120)
+    process = executor._workers[0].process
+    if stopped:
+        os.kill(process.pid, signal.SIGSTOP)
+    executor.stop()
     assert not process.is_alive()

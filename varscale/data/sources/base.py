@@ -82,10 +82,6 @@ class SubsetSource(ImageSource):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def load(self, index: int, view: int = 0) -> tuple[Pixels, int]:
-        """One image (3, s, s) and its label."""
-        return self.source.load(int(self._chosen[index]), view)
-
     def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
         """Images (B, 3, s, s) and labels (B,)."""
         return self.source.load_batch(self._chosen[np.asarray(indices, dtype=np.int64)], views)

@@ -1,20 +1,39 @@
-"""The image sources that an experiment's `data` section describes."""
+"""The image sources that an experiment's `data` section describes.
+
+All of it raises `DataError` where data are missing or malformed.
+"""
 
 from varscale.config import DataSection
-from varscale.data.sources.base import ImageSource
+from varscale.data.sources.base import ImageSource, SubsetSource
 from varscale.store.fingerprint import DataIdentity
 
 
 def training_source(data: DataSection, images: int) -> ImageSource:
     """Training images: of a procedural source at least `images`, so that none repeats; of any other, all."""
-    return data.training(images)
+    return data.open("train", images)
 
 
 def validation_source(data: DataSection) -> ImageSource:
-    """Validation images, `data.validation_images` of them."""
-    return data.validation()
+    """Validation images, `data.validation_images` of them; it is an error where there are fewer."""
+    source = data.open("validation", data.validation_images)
+    if data.procedural or data.validation_images is None:
+        return source
+    return SubsetSource(source, data.validation_images)
 
 
 def data_identity(data: DataSection) -> DataIdentity:
-    """What the images depend on; opens stored data, so that what is wrong shows before anything is trained."""
-    return data.identity()
+    """What the images depend on; opens stored data, so that what is wrong shows before anything is trained.
+
+    The number of procedural training images is left out: image i is the same however many there are. It is an error
+    where validation images are among the training images.
+    """
+    # nor does it change training images how often each is seen, or how many others are left out
+    apart = {"validation_images", "max_undecodable", "views", *data.places}
+    settings: dict[str, object] = data.model_dump(mode="json", exclude=apart)
+    validation: dict[str, object] = {"images": data.validation_images}
+    if data.procedural:
+        return DataIdentity(settings, validation)
+    train, held_out = training_source(data, 1), validation_source(data)
+    held_out.check_apart_from(train)
+    validation["content"] = held_out.fingerprint  # fingerprints are of the images and their crops
+    return DataIdentity({**settings, "content": train.fingerprint}, validation, data.views, len(train))

@@ -43,6 +43,10 @@ class TokenStore:
         num_images: Images N.
         views: Views of each image.
         num_samples: N · views.
+        patch_nums: Side of each scale's token map.
+        tokens_per_image: L.
+        vocab_size: V; tokens are 0 … V - 1.
+        num_classes: Labels are 0 … num_classes - 1.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
@@ -50,9 +54,10 @@ class TokenStore:
         self.manifest = manifest
         self.num_images, self.views = manifest.num_images, manifest.views
         self.num_samples = manifest.num_images * manifest.views
+        self.patch_nums, self.tokens_per_image = manifest.patch_nums, manifest.tokens_per_image
+        self.vocab_size, self.num_classes = manifest.vocab_size, manifest.num_classes
         _allow_open_files(len(manifest.shards))
         self._shards = [_map_shard(directory, manifest, number) for number in range(len(manifest.shards))]
-        self._shards_per_view = len(manifest.shards) // manifest.views
 
     @classmethod
     def open(
@@ -109,26 +114,6 @@ class TokenStore:
         """Worker processes map the files themselves instead of being sent their contents."""
         return type(self), (self.directory, self.manifest)
 
-    @property
-    def patch_nums(self) -> tuple[int, ...]:
-        """Side of each scale's token map."""
-        return self.manifest.patch_nums
-
-    @property
-    def vocab_size(self) -> int:
-        """V; tokens are 0 … V - 1."""
-        return self.manifest.vocab_size
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are 0 … num_classes - 1."""
-        return self.manifest.num_classes
-
-    @property
-    def tokens_per_image(self) -> int:
-        """L."""
-        return self.manifest.tokens_per_image
-
     def tokens(self, sample_indices: Indices | torch.Tensor) -> TokenBatch:
         """Tokens (B, L) and labels (B,) of samples 0 … num_samples - 1, in the order asked for.
 
@@ -140,7 +125,7 @@ class TokenStore:
             raise IndexError(f"{self.directory}: samples are 0 … {self.num_samples - 1}")
         view_B, image_B = np.divmod(sample_B, self.num_images)
         shard_B, row_B = np.divmod(image_B, self.manifest.shard_images)
-        shard_B += view_B * self._shards_per_view
+        shard_B += view_B * self.manifest.shards_per_view
         rows = np.empty((sample_B.size, 1 + self.tokens_per_image), dtype=self.manifest.dtype)
         if sample_B.size and (shard_B == shard_B[0]).all():
             np.take(self._shards[shard_B[0]], row_B, axis=0, out=rows, mode="clip")

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from varscale.families.models import FamilyModel
 from varscale.families.var.attention import block_causal_mask, level_of_tokens, scale_bounds
-from varscale.families.var.blocks import INITIAL_SCALE, Block, KeyValueCache, modulate
+from varscale.families.var.blocks import INITIAL_SCALE, Block, modulate
 from varscale.families.var.config import VARConfig
+from varscale.kernels.attend import KeyValueCache
 from varscale.numerics.precision import without_autocast
 
 

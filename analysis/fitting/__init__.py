@@ -1,0 +1,1 @@
+"""Fitting: the laws, the minimiser, and how well the parameters are known."""

@@ -1,0 +1,242 @@
+"""The bootstrap: refits of resampled tables, thousands at a time.
+
+Letters: S draws, n rows, P free parameters.
+
+Draws share the rows of the fit, each with its own weights (case bootstrap: how often a row was drawn; rows of one run
+are drawn together where rows are checkpoints) or with its own values (parametric bootstrap: the fitted curve plus
+normal errors). So all draws are minimised together, from the fit's own optimum.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.fitting import profile_likelihood
+from analysis.fitting.fit import Fit
+from analysis.fitting.laws.base import OFFSET, Array
+from analysis.fitting.newton import minimise
+
+FEW_ROWS = 100
+"""Below so many rows (or runs) the case bootstrap is replaced by the parametric one."""
+MANY_ROWS = 5000
+"""Above so many, one Newton step a draw takes the place of a refit."""
+_ENOUGH = 10
+"""Fewer rows don't show whether their scatter is even."""
+_UNEVEN = 0.05
+_UNSURE = 0.12
+"""Standard error of log E beyond which refits from one optimum don't tell an offset's interval."""
+_DECILES_APART = 2.5631031
+_CHUNKS = (32, 512)
+_ELEMENTS = 32_000
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Parameters of refits.
+
+    Attributes:
+        method: what was resampled, in words.
+        theta_SP: internal parameters, one row a draw.
+        units: how many independent units (rows or runs) were resampled.
+        edge_SP: θ on the edge of the 95% region, where intervals are taken from it rather than from the draws' spread.
+    """
+
+    method: str
+    theta_SP: Array
+    units: int
+    edge_SP: Array | None = None
+
+    def interval(self, estimate: float, of: Callable[[Array], Array], quantile: float) -> tuple[float, float]:
+        """The 95% interval of a quantity: the estimate ± `quantile` times the draws' spread, or its range on the edge.
+
+        Args:
+            estimate: its value at the fit.
+            of: its values at many θ.
+            quantile: Student's t.
+        """
+        if self.edge_SP is not None:
+            values_S = of(self.edge_SP)
+            return min(float(values_S.min()), estimate), max(float(values_S.max()), estimate)
+        half = quantile * self.spread(of(self.theta_SP))
+        return estimate - half, estimate + half
+
+    def spread(self, drawn_S: Array) -> float:
+        """Size of the draws' scatter: their standard deviation, or for parametric draws what their deciles say.
+
+        Refits to small tables now and then end far away, where the offset vanishes; deciles don't notice.
+        """
+        if self.method.startswith("case"):
+            with np.errstate(over="ignore", invalid="ignore"):  # coefficients of inputs beyond 1e150
+                return float(drawn_S.std(ddof=1))
+        return decile_spread(drawn_S)
+
+
+def decile_spread(drawn_S: Array) -> float:
+    """Standard deviation of a normal distribution with the first and last decile of the draws."""
+    low, high = np.quantile(drawn_S, [0.1, 0.9])
+    return float((high - low) / _DECILES_APART)
+
+
+def resample(
+    fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None, repeats: NDArray[Any] | None = None
+) -> Draws:
+    """Case bootstrap where there are rows enough, or where their scatter is uneven; parametric otherwise.
+
+    Where the rows don't tell the offset, draws are of all offsets that they leave possible.
+
+    Args:
+        fitted: the fit.
+        draws: how many refits.
+        seed: seed of the random numbers.
+        clusters: a label for each row; rows with the same label (checkpoints of a run) are drawn together, however few.
+        repeats: labels like these for rows that differ only in their seed, used where cases are drawn.
+    """
+    if clusters is None and len(fitted.y_n) <= MANY_ROWS and offset_error(fitted) > _UNSURE:
+        drawn_SP, edge_SP = profile_likelihood.possible(fitted.problem, fitted.y_n, fitted.theta_P, draws, seed)
+        return Draws("profile likelihood along the offset", drawn_SP, len(fitted.y_n), edge_SP)
+    together = clusters if clusters is not None else repeats
+    units = len(fitted.y_n) if together is None else len(np.unique(together))
+    if units > MANY_ROWS:
+        return one_step(fitted, draws, seed, together)
+    if units >= FEW_ROWS or clusters is not None or (units >= _ENOUGH and uneven(fitted) < _UNEVEN):
+        return case(fitted, draws, seed, together, "cell" if clusters is None else "run")
+    return parametric(fitted, draws, seed)
+
+
+def case(fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None, cluster: str = "run") -> Draws:
+    """Refits to rows (or clusters of rows) drawn with replacement, as many as there are."""
+    generator = np.random.default_rng(seed)
+    labels, units = _labels(len(fitted.y_n), clusters)
+
+    def chunk(count: int) -> tuple[Array, Array]:
+        return fitted.y_n, _drawn_counts(generator, count, units)[:, labels]
+
+    method = "case bootstrap" if units == len(labels) else f"case bootstrap by {cluster}"
+    return Draws(method, _refit(fitted, draws, chunk), units)
+
+
+def one_step(fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None) -> Draws:
+    """The case bootstrap with one Newton step a draw instead of a refit: the same to first order in 1/√n.
+
+    A loss that is linear in the residuals has no curvature of its own; there it is the density of residuals around
+    zero, counted within a narrow band.
+    """
+    generator = np.random.default_rng(seed)
+    rows = len(fitted.y_n)
+    labels, units = _labels(rows, clusters)
+    u_1n, shares_J1n = fitted.problem.evaluate(fitted.theta_P[None])
+    jacobian_nP = fitted.problem.jacobian(fitted.theta_P[None], shares_J1n)[0]
+    if fitted.objective.raw:
+        jacobian_nP = jacobian_nP * fitted.law.respond(u_1n[0])[:, None]
+    residuals_n, delta = fitted.residuals_n, fitted.objective.final_delta
+    pull_n, curvature = residuals_n, 1.0
+    if delta is not None:
+        band = max(delta, 0.3 * float(np.median(np.abs(residuals_n))) * (rows / 1000) ** -0.2)
+        pull_n = np.clip(residuals_n, -delta, delta)
+        curvature = delta * float((np.abs(residuals_n) < band).mean()) / band
+    steps_nP = (pull_n[:, None] * jacobian_nP) @ np.linalg.inv(curvature * jacobian_nP.T @ jacobian_nP)
+    sums_UP = np.stack([np.bincount(labels, weights=column, minlength=units) for column in steps_nP.T], axis=1)
+    sums_UP -= sums_UP.mean(axis=0)
+    drawn = [_drawn_counts(generator, 1, units) @ sums_UP for _ in range(draws)]
+    return Draws("case bootstrap, one step", fitted.theta_P + np.concatenate(drawn), units)
+
+
+def parametric(fitted: Fit, draws: int, seed: int) -> Draws:
+    """Refits to the fitted curve plus normal errors of the residuals' size (n - p degrees of freedom)."""
+    generator = np.random.default_rng(seed)
+    u_n = fitted.problem.evaluate(fitted.theta_P[None])[0][0]
+    rows = len(fitted.y_n)
+    size = scatter(fitted)
+
+    def chunk(count: int) -> tuple[Array, Array]:
+        errors_Sn = size * generator.standard_normal((count, rows))
+        if fitted.objective.raw:
+            lowest = 1e-3 * float(fitted.y_n.min())
+            return np.maximum(fitted.law.respond(u_n) + errors_Sn, lowest), np.ones((count, rows))
+        return fitted.law.respond(u_n + errors_Sn), np.ones((count, rows))
+
+    return Draws("parametric bootstrap", _refit(fitted, draws, chunk), rows)
+
+
+def offset_error(fitted: Fit) -> float:
+    """Standard error of log E to first order: how little the rows tell of a free offset. 0 without one."""
+    if OFFSET not in fitted.problem.free:
+        return 0.0
+    place, rows = fitted.problem.free.index(OFFSET), len(fitted.y_n)
+    variance = fitted.problem.covariance(fitted.theta_P[None], np.ones((1, rows)))[0, place, place]
+    around = scatter(fitted) / fitted.y_n.mean() if fitted.objective.raw else scatter(fitted)
+    return float(around * np.sqrt(max(variance, 0.0)))
+
+
+def scatter(fitted: Fit) -> float:
+    """Standard deviation of a row around the law, in the residuals' space.
+
+    The sum of squares around a least-squares fit is (n - p)σ² on average; around a fit of least absolute deviations it
+    is larger by p(π/2 - 1)σ² for normal errors, because that fit's variance is π/2 times as large.
+    """
+    lost = fitted.free_count * (1.0 if fitted.objective.final_delta is None else 2.0 - np.pi / 2)
+    return float(np.sqrt((fitted.residuals_n**2).sum() / max(len(fitted.y_n) - lost, 1.0)))
+
+
+def uneven(fitted: Fit) -> float:
+    """How likely residuals of even size would differ in size along an input, or the fitted value, as these do.
+
+    The p-value of the largest of Spearman's correlations of |residual| with each of them (Bonferroni), 1 where there
+    are too few rows.
+    """
+    rows = len(fitted.y_n)
+    if rows < _ENOUGH:
+        return 1.0
+    along = [*fitted.problem.log_inputs_In]
+    if len(along) > 1:
+        along += [fitted.problem.evaluate(fitted.theta_P[None])[0][0]]
+    sizes_n = np.abs(fitted.residuals_n)
+    if np.ptp(sizes_n) == 0:
+        return 1.0
+    likelihoods = [float(stats.spearmanr(sizes_n, each_n).pvalue) for each_n in along if np.ptp(each_n) > 0]
+    return min(1.0, len(likelihoods) * min(likelihoods))
+
+
+def leave_one_out(fitted: Fit) -> Array:
+    """θ without each row in turn, (n, P), refitted from the optimum."""
+    rows = len(fitted.y_n)
+    weights_nn = 1.0 - np.eye(rows)
+    starts_nP = np.tile(fitted.theta_P, (rows, 1))
+    return minimise(fitted.problem, fitted.y_n, weights_nn, starts_nP, fitted.objective, iterations=60)[0]
+
+
+def _labels(rows: int, clusters: NDArray[Any] | None) -> tuple[NDArray[np.intp], int]:
+    """Which unit each row belongs to, and how many units there are."""
+    if clusters is None:
+        return np.arange(rows), rows
+    labels = np.unique(clusters, return_inverse=True)[1].reshape(-1)
+    return labels, int(labels.max()) + 1
+
+
+def _drawn_counts(generator: np.random.Generator, draws: int, units: int) -> Array:
+    """How often each unit is drawn, (S, U), with as many drawn as there are."""
+    flat = generator.integers(0, units, (draws, units)) + np.arange(draws)[:, None] * units
+    return np.bincount(flat.ravel(), minlength=draws * units).reshape(draws, units).astype(float)
+
+
+def _refit(fitted: Fit, draws: int, chunk: Callable[[int], tuple[Array, Array]]) -> Array:
+    """Runs the draws in chunks that fit a processor's cache, on up to four threads (numpy releases the lock)."""
+    size = int(np.clip(_ELEMENTS // len(fitted.y_n), *_CHUNKS))
+    counts = [min(size, draws - first) for first in range(0, draws, size)]
+
+    def run(work: tuple[Array, Array]) -> Array:
+        y, weights_Sn = work
+        starts_SP = np.tile(fitted.theta_P, (len(weights_Sn), 1))
+        return minimise(fitted.problem, y, weights_Sn, starts_SP, fitted.objective, iterations=30)[0]
+
+    workers = min(4, os.cpu_count() or 1, len(counts))
+    if workers < 2:
+        return np.concatenate([run(chunk(count)) for count in counts])
+    with ThreadPoolExecutor(workers) as pool:
+        return np.concatenate(list(pool.map(run, map(chunk, counts))))

@@ -1,0 +1,24 @@
+"""All laws, by id. The ids and the names of the parameters stand in laws.json, and stay."""
+
+from analysis.fitting.laws.base import Law
+from analysis.fitting.laws.broken_power import BrokenPower
+from analysis.fitting.laws.power_sums import Term, power_sum
+
+_E, _A = Term("E"), Term("A", "alpha")
+_X, _N_AND_D = ("x",), ("params", "tokens")
+
+LAWS: dict[str, Law] = {
+    law.name: law
+    for law in (
+        power_sum("power", "A·x^-α", _X, _A, legend="power, {power}"),
+        power_sum("power-offset", "E + A·x^-α", _X, _E, _A, legend="{E} + A·{power}"),
+        power_sum("chinchilla", "E + A·N^-α + B·D^-β", _N_AND_D, _E, _A, Term("B", "beta", 1)),
+        power_sum("chinchilla-tied", "E + A·N^-α + B·D^-α", _N_AND_D, _E, _A, Term("B", "alpha", 1)),
+        BrokenPower(
+            *("broken-power", "A·x^-α·(1 + x/B)^(α-β)", _X, ("A", "B", "alpha", "beta")),
+            legend="broken, {power} bending at {B}",
+        ),
+        power_sum("power-logit", "odds y/(1-y) = A·x^-α", _X, _A, link="logit", legend="odds, {power}"),
+        power_sum("power-floor", "E + A·x^-α, E ≥ 0", _X, _E, _A, legend="{E} + A·{power}"),
+    )
+}

@@ -1,0 +1,84 @@
+"""What the grid of cells says about one target: cells, frontier, minima, and how the best size grows."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from analysis.errors import FitRefused
+from analysis.fitting.fit import Fit
+from analysis.fitting.intervals import Uncertainty
+from analysis.grids.allocation import Allocation, from_frontier, from_law, from_minima
+from analysis.grids.frontier import SeedNoise, cells, envelope, seed_noise
+from analysis.grids.isoflop import METHODS, Minimum, minima
+
+
+@dataclass(frozen=True)
+class TargetGrid:
+    """Everything about one target that needs cells at common budgets.
+
+    Attributes:
+        target: the column.
+        cells: one row a (budget, size), averaged over seeds.
+        frontier: the best cell of each budget.
+        minima: of the parabola, one a budget.
+        noise: between seeds, where runs were repeated.
+        other_minima: of the other methods.
+    """
+
+    target: str
+    cells: pd.DataFrame
+    frontier: pd.DataFrame
+    minima: tuple[Minimum, ...]
+    noise: SeedNoise | None
+    other_minima: Mapping[str, tuple[Minimum, ...]] = field(default_factory=dict)
+
+    @property
+    def best_end(self) -> str:
+        """Which of the sizes is best at every budget, "smallest" or "largest"; empty where neither is."""
+        sizes, best = self.cells["params"], self.frontier["params"]
+        if sizes.nunique() < 2:
+            return ""
+        return "smallest" if (best == sizes.min()).all() else "largest" if (best == sizes.max()).all() else ""
+
+
+def build_grid(frame: pd.DataFrame, target: str, targets: tuple[str, ...], seed: int) -> TargetGrid:
+    """The grid of one target, from rows with budgets (`frontier.with_budgets`)."""
+    grid_cells = cells(frame, targets)
+    noise = seed_noise(frame[frame[target].notna()], target)
+    found = {method: tuple(minima(grid_cells, target, method, noise, seed)) for method in METHODS}
+    first = found.pop(METHODS[0])
+    return TargetGrid(target, grid_cells, envelope(grid_cells, target), first, noise, found)
+
+
+def allocations(
+    grid: TargetGrid | None,
+    surfaces: Iterable[tuple[Fit, Uncertainty, pd.DataFrame]],
+    at: tuple[float, ...],
+    declared: float | None,
+) -> tuple[Allocation, ...]:
+    """Approaches 1, 2 and 3 side by side, each refused by name where it can't be used.
+
+    Args:
+        grid: the cells of a target, if its table is a grid.
+        surfaces: laws of N and D fitted to the target, with their rows.
+        at: budgets at which the best size is worked out.
+        declared: k where C = k·N·D was declared.
+    """
+    found = []
+    if grid is not None:
+        try:
+            found.append(from_frontier(grid.frontier, grid.cells, at))
+        except FitRefused as refusal:
+            found.append(Allocation("envelope", len(grid.frontier), refused=str(refusal)))
+        for method, minima_found in ((METHODS[0], grid.minima), *grid.other_minima.items()):
+            try:
+                found.append(from_minima(list(minima_found), at, grid.other_minima["cubic"]))
+            except FitRefused as refusal:
+                found.append(Allocation(f"isoflop-{method}", len(minima_found), refused=str(refusal)))
+    parametric = (
+        from_law(fitted, uncertainty, rows, at, declared)
+        for fitted, uncertainty, rows in surfaces
+        if rows["flops"].nunique() > 1
+    )
+    return (*found, *parametric)

@@ -1,0 +1,56 @@
+"""Which laws are fitted to which rows of a table."""
+
+import pandas as pd
+
+from analysis.fitting.laws.registry import LAWS
+from analysis.grids.frontier import curve_envelope, fullest_budget
+from analysis.grids.grid import TargetGrid
+from analysis.grids.isoflop import MINIMUM_SIZES
+from analysis.options import DEFAULT_LAWS, FitOptions
+from analysis.tables.table import RunsTable
+
+
+def plan(table: RunsTable, options: FitOptions, grid: TargetGrid | None) -> list[tuple[str, str]]:
+    """Which laws are fitted against what, in order.
+
+    On a grid, loss against size is taken at one budget, where it bends up again beyond the best size: no law with an
+    offset is fitted to it unasked, and none at all where no budget has half of the sizes (each budget has sizes of its
+    own; the IsoFLOP sets say what there is to say). Nor is a surface fitted unasked to fewer than four sizes.
+    """
+    laws = options.law or DEFAULT_LAWS
+    places = options.x or tuple(role for role in ("flops", "params") if table.has(role)) or ("tokens",)
+    plan = [(x, law) for x in places for law in laws if LAWS[law].is_curve]
+    if grid is not None and not options.law and not options.x:
+        shared = 2 * fullest_budget(grid.cells)[1] >= grid.cells["params"].nunique()
+        plan = [(x, law) for x, law in plan if x != "params" or (shared and not LAWS[law].has_offset)]
+    surface = table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
+    wanted = options.law or (surface and not options.x)
+    return plan + [("params, tokens", law) for law in laws if not LAWS[law].is_curve and wanted]
+
+
+def rows_for(
+    x: str, law: str, target: str, table: RunsTable, grid: TargetGrid | None, options: FitOptions
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The rows that belong in a fit, and the filter that says which."""
+    frame = table.frame[table.frame[target].notna()]
+    if not LAWS[law].is_curve:
+        return frame, ()
+    if x == "flops" and options.checkpoints and table.has("flops"):
+        return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
+    if grid is not None and x == "flops":
+        return grid.frontier, ("frontier: best cell of each budget",)
+    if grid is not None and x == "params":
+        cells = grid.cells[grid.cells[target].notna()]
+        budget, most = fullest_budget(cells)
+        chosen = cells[cells["budget"] == budget]
+        sizes = cells["params"].nunique()
+        which = "the largest that all sizes have" if most == sizes else f"the one with most sizes, {most} of {sizes}"
+        at = f"one budget, {budget:.6g} FLOPs: {which}"
+        best = chosen["params"].to_numpy(dtype=float)[int(chosen[target].to_numpy(dtype=float).argmin())]
+        falling = chosen[chosen["params"] <= best]
+        if 3 <= len(falling) < len(chosen):
+            return falling, (at, "sizes up to the best one (larger ones see too little data)")
+        return chosen, (at,)
+    if x not in frame.columns:
+        return frame.iloc[:0], ()
+    return frame[frame[x].notna()], ()

@@ -1,0 +1,205 @@
+"""Figures of values against compute or size: frontier, curves, IsoFLOP sets, groups side by side."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.checks.forecast import LargestBudgetCheck, OffsetAverage
+from analysis.fitting.intervals import predict
+from analysis.fitting.laws.base import Array
+from analysis.grids.grid import TargetGrid
+from analysis.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    Drawing,
+    label,
+    legend_below,
+    log_axis,
+    plain,
+    points,
+    power_of_ten,
+    render,
+    sentence,
+    shades,
+    si,
+    value_axis,
+)
+from analysis.results import FitEntry, LawsResult
+
+_LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BLUE))
+
+
+def against_compute(result: LawsResult, key: str, group: str, target: str, name: str) -> Drawing:
+    """Cells as points joined by size, the frontier, its law with the interval for a new run, and the held-out check."""
+    grid, check = result.grids[key], result.checks.get(key)
+    entries = [entry for entry in result.entries(target, "flops", group) if entry.falls]
+    entry = next((each for each in entries if each.fitted.law.name == "power-offset"), entries[0] if entries else None)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _size_lines(axes, grid, target)
+        best = grid.frontier
+        reach = np.geomspace(best["flops"].min() / 1.3, best["flops"].max() * 4, 80)
+        _band(axes, best, target, grid, reach)
+        if entry is not None:
+            axes.plot(reach, entry.fitted.predict(reach), color=INK, lw=1.2, label=_formula(entry), zorder=4)
+        axes.plot(best["flops"], best[target], "o", mfc="none", mec=INK, ms=6, mew=0.8, zorder=5, label="frontier")
+        _prediction_mark(axes, grid, check)
+        log_axis(axes, "x")
+        value_axis(axes, pd.concat([grid.cells[target], best[target]]))
+        axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
+        legend_below(figure, axes)
+
+    caption = (
+        f"{sentence(result.table, target)} against training compute. Points are runs, joined by size; rings mark the "
+        "best run of each budget (the frontier). "
+        + ("Line: the law fitted to the frontier. " if entry is not None else "")
+        + "Band: 95% interval for a new run, averaged over the offset."
+    )
+    if check is not None:
+        caption += " Bars: the largest budget as predicted from the smaller ones alone, with its 95% interval."
+    return render(name, caption, draw, height=3.3)
+
+
+def against(result: LawsResult, target: str, x: str, name: str, group: str = "") -> Drawing:
+    """The rows of the fits against x, with each law that falls with x."""
+    entries = result.entries(target, x, group)
+    rows = entries[0].rows
+    drawn = [entry for entry in entries if entry.falls]
+    banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        values = rows[x].to_numpy(dtype=float)
+        points(axes, values, rows[target].to_numpy(dtype=float), "runs")
+        reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
+        if banded is not None:
+            _interval_bands(axes, banded, reach)
+        for entry, (style, colour) in zip(drawn, _LINES, strict=False):
+            axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry))
+        log_axis(axes, "x", counts=x == "params")
+        value_axis(axes, rows[target])
+        axes.set(xlabel=label(result.table, x), ylabel=label(result.table, target))
+        legend_below(figure, axes)
+
+    filters = [each for each in entries[0].filters if each not in result.table.filters]
+    which = f" ({'; '.join(filters)})" if filters else ""
+    caption = f"{sentence(result.table, target)} against {label(result.table, x)}{which}. "
+    if banded is None:
+        caption += "No law is drawn: over these rows the values don't fall."
+    else:
+        name_of_law = banded.fitted.law.name
+        caption += f"Bands: 95% intervals of {name_of_law}, for the curve (darker) and for a new run."
+    return render(name, caption, draw, height=2.9)
+
+
+def isoflop(result: LawsResult, grid: TargetGrid, target: str, name: str) -> Drawing:
+    """Target against size, one line a budget, with a parabola and its minimum where one is bracketed."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        budgets = sorted(grid.cells["budget"].unique())
+        for budget, colour in zip(budgets, shades(len(budgets)), strict=True):
+            rows = grid.cells[grid.cells["budget"] == budget].sort_values("params")
+            found = next((each for each in grid.minima if each.budget == budget), None)
+            bowl = found is not None and found.params is not None
+            axes.plot(rows["params"], rows[target], "o" if bowl else "o:", color=colour, lw=0.8)
+            axes.plot([], [], "-", color=colour, label=power_of_ten(budget))
+            if found is not None and found.params is not None and found.value is not None:
+                logs = np.log(rows["params"].to_numpy(dtype=float))
+                fine = np.linspace(logs.min(), logs.max(), 80)
+                axes.plot(np.exp(fine), np.polyval(found.coefficients, fine - logs.mean()), color=colour)
+                axes.plot(found.params, found.value, "*", color=colour, ms=8, mec=INK, mew=0.5, zorder=5)
+                if found.params_ci95 is not None:
+                    axes.plot(found.params_ci95, [found.value] * 2, "-", color=INK, lw=0.7, zorder=4)
+        log_axis(axes, "x", counts=True)
+        value_axis(axes, grid.cells[target])
+        axes.set(xlabel=label(result.table, "params"), ylabel=label(result.table, target))
+        legend_below(figure, axes, title="budget (FLOPs)", columns=4)
+
+    bracketed = sum(each.params is not None for each in grid.minima)
+    caption = (
+        f"IsoFLOP sets: {sentence(result.table, target).lower()} against size at each budget. "
+        f"{bracketed} of {len(grid.minima)} budgets bracket a minimum (star, on a parabola in log N, with its 95% "
+        "interval); the others are joined by dots."
+    )
+    return render(name, caption, draw, height=3.1)
+
+
+def groups(result: LawsResult) -> Drawing:
+    """Frontiers of the groups with their power laws."""
+    target = result.comparisons[0].target
+    entries = [e for e in result.fits if (e.fitted.law.name, e.target, e.x) == ("power", target, "flops")]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
+            values = entry.rows["flops"].to_numpy(dtype=float)
+            name = plain(entry.group)
+            axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.falls else name)
+            if entry.falls:
+                reach = np.geomspace(values.min(), values.max() * 2, 50)
+                axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{name}: {_formula(entry)}")
+        log_axis(axes, "x")
+        value_axis(axes, pd.concat([entry.rows[target] for entry in entries]))
+        axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
+        legend_below(figure, axes, columns=2)
+
+    return render(
+        "comparison", f"{sentence(result.table, target)} of each group's frontier, with power laws.", draw, 3.0
+    )
+
+
+def _size_lines(axes: Axes, grid: TargetGrid, target: str) -> None:
+    sizes = sorted(grid.cells["params"].unique())
+    for place, (size, colour) in enumerate(zip(sizes, shades(len(sizes)), strict=True)):
+        rows = grid.cells[grid.cells["params"] == size].sort_values("flops")
+        depth = rows["depth"].iloc[0] if "depth" in rows.columns else np.nan
+        name = f"depth {depth:g}, {si(size)}" if np.isfinite(depth) else f"{si(size)} parameters"
+        shown = len(sizes) <= 9 or place in (0, len(sizes) - 1)
+        axes.plot(
+            rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=name if shown else None, zorder=3
+        )
+
+
+def _band(axes: Axes, best: pd.DataFrame, target: str, grid: TargetGrid, reach: Array) -> None:
+    if len(best) < 3:
+        return
+    average = OffsetAverage(best["flops"].to_numpy(dtype=float), best[target].to_numpy(dtype=float), grid.noise)
+    _, low, high = average.predict(reach)
+    axes.fill_between(reach, low, high, color="#8a8f98", alpha=0.28, lw=0, label="95%, new run", zorder=1)
+
+
+def _interval_bands(axes: Axes, entry: FitEntry, reach: Array) -> None:
+    sure = predict(entry.fitted, entry.uncertainty, reach)
+    for pairs, alpha in (([each.new_run_ci95 for each in sure], 0.18), ([each.curve_ci95 for each in sure], 0.3)):
+        low, high = np.array(pairs).T
+        axes.fill_between(reach, low, high, color="#8a8f98", alpha=alpha, lw=0, zorder=1)
+
+
+def _prediction_mark(axes: Axes, grid: TargetGrid, check: LargestBudgetCheck | None) -> None:
+    if check is None:
+        return
+    place, bars = (
+        grid.frontier["flops"].iloc[-1],
+        [[check.predicted - check.ci95[0]], [check.ci95[1] - check.predicted]],
+    )
+    style: dict[str, Any] = {"color": VERMILION, "ms": 13, "mew": 1.2, "lw": 1, "capsize": 4, "zorder": 6}
+    # a bar without a face, so that what was observed shows through
+    axes.errorbar([place], [check.predicted], bars, fmt="_", label="predicted", **style)
+
+
+def _formula(entry: FitEntry) -> str:
+    values = {name: f"{value:.3g}" for name, value in entry.fitted.parameters.items()}
+    if "E" in entry.fitted.at_bound:
+        values["E"] = "0"
+    x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
+    power = f"{x}$^{{{-entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
+    return entry.fitted.law.legend.format(power=power, **values) or entry.fitted.law.name

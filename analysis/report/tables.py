@@ -1,0 +1,270 @@
+"""The report's tables, as headings and cells of text; the template knows nothing of what is in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from analysis.checks.compare import Comparison
+from analysis.checks.forecast import LargestBudgetCheck
+from analysis.checks.holdout import Heldout
+from analysis.grids.allocation import Allocation
+from analysis.results import FitEntry, LawsResult, PredictionAt
+from analysis.tables.roles import SWEEP_COLUMNS
+from analysis.tables.table import RunsTable
+from analysis.tables.units import NOUNS
+
+SYMBOLS = {"alpha": "α", "beta": "β"}
+AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"}
+_BLANK = "\N{NO-BREAK SPACE}"
+_BASELINES = ("no change", "power law", "nearest run")
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table: headings (right-aligned where named in `numeric`), rows of cells, each cell one or more lines."""
+
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[tuple[str, ...], ...]]
+    title: str = ""
+    numeric: frozenset[str] = field(default=frozenset())
+
+
+def definitions(table: RunsTable) -> list[str]:
+    """What N, C and D are, and where they come from."""
+    lines = []
+    for role, symbol in (("params", "N"), ("flops", "C"), ("tokens", "D")):
+        if role in table.frame.columns:
+            noun = table.units[role].noun if role in table.units else NOUNS[role]
+            source = f", column {table.columns[role]}" if role in table.columns else ""
+            lines.append(f"{symbol}: {'' if role == 'params' else 'training '}{noun}{source}")
+    if table.columns.get("flops") == SWEEP_COLUMNS["flops"]:
+        lines.append(
+            "a sweep's C is 3 × the forward pass, 2 × multiply-adds of every matrix product, all attention pairs"
+        )
+    derived = [note for note in table.notes if note.startswith(("tokens are D", "FLOPs are C", "training FLOPs are"))]
+    return [*lines, *derived]
+
+
+def units(table: RunsTable) -> list[str]:
+    """The unit of every number in the report, with what source columns were multiplied by."""
+    lines = []
+    for role in ("params", "flops", "tokens"):
+        if role in table.frame.columns:
+            unit = table.units.get(role)
+            text = f"{role} in {unit.noun if unit else NOUNS[role]}"
+            lines.append(
+                text + (f" (given as {unit.given}: × {number(unit.factor)})" if unit and unit.factor != 1 else "")
+            )
+    shown = (
+        f"{name} in {table.units[name].noun}" if name in table.units else f"{name} as given" for name in table.targets
+    )
+    own = table.columns.get("flops") == SWEEP_COLUMNS["flops"]
+    return [*lines, *(["losses in nats a token, errors as a share"] if own else shown)]
+
+
+def laws_table(result: LawsResult) -> ReportTable:
+    """Every fit with its parameters."""
+    rows = []
+    for entry in result.fits:
+        law = entry.fitted.law
+        cells = (
+            (entry.target, entry.group) if entry.group else (entry.target,),
+            (AXES.get(entry.x, entry.x),),
+            (law.name, law.formula),
+            (str(len(entry.rows)),),
+            tuple(parameter_text(entry, name) for name in law.parameters),
+            (f"{entry.pearson_r:.4f}" if entry.pearson_r is not None else "–",),
+            (number(entry.fitted.value),),
+            (f"{entry.fitted.agreeing} of {entry.fitted.starts}",),
+        )
+        rows.append(cells)
+    headings = ("target", "against", "law", "rows", "parameters [95%]", "Pearson r", "objective", "starts agreeing")
+    return ReportTable(headings, rows, numeric=frozenset({"rows", "Pearson r", "objective", "starts agreeing"}))
+
+
+def predictions_table(result: LawsResult) -> ReportTable:
+    """Every prediction with both intervals."""
+    rows = [
+        (
+            (entry.name,),
+            (point_text(each),),
+            (number(each.prediction.value),),
+            (interval(each.prediction.curve_ci95),),
+            (interval(each.prediction.new_run_ci95),),
+        )
+        for entry in result.fits
+        for each in entry.predictions
+    ]
+    headings = ("law", "at", "value", "95%, the curve", "95%, a new run")
+    return ReportTable(headings, rows, numeric=frozenset(headings[2:]))
+
+
+def heldout_tables(result: LawsResult) -> tuple[ReportTable, ReportTable]:
+    """The largest budget and size left out; and rolling forward."""
+    rows, rolled = [], []
+    for entry in result.fits:
+        for check in entry.holdout:
+            if check.name.startswith("roll"):
+                rolled.append(_rolled_row(entry, check))
+                continue
+            errors = tuple((_percent(check.baselines.get(name)),) for name in _BASELINES)
+            rows.append(
+                (
+                    (entry.name,),
+                    (check.name,),
+                    (f"{check.n_fitted} / {check.n_held}",),
+                    (_percent(check.mean_percent),),
+                    (_percent(check.worst_percent),),
+                    (number(check.noise_units),),
+                    *errors,
+                )
+            )
+    headings = ("law", "left out", "fitted / left out", "mean error", "worst", "in seed noise", *_BASELINES)
+    steps = ("law", "step", "rows fitted", "error of the next", "no change", "parameters")
+    return (
+        ReportTable(headings, rows, numeric=frozenset(headings[2:])),
+        ReportTable(steps, rolled, numeric=frozenset(steps[2:5])),
+    )
+
+
+def allocation_tables(result: LawsResult) -> list[ReportTable]:
+    """The best size and data for a budget, by each approach."""
+    headings = ("approach", "a (N ∝ C^a)", "b (D ∝ C^b)", "budget (FLOPs)", "best N", "best D", "remark")
+    return [
+        ReportTable(headings, [_allocation_row(each) for each in found], target, frozenset(headings[1:6]))
+        for target, found in result.allocations.items()
+    ]
+
+
+def frontier_tables(result: LawsResult) -> list[ReportTable]:
+    """Best cells and IsoFLOP minima, budget by budget."""
+    headings = ("budget (FLOPs)", "sizes", "best value", "its N", "minimum at N", "95%", "value there", "remark")
+    tables = []
+    for name, grid in result.grids.items():
+        minima = {found.budget: found for found in grid.minima}
+        values = grid.frontier[grid.target]
+        rows = []
+        for budget, size, value in zip(grid.frontier["budget"], grid.frontier["params"], values, strict=True):
+            found = minima[budget]
+            shown = (budget, None, None, size, found.params)
+            cells = [(number(each),) for each in shown]
+            cells[1], cells[2] = (str(found.sizes),), (f"{value:.4f}",)
+            there = f"{found.value:.4f}" if found.value is not None else "–"
+            rows.append((*cells, (interval(found.params_ci95),), (there,), (found.refused,)))
+        tables.append(ReportTable(headings, rows, name, frozenset(headings[:-1])))
+    return tables
+
+
+def parameter_text(entry: FitEntry, name: str) -> str:
+    """A parameter with its interval, such as α = 0.347 [0.32, 0.38]."""
+    text = f"{SYMBOLS.get(name, name)} = {number(entry.fitted.parameters[name])}"
+    if name == "E" and entry.fitted.offset is not None:
+        return text + " (pinned)"
+    return f"{text} {interval(entry.uncertainty.ci95[name])}"
+
+
+def headline(result: LawsResult) -> str:
+    """The first thing to know: whether the prediction held, or the law that says most."""
+    for name, check in result.checks.items():
+        return check_sentence(check, name)
+    entry = result.main(result.fits[0].target, result.fits[0].group)
+    return f"{entry.name}: " + ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters) + "."
+
+
+def doubts(result: LawsResult) -> list[str]:
+    """Whose sizes don't reach past the best ones: by the first target, for each group."""
+    first = {name: grid for name, grid in result.grids.items() if grid.target == result.table.targets[0]}
+    return [end_sentence(grid.best_end, name) for name, grid in first.items() if grid.best_end]
+
+
+def end_sentence(end: str, name: str) -> str:
+    """What it means that the best size is an end of the grid at every budget (`TargetGrid.best_end`)."""
+    beyond = "smaller" if end == "smallest" else "larger"
+    return (
+        f"{name}: at every budget the {end} size of the grid is best; {beyond} ones may do better, so the frontier and "
+        "its laws are those of this grid, not of the best models."
+    )
+
+
+def check_sentence(check: LargestBudgetCheck, name: str = "") -> str:
+    """The held-out prediction in one sentence that says whether it held."""
+    verdict = "held" if check.held else "did not hold"
+    place = "inside" if check.inside else "outside"
+    no_change = "no change would be exact"
+    if check.baseline_error:
+        share = abs(check.error) / abs(check.baseline_error)
+        no_change = f"{share:.0%} of the error of no change ({check.baseline_error:+.4f})"
+    return (
+        f"Prediction {verdict}: best {name or check.target} at {number(check.budget)} FLOPs, "
+        f"from {check.n_budgets} smaller budgets, {check.predicted:.4f} "
+        f"[{check.ci95[0]:.4f}, {check.ci95[1]:.4f}]; observed {check.observed:.4f} ({place}), "
+        f"off by {check.error:+.4f}, {no_change}."
+    )
+
+
+def comparison_sentence(each: Comparison) -> str:
+    """Two groups in one sentence."""
+    parts = [
+        f"{each.a} against {each.b} ({each.target}): exponent {each.exponent_difference:+.3g} "
+        f"{interval(each.exponent_ci95)}"
+    ]
+    if each.loss_ratio is not None:
+        shown = f" {interval(each.loss_ratio_ci95)}" if each.loss_ratio_ci95 else ""
+        parts.append(f"value × {number(each.loss_ratio)}{shown} at {each.matched_budgets} matched budgets")
+    parts.append(
+        f"{each.a} needs × {number(each.compute_ratio)} {interval(each.compute_ratio_ci95)} the compute to match "
+        f"{each.b} at {number(each.at_flops)} FLOPs"
+    )
+    return "; ".join(parts) + "."
+
+
+def point_text(each: PredictionAt) -> str:
+    """Where a prediction is made, with how far beyond the data."""
+    parts = [f"{name} = {number(value)}" for name, value in each.at.items()]
+    far = {name: value for name, value in each.extrapolation.items() if not 0.999 < value < 1.001}
+    beyond = ", ".join(f"{name} × {number(value)}" for name, value in far.items())
+    return ", ".join(parts) + (f" (beyond the data: {beyond})" if far else " (inside the data)")
+
+
+def interval(pair: tuple[float, float] | None) -> str:
+    """[low, high]; a dash for none."""
+    return f"[{number(pair[0])}, {number(pair[1])}]" if pair else "–"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; powers of ten from a million on."""
+    if value is None or value != value:
+        return "–"
+    if abs(value) == float("inf"):
+        return "∞" if value > 0 else "−∞"
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}%"
+
+
+def _rolled_row(entry: FitEntry, check: Heldout) -> tuple[tuple[str, ...], ...]:
+    return (
+        (entry.name,),
+        (check.name.removeprefix("roll forward "),),
+        (str(check.n_fitted),),
+        (_percent(check.mean_percent),),
+        (_percent(check.baselines.get("no change")),),
+        (", ".join(f"{SYMBOLS.get(name, name)} {number(value)}" for name, value in check.parameters.items()),),
+    )
+
+
+def _allocation_row(each: Allocation) -> tuple[tuple[str, ...], ...]:
+    if each.refused:
+        return (each.approach,), ("–",), ("–",), ("",), ("",), ("",), (f"refused: {each.refused}",)
+    exponents, columns = [], []
+    for value, pair in ((each.params_exponent, each.params_ci95), (each.tokens_exponent, each.tokens_ci95)):
+        exponents.append((number(value), interval(pair)) if value is not None else ("–",))
+    columns.append([(number(best.budget), _BLANK) for best in each.best])
+    columns.append([(number(best.params), interval(best.params_ci95)) for best in each.best])
+    columns.append([(number(best.tokens), interval(best.tokens_ci95) if best.tokens else "") for best in each.best])
+    lines = [tuple(line for pair in column for line in pair) for column in columns]
+    return (each.approach,), *exponents, *lines, ("",)

@@ -1,0 +1,36 @@
+"""The summary for the terminal."""
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from analysis.report.tables import check_sentence, comparison_sentence, doubts, parameter_text
+from analysis.results import LawsResult
+
+
+def terminal_summary(result: LawsResult) -> RenderableType:
+    """Fits, held-out predictions and warnings, for rich's console."""
+    table = Table(title=Text(result.options.title), title_justify="left", box=None, pad_edge=False)
+    for name, right in (("target", False), ("against", False), ("law", False), ("rows", True)):
+        table.add_column(name, justify="right" if right else "left")
+    table.add_column("parameters (95% interval)", overflow="fold")
+    for entry in result.fits:
+        shown = ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters if name not in ("A", "B"))
+        name = f"{entry.target} [{entry.group}]" if entry.group else entry.target
+        table.add_row(Text(name), entry.x, entry.fitted.law.name, str(len(entry.rows)), Text(shown))
+    parts: list[RenderableType] = [
+        table,
+        *(
+            Text(check_sentence(each, name), style="green" if each.held else "yellow")
+            for name, each in result.checks.items()
+        ),
+        *(Text(comparison_sentence(each)) for each in result.comparisons),
+    ]
+    parts += [Text(doubt, style="yellow") for doubt in doubts(result)]
+    if result.warnings:
+        counts = Counter(warning.code for warning in result.warnings)
+        counted = ", ".join(f"{code} ({count})" if count > 1 else code for code, count in counts.items())
+        parts.append(Text(f"warnings: {counted}; the report explains them", style="yellow"))
+    return Group(*parts)

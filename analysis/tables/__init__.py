@@ -1,0 +1,1 @@
+"""Tables of runs: read from files, given roles and units, filtered and checked."""

@@ -1,0 +1,201 @@
+"""Which column plays which role, by the flags given or by the names that a sweep writes, and its values as numbers."""
+
+import difflib
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import TableError
+from analysis.options import DEFAULT_TARGETS, FitOptions
+from analysis.tables.units import NOUNS, Unit, parse_units
+
+ROLES = ("params", "flops", "tokens", "budget")
+LABELS = ("run_id", "group", "seed")
+SWEEP_COLUMNS = {
+    "params": "params_total",
+    "flops": "train_flops",
+    "tokens": "tokens_seen",
+    "budget": "budget_flops",
+    "loss": "loss",
+    "run_id": "run",
+    "seed": "seed",
+}
+FOUND_BY_NAME = ("params", "flops", "tokens", "seed")
+"""Roles that a table's column of the same name takes without being asked."""
+UNUSED_UNLESS_ASKED = {
+    "budget": "--budget-column budget",
+    "group": "--group group",
+    "run_id": "--run-id run_id",
+    "status": "--where \"status == '…'\"",
+    "variant": "--where \"variant == '…'\"",
+}
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Which source column plays each role, what is fitted, and in which units.
+
+    Attributes:
+        columns: source column by role.
+        targets: columns to fit.
+        units: by role or column, as far as they were given.
+        is_sweep: whether the table is one that a sweep of varscale wrote.
+        notes: what was taken by its name alone.
+        own: names that mean something here and that the table uses for something else.
+    """
+
+    columns: dict[str, str]
+    targets: tuple[str, ...]
+    units: dict[str, Unit] = field(default_factory=dict)
+    is_sweep: bool = False
+    notes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+
+
+def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
+    """Gives roles to columns.
+
+    Raises:
+        TableError: a column that was named is missing, or nothing can be fitted.
+    """
+    is_sweep = {"params_total", "train_flops"} <= set(frame.columns)
+    given = {
+        "params": options.params,
+        "flops": options.flops,
+        "tokens": options.tokens,
+        "budget": options.budget,
+        "run_id": options.run_id,
+        "group": options.group,
+        "seed": options.seed_column,
+    }
+    columns: dict[str, str] = {}
+    notes: list[str] = []
+    for role, name in given.items():
+        if name is not None:
+            columns[role] = column(frame, name)
+        elif is_sweep and SWEEP_COLUMNS.get(role) in frame.columns:
+            columns[role] = SWEEP_COLUMNS[role]
+        elif role in FOUND_BY_NAME and role in frame.columns:
+            columns[role] = role
+            notes.append(f"column {role!r} is taken for {NOUNS.get(role, role)} by its name")
+    if options.tokens is None and options.tokens_from_flops is not None:
+        columns.pop("tokens", None)
+    if "budget" in columns and "flops" not in columns:
+        columns["flops"] = columns["budget"]
+        notes.append("training FLOPs are the nominal budgets, for want of a column of their own")
+    targets = _targets(frame, options)
+    for name in options.x:
+        if name not in ROLES:
+            column(frame, name)
+    if not any(role in columns for role in ("params", "flops", "tokens")) and not options.x:
+        raise TableError("name at least one column to fit against, by --params, --flops or --tokens")
+    units = parse_units(options.units)
+    for name in units:
+        if name in NOUNS and name not in columns:
+            raise TableError(f"--unit {name}={units[name].given}: no column plays {name}")
+        if name not in NOUNS:
+            column(frame, name)
+    for name in targets:
+        if name in (*ROLES, *LABELS) and columns.get(name) != name:
+            raise TableError(f"the target {name!r} has the name of something else here; rename the column")
+    own = [] if is_sweep else _own(frame, columns, targets, options)
+    return Mapping(columns, tuple(targets), units, is_sweep, tuple(notes), tuple(own))
+
+
+def column(frame: pd.DataFrame, name: str) -> str:
+    """The name, if it is one of the frame's columns.
+
+    Raises:
+        TableError: naming the nearest columns.
+    """
+    if name in frame.columns:
+        return name
+    names = [str(each) for each in frame.columns if each != "row"]
+    by_case = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), list(by_case), n=3, cutoff=0.5)
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    hint = "did you mean " + " or ".join(repr(by_case[each]) for each in near) if near else "columns: " + shown
+    raise TableError(f"the table has no column {name!r}; {hint}")
+
+
+def numbers(frame: pd.DataFrame, name: str) -> "pd.Series[float]":
+    """A column as numbers; blank text is a missing value.
+
+    Commas are thousands separators where that is certain: every comma is followed by three digits, and some number
+    has two of them.
+
+    Raises:
+        TableError: naming the rows whose value is no number.
+    """
+    source = frame[name]
+    if isinstance(source.dtype, pd.CategoricalDtype):
+        source = source.astype(source.cat.categories.dtype if source.notna().all() else object)
+    if pd.api.types.is_bool_dtype(source) or pd.api.types.is_datetime64_any_dtype(source):
+        raise TableError(f"column {name!r} holds {source.dtype}, not numbers")
+    if pd.api.types.is_complex_dtype(source) or pd.api.types.is_timedelta64_dtype(source):
+        raise TableError(f"column {name!r} holds {source.dtype}, not numbers")
+    blank = source.isna()
+    if not pd.api.types.is_numeric_dtype(source):
+        texts = source.map(lambda value: value.strip() if isinstance(value, str) else value).astype(object)
+        blank = texts.isna() | (texts == "")
+        source = _without_thousands(texts.mask(blank, None))
+        source = source.map(lambda value: None if isinstance(value, bool | list | dict | complex) else value)
+    values = pd.to_numeric(source, errors="coerce").astype("float64")
+    values = pd.Series(values.to_numpy(dtype=np.float64, na_value=np.nan), index=frame.index)
+    bad = values.isna() & ~blank
+    if bad.any():
+        raise TableError(f"column {name!r}: not a number in {rows_text(frame, bad, name)}{_hint(frame, bad, name)}")
+    return values
+
+
+def rows_text(frame: pd.DataFrame, bad: "pd.Series[bool]", name: str) -> str:
+    """Which rows, with their values."""
+    chosen = frame[bad.to_numpy()]
+    shown = ", ".join(
+        f"row {row} ({str(value)[:40]})" for row, value in zip(chosen["row"][:5], chosen[name][:5], strict=True)
+    )
+    return shown + (f" and {len(chosen) - 5} more" if len(chosen) > 5 else "")
+
+
+def _targets(frame: pd.DataFrame, options: FitOptions) -> list[str]:
+    targets = list(dict.fromkeys(column(frame, name) for name in options.target))
+    if options.loss is not None and options.loss not in targets:
+        targets.insert(0, column(frame, options.loss))
+    if not targets:
+        targets = [name for name in DEFAULT_TARGETS if name in frame.columns and frame[name].notna().any()]
+    if not targets and "loss" in frame.columns:
+        targets = ["loss"]
+    if not targets:
+        column(frame, options.loss or "loss")
+    return targets
+
+
+def _own(frame: pd.DataFrame, columns: dict[str, str], targets: list[str], options: FitOptions) -> list[str]:
+    """What the table uses a name for that means something here."""
+    used = {*columns.values(), *targets, *options.x}
+    found = []
+    for name, flag in UNUSED_UNLESS_ASKED.items():
+        asked = any(name in condition for condition in options.where)
+        if name in frame.columns and name not in used and not asked and frame[name].astype(str).nunique() > 1:
+            found.append(f"the table's own column {name!r} has no effect here; say {flag} if it should")
+    shadowed = [role for role in (*ROLES, *LABELS) if role in frame.columns and columns.get(role, role) != role]
+    return found + [
+        f"{role!r} means column {columns[role]!r}; the table's own {role!r} is kept as 'source {role}'"
+        for role in shadowed
+    ]
+
+
+def _without_thousands(texts: "pd.Series[str]") -> "pd.Series[str]":
+    with_comma = texts[texts.map(lambda value: isinstance(value, str) and "," in value).astype(bool)]
+    certain = len(with_comma) and with_comma.map(lambda value: _THOUSANDS.fullmatch(value) is not None).all()
+    if not certain or not with_comma.str.count(",").gt(1).any():
+        return texts
+    return texts.map(lambda value: value.replace(",", "") if isinstance(value, str) else value)
+
+
+def _hint(frame: pd.DataFrame, bad: "pd.Series[bool]", name: str) -> str:
+    first = str(frame.loc[bad.to_numpy(), name].iloc[0])
+    return "; write decimals with a point and thousands without separators" if re.search(r"\d,\d", first) else ""

@@ -1,0 +1,281 @@
+"""Tables of runs: mapped to roles, filtered and checked, with every exclusion recorded.
+
+Inside the package a table has the columns `params` (N), `flops` (C), `tokens` (D), `budget` (FLOPs that group a row
+into an IsoFLOP set), `run_id`, `group`, `seed`, as far as the source has them, then the targets under their own names.
+A source column that has one of these names and another meaning is kept as `source …`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import TableError
+from analysis.options import FitOptions
+from analysis.tables.conditions import meets
+from analysis.tables.roles import LABELS, ROLES, map_columns, numbers, rows_text
+from analysis.tables.units import Unit
+
+BASE_VARIANTS = ("", "base", "default", "none")
+REPEATED = "rows repeat another row's values and are kept"
+_EVALUATORS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "n_samples", "num_samples")
+_APART = "column {name} has {count} values; values that differ in it don't compare"
+MIXTURES = (
+    ("mixed-evaluators", (*_EVALUATORS, "guidance", "cfg", "cfg_scale"), _APART),
+    ("mixed-tokenizers", ("tokenizer", "tokenizer_name", "vocab_size", "patch_nums"), _APART),
+    (
+        "mixed-precision",
+        ("precision",),
+        "rows were computed in {count} precisions ({values}), which don't quite compare",
+    ),
+    ("", ("device",), "rows were computed on different devices ({values}): they differ in rounding only"),
+)
+"""Columns in which rows may differ, what that means, and the code of the warning; without a code it is a note."""
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Rows that a rule left out."""
+
+    reason: str
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunsTable:
+    """A checked table.
+
+    Attributes:
+        frame: the rows kept; `row` holds the place in the source.
+        columns: which source column plays each role.
+        targets: the columns to fit that exist.
+        units: by role or column, as they were given; values here are multiplied by their factors already.
+        filters: what was asked for, as text, in order.
+        exclusions: what was left out and why.
+        notes: what a reader should know (repeated rows, values derived, what was guessed about a file).
+        own: names that mean something here and that the table uses for something else.
+        sha256: hash of the kept rows' values.
+        sources: names of the files.
+        n_source: number of rows before any exclusion.
+        missing: runs that belong to the table and have no result.
+    """
+
+    frame: pd.DataFrame
+    columns: dict[str, str]
+    targets: tuple[str, ...]
+    filters: tuple[str, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
+    notes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    units: Mapping[str, Unit] = field(default_factory=dict)
+    sha256: str = ""
+    sources: tuple[str, ...] = ()
+    n_source: int = 0
+    missing: tuple[str, ...] = ()
+
+    def has(self, *roles: str) -> bool:
+        """Whether all these columns exist."""
+        return all(role in self.frame.columns for role in roles)
+
+
+@dataclass
+class _Log:
+    filters: list[str] = field(default_factory=list)
+    exclusions: list[Exclusion] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
+    """Maps columns to roles, filters, checks. Pure: the frame given stays as it is.
+
+    Raises:
+        TableError: naming the column and the rows, with what would be right.
+    """
+    if not len(runs):
+        raise TableError("the table of runs is empty")
+    names = pd.Index([str(name) for name in runs.columns])
+    if names.has_duplicates:
+        raise TableError(f"the table has two columns named {str(names[names.duplicated()][0])!r}")
+    log = _Log()
+    source = runs.set_axis(names, axis="columns").reset_index(drop=True)
+    if "row" not in source.columns or not source["row"].is_unique or source["row"].isna().any():
+        source = source.rename(columns={"row": "source row"})
+        source["row"] = [str(number) for number in range(1, len(source) + 1)]
+    mapping = map_columns(source, options)
+    log.notes += [*runs.attrs.get("notes", ()), *mapping.notes]
+    if mapping.is_sweep:
+        source = _leave_out_unfinished(source, log)
+    for condition in options.where:
+        source = _where(source, condition, log)
+    _need_rows(source, log)
+    columns, targets = mapping.columns, mapping.targets
+    others = [name for name in options.x if name not in ROLES]
+    frame = _with_roles(source, columns, (*targets, *others), mapping.units)
+    roles = [role for role in columns if role in ROLES]
+    frame = _leave_out_missing(frame, [*roles, *(["group"] if "group" in columns else [])], targets, log)
+    _need_rows(frame, log)
+    _check_positive(frame, [*roles, *targets, *others], columns)
+    frame = _derive(frame, columns, options, log)
+    if options.drop_highest:
+        frame = _drop_highest(frame, targets[0], options.drop_highest, log)
+    _check_run_ids(frame, options)
+    kept = [name for name in (*ROLES, *LABELS, *targets) if name in frame.columns]
+    repeated = frame.duplicated(subset=[name for name in kept if name != "run_id"])
+    if repeated.any():
+        log.notes.append(f"{int(repeated.sum())} {REPEATED}")
+    log.notes += [text for code, text in mixtures(frame) if not code]
+    frame = frame.reset_index(drop=True)
+    return RunsTable(
+        frame=frame,
+        columns=columns,
+        targets=tuple(targets),
+        filters=tuple(log.filters),
+        exclusions=tuple(log.exclusions),
+        notes=tuple(log.notes),
+        own=mapping.own,
+        units=mapping.units,
+        sha256=hash_rows(frame[kept]),
+        sources=tuple(runs.attrs.get("sources", ())),
+        n_source=len(runs),
+        missing=tuple(runs.attrs.get("missing", ())),
+    )
+
+
+def mixtures(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """What the rows differ in that tells how far their values compare: the warning's code, or none for a note."""
+    found = []
+    for code, columns, meaning in MIXTURES:
+        for name in frame.columns:
+            if plain_name(name) in columns and len(values := sorted(frame[name].dropna().astype(str).unique())) > 1:
+                shown = some(tuple(value[:40] for value in values))
+                found.append((code, meaning.format(name=name, count=len(values), values=shown)))
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A column's name as others spell it too: `CFG scale` and `cfg-scale` are cfg_scale."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def some(names: tuple[str, ...]) -> str:
+    """The first eight, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def hash_rows(frame: pd.DataFrame) -> str:
+    """SHA-256 of a frame's column names and values, independent of the file format they came from."""
+    digest = hashlib.sha256(json.dumps(list(map(str, frame.columns))).encode())
+    for column in frame.columns:
+        values = frame[column]
+        if pd.api.types.is_numeric_dtype(values):
+            digest.update(values.to_numpy(dtype=np.float64).tobytes())
+        else:
+            digest.update("\x1f".join(map(str, values)).encode())
+    return digest.hexdigest()
+
+
+def _with_roles(
+    source: pd.DataFrame, columns: Mapping[str, str], measured: Iterable[str], units: Mapping[str, Unit]
+) -> pd.DataFrame:
+    """The source with its roles as columns, all taken from the source before any is set: names may be swapped."""
+    taken: dict[str, Any] = {}
+    for role, name in columns.items():
+        if role in ROLES:
+            taken[role] = numbers(source, name) * (units[role].factor if role in units else 1.0)
+        else:
+            taken[role] = source[name].astype(object)
+    for name in measured:
+        taken.setdefault(name, numbers(source, name))
+    shadowed = {role: f"source {role}" for role in (*ROLES, *LABELS) if role not in columns or columns[role] != role}
+    return source.rename(columns=shadowed).assign(**taken)
+
+
+def _leave_out_unfinished(frame: pd.DataFrame, log: _Log) -> pd.DataFrame:
+    """Diverged cells, and variants of a cell (another learning rate) beside the base recipe."""
+    if "status" in frame.columns:
+        bad = frame["status"].notna() & (frame["status"].astype(str) != "finished")
+        frame = _exclude(frame, bad, "status is not finished", log)
+    if "variant" in frame.columns:
+        names = frame["variant"].astype(object).fillna("").astype(str).str.lower()
+        other = ~names.isin(BASE_VARIANTS)
+        if other.any() and not other.all():
+            frame = _exclude(frame, other, "variant of the base recipe", log)
+    return frame
+
+
+def _where(frame: pd.DataFrame, condition: str, log: _Log) -> pd.DataFrame:
+    keep = meets(frame, condition)
+    log.filters.append(f"where {condition}")
+    return _exclude(frame, ~keep, f"where {condition}", log)
+
+
+def _drop_highest(frame: pd.DataFrame, target: str, count: int, log: _Log) -> pd.DataFrame:
+    if count >= len(frame):
+        raise TableError(f"--drop-highest {count} leaves none of the {len(frame)} rows")
+    worst = frame[target].sort_values(ascending=False, kind="stable").index[:count]
+    log.filters.append(f"drop-highest {count} ({target})")
+    return _exclude(frame, frame.index.isin(worst), f"one of the {count} highest values of {target}", log)
+
+
+def _exclude(frame: pd.DataFrame, bad: Any, reason: str, log: _Log) -> pd.DataFrame:
+    mask = np.asarray(bad, dtype=bool)
+    if mask.any():
+        log.exclusions.append(Exclusion(reason, tuple(frame["row"][mask].astype(str))))
+    return frame[~mask]
+
+
+def _need_rows(frame: pd.DataFrame, log: _Log) -> None:
+    if not len(frame):
+        causes = "; ".join(f"{len(each.rows)} rows: {each.reason}" for each in log.exclusions)
+        raise TableError(f"no rows are left ({causes})")
+
+
+def _leave_out_missing(frame: pd.DataFrame, roles: Iterable[str], targets: Sequence[str], log: _Log) -> pd.DataFrame:
+    """Rows without a value: in the first target or an input they are left out and named."""
+    for name in (*roles, targets[0]):
+        frame = _exclude(frame, frame[name].isna(), f"no value in {name}", log)
+    return frame
+
+
+def _check_positive(frame: pd.DataFrame, names: Sequence[str], columns: dict[str, str]) -> None:
+    for name in names:
+        values = frame[name].to_numpy(dtype=float)
+        bad = ~(values > 0) & ~np.isnan(values) | np.isinf(values)
+        if bad.any():
+            source = columns.get(name, name)
+            where = rows_text(frame, pd.Series(bad, index=frame.index), name)
+            raise TableError(f"column {source!r}: values must be positive and finite; not so in {where}")
+
+
+def _derive(frame: pd.DataFrame, columns: dict[str, str], options: FitOptions, log: _Log) -> pd.DataFrame:
+    factor = options.tokens_from_flops
+    if factor is None:
+        return frame
+    if "params" not in columns or ("flops" not in columns and "tokens" not in columns):
+        raise TableError("--tokens-from-flops needs the columns of parameters and of FLOPs")
+    frame = frame.copy()
+    if "tokens" not in columns:
+        frame["tokens"] = frame["flops"] / (factor * frame["params"])
+        log.notes.append(f"tokens are D = C / ({factor:g}·N)")
+    elif "flops" not in columns:
+        frame["flops"] = factor * frame["params"] * frame["tokens"]
+        log.notes.append(f"FLOPs are C = {factor:g}·N·D")
+    return frame
+
+
+def _check_run_ids(frame: pd.DataFrame, options: FitOptions) -> None:
+    if options.checkpoints and "run_id" not in frame.columns:
+        raise TableError("--checkpoints needs --run-id: rows of one run are drawn together")
+    if "run_id" not in frame.columns or options.checkpoints:
+        return
+    repeated = frame["run_id"].duplicated(keep=False) & frame["run_id"].notna()
+    if repeated.any():
+        names = ", ".join(repr(name) for name in frame["run_id"][repeated].unique()[:3])
+        raise TableError(
+            f"run ids must be unique, but {names} repeat (rows {', '.join(frame['row'][repeated][:6])}); "
+            "say --checkpoints if rows are checkpoints of runs"
+        )

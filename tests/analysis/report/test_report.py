@@ -1,0 +1,234 @@
+"""Figures and report: whole, self-contained, stable, and readable where a browser shows them."""
+
+import io
+import os
+import re
+import stat
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from planted_tables import chinchilla_table, curve_table, sweep_table
+from requirements import require_program
+from rich.console import Console
+
+from analysis.checks.warnings import CODES
+from analysis.options import FitOptions
+from analysis.pipeline import fit_laws
+from analysis.report.figures import draw_all
+from analysis.report.html import render
+from analysis.report.tables import number
+from analysis.report.terminal import terminal_summary
+from analysis.report.writing import write
+
+
+@pytest.fixture(scope="module")
+def result():
+    one, other = (
+        sweep_table(depths=(3, 4, 6, 8), budgets=6, seeds=2),
+        sweep_table(depths=(3, 4, 6, 8), budgets=6, seed=3),
+    )
+    other["run"] += "-b"
+    table = pd.concat([one.assign(family="var"), other.assign(family="<ar>")])
+    targets = ("loss", "error")
+    options = FitOptions(
+        title="Two families & more", group="family", target=targets, published=True, bootstrap_draws=100
+    )
+    return fit_laws(table, options)
+
+
+def test_svgs_are_well_formed_and_stable(result):
+    first, second = draw_all(result), draw_all(result)
+    assert len({drawing.name for drawing in first}) == len(first)
+    for drawing, again in zip(first, second, strict=True):
+        ElementTree.fromstring(drawing.svg)
+        assert drawing.svg == again.svg
+        assert drawing.png.startswith(b"\x89PNG")
+
+
+def test_report_needs_nothing_else_and_repeats_no_id(result):
+    html = render(result, draw_all(result))
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html)
+    assert "@import" not in html
+    assert "<script" not in html
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert "Two families &amp; more" in html
+    assert "&lt;ar&gt;" in html
+    for word in ("SHA-256", "Objective", "Intervals", "Left out", "Held out", "Schedule", "seed 0"):
+        assert word in html
+
+
+def test_report_opens_in_a_browser_without_scrolling_sideways_on_a_phone(result, tmp_path):
+    chromium = require_program("chromium")
+    html = write(result, tmp_path).report_html.read_text()
+    probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    (tmp_path / "report.html").write_text(html.replace("</body>", probe))
+    frame = '<iframe id="f" src="report.html" style="width:390px;height:900px"></iframe>'
+    answer = "<script>onload=()=>{document.body.dataset.answer=f.contentDocument.title}</script>"
+    (tmp_path / "phone.html").write_text(f"<body>{frame}{answer}</body>")
+    command = [
+        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"),
+        *("--dump-dom", (tmp_path / "phone.html").as_uri()),
+    ]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'data-answer="(\d+) of (\d+)"', page)
+    assert found is not None
+    assert int(found[1]) <= int(found[2])
+
+
+def test_terminal_summary_says_whether_the_prediction_held(result):
+    console = Console(record=True, width=160, file=None)
+    with console.capture() as captured:
+        console.print(terminal_summary(result))
+    text = captured.get()
+    assert "Prediction held" in text or "Prediction did not hold" in text
+    assert "[var]" in text
+    assert "α = " in text
+
+
+@pytest.mark.parametrize(("depths", "end"), [((12, 14, 16, 20), "smallest"), ((1, 2), "largest"), ((3, 6, 16), "")])
+def test_sizes_that_stop_short_of_the_best_are_said_first(depths, end):
+    result = fit_laws(sweep_table(depths=depths, budgets=5), FitOptions(bootstrap_draws=50, law=("power",)))
+    html = render(result, [])
+    console = Console(record=True, width=400, file=None)
+    with console.capture() as captured:
+        console.print(terminal_summary(result))
+    sentence = f"loss: at every budget the {end} size of the grid is best"
+    for text in (html[: html.index("<h2>")], captured.get()):
+        assert (sentence in text) == bool(end), text
+        assert ("at every budget" in text) == bool(end)
+
+
+def test_a_law_that_rises_is_not_drawn():
+    """Sizes far too large for a budget: the larger the worse."""
+    result = fit_laws(sweep_table(depths=(12, 14, 16, 20), budgets=5), FitOptions(bootstrap_draws=50))
+    drawings = {drawing.name: drawing for drawing in draw_all(result)}
+    assert "Line: the law" in drawings["loss_vs_compute"].caption
+    assert drawings["loss_vs_parameters"].caption.endswith("No law is drawn: over these rows the values don't fall.")
+    banded = {name for name, drawing in drawings.items() if "PolyCollection" in drawing.svg}  # a band, to matplotlib
+    assert banded == {"loss_vs_compute", "error_vs_compute"}
+
+
+def test_a_law_that_rises_with_compute_is_drawn_in_no_figure():
+    """Alone, and of one of two groups."""
+    good, bad = sweep_table(depths=(4, 6, 8), seed=1), sweep_table(depths=(4, 6, 8), seed=2)
+    bad["loss"] = 10 / bad["loss"]
+    bad["run"] += "-b"
+    table = pd.concat([good.assign(family="good"), bad.assign(family="bad")])
+    options = FitOptions(group="family", target=("loss",), bootstrap_draws=50)
+    drawings = {drawing.name: drawing for drawing in draw_all(fit_laws(table, options))}
+    assert "Line: the law" in drawings["loss_vs_compute_good"].caption
+    assert "Line: the law" not in drawings["loss_vs_compute_bad"].caption
+
+
+@pytest.mark.parametrize("group", ["", "family"])
+def test_targets_may_have_brackets_in_their_names(group):
+    table = sweep_table(depths=(12, 14, 16, 20), budgets=5).rename(columns={"loss": "loss [nats]"})
+    other = sweep_table(depths=(12, 14, 16, 20), budgets=5, seed=1).rename(columns={"loss": "loss [nats]"})
+    other["run"] += "-b"
+    both = pd.concat([table.assign(family="a [x]"), other.assign(family="b")]) if group else table
+    options = FitOptions(loss="loss [nats]", group=group or None, law=("power",), bootstrap_draws=50)
+    result = fit_laws(both, options)
+    html = render(result, draw_all(result))
+    assert html.count(": at every budget the smallest size of the grid is best") == (2 if group else 1)
+
+
+def test_a_surface_without_a_grid_is_drawn_too():
+    table = chinchilla_table().sample(frac=0.5, random_state=0)
+    table["C"] *= 1 + 0.1 * (table.index % 7)
+    result = fit_laws(table, FitOptions(params="N", flops="C", tokens="D", bootstrap_draws=60))
+    assert {"contour", "clouds", "residuals", "loss_vs_compute"} <= {drawing.name for drawing in draw_all(result)}
+
+
+def test_names_that_mean_something_to_matplotlib_or_to_files_are_drawn_too(tmp_path):
+    table = pd.concat([chinchilla_table(budgets=4).assign(kind=kind) for kind in ("US$ a $x_{", "US$ a $x [")])
+    table = table.rename(columns={"loss": "cost $ of $\\frac"})
+    options = FitOptions(
+        params="N", flops="C", tokens="D", loss="cost $ of $\\frac", group="kind", law=("power",), bootstrap_draws=50
+    )
+    written = write(fit_laws(table, options), tmp_path)
+    assert len(set(written.figures)) == len(written.figures)
+    assert all(path.is_file() for path in written.figures)
+
+
+def test_report_states_units_and_where_n_c_and_d_come_from():
+    table = chinchilla_table(budgets=4).assign(C=lambda rows: rows["C"] / 1e15).drop(columns="D")
+    options = FitOptions(
+        params="N",
+        flops="C",
+        units=("flops=PFLOP", "loss=nats a byte"),
+        tokens_from_flops=6,
+        law=("chinchilla",),
+        bootstrap_draws=50,
+    )
+    result = fit_laws(table, options)
+    html = render(result, draw_all(result))
+    for text in (
+        "given as PFLOP: × 1e15",
+        "loss in nats a byte",
+        "tokens are D = C / (6·N)",
+        "C: training FLOPs, column C",
+    ):
+        assert text in html
+    assert result.as_json()["table"]["units"]["flops"]["factor"] == 1e15
+
+
+def test_every_warning_code_is_documented():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[3] / "docs" / "laws.md").read_text()
+    assert all(f"`{code}`" in text for code in CODES)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.34731, "0.3473"), (1e21, "1e21"), (88183696, "8.818e7"), (12345.6, "12,346"), (None, "–"), (float("inf"), "∞")],
+)
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_what_is_long_or_many_stays_inside_its_figure():
+    """A legend of long formulas, a target of a long name, and more budgets than have room for their names."""
+    name = "fid50k of guidance 1.5 by torch-fidelity against the reference set imagenet256"
+    flops = np.geomspace(1e17, 1e20, 12)
+    table = pd.DataFrame({"C": flops, name: 3.54321e-5 + 20 * (flops / 1e17) ** -0.3})
+    result = fit_laws(table, FitOptions(flops="C", target=(name,), law=("power", "power-offset"), bootstrap_draws=100))
+    for drawing in draw_all(result):
+        pixels = np.asarray(Image.open(io.BytesIO(drawing.png)).convert("L"))
+        edges = np.concatenate([pixels[:3].ravel(), pixels[-3:].ravel(), pixels[:, :3].ravel(), pixels[:, -3:].ravel()])
+        assert edges.min() > 250, drawing.name  # nothing is cut off
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_files_honour_the_umask_and_replace_what_was_there(umask, mode, tmp_path):
+    result = fit_laws(curve_table(), FitOptions(flops="C", law=("power",), bootstrap_draws=50))
+    (tmp_path / "laws.json").write_text("old")
+    before = os.umask(umask)
+    try:
+        written = write(result, tmp_path)
+    finally:
+        os.umask(before)
+    paths = [written.laws_json, written.report_html, written.runs_csv, *written.figures]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {mode}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+    result = fit_laws(curve_table(), FitOptions(flops="C", law=("power",), bootstrap_draws=50))
+    (tmp_path / "laws.json").write_text("old")
+
+    def full(path, target):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write(result, tmp_path)
+    assert not caught.value.filename.endswith("partial")
+    assert [path.name for path in tmp_path.iterdir()] == ["laws.json"]

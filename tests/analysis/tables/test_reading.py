@@ -1,0 +1,203 @@
+"""Files as people have them: encodings, separators, comments, compression, nesting; what was guessed is recorded."""
+
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_tables import chinchilla_table, sweep_table
+
+from analysis.errors import TableError
+from analysis.options import FitOptions
+from analysis.tables.reading import read_runs
+from analysis.tables.table import prepare
+
+MAPPED = FitOptions(params="N", flops="C", tokens="D", loss="loss")
+TABLE = chinchilla_table(sizes=4, budgets=4)
+
+
+def semicolons(table):
+    text = table.to_csv(index=False, sep=";", decimal=",")
+    assert ";" in text
+    return text.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("bom.csv", b"\xef\xbb\xbf" + TABLE.to_csv(index=False).encode(), None),
+        ("excel.csv", TABLE.to_csv(index=False).encode("utf-16"), None),
+        ("semicolons.csv", semicolons(TABLE), "a comma is read as a decimal comma"),
+        ("bars.txt", TABLE.to_csv(index=False, sep="|").encode(), None),
+        ("comments.csv", b"# made by hand\n" + TABLE.to_csv(index=False).encode(), "1 lines that start with #"),
+        ("packed.csv.gz", gzip.compress(TABLE.to_csv(index=False).encode()), None),
+        ("latin.csv", TABLE.assign(who="Zo\xeb").to_csv(index=False).encode("latin-1"), "read as Latin-1"),
+        ("spaces.csv", TABLE.to_csv(index=False).replace(",", " , ").encode(), None),
+        ("colours.csv", TABLE.assign(colour="#faebdd").to_csv(index=False).encode(), None),
+        ("columns.json", json.dumps({name: TABLE[name].tolist() for name in TABLE}).encode(), None),
+    ],
+)
+def test_files_of_many_kinds_hold_the_same_runs(name, content, note, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    table = prepare(read_runs([tmp_path / name]), MAPPED)
+    np.testing.assert_allclose(table.frame[["params", "flops", "tokens", "loss"]], TABLE[["N", "C", "D", "loss"]])
+    assert any(note in each for each in table.notes) if note else not [each for each in table.notes if name in each]
+
+
+def test_records_may_lack_keys_and_nest(tmp_path):
+    records = [{"config": {"N": row.N, "D": row.D}, "loss": row.loss} for row in TABLE.itertuples()]
+    del records[2]["loss"]
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    table = prepare(read_runs([tmp_path / "runs.jsonl"]), FitOptions(params="config.N", tokens="config.D"))
+    assert [(each.reason, each.rows) for each in table.exclusions] == [("no value in loss", ("3",))]
+
+
+@pytest.mark.parametrize("backend", ["numpy_nullable", "pyarrow"])
+def test_columns_of_every_kind_of_number(backend, tmp_path):
+    TABLE.convert_dtypes(dtype_backend=backend).to_parquet(tmp_path / "runs.parquet")
+    first = prepare(read_runs([tmp_path / "runs.parquet"]), MAPPED).frame
+    np.testing.assert_allclose(first["loss"], TABLE["loss"])
+    odd = TABLE.convert_dtypes(dtype_backend=backend)
+    odd["N"] = TABLE["N"].round().astype("int64").map("{:,}".format)
+    odd["C"] = TABLE["C"].astype("category")
+    odd["D"] = TABLE["D"].map(" {!r} ".format)
+    odd.index = [0] * len(odd)
+    second = prepare(odd, MAPPED).frame
+    np.testing.assert_allclose(second[["params", "flops", "tokens"]], TABLE[["N", "C", "D"]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "message"),
+    [("loss", "3,141", "not a number in row 1 .3,141.; write decimals with a point"), ("N", "70B", r"row 1 \(70B\)")],
+)
+def test_a_comma_or_letter_whose_meaning_is_not_certain_is_refused(column, text, message):
+    table = TABLE.astype({column: object})
+    table.loc[0, column] = text
+    with pytest.raises(TableError, match=message):
+        prepare(table, MAPPED)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("N,loss,loss\n1,2,3\n", "two columns named 'loss'"),
+        ("N,loss\nrun1,1e8,3\n", "the header has 2 columns, but the first row has 3 values"),
+        ("N,loss,N \n1,2,3\n", "two columns named 'N'"),
+        (",".join(map(str, range(1_000_000))) + "\n1\n", "1,000,000 columns; a table of runs has at most 10,000"),
+        ("", "can't be read|has no rows"),
+        ("N,loss\n", "has no rows"),
+        ('N,loss\n"1,2\n', "can't be read|not a number|has no rows"),
+    ],
+)
+def test_files_that_pandas_would_misread_are_refused(content, message, tmp_path):
+    (tmp_path / "runs.csv").write_text(content)
+    with pytest.raises(TableError, match=message) as caught:
+        prepare(read_runs([tmp_path / "runs.csv"]), FitOptions(params="N"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["runs.csv.gz", "runs.jsonl.xz", "runs.json", "runs.parquet"])
+def test_broken_files_are_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x00\x01 nothing that can be read {")
+    with pytest.raises(TableError, match=name):
+        read_runs([tmp_path / name])
+
+
+def test_files_that_differ_in_their_columns_say_so(tmp_path):
+    TABLE.to_csv(tmp_path / "a.csv", index=False)
+    TABLE.assign(row="x", seed=1).to_csv(tmp_path / "b.csv", index=False)
+    runs = read_runs([tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert runs.attrs["notes"] == ("a.csv has no column 'source row', 'seed'",)
+    assert len(prepare(runs, MAPPED).frame) == 2 * len(TABLE)
+
+
+def test_names_that_mean_something_here_neither_filter_nor_group_a_foreign_table():
+    own = {"status": ["ok", "crashed"], "variant": ["a", "b"], "group": ["x", "y"], "budget": ["low", "high"]}
+    own |= {"row": [1, 1], "depth": ["deep", "flat"], "params": ["{}", "[]"], "epochs": ["1 of 3", "2 of 3"]}
+    table = TABLE.assign(**{name: pair * (len(TABLE) // 2) for name, pair in own.items()})
+    kept = prepare(table, MAPPED)
+    assert len(kept.frame) == len(TABLE)
+    assert not kept.has("group")
+    assert not kept.has("budget")
+    assert list(kept.frame["source params"]) == list(table["params"])
+    said = " ".join(kept.own)
+    assert all(f"'{name}'" in said for name in ("status", "variant", "group", "budget", "params"))
+    sweep = sweep_table(depths=(4, 6), budgets=3)
+    assert len(prepare(sweep.assign(status=["finished"] * 5 + ["diverged"]), FitOptions()).frame) == 5
+    assert prepare(sweep, FitOptions()).own == ()
+
+
+def test_swapped_names_stay_swapped():
+    table = TABLE.rename(columns={"N": "tokens", "D": "params"})
+    kept = prepare(table, FitOptions(params="tokens", tokens="params", flops="C")).frame
+    np.testing.assert_allclose(kept[["params", "tokens"]], TABLE[["N", "D"]])
+    grouped = prepare(TABLE.assign(params=1.0), FitOptions(params="N", flops="C", group="params")).frame
+    np.testing.assert_allclose(grouped["params"], TABLE["N"])
+
+
+def test_columns_called_params_flops_and_tokens_are_found_and_checked():
+    table = TABLE.rename(columns={"N": "params", "C": "flops", "D": "tokens"})
+    kept = prepare(table, FitOptions())
+    assert kept.columns == {"params": "params", "flops": "flops", "tokens": "tokens"}
+    assert "column 'tokens' is taken for tokens by its name" in kept.notes
+    with pytest.raises(TableError, match="column 'tokens': values must be positive"):
+        prepare(table.assign(tokens=-1.0), FitOptions())
+
+
+def test_a_nominal_budget_stands_in_for_missing_flops():
+    kept = prepare(TABLE, FitOptions(params="N", budget="C"))
+    np.testing.assert_allclose(kept.frame["flops"], TABLE["C"])
+
+
+@pytest.mark.parametrize(
+    ("unit", "role", "factor", "noun"),
+    [
+        ("params=M", "params", 1e6, "parameters"),
+        ("params=1e9", "params", 1e9, "parameters"),
+        ("params=billions", "params", 1e9, "parameters"),
+        ("flops=PFLOP", "flops", 1e15, "FLOPs"),
+        ("flops=gflops", "flops", 1e9, "FLOPs"),
+        ("flops=PFLOP/s-days", "flops", 8.64e19, "FLOPs"),
+        ("flops=PF-days", "flops", 8.64e19, "FLOPs"),
+        ("tokens=images", "tokens", 1.0, "images"),
+        ("tokens=B tokens", "tokens", 1e9, "tokens"),
+        ("tokens=M images seen", "tokens", 1e6, "images seen"),
+        ("loss=nats a token", "loss", 1.0, "nats a token"),
+    ],
+)
+def test_units_scale_roles_and_name_axes(unit, role, factor, noun):
+    kept = prepare(TABLE, FitOptions(params="N", flops="C", tokens="D", units=(unit,)))
+    source = {"params": "N", "flops": "C", "tokens": "D", "loss": "loss"}[role]
+    np.testing.assert_allclose(kept.frame[role], TABLE[source] * factor)
+    assert kept.units[role].noun == noun
+
+
+@pytest.mark.parametrize("unit", ["params=dozens", "flops=PS", "tokens=7 bags", "params", "budget=M", "los=nats"])
+def test_units_that_mean_nothing_are_refused(unit):
+    with pytest.raises(TableError, match=r"--unit|did you mean 'loss'"):
+        prepare(TABLE, FitOptions(params="N", flops="C", tokens="D", units=(unit,)))
+
+
+def test_columns_of_any_name_are_filtered_and_fitted():
+    table = TABLE.rename(columns={"N": "Größe [10⁶] (µP)", "loss": "loss %", "C": "throughput/total_gflops"})
+    options = FitOptions(params="Größe [10⁶] (µP)", loss="loss %", flops="throughput/total_gflops", tokens="D")
+    assert len(prepare(table, options).frame) == len(TABLE)
+    for condition in ("`loss %` < 9", "`throughput/total_gflops` > 1", "`Größe [10⁶] (µP)` > 1"):
+        assert len(prepare(table, FitOptions(**{**options.__dict__, "where": (condition,)})).frame) == len(TABLE)
+    assert len(prepare(pd.DataFrame({0: TABLE["N"], 1: TABLE["loss"]}), FitOptions(params="0", loss="1")).frame)
+
+
+def test_two_columns_of_one_name_are_refused_in_every_kind_of_file(tmp_path):
+    (tmp_path / "runs.json").write_text(json.dumps([{"N": 1, " N": 2, "loss": 3}]))
+    pd.DataFrame({"N": [1.0], "N ": [2.0], "loss": [3.0]}).to_parquet(tmp_path / "runs.parquet")
+    for name in ("runs.json", "runs.parquet"):
+        with pytest.raises(TableError, match="two columns named 'N'"):
+            read_runs([tmp_path / name])
+
+
+def test_columns_without_a_name_are_read():
+    """An index that pandas wrote beside the table has none."""
+    assert len(prepare(TABLE.assign(**{"": 1.0}), MAPPED).frame) == len(TABLE)
+    with pytest.raises(TableError, match="no column ''"):
+        prepare(TABLE, FitOptions(params="", loss="loss"))

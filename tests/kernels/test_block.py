@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from requirements import require_program
+from torch import Tensor
+from torch.nn import functional as F
+
+from varscale.families.var.attention import block_causal_mask
+from varscale.kernels import block
+
+PATCH_NUMS, ENDS, LOG_LIMIT = (1, 2, 3), (1, 5, 14), math.log(100)
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    require_program("c++")
+    assert block.fits(24, 96, 3)
+
+
+def arguments(width: int, hidden: int, heads: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    shapes = [(3 * width, width), (width, width), (hidden, width), (width, hidden)]
+    weights = [part for out, inputs in shapes for part in (torch.randn(out, inputs) / inputs**0.5, torch.randn(out))]
+    log_scale = torch.linspace(1.0, 5.0, heads)  # the last is beyond the limit
+    return [torch.randn(3, ENDS[-1], width), torch.randn(3, 6, width), log_scale, *weights]
+
+
+def plain(x: Tensor, modulation: Tensor, log_scale: Tensor, *weights: Tensor) -> Tensor:
+    gates, scales, shifts = modulation.split(2, dim=1)
+    mask = block_causal_mask(PATCH_NUMS, torch.device("cpu")).to(x.dtype)
+    normal = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scales[:, :1]) + shifts[:, :1]
+    joint = F.linear(normal, *weights[:2]).unflatten(2, (3, len(log_scale), -1)).permute(2, 0, 3, 1, 4)
+    queries = F.normalize(joint[0], dim=-1) * log_scale.clamp_max(LOG_LIMIT).exp()[:, None, None]
+    attention = torch.softmax(queries @ F.normalize(joint[1], dim=-1).transpose(2, 3) + mask, dim=-1) @ joint[2]
+    x = x + gates[:, :1] * F.linear(attention.transpose(1, 2).flatten(2), *weights[2:4])
+    normal = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scales[:, 1:]) + shifts[:, 1:]
+    hidden = F.gelu(F.linear(normal, *weights[4:6]), approximate="tanh")
+    return x + gates[:, 1:] * F.linear(hidden, *weights[6:])
+
+
+def ours(x: Tensor, modulation: Tensor, log_scale: Tensor, *weights: Tensor) -> Tensor:
+    return block.native_block(x, modulation, log_scale, LOG_LIMIT, ENDS, *weights)
+
+
+@pytest.mark.parametrize(("width", "hidden", "heads"), [(8, 16, 1), (24, 96, 3), (40, 80, 5), (32, 128, 2)])
+def test_equal_to_plain_operators(width: int, hidden: int, heads: int) -> None:
+    inputs = [tensor.requires_grad_() for tensor in arguments(width, hidden, heads)]
+    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    out, exact = ours(*inputs), plain(*exact_inputs)
+    torch.testing.assert_close(out.double(), exact, atol=1e-4, rtol=1e-4)
+    weights = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * weights).sum(), inputs)
+    exact_gradients = torch.autograd.grad((exact * weights).sum(), exact_inputs)
+    for gradient, expected in zip(gradients, exact_gradients, strict=True):
+        assert (gradient - expected).abs().max() < 1e-3 * expected.abs().max().clamp_min(1e-2)
+
+
+def test_the_same_bits_on_any_number_of_threads() -> None:
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        inputs = [tensor.requires_grad_() for tensor in arguments(24, 96, 3)]
+        out = ours(*inputs)
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    torch.set_num_threads(before)
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+def test_left_to_the_library_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not block.fits(20, 80, 5)  # no whole vectors
+    assert not block.fits(256, 1024, 4)
+    monkeypatch.setenv("VARSCALE_NATIVE", "0")
+    assert not block.fits(24, 96, 3)

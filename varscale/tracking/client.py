@@ -1,0 +1,210 @@
+"""Everything that calls MLflow's client. MLflow is imported when an `MLflowStore` is made, not before."""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varscale.errors import ExperimentDeletedError, TrackingError
+from varscale.tracking.positions import OPEN, Point
+from varscale.tracking.run_list import EXPERIMENT_TAGS
+from varscale.tracking.uris import check_tracking_uri, masked, sqlite_file, without_secrets
+
+KEY_TAG = "varscale.run"
+METRICS_A_CALL = 1000
+LONGEST_TAG = 8000
+MOST_RUNS = 50_000
+"""That one search may give."""
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the forwarder tries again itself
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Settings of MLflow's client, unless the user set them: a server that is down or slow is left alone soon."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as the store has it."""
+
+    run_id: str
+    """MLflow's name of it."""
+    steps: dict[str, int]
+    """The last step of each metric."""
+    params: list[str]
+    """Names of its parameters, none of which can be changed."""
+
+
+class MLflowStore:
+    """MLflow's client, reduced to what varscale does with it. Every method may raise when the store does not answer."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        """Import MLflow and, for a database, create or open it.
+
+        Raises:
+            TrackingError: The URI can't work, or its database can't be opened.
+        """
+        check_tracking_uri(tracking_uri)
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._database = sqlite_file(tracking_uri)
+        if self._database is not None:
+            _check_database(self._database)
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as one line, by the forwarder
+        self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+        self._experiments: dict[str, str] = {}
+
+    def experiment_id(self, name: str) -> str:
+        """MLflow's experiment of that name, created with the dashboard's view where there is none.
+
+        Raises:
+            ExperimentDeletedError: It was deleted in MLflow.
+        """
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise ExperimentDeletedError(
+                    f"the experiment {name!r} was deleted in MLflow: "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
+                )
+            place = self._database and (self._database.resolve().parent / "mlartifacts" / name).as_uri()
+            number = found.experiment_id if found else self._client.create_experiment(name, place)
+            for key, value in EXPERIMENT_TAGS.items():
+                if found is None or found.tags.get(key) != value:
+                    self._client.set_experiment_tag(number, key, value)
+            self._experiments[name] = number
+        return self._experiments[name]
+
+    def newest_experiment(self) -> str | None:
+        """The id of the experiment whose varscale run began last, or None."""
+        experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
+        runs = self._client.search_runs(
+            experiments, f"tags.`{KEY_TAG}` LIKE '%/%'", max_results=1, order_by=["start_time DESC"]
+        )
+        return str(runs[0].info.experiment_id) if runs else None
+
+    def find(self, experiment: str, key: str, run_id: str = "") -> StoredRun | None:
+        """The run with this key (`run_id`: where it was last seen); None: there is none.
+
+        Raises:
+            RunDeletedError: The user deleted it in MLflow.
+        """
+        run = self._get(run_id) if run_id else None
+        if run is None or run.data.tags.get(KEY_TAG) != key:
+            quote = '"' if "'" in key else "'"
+            number, condition = self.experiment_id(experiment), f"tags.`{KEY_TAG}` = {quote}{key}{quote}"
+            runs = self._client.search_runs([number], condition, run_view_type=3, max_results=1)
+            run = self._get(runs[0].info.run_id) if runs else None
+        if run is None:
+            return None
+        if run.info.lifecycle_stage == "deleted":
+            raise RunDeletedError(key)
+        steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        return StoredRun(run.info.run_id, steps, sorted(run.data.params))
+
+    def create(self, experiment: str, key: str, name: str, start: int) -> StoredRun:
+        """A new run that started at `start` (Unix milliseconds)."""
+        tags = {KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
+        run = self._client.create_run(self.experiment_id(experiment), start_time=start, tags=tags, run_name=name)
+        return StoredRun(run.info.run_id, {}, [])
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Parameters, written so that Python reads the same number again."""
+        from mlflow.entities import Param
+
+        items = [Param(key, _text(value)) for key, value in params.items()]
+        self._client.log_batch(run_id, params=items, synchronous=True)
+
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Points of curves, with their own times; the same points again change nothing."""
+        from mlflow.entities import Metric
+
+        items = [Metric(k, v, point.milliseconds, point.images) for point in points for k, v in point.metrics.items()]
+        self._client.log_batch(run_id, metrics=items, synchronous=True)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set or replace tags."""
+        from mlflow.entities import RunTag
+
+        items = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+        self._client.log_batch(run_id, tags=items, synchronous=True)
+
+    def set_status(self, run_id: str, status: str, end: int) -> None:
+        """RUNNING, or ended as FINISHED, FAILED or KILLED at `end` (Unix milliseconds)."""
+        if status == OPEN:
+            self._client.update_run(run_id, status=OPEN)
+        else:
+            self._client.set_terminated(run_id, status, end)
+
+    def upload(self, run_id: str, file: Path, folder: str | None = None) -> None:
+        """Add or replace an artifact."""
+        self._client.log_artifact(run_id, str(file), folder)
+
+    def search(self, experiment: str, condition: str) -> list[Any]:
+        """MLflow's runs of an experiment, oldest first; none where there is no such experiment."""
+        found = self._client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        order = ["start_time"]
+        return list(self._client.search_runs([found.experiment_id], condition, max_results=MOST_RUNS, order_by=order))
+
+    def _get(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+class RunDeletedError(LookupError):
+    """The user deleted a run in MLflow; it stays deleted."""
+
+
+def is_rejection(error: Exception) -> bool:
+    """Whether the store answered and refused this one request, so that other runs may be delivered still."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, ExperimentDeletedError):
+        return True
+    return isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404, 409, 413, 422)
+
+
+def first_line(error: Exception, tracking_uri: str) -> str:
+    """What a store's error says, one line, without the URI's password."""
+    text = without_secrets(str(error).strip(), tracking_uri)
+    return (text.splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def answering(tracking_uri: str) -> Iterator[None]:
+    """Turn whatever a store answers that it should not into a `TrackingError`."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"MLflow at {masked(tracking_uri)}: {first_line(error, tracking_uri)}") from None
+
+
+def _check_database(path: Path) -> None:
+    """Fail at once where SQLite can't open a file: MLflow would try again for minutes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=20)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except (sqlite3.Error, OSError) as error:
+        raise TrackingError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
