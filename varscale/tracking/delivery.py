@@ -78,6 +78,8 @@ class Delivery:
         for kind, run, cell in members(self._store, record):
             with self._held():
                 self._run(study, record, run_id, kind, run, cell)
+        grid = record.settings.get("grid")
+        depths = grid.get("depths") if isinstance(grid, dict) else None
         with self._held(), self._shown(study, file, "study", study.name, record.created) as parent:
             missing = [cell for cell in record.current if study.delivery("cells", cell.folder) not in self._ended]
             parent.tag(
@@ -85,7 +87,7 @@ class Delivery:
                     "recipe": record.recipe,
                     "tokenizer": record.tokenizer,
                     "cells": str(len(record.current)),
-                    "depths": ",".join(map(str, record.settings.get("grid", {}).get("depths", ()))),
+                    "depths": ",".join(map(str, depths if isinstance(depths, list) else ())),
                     MISSING_TAG: "\n".join(cell.title for cell in missing),
                 }
             )
