@@ -39,7 +39,7 @@ MISTAKES = {
     ),
     "two variants of a name": (
         ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7]}, {name: a, depths: [3], budgets: [2e7]}]"],
-        "variants: repeated names in ['a', 'a']",
+        "grid.variants: repeated values in ['a', 'a']",
     ),
     "two budgets of one run": (["--set", "grid.budgets=[2e7,2.0001e7]"], "are the same run of"),
     "a rate of one": (["--set", "optim.betas=[0.9,1.0]"], "optim.betas.1: input should be less than 1"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,20 +74,21 @@ def test_a_job_that_was_changed_is_refused(call: Call, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("workers", "threads", "gpus", "expected"),
     [
-        (0, 0, 0, (8, 0, 1, 8)),
-        (2, 0, 0, (2, 0, 4, 2)),
-        (16, 0, 0, (16, 0, 1, 16)),
-        (0, 3, 0, (8, 0, 3, 8)),
-        (0, 0, 4, (4, 4, 2, 1)),
-        (6, 0, 4, (6, 4, 1, 2)),
+        (0, 0, 0, (8, 0, (1, 8))),
+        (2, 0, 0, (2, 0, (4, 2))),
+        (16, 0, 0, (16, 0, (1, 16))),
+        (0, 3, 0, (8, 0, (3, 8))),
+        (0, 0, 4, (4, 4, (2, 1))),
+        (6, 0, 4, (6, 4, (1, 2))),
     ],
 )
 def test_shares(
-    workers: int, threads: int, gpus: int, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    workers: int, threads: int, gpus: int, expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "processors", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert dataclasses.astuple(machine.MachineShares.of(RuntimeConfig(workers=workers, threads=threads))) == expected
+    shares = machine.MachineShares.of(RuntimeConfig(workers=workers, threads=threads))
+    assert dataclasses.astuple(shares) == (*expected, (8, 1)), "what has the machine to itself uses all of it"
 
 
 def test_tokenizer_and_tokens_alone(call: Call, finished: Finished, tmp_path: Path) -> None:

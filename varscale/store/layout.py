@@ -110,6 +110,7 @@ class StudyFiles:
     """Its settings, and its cells with their nominal budgets."""
     execution = _Below("execution.json")
     """How this machine carries out its runs."""
+    record_lock = _Below(".record.lock")
     lock = _Below(".sweep.lock")
     """Held while a sweep of the study runs."""
     laws = _Below("laws")
