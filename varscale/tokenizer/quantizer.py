@@ -22,19 +22,16 @@ from varscale.tokenizer.resizing import resize_area, resize_bicubic
 
 
 class QuantizerOutput(NamedTuple):
-    """What one training pass of the quantizer gives.
-
-    Attributes:
-        features_hat_BChw: The quantized features, float32; gradients pass straight through to the features.
-        loss: Commitment and codebook loss, the mean over scales and elements; a scalar.
-        tokens: K int64 tensors (B, p²), the index of the nearest code at each place.
-        residuals: K float32 tensors (B·p², c), detached: the vectors that were looked up, for restarting dead codes.
-    """
+    """What one training pass of the quantizer gives."""
 
     features_hat_BChw: Tensor
+    """The quantized features, float32; gradients pass straight through to the features."""
     loss: Tensor
+    """Commitment and codebook loss, the mean over scales and elements; a scalar."""
     tokens: list[Tensor]
+    """K int64 tensors (B, p²), the index of the nearest code at each place."""
     residuals: list[Tensor]
+    """K float32 tensors (B·p², c), detached: the vectors that were looked up, for restarting dead codes."""
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -61,14 +58,7 @@ class MultiScaleQuantizer(nn.Module):
             self.phi[index].requires_grad_(False)
 
     def forward(self, features_BChw: Tensor) -> QuantizerOutput:
-        """Quantize features for training (algorithm 1), with the loss of every scale's partial sum.
-
-        Args:
-            features_BChw: The encoder's features, h = w = patch_nums[-1].
-
-        Returns:
-            The straight-through features, the loss, the tokens and the vectors behind them.
-        """
+        """Quantize features, h = w = patch_nums[-1], for training (algorithm 1); every partial sum has a loss."""
         with full_float32(features_BChw.device):
             features_BChw = self._checked(features_BChw.float())
             target_BChw = features_BChw.detach()
@@ -116,11 +106,7 @@ class MultiScaleQuantizer(nn.Module):
     def next_scale_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """What the transformer sees at scales 2 … K: the partial sums, each resized to the scale it helps to predict.
 
-        Args:
-            tokens: K int64 tensors (B, p²); the last is not used.
-
-        Returns:
-            float32 (B, L - p_1², c); empty along the second axis when there is one scale.
+        float32 (B, L - p_1², c), empty along the second axis when there is one scale. The last tokens aren't used.
         """
         batch, side, scales = len(tokens[0]), self.latent_size, len(self.patch_nums)
         if scales == 1:
@@ -165,11 +151,9 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialise_codes(self, vectors_Nc: Tensor, *, seed: int = 0) -> None:
-        """Replace every code by a vector of the data (all processes must pass the same vectors and seed).
+        """Replace every code by a vector of the data, chosen by the seed; all processes must pass the same of both.
 
-        Args:
-            vectors_Nc: Residual vectors; with fewer than V, they are repeated with a little noise.
-            seed: Of the choice.
+        Fewer than V vectors are repeated with a little noise.
 
         Raises:
             ValueError: If there is no vector, or its length is not c.
@@ -186,11 +170,7 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart_codes(self, dead_V: Tensor, vectors_Nc: Tensor) -> Tensor:
-        """Move dead codes onto vectors of the data.
-
-        Args:
-            dead_V: bool (V,), the codes to move.
-            vectors_Nc: Where to: the i-th dead code takes the i-th vector; when these run out, the rest stay.
+        """Move dead codes (bool) onto vectors of the data, the i-th onto the i-th; when these run out, the rest stay.
 
         Returns:
             bool (V,): the codes that were moved, whose optimizer state and EMA copy the caller resets.
