@@ -33,7 +33,7 @@ def main(
     unknown = [name for name in chosen or () if name not in names()]
     if unknown:
         raise typer.BadParameter(f"no benchmark {unknown[0]!r}; there are {', '.join(names())}")
-    from varscale.store.fingerprint import processors
+    from varscale.numerics.machine import processors
 
     threads = threads or processors()
     # read by libraries on import: threads that spin while they wait slow down all else, as in a sweep's workers

@@ -2,13 +2,9 @@
 
 import statistics
 
-import torch
-
 from benchmarks.measuring import Goal, Options, Report
-from benchmarks.studies import Size, experiment_130, make_inputs, rings, trunk_of
+from benchmarks.studies import Size, experiment_130, make_inputs, rings, size_of, trunk_of
 from benchmarks.trainings import sweep_run
-from varscale.kernels.attention import available
-from varscale.training.cells import Numerics
 
 GOAL = 0.02
 STEPS = {"rings": 300, "130 tokens": 60}
@@ -24,17 +20,14 @@ def run(options: Options) -> Report:
     studies = {"rings": (rings(), 12), "130 tokens": (experiment_130(size), size.depth)}
     for study, (experiment, depth) in studies.items():
         trunk = trunk_of(experiment, depth)
-        shape = trunk.shape
-        native = not torch.cuda.is_available() and available(shape.width // shape.heads)
-        numerics = Numerics("float32", False, native, options.threads, options.threads)
         images = 256 if options.quick else 8192
-        inputs = make_inputs(options.folder / f"data-{study.replace(' ', '-')}", experiment, numerics, 1.0, images)
+        inputs = make_inputs(options.folder / f"data {study}", experiment, options.execution(), images)
         steps = 6 if options.quick else STEPS[study]
         rows = [sweep_run(trunk, inputs, steps, options.folder) for _ in range(options.rounds(3))]
         share = statistics.median(float(row["data_wait_share"]) for row in rows)
         speed = statistics.median(float(row["images_per_second"]) for row in rows)
         step_seconds = trunk.batch_size / speed
-        title = Size(depth, shape.width, shape.heads).title
+        title = size_of(trunk).title
         waiting = share * step_seconds * 1e6
         report.rows.append((study, title, trunk.batch_size, steps, speed, step_seconds * 1e3, waiting, share))
         goal = f"{study}, {title}: at most {GOAL:.0%} of a step spent waiting for data"

@@ -10,13 +10,13 @@ from benchmarks.measuring import Options, Report, rate
 from benchmarks.studies import Size, experiment_680, make_inputs, trunk_of
 from benchmarks.trainings import bare_training, batches
 from varscale.config.yaml import changed
-from varscale.training.cells import Numerics, Precision
+from varscale.training.cells import Execution, Trunk
 from varscale.training.execution import measure_matmul_peak
 
 SIZE, BATCH = Size(16, 1024, 16), 64
 QUICK_SIZE, QUICK_BATCH = Size(2, 32, 2), 2
 STEPS, ROUNDS = 5, 3
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")
 
 
 def run(options: Options) -> Report:
@@ -31,17 +31,17 @@ def run(options: Options) -> Report:
         return report
     for precision, compiled, parts in itertools.product(PRECISIONS, (False, True), (1, 2)):
         if not (options.quick and compiled):
-            numerics = Numerics(precision, compiled, False, options.threads, options.threads)
-            _measure(size, batch, batch // parts, numerics, options, report)
+            changes = {"optim.precision": precision, "runtime.micro_batch": batch // parts}
+            trunk = trunk_of(changed(experiment_680(size, batch), changes, "benchmarks"), size.depth)
+            _measure(trunk, options.execution(compiled=compiled), options, report)
     report.notes = ["utilisation: 3 × the executed forward FLOPs, against a large product in the same precision."]
     return report
 
 
-def _measure(size: Size, batch: int, at_once: int, numerics: Numerics, options: Options, report: Report) -> None:
+def _measure(trunk: Trunk, execution: Execution, options: Options, report: Report) -> None:
     torch.compiler.reset()
-    experiment = changed(experiment_680(size, batch), {"runtime.micro_batch": at_once}, "benchmarks")
-    trunk = trunk_of(experiment, size.depth)
-    inputs = make_inputs(options.folder / "tokens-680", trunk.experiment, numerics, 1.0, images=8 * batch)
+    batch, precision = trunk.batch_size, trunk.experiment.optim.precision
+    inputs = make_inputs(options.folder / "680 tokens", trunk.experiment, execution, images=8 * batch)
     training, data = bare_training(trunk, inputs), batches(trunk, inputs)
 
     def speed(steps: int) -> float:
@@ -50,9 +50,10 @@ def _measure(size: Size, batch: int, at_once: int, numerics: Numerics, options: 
     speed(2)
     memory = _peak_memory(lambda: speed(1))
     images = statistics.median(speed(1 if options.quick else STEPS) for _ in range(options.rounds(ROUNDS)))
-    flops, peak = trunk.shape.executed_training_flops(), measure_matmul_peak(numerics.precision, options.threads)
-    foreseen = trunk.shape.step_bytes(at_once, element_bytes=numerics.element_bytes)
-    way = f"{numerics.precision}, {'compiled' if numerics.compiled else 'eager'}, {at_once} images at once"
+    flops, peak = trunk.model.executed_training_flops(), measure_matmul_peak(precision)
+    at_once = trunk.images_at_once(execution.memory_bytes)
+    foreseen = trunk.model.step_bytes(at_once, element_bytes=trunk.element_bytes)
+    way = f"{precision}, {'compiled' if execution.compiled else 'eager'}, {at_once} images at once"
     speeds = (images, images * flops / 1e12, peak / 1e12, images * flops / peak)
     report.rows.append((way, *speeds, memory / 2**30, foreseen / 2**30))
 

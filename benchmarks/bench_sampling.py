@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from benchmarks.measuring import Goal, Options, Report, in_turns, median_ratio, rate
 from benchmarks.plain_var import PlainVAR
 from varscale.config.tokenizer import TokenizerArchitecture
-from varscale.families.var.config import VARShape
+from varscale.families.var.config import VARConfig
+from varscale.families.var.transformer import VAR
 from varscale.generation.sampling import sample
+from varscale.numerics.device import best_device
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
-from varscale.training.execution import build_var
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 BATCH = 2
@@ -39,9 +40,12 @@ def run(options: Options) -> Report:
     )  # fmt: skip
     tokenizer = MultiScaleTokenizer(architecture).eval()
     torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
-    shape = VARShape(PATCH_NUMS, 512, 16, NUM_CLASSES, depth, width, heads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    var, tokenizer = build_var(shape).to(device).eval(), tokenizer.to(device)
+    config = VARConfig(
+        patch_nums=PATCH_NUMS, vocab_size=512, latent_channels=16, num_classes=NUM_CLASSES, depth=depth, width=width,
+        heads=heads,
+    )  # fmt: skip
+    device = best_device()
+    var, tokenizer = VAR(config).to(device).eval(), tokenizer.to(device)
     labels_B = torch.arange(BATCH, device=device)
 
     def speed(use_cache: bool) -> float:
@@ -59,16 +63,16 @@ def run(options: Options) -> Report:
         "plain VAR, scales so far": lambda: rate(lambda: _sample(plain, tokenizer, labels_B, whole=False), BATCH, 1),
     }
     speeds = in_turns(works, options.rounds(5))
-    whole = 2 * len(PATCH_NUMS) * shape.forward_flops()
-    so_far = shape.sampling_flops(cache=False)
+    whole = 2 * len(PATCH_NUMS) * config.forward_flops()
+    so_far = config.sampling_flops(cache=False)
     for way, values in speeds.items():
-        flops = {"cached": shape.sampling_flops(), "uncached, whole sequence": whole}.get(way, so_far)
+        flops = {"cached": config.sampling_flops(), "uncached, whole sequence": whole}.get(way, so_far)
         row = (statistics.median(values), 1 / statistics.median(values), float(flops))
         report.rows.append((way, *row, median_ratio(values, speeds["uncached, scales so far"])))
     for way in ("uncached, whole sequence", "uncached, scales so far"):
         ratio = median_ratio(speeds["cached"], speeds[way])
         report.goals.append(Goal(f"cached at least {GOAL} × {way}, at 10 scales", f"{ratio:.2f} ×", ratio >= GOAL))
-    bound = so_far / shape.sampling_flops()
+    bound = so_far / config.sampling_flops()
     report.notes = [
         f"the scales so far, anew at each scale, are {bound:.2f} × the FLOPs of cached: more is only possible "
         "where the long passes are also less efficient.",

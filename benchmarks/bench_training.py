@@ -3,18 +3,18 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from benchmarks.measuring import Goal, Options, Report, in_turns, median_ratio, rate
-from benchmarks.plain_var import PlainTraining, PlainVAR
-from benchmarks.studies import Size, experiment_130, make_inputs, trunk_of
+from benchmarks.plain_var import AttentionBy, PlainTraining, PlainVAR
+from benchmarks.studies import Size, experiment_130, make_inputs, trunk_of, untrained_tokenizer
 from benchmarks.trainings import bare_training, batches, sweep_run
-from varscale.kernels.attention import available
-from varscale.tokenizer.storage import load_tokenizer
-from varscale.training.cells import Numerics, Trunk
-from varscale.training.execution import choose_numerics
+from varscale.families.var.transformer import VAR
+from varscale.numerics.device import best_device
+from varscale.numerics.machine import Share
+from varscale.training.cells import Trunk
+from varscale.training.execution import decide_execution
 from varscale.training.runs import Inputs
 
 TURN_SECONDS = 1.0
@@ -23,16 +23,6 @@ SWEEP_STEPS = 1000  # of each run of the sweep whose compile time must be earned
 # heads = depth, the paper's rule; the factor is the goal against the reference implementation
 SIZES = {Size(4, 256, 4): 2.0, Size(8, 64, 8): 1.3, Size(12, 48, 12): 1.7}
 QUICK_SIZES = {Size(2, 16, 2): 1.0}
-
-
-@dataclass(frozen=True)
-class _Choice:
-    numerics: Numerics
-    seconds: dict[str, float]
-
-    @property
-    def title(self) -> str:
-        return f"{self.numerics.precision}, {'compiled' if self.numerics.compiled else 'eager'}"
 
 
 def run(options: Options) -> Report:
@@ -48,7 +38,7 @@ def run(options: Options) -> Report:
         "scaled_dot_product_attention; ratios are against the faster of the two.",
         "ours, in Lightning: whole runs as a sweep's workers do them (token store, logging, callbacks), their "
         "first step left out.",
-        f"the chosen numerics are those of a sweep of one size and {SWEEP_STEPS} steps, compile time counted.",
+        f"chosen is what a sweep of one size and {SWEEP_STEPS} steps would, compile time counted.",
         *report.notes,
     ]
     return report
@@ -58,26 +48,25 @@ def _measure(size: Size, goal: float, options: Options, report: Report) -> None:
     torch.compiler.reset()
     experiment = experiment_130(size, **({"runtime.compile": "off"} if options.quick else {}))
     trunk = trunk_of(experiment, size.depth)
-    native = not torch.cuda.is_available() and available(size.width // size.heads)
-    eager = Numerics("float32", False, native, options.threads, options.threads)
-    images = SWEEP_STEPS * trunk.batch_size
-    choice = _Choice(*choose_numerics([(trunk, images)], experiment.runtime, options.threads, options.threads))
-    folder = options.folder / "tokens-130"
+    share, tokenizer = Share(options.threads), untrained_tokenizer(experiment)
+    compiled = decide_execution(
+        [(trunk, SWEEP_STEPS * trunk.batch_size)], experiment.runtime, share, tokenizer
+    ).compiled
 
-    def inputs_of(numerics: Numerics) -> Inputs:
-        return make_inputs(folder, experiment, numerics, 1.0, images=256 if options.quick else 8192)
+    def inputs_of(*, compiled: bool) -> Inputs:
+        images = 256 if options.quick else 8192
+        return make_inputs(options.folder / "130 tokens", experiment, options.execution(compiled=compiled), images)
 
     seconds = 0.1 if options.quick else TURN_SECONDS
     works: dict[str, Callable[[], float]] = {
-        "plain, products": _plain(trunk, inputs_of(eager), "products", seconds),
-        "plain, library's attention": _plain(trunk, inputs_of(eager), "library", seconds),
-        "ours, float32, eager": _ours(trunk, inputs_of(eager), seconds, report),
+        "plain, products": _plain(trunk, inputs_of(compiled=False), "products", seconds),
+        "plain, library's attention": _plain(trunk, inputs_of(compiled=False), "library", seconds),
+        "ours, eager": _ours(trunk, inputs_of(compiled=False), seconds, report),
     }
-    chosen = "ours, float32, eager"
-    if choice.numerics != eager:
-        chosen = f"ours, {choice.title} (chosen)"
-        works[chosen] = _ours(trunk, inputs_of(choice.numerics), seconds, report)
-    works["ours, chosen, in Lightning"] = _in_lightning(trunk, inputs_of(choice.numerics), options, seconds)
+    chosen = "ours, compiled (chosen)" if compiled else "ours, eager"
+    if compiled:
+        works[chosen] = _ours(trunk, inputs_of(compiled=True), seconds, report)
+    works["ours, chosen, in Lightning"] = _in_lightning(trunk, inputs_of(compiled=compiled), options, seconds)
 
     speeds = in_turns(works, options.rounds(ROUNDS))
     plain = max(("plain, products", "plain, library's attention"), key=lambda way: statistics.median(speeds[way]))
@@ -87,16 +76,17 @@ def _measure(size: Size, goal: float, options: Options, report: Report) -> None:
     text = f"{size.title}: at least {goal} × the plain VAR (the issue's goal against the reference implementation)"
     report.goals.append(Goal(text, f"{ratio:.2f} ×", ratio >= goal))
     overhead = 1 - median_ratio(speeds["ours, chosen, in Lightning"], speeds[chosen])
-    report.notes.append(f"{size.title}: chosen {choice.title}; Lightning costs {overhead:.1%} of a step.")
+    report.notes.append(
+        f"{size.title}: chosen: {chosen.removeprefix('ours, ')}; Lightning costs {overhead:.1%} of a step."
+    )
 
 
-def _plain(trunk: Trunk, inputs: Inputs, by: str, seconds: float) -> Callable[[], float]:
-    optim = trunk.experiment.optim
-    ours = bare_training(trunk, inputs).module
-    quantizer = load_tokenizer(inputs.tokenizer).quantizer
-    model = PlainVAR(
-        ours.var.cpu(), quantizer, "products" if by == "products" else "library", trunk.experiment.model.label_dropout
-    ).to("cuda" if torch.cuda.is_available() else "cpu")
+def _plain(trunk: Trunk, inputs: Inputs, by: AttentionBy, seconds: float) -> Callable[[], float]:
+    optim, ours = trunk.experiment.optim, bare_training(trunk, inputs)
+    like = ours.module.model.cpu()
+    assert isinstance(like, VAR)
+    model = PlainVAR(like, ours.tokenizer.quantizer, by, like.config.label_dropout)
+    model.to(best_device())
     training = PlainTraining(model, lr=optim.peak_lr, weight_decay=optim.weight_decay, grad_clip=optim.grad_clip)
     data = batches(trunk, inputs)
 
@@ -109,7 +99,7 @@ def _plain(trunk: Trunk, inputs: Inputs, by: str, seconds: float) -> Callable[[]
 def _ours(trunk: Trunk, inputs: Inputs, seconds: float, report: Report) -> Callable[[], float]:
     training = bare_training(trunk, inputs)
     data = batches(trunk, inputs)
-    if inputs.numerics.compiled:
+    if inputs.execution.compiled:
         started = time.perf_counter()
         training.step(next(data))
         report.notes.append(f"depth {trunk.depth}: the first compiled step took {time.perf_counter() - started:.1f} s.")

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Options, Report, in_turns, rate
-from benchmarks.studies import TOKENS_130, Size, make_inputs, rings, trunk_of
+from benchmarks.studies import TOKENS_130, make_inputs, rings, size_of, trunk_of, untrained_tokenizer
 from benchmarks.trainings import bare_training, batches
 from varscale.config import Experiment
 from varscale.config.yaml import changed
-from varscale.training.cells import Numerics, Trunk
-from varscale.training.execution import choose_numerics, measure_matmul_peak
+from varscale.numerics.machine import Share
+from varscale.training.cells import Execution, Trunk
+from varscale.training.execution import decide_execution, measure_matmul_peak
 
 DEPTHS = (4, 8, 12, 16, 20)
 TURN_SECONDS = 1.0
@@ -35,32 +36,27 @@ def run(options: Options) -> Report:
 def _measure(study: str, experiment: Experiment, options: Options, report: Report) -> None:
     torch.compiler.reset()
     trunks = [trunk_of(experiment, depth) for depth in ((2,) if options.quick else DEPTHS)]
-    runtime = {"precision": "float32", "compile": "off"} if options.quick else {}
-    numerics, _ = choose_numerics(
-        [(trunk, 1000 * trunk.batch_size) for trunk in trunks],
-        experiment.runtime.model_copy(update=runtime),
-        options.threads,
-        options.threads,
-    )
-    compiled = "compiled" if numerics.compiled else "eager"
-    report.notes.append(f"{study}: {numerics.precision}, {compiled}, chosen for all its sizes together.")
+    runtime = experiment.runtime.model_copy(update={"compile": "off"} if options.quick else {})
+    sizes = [(trunk, 1000 * trunk.batch_size) for trunk in trunks]
+    compiled = decide_execution(sizes, runtime, Share(options.threads), untrained_tokenizer(experiment)).compiled
+    execution = options.execution(compiled=compiled)
+    chosen = "compiled" if compiled else "eager"
+    report.notes.append(f"{study}: {chosen}, decided for all its sizes together.")
     works: dict[str, Callable[[], float]] = {
-        Size(trunk.depth, trunk.shape.width, trunk.shape.heads).title: _turn(trunk, study, numerics, options)
-        for trunk in trunks
+        size_of(trunk).title: _turn(trunk, study, execution, options) for trunk in trunks
     }
-    works["peak"] = lambda: measure_matmul_peak(numerics.precision, options.threads)
+    works["peak"] = lambda: measure_matmul_peak(experiment.optim.precision)
     speeds = in_turns(works, options.rounds(5))
     for trunk, (size, values) in zip(trunks, speeds.items(), strict=False):
-        flops = trunk.shape.executed_training_flops()
+        flops = trunk.model.executed_training_flops()
         speed, peak = statistics.median(values), statistics.median(speeds["peak"])
         share = statistics.median(value * flops / top for value, top in zip(values, speeds["peak"], strict=True))
         numbers = (speed, flops / 1e9, speed * flops / 1e9, peak / 1e9, share)
         report.rows.append((study, size, trunk.batch_size, *numbers))
 
 
-def _turn(trunk: Trunk, study: str, numerics: Numerics, options: Options) -> Callable[[], float]:
-    folder = options.folder / ("utilisation-" + "".join(letter for letter in study if letter.isalnum()))
-    inputs = make_inputs(folder, trunk.experiment, numerics, 1.0, images=256)
+def _turn(trunk: Trunk, study: str, execution: Execution, options: Options) -> Callable[[], float]:
+    inputs = make_inputs(options.folder / f"utilisation {study}", trunk.experiment, execution, images=256)
     training, data = bare_training(trunk, inputs), batches(trunk, inputs)
     repeats = 0
 

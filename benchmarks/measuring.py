@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from varscale.numerics.machine import device_name, processors
+from varscale.training.cells import Execution
+
 Cell = str | float | int
 
 
@@ -28,6 +31,10 @@ class Options:
     def rounds(self, usual: int) -> int:
         """How often each way has its turn."""
         return 1 if self.quick else usual
+
+    def execution(self, *, compiled: bool = False) -> Execution:
+        """How the runs are carried out: each has the whole memory."""
+        return Execution(compiled, self.threads)
 
 
 @dataclass(frozen=True)
@@ -89,22 +96,12 @@ def rate(work: Callable[[], object], count: int, repeats: int) -> float:
 def machine(threads: int) -> dict[str, Any]:
     """What the numbers depend on; the load tells whether others used the machine meanwhile."""
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": device_name(),
+        "cores": processors(),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

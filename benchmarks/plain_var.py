@@ -95,20 +95,21 @@ class PlainVAR(nn.Module):
             label_dropout: Probability that a label is replaced by "no class".
         """
         super().__init__()
-        self.patch_nums, self.num_classes, self.label_dropout = like.patch_nums, like.num_classes, label_dropout
-        width, hidden = like.width, round(like.width * like.mlp_ratio)
-        self.word_embedding = nn.Linear(like.latent_channels, width)
-        self.class_embedding = nn.Embedding(like.num_classes + 1, width)
+        config = like.config
+        self.patch_nums, self.num_classes, self.label_dropout = config.patch_nums, config.num_classes, label_dropout
+        width = config.width
+        self.word_embedding = nn.Linear(config.latent_channels, width)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
         self.start_MC = nn.Parameter(torch.empty(like.first_tokens, width))
-        self.position_LC = nn.Parameter(torch.empty(like.tokens, width))
-        self.level_KC = nn.Parameter(torch.empty(len(like.patch_nums), width))
-        self.blocks = nn.ModuleList(PlainBlock(width, like.heads, hidden, by) for _ in range(like.depth))
+        self.position_LC = nn.Parameter(torch.empty(config.tokens, width))
+        self.level_KC = nn.Parameter(torch.empty(len(config.patch_nums), width))
+        self.blocks = nn.ModuleList(PlainBlock(width, config.heads, config.hidden, by) for _ in range(config.depth))
         self.normalise = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, like.vocab_size)
+        self.head = nn.Linear(width, config.vocab_size)
         self.load_state_dict(like.state_dict())  # before the buffers below, which ours has elsewhere
 
-        level_L = torch.cat([torch.full((side * side,), k) for k, side in enumerate(like.patch_nums)])
+        level_L = torch.cat([torch.full((side * side,), k) for k, side in enumerate(config.patch_nums)])
         mask_LL = torch.where(level_L[:, None] >= level_L[None, :], 0.0, -torch.inf)
         self.register_buffer("level_L", level_L)
         self.register_buffer("mask_LL", mask_LL)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import Cell, Report
-from varscale.store.layout import write_atomically, write_json
+from varscale.store.atomic import write_atomically, write_json
 
 
 def show(report: Report, console: Console) -> None:

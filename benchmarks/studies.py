@@ -14,13 +14,14 @@ from varscale.config import Experiment
 from varscale.config.yaml import changed, load_experiment
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.writer import encode_store
-from varscale.store.layout import TokenFiles, write_json
+from varscale.store.layout import RunKey, Store, TokenFiles
+from varscale.store.records import TokensSummary
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import save_tokenizer
-from varscale.training.cells import Cell, Numerics, Trunk
+from varscale.training.cells import Cell, Execution, Trunk
 from varscale.training.runs import Inputs
 
-PRINT = "benchmark"
+TOKENIZER, TOKENS = RunKey("tokenizers", "untrained", "0"), RunKey("tokens", "random", "0")
 
 TOKENS_130: dict[str, Any] = {
     "data.image_size": 32,
@@ -95,6 +96,12 @@ def trunk_of(experiment: Experiment, depth: int) -> Trunk:
     return Trunk(experiment, depth, 0, min(experiment.grid.budgets))
 
 
+def size_of(trunk: Trunk) -> Size:
+    """Of a VAR."""
+    columns = trunk.model.columns()
+    return Size(trunk.depth, columns["width"], columns["heads"])
+
+
 def cell_of_steps(experiment: Experiment, depth: int, steps: int) -> Cell:
     """A run of exactly so many steps."""
     flops = trunk_of(experiment, depth).flops_per_image * experiment.optim.batch_size
@@ -102,14 +109,14 @@ def cell_of_steps(experiment: Experiment, depth: int, steps: int) -> Cell:
     return Trunk(experiment, depth, 0, budget).cell(budget)
 
 
-def make_inputs(folder: Path, experiment: Experiment, numerics: Numerics, peak: float, images: int = 8192) -> Inputs:
+def make_inputs(folder: Path, experiment: Experiment, execution: Execution, images: int = 8192) -> Inputs:
     """A tokenizer's file and token stores, made unless they are there."""
-    tokenizer = folder / "tokenizer.safetensors"
-    if not tokenizer.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tokenizer(tokenizer, untrained_tokenizer(experiment), PRINT)
-        _encode(folder, experiment, images)
-    return Inputs(tokenizer, PRINT, TokenFiles(folder / "tokens"), "benchmark-tokens", numerics, peak)
+    store = Store(folder)
+    inputs = Inputs(store.run(TOKENIZER), store.tokens(TOKENS), execution)
+    if not inputs.tokenizer.weights.exists():
+        save_tokenizer(inputs.tokenizer.weights, untrained_tokenizer(experiment), TOKENIZER.fingerprint)
+        _encode(inputs.tokens, experiment, images)
+    return inputs
 
 
 def untrained_tokenizer(experiment: Experiment) -> MultiScaleTokenizer:
@@ -120,7 +127,7 @@ def untrained_tokenizer(experiment: Experiment) -> MultiScaleTokenizer:
     return tokenizer.eval()
 
 
-def _encode(folder: Path, experiment: Experiment, images: int) -> None:
+def _encode(files: TokenFiles, experiment: Experiment, images: int) -> None:
     settings = experiment.tokenizer
 
     def random_tokens(images_B3HW: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -128,14 +135,14 @@ def _encode(folder: Path, experiment: Experiment, images: int) -> None:
 
     for split, number in (("train", images), ("validation", 64)):
         encode_store(
-            folder / "tokens" / split,
+            files.folder / split,
             RingsSource(number, experiment.data.image_size, "train" if split == "train" else "validation"),
             random_tokens,
             patch_nums=settings.patch_nums,
             vocab_size=settings.vocab_size,
-            tokenizer_fingerprint=PRINT,
+            tokenizer_fingerprint=TOKENIZER.fingerprint,
             shard_images=8192,
             batch_size=64,
             workers=0,
         )
-    write_json(TokenFiles(folder / "tokens").summary, {"images": images, "unigram_entropy": 0.0})
+    TokensSummary(images=images, unigram_entropy=0.0).write(files.summary)

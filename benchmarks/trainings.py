@@ -1,57 +1,60 @@
 """Training steps of ours: without Lightning around them, and as a sweep runs them."""
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.studies import cell_of_steps
 from varscale.data.loading import StepBatches
 from varscale.data.tokens.store import TokenStore
-from varscale.numerics.device import deterministic
-from varscale.store.layout import RunFiles, read_json
-from varscale.training import runs as model_run
-from varscale.training.cells import Precision, Trunk
-from varscale.training.module import TokenModelModule
-from varscale.training.runs import Inputs
-
-NEVER = 10**9
+from varscale.numerics.device import best_device, deterministic
+from varscale.store.layout import Store
+from varscale.store.records import read_result
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.tokenizer.storage import load_tokenizer
+from varscale.training.cells import Trunk
+from varscale.training.module import ModelModule
+from varscale.training.runs import Inputs, train_cell
 
 
 class BareTraining:
-    """The module's own step (loss, backward, its clipping, its optimizer), called in a plain loop."""
+    """The module's model, loss and optimizer in a plain loop: loss, backward, clipping and AdamW, part by part."""
 
-    def __init__(self, module: TokenModelModule, precision: Precision) -> None:
-        """Take a module that logs never, since there is no trainer to log to."""
-        self.module, self.precision = module, precision
+    def __init__(self, module: ModelModule, tokenizer: MultiScaleTokenizer, precision: str) -> None:
+        self.module, self.tokenizer, self.precision = module, tokenizer, precision
         self.optimizer = module.configure_optimizers()
 
     def step(self, batch: dict[str, Tensor]) -> float:
         """One step; the loss before it."""
-        module = self.module
+        module, total, images = self.module, 0.0, len(batch["labels_B"])
+        size = module.images_at_once or images
         batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
         with deterministic():  # as in runs
-            with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss = module.training_step(batch, 0)
-            loss.backward()
-        module.configure_gradient_clipping(self.optimizer)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        module.steps += 1
-        return loss.item()
+            for begin in range(0, images, size):
+                part = {name: tensor[begin : begin + size] for name, tensor in batch.items()}
+                with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    loss_BL = module.family.losses(module.model, self.tokenizer, part, module.seed).loss_BL
+                loss = loss_BL.mean() * (len(loss_BL) / images)
+                loss.backward()
+                total += loss.item()
+            nn.utils.clip_grad_norm_(module.model.parameters(), module.optim.grad_clip, foreach=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return total
 
 
 def bare_training(trunk: Trunk, inputs: Inputs) -> BareTraining:
-    """The training that a sweep would run for this size, in these numerics."""
-    runtime = trunk.experiment.runtime.model_copy(update={"log_every_steps": NEVER})
-    silent = replace(trunk, experiment=trunk.experiment.model_copy(update={"runtime": runtime}))
-    module = model_run._module(silent, inputs)
-    if torch.cuda.is_available():
-        module.cuda()
-    return BareTraining(module, inputs.numerics.precision)
+    """The training that a sweep would run for this size."""
+    torch.set_num_threads(inputs.execution.threads)
+    tokenizer = load_tokenizer(inputs.tokenizer.weights, inputs.tokenizer.fingerprint)
+    optim, images = trunk.experiment.optim, trunk.images_at_once(inputs.execution.memory_bytes)
+    module = ModelModule(
+        trunk.model, optim, tokenizer, seed=trunk.seed, compiled=inputs.execution.compiled, images_at_once=images
+    )
+    return BareTraining(module.to(best_device()), tokenizer, optim.precision)
 
 
 def batches(trunk: Trunk, inputs: Inputs) -> "itertools.cycle[dict[str, Tensor]]":
@@ -68,12 +71,11 @@ def sweep_run(trunk: Trunk, inputs: Inputs, steps: int, folder: Path) -> dict[st
     """A whole cell as a worker of a sweep runs it: Lightning, logging, checkpoints, token store, result file.
 
     Returns:
-        Its row of the runs table, with `images_per_second`, `utilisation` and `data_wait_share`.
+        Its row of the runs table, with `images_per_second` and `data_wait_share`.
     """
     cell = cell_of_steps(trunk.experiment, trunk.depth, steps)
-    files = RunFiles(folder / f"cell-{next(_numbers)}")
-    model_run.train_cell(cell, None, files, inputs, lambda done, total: None)
-    result = read_json(files.result)
+    files = Store(folder / f"cell-{next(_numbers)}").run(cell.key(inputs.tokens.fingerprint))
+    train_cell(cell, None, files, inputs, lambda done, total: None)
+    result = read_result(files)
     assert result is not None
-    row: dict[str, Any] = result["row"]
-    return row
+    return dict(result.row)

@@ -1,10 +1,14 @@
 """Models, tokenizers and modules in few words, all very small unless a test says otherwise."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from architectures import architecture
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from varscale.config import OptimConfig
 from varscale.families.base import ModelDescription
@@ -66,3 +70,31 @@ def tokenizer_for(description: ModelDescription, **changes: Any) -> MultiScaleTo
 def make_module(description: ModelDescription, optim: dict[str, Any] | None = None, **settings: Any) -> ModelModule:
     """A model's training on the tokens of an untrained tokenizer."""
     return ModelModule(description, OptimConfig(**(optim or {})), tokenizer_for(description), **settings)
+
+
+def counted(function: Callable[[], Any]) -> int:
+    """FLOPs of a call with the math kernel."""
+    return sum(counted_by_module(function)["Global"].values())
+
+
+def counted_by_module(function: Callable[[], Any]) -> dict[str, dict[Any, int]]:
+    """FLOPs of a call, by the module's class and the operator; all of them under `Global`."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        function()
+    return counter.get_flop_counts()
+
+
+@contextmanager
+def kept_bytes(model: nn.Module, apart: Callable[[Tensor], bool] = lambda _: False) -> Iterator[dict[int, int]]:
+    """Bytes of each memory, weights apart, that forward passes within keep for their backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and not apart(tensor):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept

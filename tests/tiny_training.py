@@ -23,7 +23,7 @@ from varscale.store.curves import CurvePoint, read_curve
 from varscale.store.layout import RunFiles, RunKey, Store
 from varscale.store.records import TokensSummary
 from varscale.tokenizer.storage import save_tokenizer
-from varscale.training.callbacks import Checkpoints, Progress
+from varscale.training.callbacks import Checkpoints, ProgressCallback
 from varscale.training.cells import Cell, Trunk
 from varscale.training.runs import Inputs
 
@@ -144,7 +144,7 @@ def report_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def after_step(self: Any, trainer: Any, module: Any, *_: Any) -> None:
         self._report(module.images_seen)
 
-    monkeypatch.setattr(Progress, "on_train_batch_end", after_step)
+    monkeypatch.setattr(ProgressCallback, "on_train_batch_end", after_step)
 
 
 _SAVE_DUE = Checkpoints._save_due

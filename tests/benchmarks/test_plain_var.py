@@ -3,51 +3,39 @@
 Letters: B batch, L tokens of an image.
 """
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from architectures import architecture
+from small_models import make_module, tokenizer_for, var_config
 
-from benchmarks.plain_var import PlainTraining, PlainVAR
+from benchmarks.plain_var import AttentionBy, PlainTraining, PlainVAR
 from benchmarks.trainings import BareTraining
-from varscale.tokenizer.autoencoder import MultiScaleTokenizer
-from varscale.tokenizer.storage import save_tokenizer
-from varscale.training.module import TokenModelModule
+from varscale.families.var.transformer import VAR
 
 PATCH_NUMS = (1, 2, 3, 5)
 
 
-def module_and_batch(folder: Path) -> tuple[TokenModelModule, dict[str, torch.Tensor]]:
+def training_and_batch() -> tuple[BareTraining, VAR, dict[str, torch.Tensor]]:
+    description = var_config(PATCH_NUMS, 40, 6, 3, 3, 24, 3, adaln_gamma_init=0.5, head_init=1.0, label_dropout=0.0)
+    module = make_module(description, {"lr": 1e-2, "lr_batch_size": 4, "batch_size": 4})
     torch.manual_seed(0)
-    tokenizer = MultiScaleTokenizer(
-        architecture(
-            PATCH_NUMS, 40, 6, 4, channel_multipliers=(1, 2), residual_blocks=1, attention=False, norm_groups=2
-        )
-    )
-    torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
-    save_tokenizer(folder / "tokenizer.safetensors", tokenizer, "print")
-    module = TokenModelModule(
-        str(folder / "tokenizer.safetensors"), 3, 3, 24, 3, batch_size=4, lr=1e-2, label_dropout=0.0,
-        adaln_gamma_init=0.5, head_init=1.0, log_every_steps=10**9,
-    )  # fmt: skip
-    for parameter in module.var.parameters():  # biases begin at zero and would hide mistakes
+    for parameter in module.model.parameters():  # biases begin at zero and would hide mistakes
         torch.nn.init.normal_(parameter, std=0.2)
+    assert isinstance(module.model, VAR)
     batch = {
-        "tokens_BL": torch.randint(0, 40, (4, sum(side**2 for side in PATCH_NUMS))),
+        "tokens_BL": torch.randint(0, 40, (4, description.tokens)),
         "labels_B": torch.tensor([0, 1, 2, 3]),
         "sample_index_B": torch.arange(4),
     }
-    return module, batch
+    return BareTraining(module, tokenizer_for(description), "float32"), module.model, batch
 
 
+@pytest.mark.parametrize("images_at_once", [0, 3])
 @pytest.mark.parametrize("by", ["products", "library"])
-def test_losses_agree_over_training_steps(tmp_path: Path, by: Any) -> None:
-    module, batch = module_and_batch(tmp_path)
-    plain = PlainVAR(module.var, module._quantizer[0], by, label_dropout=0.0)
-    plain_training = PlainTraining(plain, lr=module.lr, weight_decay=module.weight_decay, grad_clip=module.grad_clip)
-    ours = BareTraining(module, "float32")
+def test_losses_agree_over_training_steps(by: AttentionBy, images_at_once: int) -> None:
+    ours, var, batch = training_and_batch()
+    ours.module.images_at_once = images_at_once
+    optim, plain = ours.module.optim, PlainVAR(var, ours.tokenizer.quantizer, by, label_dropout=0.0)
+    plain_training = PlainTraining(plain, lr=optim.lr, weight_decay=optim.weight_decay, grad_clip=optim.grad_clip)
 
     losses = [(plain_training.step(batch), ours.step(batch)) for _ in range(4)]
 
@@ -56,18 +44,16 @@ def test_losses_agree_over_training_steps(tmp_path: Path, by: Any) -> None:
     assert losses[-1][0] < losses[0][0] - 0.1
 
 
-def test_inputs_of_each_scale_agree(tmp_path: Path) -> None:
-    module, batch = module_and_batch(tmp_path)
-    plain = PlainVAR(module.var, module._quantizer[0], "products", label_dropout=0.0)
-    torch.testing.assert_close(
-        plain.next_scale_inputs(batch["tokens_BL"]), module._inputs(batch["tokens_BL"]), atol=1e-5, rtol=1e-5
-    )
+def test_inputs_of_each_scale_agree() -> None:
+    ours, var, batch = training_and_batch()
+    plain = PlainVAR(var, ours.tokenizer.quantizer, "products", label_dropout=0.0)
+    expected = ours.tokenizer.next_scale_inputs(batch["tokens_BL"].split(var.config.groups, dim=1))
+    torch.testing.assert_close(plain.next_scale_inputs(batch["tokens_BL"]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_dropped_label_is_no_class(tmp_path: Path) -> None:
-    module, batch = module_and_batch(tmp_path)
-    always = PlainVAR(module.var, module._quantizer[0], "library", label_dropout=1.0)
-    never = PlainVAR(module.var, module._quantizer[0], "library", label_dropout=0.0)
+def test_a_dropped_label_is_no_class() -> None:
+    ours, var, batch = training_and_batch()
+    always, never = (PlainVAR(var, ours.tokenizer.quantizer, "library", label_dropout=rate) for rate in (1.0, 0.0))
     unlabelled = {**batch, "labels_B": torch.full((4,), 3)}
     dropped = always.loss(batch["tokens_BL"], batch["labels_B"])
     torch.testing.assert_close(dropped, never.loss(unlabelled["tokens_BL"], unlabelled["labels_B"]))

@@ -68,9 +68,9 @@ def test_a_sweep_of_stored_images(tmp_path: Path) -> None:
     longest = max(rows, key=lambda name: rows[name]["images_seen"])
     assert rows[longest]["epochs"] > 4
 
-    (encoding_log,) = tmp_path.glob("runs/toy/tokens/*/run.log")
+    (encoding_log,) = tmp_path.glob("runs/tokens/*/run.log")
     encoding_log.unlink()
-    shutil.rmtree(tmp_path / "runs" / "toy" / "cells" / longest)
+    shutil.rmtree(tmp_path / "runs" / "cells" / longest)
     again = varscale("sweep", study, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert results(tmp_path / "runs")[longest]["loss"] == rows[longest]["loss"]

@@ -2,41 +2,41 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from architectures import architecture
+from small_models import PAPER, make_module, make_tokenizer, make_var, var_config
 from torch import Tensor
 
+from varscale.families.var.sampling import ScalePredictor
 from varscale.families.var.transformer import VAR
-from varscale.generation.sampling import ScalePredictor, sample
+from varscale.generation.sampling import sample
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 pytestmark = pytest.mark.gpu
-PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
-def make_var(**settings: Any) -> VAR:
-    # gates as large as the other modulation, so that the blocks matter from the start
+SIZES = (PAPER, 512, 16, 5, 3, 192, 3)
+# gates as large as the other modulation, so that the blocks matter from the start
+LIVELY: dict[str, Any] = {"adaln_gamma_init": 1.0, "init_std": 0.05, "head_init": 1.0}
+TOKENIZER = {"base_channels": 32, "channel_multipliers": (1, 1, 2), "attention": True, "norm_groups": 32}
+
+
+def lively_var(**settings: Any) -> VAR:
     torch.manual_seed(0)
-    return VAR(
-        PAPER, 512, 16, 5, 3, 192, 3, **{"adaln_gamma_init": 1.0, "init_std": 0.05, "head_init": 1.0, **settings}
-    )
+    return make_var(*SIZES, **{**LIVELY, **settings})
 
 
-def make_tokenizer() -> MultiScaleTokenizer:
-    torch.manual_seed(0)
-    tokenizer = MultiScaleTokenizer(architecture(PAPER, 512, 16, 32, channel_multipliers=(1, 1, 2), residual_blocks=1))
-    torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
-    return tokenizer.eval()
+def paper_tokenizer() -> MultiScaleTokenizer:
+    return make_tokenizer(PAPER, 512, 16, **TOKENIZER)
 
 
 def inputs_for(var: VAR, batch: int = 2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    later = var.tokens - var.first_tokens
-    return torch.arange(batch), torch.randn(batch, later, var.latent_channels, generator=generator)
+    later = var.config.tokens - var.first_tokens
+    return torch.arange(batch), torch.randn(batch, later, var.config.latent_channels, generator=generator)
 
 
 def logits_and_gradients(var: VAR, device: str, *, bfloat16: bool = False) -> list[Tensor]:
@@ -46,7 +46,7 @@ def logits_and_gradients(var: VAR, device: str, *, bfloat16: bool = False) -> li
     with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
         logits = var(labels, inputs)
     assert logits.dtype == torch.float32
-    target = torch.arange(logits.shape[1], device=device) % var.vocab_size
+    target = torch.arange(logits.shape[1], device=device) % var.config.vocab_size
     torch.nn.functional.cross_entropy(logits.transpose(1, 2), target.expand(len(labels), -1)).backward()
     return [logits.detach().cpu(), *(p.grad.cpu() for p in var.parameters() if p.grad is not None)]
 
@@ -65,27 +65,29 @@ def test_random_numbers_are_those_of_the_processor() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}])
 def test_float32_and_its_gradients(settings: dict[str, bool]) -> None:
-    var = make_var(**settings)
+    var = lively_var(**settings)
     assert_near(logits_and_gradients(var, "cuda"), logits_and_gradients(var, "cpu"), 1e-4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}])
 def test_bfloat16_by_flash_kernels(settings: dict[str, bool]) -> None:
-    var = make_var(**settings)
+    var = lively_var(**settings)
     assert_near(logits_and_gradients(var, "cuda", bfloat16=True), logits_and_gradients(var, "cpu"), 0.03)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_compiled_blocks(bfloat16: bool) -> None:
-    var = make_var()
+    var = lively_var()
     eager = logits_and_gradients(var, "cuda", bfloat16=bfloat16)
-    var.compile_blocks()
+    model = make_module(var_config(*SIZES, **LIVELY), compiled=True).model
+    model.load_state_dict(var.state_dict())
+    var = cast(VAR, model)
     assert_near(logits_and_gradients(var, "cuda", bfloat16=bfloat16), eager, 0.03 if bfloat16 else 1e-4)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_sampling_sees_the_logits_of_training(use_cache: bool) -> None:
-    var, tokenizer = make_var().cuda(), make_tokenizer().cuda()
+    var, tokenizer = lively_var().cuda(), paper_tokenizer().cuda()
     labels = torch.tensor([1, 4, 0], device="cuda")
     tokens = [torch.randint(512, (3, side**2), device="cuda") for side in PAPER]
     with torch.no_grad():
@@ -100,7 +102,7 @@ def test_sampling_sees_the_logits_of_training(use_cache: bool) -> None:
 
 
 def test_samples_are_those_of_the_processor() -> None:
-    var, tokenizer = make_var(), make_tokenizer()
+    var, tokenizer = lively_var(), paper_tokenizer()
     labels = torch.arange(4)
     ours, theirs = sample(var, tokenizer, labels), sample(var.cuda(), tokenizer.cuda(), labels.cuda())
     # a number that lies within rounding of the border between two tokens changes them and what follows: rare
@@ -120,7 +122,7 @@ def _tf32() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_tf32")
 def test_lookups_are_exact_where_tf32_is_allowed() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = paper_tokenizer()
     features = torch.randn(16, 16, 16, 16)
     expected = tokenizer.quantizer.encode(features)
     found = tokenizer.quantizer.cuda().encode(features.cuda())
@@ -132,7 +134,7 @@ def test_lookups_are_exact_where_tf32_is_allowed() -> None:
 
 
 def test_tokens_and_pictures() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = paper_tokenizer()
     images = torch.rand(8, 3, 64, 64) * 2 - 1
     tokens = tokenizer.encode(images)
     picture = tokenizer.decode(tokens)

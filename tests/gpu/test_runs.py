@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import Killed, checkpoint_every, ignore, kill_at, report_every_step
+from tiny_training import Killed, checkpoint_every, files_of, ignore, kill_at, report_every_step
 from torchvision.models import vgg16
 from toy_sweep import Finished, results, varscale, write_toy
 
@@ -17,13 +17,13 @@ from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
 from varscale.config.yaml import changed
 from varscale.data.loading import ImageBatches
 from varscale.data.sources.rings.source import RingsSource
+from varscale.families.storage import load_model
 from varscale.numerics.device import deterministic
+from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles
-from varscale.store.weights import load_var
 from varscale.tokenizer.module import TokenizerModule
 from varscale.tokenizer.shape import TokenizerShape
-from varscale.training.cells import Numerics
-from varscale.training.execution import choose_numerics
+from varscale.training.cells import Execution
 from varscale.training.runs import train_cell, train_trunk
 from varscale.training.trainer import Loader, make_trainer
 
@@ -38,28 +38,23 @@ def paper_like(depth: int = 4, width_per_depth: int = 48, batch: int = BATCH, **
 
 
 def weights(files: RunFiles) -> dict[str, torch.Tensor]:
-    return load_var(files.weights).state_dict()
+    return load_model(files.weights).state_dict()
 
 
 @pytest.mark.parametrize(
-    ("numerics", "micro_batch"),
-    [
-        (Numerics("float32", False, False, 4, 4), 0),
-        (Numerics("bfloat16", False, False, 4, 4), 0),
-        (Numerics("bfloat16", True, False, 4, 4), 0),
-        (Numerics("bfloat16", False, False, 4, 4), 7),
-    ],
+    ("precision", "compiled", "micro_batch"),
+    [("float32", False, 0), ("bfloat16", False, 0), ("bfloat16", True, 0), ("bfloat16", False, 7)],
     ids=["float32", "bfloat16", "compiled", "in parts"],
 )
 def test_a_run_is_equal_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numerics: Numerics, micro_batch: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, compiled: bool, micro_batch: int
 ) -> None:
     """Straight; killed twice; and as a branch of a trunk."""
-    experiment = paper_like(**{"runtime.micro_batch": micro_batch})
-    inputs = make_inputs(tmp_path / "inputs", experiment, numerics, 1e12, images=512)
+    experiment = paper_like(**{"runtime.micro_batch": micro_batch, "optim.precision": precision})
+    inputs = make_inputs(tmp_path / "inputs", experiment, Execution(compiled, threads=4, peak_flops=1e12), images=512)
     cell = cell_of_steps(experiment, 4, STEPS)
-    straight, killed = RunFiles(tmp_path / "straight"), RunFiles(tmp_path / "killed")
-    trunk, branch = RunFiles(tmp_path / "trunk"), RunFiles(tmp_path / "branch")
+    straight, killed, branch = (files_of(cell, inputs, tmp_path / name) for name in ("straight", "killed", "branch"))
+    trunk = files_of(cell.trunk, inputs, tmp_path)
     report_every_step(monkeypatch)
     train_cell(cell, None, straight, inputs, ignore)
     train_trunk(cell.trunk, [cell.branch_images], trunk, inputs, ignore)
@@ -108,9 +103,9 @@ def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> 
 def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, depth: int, width: int) -> None:
     """State and activations to within a third, what decides how many images pass at once; compiled blocks need less."""
     torch.compiler.reset()
-    experiment = paper_like(depth, width, batch=16)
+    experiment = paper_like(depth, width, batch=16, **{"optim.precision": precision})
     trunk = trunk_of(experiment, depth)
-    inputs = make_inputs(tmp_path, experiment, Numerics(precision, compiled, False, 4, 4), 1.0, images=128)
+    inputs = make_inputs(tmp_path, experiment, Execution(compiled, threads=4), images=128)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     training, data = bare_training(trunk, inputs), batches(trunk, inputs)
@@ -118,8 +113,7 @@ def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, d
     torch.cuda.reset_peak_memory_stats()
     training.step(next(data))
     measured = torch.cuda.max_memory_allocated() - before
-    element_bytes = 2 if precision == "bfloat16" else 4
-    foreseen = trunk.shape.step_bytes(16, element_bytes=element_bytes)
+    foreseen = trunk.model.step_bytes(16, element_bytes=trunk.element_bytes)
     assert 0.75 < foreseen / measured < (5 / 3 if compiled else 4 / 3), (
         f"{foreseen / 2**20:.0f} MiB foreseen, {measured / 2**20:.0f} measured"
     )
@@ -128,14 +122,13 @@ def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, d
 def test_the_papers_step_passes_in_parts_that_fit(tmp_path: Path) -> None:
     """Depth 16, width 1024, 768 images a step: the parts that were chosen leave the memory neither full nor idle."""
     torch.compiler.reset()
-    settings = {"runtime.precision": "bfloat16", "runtime.compile": "off"}
-    experiment = paper_like(16, 64, batch=768, **settings)
+    experiment = paper_like(16, 64, batch=768, **{"optim.precision": "bfloat16"})
     trunk = trunk_of(experiment, 16)
-    numerics, _ = choose_numerics([(trunk, 768_000)], experiment.runtime, 4, 4)
-    assert trunk.images_at_once(numerics) < 768
+    execution = Execution(threads=4, memory_bytes=Share(4).memory_bytes())
+    assert trunk.images_at_once(execution.memory_bytes) < 768
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    inputs = make_inputs(tmp_path, experiment, numerics, 1.0, images=768)
+    inputs = make_inputs(tmp_path, experiment, execution, images=768)
     loss = bare_training(trunk, inputs).step(next(batches(trunk, inputs)))
     assert math.isfinite(loss)
     share = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory
@@ -143,8 +136,8 @@ def test_the_papers_step_passes_in_parts_that_fit(tmp_path: Path) -> None:
 
 
 def test_a_sweep_by_the_command(tmp_path: Path, finished: Finished) -> None:
-    """With measured numerics a second call trains nothing; with the toy's own, two sweeps are equal."""
-    path = write_toy(tmp_path, runtime={"precision": "auto", "compile": "auto", "workers": 0, "threads": 0})
+    """Where it was measured whether compiling pays a second call trains nothing; as the toy says, two are equal."""
+    path = write_toy(tmp_path, runtime={"compile": "auto", "workers": 0, "threads": 0})
     first, second = (varscale("sweep", path, cwd=tmp_path) for _ in range(2))
     assert first.returncode == 0, first.stdout + first.stderr
     rows = results(tmp_path / "runs")

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from varscale.errors import Diverged
-from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback, Throughput, check_finite
+from varscale.training.callbacks import Checkpoints, ProgressCallback, ScheduleCallback, Throughput, check_finite
 from varscale.training.schedules import Schedule
 from varscale.training.trainer import Loader
 
@@ -135,7 +135,7 @@ def test_waiting_is_all_of_a_loaders_time(monkeypatch: pytest.MonkeyPatch) -> No
 def test_progress_is_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, told, module = [100.0], list[int](), Module()
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    progress = Progress(told.append)
+    progress = ProgressCallback(told.append)
     for _ in range(10):
         clock[0] += 0.1
         module.images_seen += 1

@@ -1,170 +1,153 @@
-"""How precision and compilation are chosen, with costs made up; and what is measured, for real."""
+"""Whether compiling pays, with costs made up; what one machine has; and what is measured, for real."""
 
-import os
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from requirements import require_program
-from tiny_training import NUMERICS, little_experiment
+from small_models import tokenizer_for
+from tiny_training import little_experiment
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from varscale.config import RuntimeConfig
 from varscale.config.yaml import changed
 from varscale.errors import ExperimentError
-from varscale.kernels import building
-from varscale.kernels.attention import available
-from varscale.kernels.building import SWITCH
-from varscale.training import execution as numerics
-from varscale.training.cells import Numerics, Trunk
-from varscale.training.execution import apply_numerics, build_var, check_memory, choose_numerics, measure_matmul_peak
+from varscale.numerics.machine import MachineShares, Share, device_name, machine_bytes, processors
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+from varscale.training import execution as execution_module
+from varscale.training.cells import Execution, Trunk, provenance
+from varscale.training.execution import ExecutionRecord, check_memory, decide_execution, measure_matmul_peak
 
-Cost = Callable[[Trunk, Numerics], tuple[float, float]]
+Cost = Callable[[Trunk, int, MultiScaleTokenizer, bool], tuple[float, float]]
 
 
-def trunks() -> list[tuple[Trunk, int]]:
+def trunks(**optim: Any) -> list[tuple[Trunk, int]]:
     """Three sizes, each with its images."""
-    experiment = little_experiment()
+    experiment = little_experiment(optim=optim)
     return [(Trunk(experiment, depth, 0, 1e12), 8 * 1000 * depth) for depth in (4, 2, 3)]
 
 
-def choose(
-    monkeypatch: pytest.MonkeyPatch, cost: Cost, capability: str = "AVX512", **runtime: Any
-) -> tuple[Numerics, dict[str, float]]:
-    monkeypatch.setattr(numerics, "_step_cost", cost)
-    monkeypatch.setattr(numerics.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    return choose_numerics(trunks(), RuntimeConfig(**runtime), 1, 2)
+def decide(monkeypatch: pytest.MonkeyPatch, cost: Cost, **runtime: Any) -> ExecutionRecord:
+    monkeypatch.setattr(execution_module, "_step_cost", cost)
+    monkeypatch.setattr(execution_module, "measure_matmul_peak", lambda precision: 5e9)
+    sizes = trunks()
+    return decide_execution(sizes, RuntimeConfig(**runtime), Share(), tokenizer_for(sizes[0][0].model))
 
 
 def per_flop(trunk: Trunk) -> float:
-    """A step that takes a second for 1e9 FLOPs."""
-    return trunk.flops_per_image * trunk.batch_size / 1e9
+    """A step of 8 images that takes a second for 1e9 FLOPs."""
+    return trunk.flops_per_image * 8 / 1e9
 
 
 @pytest.mark.parametrize(
-    ("bfloat16", "compiled", "start", "expected"),
+    ("factor", "start", "expected"),
     [
-        (0.5, 0.5, 0.0, ("bfloat16", True)),
-        (2.0, 0.5, 0.0, ("float32", True)),
-        (0.5, 2.0, 0.0, ("bfloat16", False)),
-        (2.0, 2.0, 0.0, ("float32", False)),
-        (2.0, 0.5, 1e9, ("float32", False)),  # twice as fast, but compiling takes longer than the sweep
+        (0.5, 0.0, True),
+        (2.0, 0.0, False),
+        (0.5, 1e9, False),  # twice as fast, but compiling takes longer than the study
     ],
 )
-def test_the_fewest_seconds_win(
-    monkeypatch: pytest.MonkeyPatch, bfloat16: float, compiled: float, start: float, expected: tuple[str, bool]
-) -> None:
-    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
-        factor = (bfloat16 if choice.precision == "bfloat16" else 1) * (compiled if choice.compiled else 1)
-        return factor * per_flop(trunk), start if choice.compiled else 0.0
+def test_the_fewest_seconds_win(monkeypatch: pytest.MonkeyPatch, factor: float, start: float, expected: bool) -> None:
+    def cost(trunk: Trunk, images: int, _: MultiScaleTokenizer, compiled: bool) -> tuple[float, float]:
+        assert (trunk.depth, images) == (4, 8)  # the largest
+        return (factor if compiled else 1) * per_flop(trunk), start if compiled else 0.0
 
-    chosen, seconds = choose(monkeypatch, cost)
-    assert (chosen.precision, chosen.compiled) == expected
-    assert (chosen.threads, chosen.tokenizer_threads) == (1, 2)
+    record = decide(monkeypatch, cost)
     total = sum(trunk.flops_per_image * images for trunk, images in trunks())
-    assert seconds["float32, eager"] == pytest.approx(total / 1e9)
+    assert record.compiled == expected
+    assert record.estimated_seconds["eager"] == pytest.approx(total / 1e9)
+    assert record.estimated_seconds["compiled"] == pytest.approx(factor * total / 1e9 + 3 * start)  # once a size
+    assert (record.device, record.peak_flops) == (device_name(), 5e9)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bfloat16")
-def test_bfloat16_is_not_tried_on_a_processor_that_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
-        assert choice.precision == "float32"
-        return per_flop(trunk), 0.0
-
-    chosen, _ = choose(monkeypatch, cost, capability="AVX2")
-    assert chosen.precision == "float32"
-
-
-def test_compile_time_counts_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
-        return per_flop(trunk), 7.0 if choice.compiled else 0.0
-
-    _, seconds = choose(monkeypatch, cost, precision="float32")
-    assert seconds["float32, compiled"] - seconds["float32, eager"] == pytest.approx(3 * 7)
-
-
-def test_a_slow_moment_of_the_machine_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor that only the first of a process's models has to be compiled."""
-    turns: Counter[bool] = Counter()
-
-    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
-        turns[choice.compiled] += 1
-        first = turns[choice.compiled] == 1
-        quickest = per_flop(trunk) * (0.5 if choice.compiled else 1)
-        return quickest * (4 if first and choice.compiled else 1), 3.0 if first and choice.compiled else 0.0
-
-    chosen, seconds = choose(monkeypatch, cost, precision="float32")
-    assert chosen.compiled
-    assert seconds["float32, compiled"] == pytest.approx(0.5 * seconds["float32, eager"] + 3 * 3)
-
-
-@pytest.mark.parametrize(("precision", "compiles"), [("float32", "on"), ("bfloat16", "off"), ("bfloat16", "on")])
-def test_what_is_said_is_not_measured(monkeypatch: pytest.MonkeyPatch, precision: str, compiles: str) -> None:
-    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
+@pytest.mark.parametrize("said", ["on", "off"])
+def test_what_is_said_is_not_measured(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    def cost(*_: Any) -> tuple[float, float]:
         raise AssertionError("nothing was left to choose")
 
-    chosen, seconds = choose(monkeypatch, cost, precision=precision, compile=compiles)
-    assert (chosen.precision, chosen.compiled, seconds) == (precision, compiles == "on", {})
+    record = decide(monkeypatch, cost, compile=said)
+    assert (record.compiled, record.estimated_seconds) == (said == "on", {})
 
 
-@pytest.mark.parametrize("runtime", [{"precision": "bfloat16"}, {"compile": "on"}])
-def test_what_is_said_is_kept(monkeypatch: pytest.MonkeyPatch, runtime: dict[str, str]) -> None:
-    seen: set[Numerics] = set()
-
-    def cost(trunk: Trunk, choice: Numerics) -> tuple[float, float]:
-        seen.add(choice)
-        return 1.0, 0.0
-
-    chosen, _ = choose(monkeypatch, cost, **runtime)
-    assert chosen in seen
-    assert len(seen) == 2
-    for choice in seen:
-        assert choice.precision == runtime.get("precision", choice.precision)
-        assert choice.compiled == ("compile" in runtime or choice.compiled)
+def test_a_decision_holds_on_its_machine_and_as_the_settings_allow() -> None:
+    record = ExecutionRecord(device=device_name(), compiled=True, peak_flops=1e9)
+    for compiled in (True, False):
+        record = record.model_copy(update={"compiled": compiled})
+        allowed = [record.allowed(RuntimeConfig(compile=said)) for said in ("auto", "on", "off")]  # type: ignore[arg-type]
+        assert allowed == [True, compiled, not compiled]
+    assert not record.model_copy(update={"device": "another"}).allowed(RuntimeConfig())
+    execution = record.execution(Share(threads=3))
+    assert (execution.compiled, execution.threads, execution.peak_flops) == (False, 3, 1e9)
+    assert execution.memory_bytes == Share(threads=3).memory_bytes()
 
 
-def test_as_many_images_pass_at_once_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_images_pass_at_once_as_the_memory_holds() -> None:
     """Of each size for itself, in parts of about one size; its weights and moments have to fit too."""
     smallest, _, largest = sorted((trunk for trunk, _ in trunks()), key=lambda trunk: trunk.flops_per_image)
-    state, image = largest.shape.training_state_bytes(), largest.shape.activation_bytes(1)
+    state, image = largest.model.training_state_bytes(), largest.model.activation_bytes(1)
     assert largest.batch_size == 8
     for images, expected in ((8.5, 8), (7.5, 4), (3.5, 3), (1.5, 1)):
-        monkeypatch.setattr(numerics, "memory_bytes", lambda _, images=images: (state + images * image) / 0.6)
-        chosen, _ = choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
-        assert largest.images_at_once(chosen) == expected
-    assert smallest.images_at_once(chosen) == 8
-    more = replace(chosen, memory_bytes=2 * chosen.memory_bytes)  # whatever else the study's device could hold
-    assert smallest.fingerprint("tokens", more) == smallest.fingerprint("tokens", chosen)
-    assert largest.fingerprint("tokens", more) != largest.fingerprint("tokens", chosen)
-    monkeypatch.setattr(numerics, "memory_bytes", lambda _: (state + 0.5 * image) / 0.6)
+        memory = (state + images * image) / 0.6
+        largest.check_memory(memory)
+        assert largest.images_at_once(memory) == expected
+        assert provenance(Execution(memory_bytes=memory), largest)["images_at_once"] == expected
+    assert smallest.images_at_once(memory) == 8
+    assert largest.images_at_once(Execution().memory_bytes) == 8
+    too_little = (state + 0.5 * image) / 0.6
     brave = Trunk(changed(largest.experiment, {"runtime.micro_batch": 2}, "a test"), 4, 0, 1e12)
-    brave.check_memory(replace(chosen, memory_bytes=1))
-    assert brave.images_at_once(chosen) == 2
+    brave.check_memory(1)
+    assert brave.images_at_once(too_little) == 2
     with pytest.raises(ExperimentError, match=r"depth 4 needs 0.0 GiB for a step of one image, and a run has"):
-        choose(monkeypatch, lambda *_: (1.0, 0.0), precision="float32")
+        largest.check_memory(too_little)
+
+
+def test_numbers_of_half_the_size_leave_room_for_more_images() -> None:
+    exact, half = (trunks(precision=precision)[0][0] for precision in ("float32", "bfloat16"))
+    assert (exact.element_bytes, half.element_bytes) == (4, 2)
+    model = exact.model
+    memory = (model.training_state_bytes() + 4.2 * model.activation_bytes(1)) / 0.6
+    assert exact.images_at_once(memory) <= half.images_at_once(memory)
+
+
+def test_the_machine_is_divided_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varscale.numerics.machine.processors", lambda: 12)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    by_default = MachineShares.of(RuntimeConfig())
+    assert (by_default.workers, by_default.gpus, by_default.worker.threads, by_default.whole.threads) == (12, 0, 1, 12)
+    three = MachineShares.of(RuntimeConfig(workers=3, tokenizer_threads=5))
+    assert (three.worker.threads, three.whole.threads) == (4, 5)
+    assert three.worker.memory_bytes() == pytest.approx(machine_bytes() / 3)
+    assert MachineShares.of(RuntimeConfig(workers=24)).worker.threads == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    on_gpus = MachineShares.of(RuntimeConfig())
+    assert (on_gpus.workers, on_gpus.gpus, on_gpus.worker.workers_a_device) == (2, 2, 1)
+    assert MachineShares.of(RuntimeConfig(workers=5)).worker.workers_a_device == 3
 
 
 def test_workers_on_one_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = max((trunk for trunk, _ in trunks()), key=lambda trunk: trunk.flops_per_image)
-    state, image = largest.shape.training_state_bytes(), largest.shape.activation_bytes(1)
-    monkeypatch.setattr(numerics, "memory_bytes", lambda _: 2 * (state + 4.5 * image) / 0.6)
-    monkeypatch.setattr(numerics, "best_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(numerics, "_step_cost", lambda *_: (1.0, 0.0))
-    runtime = RuntimeConfig(precision="float32")
-    alone, shared = (choose_numerics(trunks(), runtime, 1, 2, workers)[0] for workers in (1, 2))
-    assert [largest.images_at_once(choice) for choice in (alone, shared)] == [8, 4]
+    class Properties:
+        total_memory = 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    assert [Share(4, workers).memory_bytes() for workers in (1, 2)] == [2**30, 2**29]
+
+
+def test_processors_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5}, raising=False)
+    assert processors() == 2
 
 
 def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one whose estimate is a little high."""
-    monkeypatch.setattr(numerics, "memory_bytes", lambda _: 2.0**31)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(execution_module, "machine_bytes", lambda: 2.0**31)
     check_memory(2.6 * 2**30, "runtime.micro_batch")
-    with pytest.raises(ValueError, match=r"runtime\.micro_batch: a step needs about 2\.8 GiB, and there are 2\.0 GiB"):
+    with pytest.raises(
+        ExperimentError, match=r"runtime\.micro_batch: a step needs about 2\.8 GiB, and there are 2\.0 G"
+    ):
         check_memory(2.8 * 2**30, "runtime.micro_batch")
 
 
@@ -172,7 +155,7 @@ def test_what_is_measured_is_a_training_step(monkeypatch: pytest.MonkeyPatch) ->
     """Forward and backward of all images that pass at once, each time that the clock runs."""
     trunk, _ = trunks()[0]
     timed: list[int] = []
-    timings = numerics._timings
+    timings = execution_module.timings
 
     def count(work: Callable[[], object], repeats: int, warmup: int = 1) -> list[float]:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -180,52 +163,19 @@ def test_what_is_measured_is_a_training_step(monkeypatch: pytest.MonkeyPatch) ->
         timed.append(counter.get_total_flops())
         return timings(work, repeats, warmup)
 
-    monkeypatch.setattr(numerics, "_timings", count)
-    seconds, start = numerics._step_cost(trunk, NUMERICS)
+    monkeypatch.setattr(execution_module, "timings", count)
+    tokenizer = tokenizer_for(trunk.model)
+    with FlopCounterMode(display=False) as counter:  # the inputs of all scales but the first
+        tokenizer.next_scale_inputs([torch.zeros(8, tokens, dtype=torch.int64) for tokens in trunk.model.groups])
+    seconds, start = execution_module._step_cost(trunk, trunk.batch_size, tokenizer, False)
     assert seconds > 0
     assert start >= 0
     step = trunk.batch_size * trunk.flops_per_image
-    assert all(0.9 * step < flops <= step for flops in timed)  # the first products need no gradient of their inputs
+    training = [flops - counter.get_total_flops() for flops in timed]
+    assert all(0.9 * step < flops <= step for flops in training)  # the first products need no gradient of their inputs
     assert len(timed) == 2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_peak(precision: str) -> None:
-    assert measure_matmul_peak(precision, 1) > 1e8
-
-
-def test_build_var_has_the_shapes_parameters() -> None:
-    trunk, _ = trunks()[0]
-    for shape in (trunk.shape, replace(trunk.shape, normalise_queries_keys=False, shared_adaln=True)):
-        var = build_var(shape)
-        assert sum(parameter.numel() for parameter in var.parameters()) == shape.parameters()
-        assert var.normalise_queries_keys == shape.normalise_queries_keys
-
-
-def test_kernels_loaded_before_they_were_ruled_out_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a run's numbers would depend on what its process had done before."""
-    monkeypatch.setenv(SWITCH, "1")
-    require_program("g++")
-    assert available(8)
-    apply_numerics(NUMERICS, 8)
-    assert not available(8)
-
-
-def test_steps_are_measured_with_the_kernels_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, "1")
-    monkeypatch.setattr(numerics, "available", lambda _: False)  # too wide heads
-    enabled = []
-    monkeypatch.setattr(numerics, "_step_cost", lambda *_: enabled.append(building.enabled()) or (1.0, 0.0))
-    choice, _ = choose_numerics(trunks(), RuntimeConfig(), 1, 1)
-    assert not choice.native_kernels
-    assert enabled
-    assert not any(enabled)
-
-
-def test_a_process_computes_as_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, "1")
-    apply_numerics(NUMERICS, 8)
-    assert os.environ[SWITCH] == "0"
-    assert torch.get_num_threads() == 1
-    with pytest.raises(ValueError, match="begun with the compiled attention kernel"):
-        apply_numerics(Numerics("float32", False, True, 1, 1), 10**6)  # no kernel for such wide heads
+    assert measure_matmul_peak(precision) > 1e8

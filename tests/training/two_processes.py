@@ -11,19 +11,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import varscale  # noqa: F401, I001  # repairs torchvision before Lightning imports it
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from small_models import make_module, var_config
+from tiny_training import PATCH_NUMS, VOCAB_SIZE, inputs_in, sections
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from tiny_training import sections
 from varscale.data.loading import EvaluationBatches, ImageBatches, StepBatches
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore
-from varscale.training.module import TokenModelModule
 from varscale.tokenizer.module import TokenizerModule
 from varscale.training.trainer import Loader
 
@@ -38,13 +37,13 @@ ADVERSARIAL = {
 
 
 class Losses(Callback):
-    """The mean over processes of each step's loss."""
+    """The mean over processes of each step's loss, as it was logged."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        loss = outputs["loss"].detach().clone()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        loss = trainer.callback_metrics["train_loss"].detach().clone()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(loss)
         self.losses.append(float(loss) / trainer.world_size)
@@ -53,28 +52,30 @@ class Losses(Callback):
 def train_model(folder: Path, rank: int, processes: int, strategy: Any, **changes: Any) -> dict[str, Any]:
     """The transformer: losses, validation figures and weights, whole on every process."""
     torch.manual_seed(rank)  # the module must not depend on it
-    module = TokenModelModule(
-        str(folder / "tokenizer.safetensors"), 3, 3, 16, 2, batch_size=BATCH, lr=5e-3, adaln_gamma_init=0.1,
-        drop_path_rate=0.3, label_dropout=0.3, grad_clip=0.3, log_every_steps=2, **changes,
-    )  # fmt: skip
+    description = var_config(
+        PATCH_NUMS, VOCAB_SIZE, num_classes=3, depth=3, adaln_gamma_init=0.1, drop_path_rate=0.3, label_dropout=0.3
+    )
+    optim = {"batch_size": BATCH, "lr": 5e-3, "lr_batch_size": BATCH, "grad_clip": 0.3}
+    module = make_module(description, optim, log_every_steps=1, **changes)
+    tokens = inputs_in(folder).tokens
     share = {"rank": rank, "world_size": processes}
     batches = StepBatches(
-        TokenStore.open(folder / "tokens" / "train"), seed=0, batch_size=BATCH, start_step=0, num_steps=STEPS, **share
+        TokenStore.open(tokens.train), seed=0, batch_size=BATCH, start_step=0, num_steps=STEPS, **share
     )
     recorder = Losses()
     trainer = make_trainer(strategy, processes, recorder)
     trainer.fit(module, Loader(batches))
-    sharded = isinstance(module.var, FSDPModule)
+    sharded = isinstance(module.model, FSDPModule)
     if sharded:
-        assert all(isinstance(parameter, DTensor) for parameter in module.var.parameters())
+        assert all(isinstance(parameter, DTensor) for parameter in module.model.parameters())
         full = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(module.var, options=full)
+        weights = get_model_state_dict(module.model, options=full)
     else:
-        weights = {name: tensor.detach().clone() for name, tensor in module.var.state_dict().items()}
+        weights = {name: tensor.detach().clone() for name, tensor in module.model.state_dict().items()}
     norm = float(trainer.logged_metrics["gradient_norm"])
     figures: dict[str, float] = {}
     if not sharded:
-        store = TokenStore.open(folder / "tokens" / "validation")
+        store = TokenStore.open(tokens.validation)
         trainer.validate(module, Loader(EvaluationBatches(store, batch_size=7, **share)), verbose=False)
         figures = module.prediction.compute()
     return {"losses": recorder.losses, "weights": weights, "figures": figures, "norm": norm, "sharded": sharded}

@@ -27,7 +27,7 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.module import TokenizerModule
 from varscale.tokenizer.shape import TokenizerShape
 from varscale.tokenizer.storage import load_tokenizer, save_tokenizer
-from varscale.training.callbacks import Checkpoints, Progress
+from varscale.training.callbacks import Checkpoints, ProgressCallback
 from varscale.training.execution import check_memory
 from varscale.training.trainer import Continuation, Loader, make_trainer, remove_checkpoint, usable_checkpoint
 
@@ -180,7 +180,7 @@ def _train(experiment: Experiment, files: RunFiles, report: Callable[[int], None
     callbacks = [
         Continuation(files.fingerprint),
         Checkpoints(files.last_checkpoint, experiment.runtime.checkpoint_seconds, {}),
-        Progress(report),
+        ProgressCallback(report),
     ]
     trainer = make_trainer(files, training.batch_size, callbacks, precision="float32")
     with deterministic():

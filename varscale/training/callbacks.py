@@ -67,7 +67,7 @@ class ScheduleCallback(Callback):
                     group["weight_decay"] = self._schedule.decay(images)
 
 
-class Progress(Callback):
+class ProgressCallback(Callback):
     """Tells a listener how far the run is, in images, a few times a second at most."""
 
     def __init__(self, report: Callable[[int], None]) -> None:

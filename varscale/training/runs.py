@@ -20,7 +20,7 @@ from varscale.numerics.device import best_device, deterministic
 from varscale.store.layout import RunFiles, TokenFiles
 from varscale.store.records import Result, RunIdentity, TokensSummary, read_result
 from varscale.tokenizer.storage import load_tokenizer
-from varscale.training.callbacks import Checkpoints, Progress, ScheduleCallback, Throughput
+from varscale.training.callbacks import Checkpoints, ProgressCallback, ScheduleCallback, Throughput
 from varscale.training.cells import Cell, Execution, Trunk, provenance
 from varscale.training.execution import check_memory
 from varscale.training.module import ModelModule
@@ -175,7 +175,7 @@ class _Run:
             ScheduleCallback(schedule),
             throughput,
             Checkpoints(self.files.last_checkpoint, runtime.checkpoint_seconds, milestones),
-            Progress(lambda images: self.report(images, total_images)),
+            ProgressCallback(lambda images: self.report(images, total_images)),
         ]
         trainer = make_trainer(self.files, batch, callbacks, precision=trunk.experiment.optim.precision)
         with deterministic():

@@ -1,15 +1,9 @@
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 import torch
 from architectures import architecture
-from small_models import PAPER, make_tokenizer, make_var, var_config
-from torch import Tensor, nn
+from small_models import PAPER, counted, kept_bytes, make_tokenizer, make_var, var_config
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.families.var.sampling import ScalePredictor
@@ -41,28 +35,6 @@ def var_of(name: str) -> VAR:
 def tokenizer_of(name: str) -> MultiScaleTokenizer:
     sizes = {"patch_nums": (1, 2, 4), "vocab_size": 40, "latent_channels": 6, "base_channels": 8, "norm_groups": 4}
     return MultiScaleTokenizer(TokenizerArchitecture(**(sizes | {"channel_multipliers": (1, 2)} | TOKENIZERS[name])))  # type: ignore[arg-type]
-
-
-def counted(function: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        function()
-    return int(counter.get_total_flops())
-
-
-@contextmanager
-def kept_bytes(model: nn.Module, apart: Callable[[Tensor], bool] = lambda _: False) -> Iterator[dict[int, int]]:
-    """Bytes of each memory, weights apart, that forward passes within keep for their backward pass."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and not apart(tensor):
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""Rules of the code that ruff doesn't know: small constructors, a name for each class, and where a name may appear."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_PARAMETERS = 8
+RECORDS = {"dataclass", "NamedTuple", "BaseModel", "Section", "Record"}
+"""Configuration and plain records: their fields are their parameters."""
+
+
+def files() -> list[Path]:
+    return [path for package in ("varscale", "sweeps", "analysis") for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def classes() -> Iterator[tuple[str, ast.ClassDef]]:
+    """Each class of the project with its place."""
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node
+
+
+def is_record(node: ast.ClassDef) -> bool:
+    marks = [*node.bases, *(mark.func if isinstance(mark, ast.Call) else mark for mark in node.decorator_list)]
+    return bool(RECORDS & {ast.unparse(mark).rpartition(".")[2] for mark in marks})
+
+
+def constructor_parameters(node: ast.ClassDef) -> int:
+    """Of an explicit constructor, without `self`."""
+    for function in node.body:
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__":
+            given = function.args
+            several = [extra for extra in (given.vararg, given.kwarg) if extra is not None]
+            return len(given.posonlyargs + given.args + given.kwonlyargs) + len(several) - 1
+    return 0
+
+
+def test_constructors_are_small() -> None:
+    counts = {place: constructor_parameters(node) for place, node in classes() if not is_record(node)}
+    assert max(counts.values()) > 3  # they were found
+    assert {place: count for place, count in counts.items() if count > MOST_PARAMETERS} == {}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """Private ones neither: a traceback names them alone."""
+    names = Counter(node.name for _, node in classes())
+    shared = {name for name, count in names.items() if count > 1}
+    assert [place for place, node in classes() if node.name in shared] == []
+
+
+def test_a_setting_of_the_model_is_named_in_few_places() -> None:
+    """Where it is stated, built, and read from the reference's files: a new one needs no more."""
+    naming = [path for path in files() if "normalise_queries_keys" in path.read_text()]
+    named = [str(path.relative_to(ROOT)) for path in naming if path.is_relative_to(ROOT / "varscale")]
+    assert 0 < len(named) <= 4, named
