@@ -11,7 +11,7 @@ Letters in tensor names: B batch, L tokens of an image.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -29,8 +29,6 @@ TRAINING_COPIES = 4
 """Of the weights during training: weights, gradients and AdamW's two moments."""
 
 Size = Annotated[int, Field(ge=1, le=2**40)]
-Reads = Literal["pyramid", "scale", "latents"]
-"""What a model reads: the tokens of all scales, the tokens of one scale, or the latents before quantization."""
 
 
 class TokenSpace(Section):
@@ -69,11 +67,7 @@ class ModelDescription(TokenSpace, ABC):
 
     @abstractmethod
     def active_parameters(self, *, head: bool = True) -> int:
-        """Parameters that take part in the computation of every token.
-
-        Args:
-            head: Count the output layer's.
-        """
+        """Parameters that take part in the computation of every token, with or without the output layer's."""
 
     @abstractmethod
     def forward_flops(self) -> int:
@@ -85,11 +79,9 @@ class ModelDescription(TokenSpace, ABC):
 
     @abstractmethod
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
-        """An estimate, to within a third, of what a training step keeps for its backward pass.
+        """An estimate, to within a third, of what a training step of so many images keeps for its backward pass.
 
-        Args:
-            batch: Images at once.
-            element_bytes: Of the inputs of products: 4, or 2 under bfloat16.
+        The inputs of products have 4 bytes, or 2 under bfloat16.
         """
 
     @abstractmethod
@@ -192,7 +184,6 @@ class SamplingOptions:
 class Family(ABC):
     """What a family does with its models. It has no state: models are ordinary modules with an attribute `config`."""
 
-    reads: ClassVar[Reads]
     has_likelihood: ClassVar[bool] = True
 
     @abstractmethod
@@ -224,17 +215,9 @@ class Family(ABC):
         tokenizer: "MultiScaleTokenizer",
         labels_B: "Tensor",
         options: SamplingOptions,
-        sample_indices_B: "Tensor | None" = None,
+        sample_indices_B: "Tensor",
     ) -> "Sample":
-        """Draw one image a label. An image depends on its label, the seed and its own index alone (to rounding).
-
-        Args:
-            model: The model.
-            tokenizer: The tokenizer whose tokens it was trained on.
-            labels_B: int64, each 0 … num_classes; num_classes stands for "no class".
-            options: How.
-            sample_indices_B: int64, each image's number for the noise; 0 … B - 1 unless given.
-        """
+        """Draw one image a label, see `varscale.generation.sample`; the indices (int64) name each image's noise."""
 
     @abstractmethod
     def names_without_decay(self, model: "FamilyModel") -> set[str]:

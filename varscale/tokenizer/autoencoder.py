@@ -108,7 +108,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels, blocks, groups = architecture.channels, architecture.residual_blocks, architecture.norm_groups
         self.input = _convolution(3, channels[0])
-        self.levels = nn.ModuleList()
+        self.levels = nn.Sequential()
         incoming = channels[0]
         for level, outgoing in enumerate(channels):
             last = level == len(channels) - 1
@@ -122,10 +122,8 @@ class Encoder(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Encode images in [-1, 1]."""
-        x_BCHW = self.input(images_B3HW)
-        for level in self.levels:
-            x_BCHW = level(x_BCHW)
-        return cast(Tensor, self.output(F.silu(self.norm(self.middle(x_BCHW)))))
+        features_BChw = self.middle(self.levels(self.input(images_B3HW)))
+        return cast(Tensor, self.output(F.silu(self.norm(features_BChw))))
 
 
 class Decoder(nn.Module):
@@ -137,7 +135,7 @@ class Decoder(nn.Module):
         incoming = channels[-1]
         self.input = _convolution(architecture.latent_channels, incoming)
         self.middle = Middle(incoming, architecture.attention, groups)
-        self.levels = nn.ModuleList()  # coarse to fine, in the order of computation
+        self.levels = nn.Sequential()  # coarse to fine, in the order of computation
         for level, outgoing in reversed(list(enumerate(channels))):
             resample = _doubling(outgoing) if level else nn.Identity()
             attention = architecture.attention and level == len(channels) - 1
@@ -148,9 +146,7 @@ class Decoder(nn.Module):
 
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Decode quantized features into images on the scale of [-1, 1], not clamped."""
-        x_BCHW = self.middle(self.input(features_BChw))
-        for level in self.levels:
-            x_BCHW = level(x_BCHW)
+        x_BCHW = self.levels(self.middle(self.input(features_BChw)))
         return cast(Tensor, self.output(F.silu(self.norm(x_BCHW))))
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.numerics.precision import full_float32
-from varscale.tokenizer.resizing import resize_area, resize_bicubic
+from varscale.tokenizer.resizing import resize
 
 
 class QuantizerOutput(NamedTuple):
@@ -123,7 +123,7 @@ class MultiScaleQuantizer(nn.Module):
             # double precision as in `cumsum`, which on a GPU may give other bits each time
             features_hat = itertools.accumulate(contribution_KBChw.double())
             inputs = [
-                resize_area(features_hat_BChw.float(), side).flatten(2).transpose(1, 2)
+                resize(features_hat_BChw.float(), side, "area").flatten(2).transpose(1, 2)
                 for features_hat_BChw, side in zip(features_hat, self.patch_nums[1:], strict=True)
             ]
             return torch.cat(inputs, dim=1)
@@ -147,7 +147,7 @@ class MultiScaleQuantizer(nn.Module):
             new_BChw = contribution_BChw if features_hat_BChw is None else features_hat_BChw + contribution_BChw
             if scale + 1 == len(self.patch_nums):
                 return new_BChw, None
-            return new_BChw, resize_area(new_BChw, self.patch_nums[scale + 1]).flatten(2).transpose(1, 2)
+            return new_BChw, resize(new_BChw, self.patch_nums[scale + 1], "area").flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def initialise_codes(self, vectors_Nc: Tensor, *, seed: int = 0) -> None:
@@ -199,7 +199,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def _vectors(self, residual_BChw: Tensor, scale: int) -> Tensor:
         # the finest scale's map already has the latents' size: resizing would only copy it
-        resized_BCpp = resize_area(residual_BChw, self.patch_nums[scale])
+        resized_BCpp = resize(residual_BChw, self.patch_nums[scale], "area")
         return resized_BCpp.permute(0, 2, 3, 1).reshape(-1, self.latent_channels).contiguous()
 
     def _nearest(self, vectors_Nc: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class MultiScaleQuantizer(nn.Module):
         side = self.patch_nums[scale]
         codes_BLc = F.embedding(tokens_BL.long(), self.codebook_Vc.float())
         codes_BCpp = codes_BLc.transpose(1, 2).reshape(len(tokens_BL), self.latent_channels, side, side)
-        return resize_bicubic(codes_BCpp, self.latent_size)
+        return resize(codes_BCpp, self.latent_size, "bicubic")
 
     def _contribution(self, tokens_BL: Tensor, scale: int) -> Tensor:
         return self._refine(self._upsampled(tokens_BL, scale), self.phi_of_scale[scale])

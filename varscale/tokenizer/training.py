@@ -227,13 +227,12 @@ def _measure(
         indices = range(start, min(start + settings.encode_batch_size, len(source)))
         return source.load_batch(indices, [0] * len(indices))[0]
 
-    shown_B3HW = None
     for start, pixels_B3HW in zip(starts, load_ahead(load, starts, _loading_threads()), strict=True):
         images_B3HW = to_model_range(pixels_B3HW).to(device)
         meter.update(tokenizer, images_B3HW)
-        shown_B3HW = images_B3HW[:_PICTURES] if shown_B3HW is None else shown_B3HW
+        if start == 0:
+            shown_B3HW = images_B3HW[:_PICTURES]
+            pair_B3HW = torch.cat((shown_B3HW, tokenizer.decode(tokenizer.encode(shown_B3HW))))
+            save_pictures((pair_B3HW + 1) / 2, picture, len(shown_B3HW))
         report(start + len(images_B3HW))
-    assert shown_B3HW is not None
-    pair = torch.cat((shown_B3HW, tokenizer.decode(tokenizer.encode(shown_B3HW))))
-    save_pictures((pair + 1) / 2, picture, len(shown_B3HW))
     return meter.compute()

@@ -5,7 +5,7 @@ its own images and decays the rate over the rest (warm-up, stable, decay).
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -90,7 +90,8 @@ class Trunk:
 
     def images_at_once(self, memory_bytes: float) -> int:
         """Images of a step that pass together: all, or parts of about one size that the memory holds."""
-        most = self.experiment.runtime.micro_batch or self._most_images(memory_bytes)
+        fitting = int(min(self.batch_size, max(1, self._spare_images(memory_bytes))))
+        most = self.experiment.runtime.micro_batch or fitting
         return math.ceil(self.batch_size / math.ceil(self.batch_size / most))
 
     def check_memory(self, memory_bytes: float) -> None:
@@ -101,9 +102,6 @@ class Trunk:
                 f"grid.depths: depth {self.depth} needs {needed / 2**30:.1f} GiB for a step of one image, and a run "
                 f"has {memory_bytes / 2**30:.1f} GiB here"
             )
-
-    def _most_images(self, memory_bytes: float) -> int:
-        return int(min(self.batch_size, max(1, self._spare_images(memory_bytes))))
 
     def _spare_images(self, memory_bytes: float) -> float:
         """Images whose activations fit beside weights and moments."""
@@ -252,9 +250,13 @@ def provenance(execution: Execution, trunk: Trunk) -> dict[str, Any]:
     """How this machine carries out a run, for its result."""
     from varscale.numerics.machine import device_name, versions
 
-    execution_columns = {name: value for name, value in asdict(execution).items() if name in ("compiled", "threads")}
-    images = trunk.images_at_once(execution.memory_bytes)
-    return {"device": device_name(), **execution_columns, "images_at_once": images, **versions()}
+    return {
+        "device": device_name(),
+        "compiled": execution.compiled,
+        "threads": execution.threads,
+        "images_at_once": trunk.images_at_once(execution.memory_bytes),
+        **versions(),
+    }
 
 
 def _short(flops: float) -> str:
