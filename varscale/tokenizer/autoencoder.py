@@ -57,9 +57,7 @@ class MultiScaleTokenizer(nn.Module):
         features_BChw = self.features(images_B3HW)
         if not quantize:
             # DistributedDataParallel wants a gradient, if only zero, for every parameter
-            nothing = sum(
-                (0.0 * parameter.sum() for parameter in self.quantizer.parameters()), features_BChw.new_zeros(())
-            )
+            nothing = sum(0.0 * parameter.sum() for parameter in self.quantizer.parameters())
             penalty = FEATURE_PENALTY * features_BChw.square().mean()
             return TokenizerOutput(self._decoded(features_BChw), penalty + nothing, [], [])
         features_hat_BChw, loss, tokens, residuals = self.quantizer(features_BChw)

@@ -17,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
 from varscale.evaluation.codebook import count_codes
 from varscale.evaluation.perceptual import load_lpips
-from varscale.evaluation.reconstruction import ReconstructionMeter
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer, TokenizerOutput
 from varscale.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from varscale.training.callbacks import ScheduleCallback, check_finite
@@ -70,7 +69,6 @@ class TokenizerModule(LightningModule):
         self._lpips = [load_lpips(Path(path))] if path else []
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("usage_V", torch.zeros(architecture.vocab_size, dtype=torch.int64))
-        self.meter = ReconstructionMeter(len(architecture.patch_nums), architecture.vocab_size)
 
     steps: Tensor
     usage_V: Tensor
@@ -128,14 +126,6 @@ class TokenizerModule(LightningModule):
             self._keep_codes_alive(optimizers[0], tokens, residuals)
         if int(self.steps) % self.log_every_steps == 0:
             self.log_dict({"step": float(self.steps), **logged})
-
-    def on_validation_epoch_start(self) -> None:
-        """Measure anew."""
-        self.meter.reset()
-
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Measure the averaged tokenizer on a batch; `meter.compute()` afterwards."""
-        self.meter.update(self.averaged, batch["images_B3HW"])
 
     @property
     def _adversarial(self) -> bool:

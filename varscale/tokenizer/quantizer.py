@@ -6,7 +6,6 @@ Letters in tensor names: B batch, K scales, c latent channels, h and w latent he
 token map, N vectors (B·p²), V vocabulary, L all tokens of an image (the sum of p² over the scales).
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -222,7 +221,6 @@ class MultiScaleQuantizer(nn.Module):
         return torch.lerp(upsampled_BChw, self.phi[phi_index](upsampled_BChw), self.phi_ratio)
 
 
-@functools.lru_cache(maxsize=64)
 def phi_of_scales(scales: int, phi_count: int) -> tuple[int, ...]:
     """Which φ convolution each scale uses: the one whose tick is nearest to k / (K - 1)."""
     # the reference spaces four φ closer to the ends than any other number of them

@@ -55,7 +55,14 @@ class Trunk:
         Raises:
             ExperimentError: The settings make no model of this size.
         """
-        return self.experiment.model.describe(token_space(self.experiment), self.depth)
+        tokenizer = self.experiment.tokenizer
+        tokens = TokenSpace(
+            patch_nums=tokenizer.patch_nums,
+            vocab_size=tokenizer.vocab_size,
+            latent_channels=tokenizer.latent_channels,
+            num_classes=self.experiment.data.num_classes,
+        )
+        return self.experiment.model.describe(tokens, self.depth)
 
     @property
     def batch_size(self) -> int:
@@ -233,17 +240,6 @@ class Cell:
             "variant": self.trunk.variant,
             "budget_flops": self.budget_flops,
         }
-
-
-def token_space(experiment: Experiment) -> TokenSpace:
-    """What the experiment's tokens are."""
-    tokenizer = experiment.tokenizer
-    return TokenSpace(
-        patch_nums=tokenizer.patch_nums,
-        vocab_size=tokenizer.vocab_size,
-        latent_channels=tokenizer.latent_channels,
-        num_classes=experiment.data.num_classes,
-    )
 
 
 def provenance(execution: Execution, trunk: Trunk) -> dict[str, Any]:
