@@ -437,7 +437,7 @@ def single_jobs(study: Study) -> list[Job]:
         TokenizerJob(experiment, place),
         TokensJob(experiment, place, study.train_images),
         ExecutionJob(experiment, place, ((cell.trunk, cell.images),)),
-        BranchJob(experiment, place, cell, from_trunk=False),
+        BranchJob(cell.trunk.experiment, place, cell, from_trunk=False),
     ]
     return [job for job in jobs if not job.done()]
 

@@ -23,7 +23,8 @@ def study_of_one(
     """The study whose one cell is trained from start to end, without trunk and branch.
 
     With a budget the run is the grid's cell, to the bit. Without, it takes `optim.epochs` passes, and `by_depth`'s
-    recipe for its depth, but for fields that `overrides`, `key=value` as they were merged into the experiment, set.
+    recipe for its depth, but for fields that `overrides`, `key=value` as they were merged into the experiment, set;
+    the study keeps its own settings, so that sizes trained by one experiment's recipes stand in one table.
 
     Args:
         experiment: The settings.
@@ -34,7 +35,7 @@ def study_of_one(
     Raises:
         ExperimentError: Neither a budget nor `optim.epochs`, or a budget of fewer steps than `grid.min_steps`.
     """
-    depth, budget, seed = cell
+    (depth, budget, seed), settings = cell, experiment
     if budget is None and depth in experiment.by_depth:
         recipe = experiment.by_depth[depth].items()
         own = {key: value for key, value in recipe if not any(sets(override, key) for override in overrides)}
@@ -47,7 +48,7 @@ def study_of_one(
         check_lengths([one], experiment.grid.min_steps)
     elif one.steps < 1:
         raise ExperimentError(f"--budget {one.budget_flops:g}: less than one step of depth {depth}")
-    return Study.of(experiment, store, (one,))
+    return Study.of(settings, store, (one,))
 
 
 def _cell_of_epochs(trunk: Trunk) -> Cell:

@@ -112,7 +112,7 @@ class Study:
     def record(self, status: str) -> StudyRecord:
         """Write down the study, its earlier cells included."""
         self.files.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.files.folder / ".record.lock"):
+        with FileLock(self.files.record_lock):
             earlier = StudyRecord.read(self.files.record)
             cells = {cell.folder: cell for cell in (earlier.cells if earlier else ())}
             cells |= {cell.folder: cell for cell in map(self._described, self.cells)}

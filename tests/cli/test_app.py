@@ -1,12 +1,18 @@
 """The verbs together: help, and packages that shadow ours."""
 
+import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from command_calls import Call
 from toy_sweep import child_seconds, environment
+
+from analysis.errors import TableError
+from analysis.options import FitOptions
+from varscale.cli.laws import fit_laws
 
 HEAVY = ("torch", "pandas", "scipy", "matplotlib", "mlflow", "lightning")
 VERBS = (
@@ -54,3 +60,30 @@ def test_packages_of_other_projects_are_noticed(tmp_path: Path) -> None:
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert line.startswith("varscale: its package 'sweeps' is shadowed by ")
+
+
+def test_every_choice_about_a_fit_is_an_option() -> None:
+    """Parameters of `fit-laws` have the names and the defaults of `FitOptions`, which takes them by name."""
+    options = inspect.signature(fit_laws).parameters
+    for field in fields(FitOptions):
+        none = field.default in ("", ()) or field.name == "title"
+        assert options[field.name].default in ((None, "") if none else (field.default,)), field.name
+
+
+def test_what_is_chosen_about_a_fit_reaches_it(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[FitOptions] = []
+
+    def remember(table: object, options: FitOptions) -> None:
+        seen.append(options)
+        raise TableError("seen")
+
+    monkeypatch.setattr("analysis.pipeline.fit_laws", remember)
+    (tmp_path / "runs.csv").write_text("loss\n1\n")
+    given = ("--budget", "1e3", "--budget", "2e3", "--budget-column", "b", "--unit", "flops=PFLOP", "--no-holdout")
+    for arguments in ((), given, (*given[4:6], "--title", "a", "--offset", "0", "--law", "power", "--published")):
+        assert "seen" in call("fit-laws", "--runs", "runs.csv", *arguments).error
+    assert seen == [
+        FitOptions(title="runs.csv"),
+        FitOptions("runs.csv", budget="b", units=("flops=PFLOP",), allocate=(1e3, 2e3), holdout=False),
+        FitOptions("a", budget="b", offset=0.0, law=("power",), published=True),
+    ]

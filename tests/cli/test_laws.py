@@ -1,20 +1,18 @@
 """`varscale fit-laws` on a finished little sweep, and the laws at the end of a sweep."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from command_calls import ONE_QUICK_LAW, Call
-from toy_sweep import BUDGETS, Finished, varscale, write_toy
+from toy_sweep import BUDGETS, Finished, cell_folder, varscale, write_toy
 
 
 def test_laws_are_the_same_from_files_mlflow_and_tables(
     call: Call, copy: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    csv = finished.root / "laws" / "runs.csv"
+    csv = finished.study / "laws" / "runs.csv"
     uri = f"sqlite:///{finished.runs / 'mlflow.db'}"
     columns = ("--params", "params_total", "--flops", "train_flops")
     sources = {
@@ -35,11 +33,11 @@ def test_laws_are_the_same_from_files_mlflow_and_tables(
 def test_laws_need_results_and_no_yaml(call: Call, copy: Path, finished: Finished) -> None:
     result = call("fit-laws", "toy", *ONE_QUICK_LAW)
     assert result.code == 0, result.error
-    assert result.output.splitlines()[-1] == "runs/toy/laws/report.html"
+    assert result.output.splitlines()[-1] == "runs/studies/toy/laws/report.html"
 
 
 def test_laws_are_fitted_again_where_they_are_missing_or_others(call: Call, copy: Path, finished: Finished) -> None:
-    laws = copy / "toy" / "laws"
+    laws = copy / "studies" / "toy" / "laws"
     assert "nothing is new" in call("sweep", finished.yaml).output
     whole = (laws / "runs.csv").read_text()
     for spoil in (lambda: (laws / "report.html").unlink(), lambda: call("fit-laws", finished.yaml, *ONE_QUICK_LAW)):
@@ -52,19 +50,16 @@ def test_laws_are_fitted_again_where_they_are_missing_or_others(call: Call, copy
 
 
 def test_laws_are_of_one_recipe(call: Call, copy: Path, finished: Finished) -> None:
-    """Of the latest sweep's, from files and from MLflow; a copy of the folder tells no other times."""
+    """Of the latest sweep's, from files and from MLflow."""
     arguments = ("--depths", "2", "--set", "optim.lr=1e-4")
     assert varscale("sweep", finished.yaml, *arguments, cwd=copy.parent).returncode == 0
-    theirs = {path.name for path in (finished.root / "sweeps").iterdir()}
-    (latest,) = (path for path in (copy / "toy" / "sweeps").glob("*.sweep.json") if path.name not in theirs)
-    os.utime(latest, (1, 1))
     for source in ((), ("--from-mlflow",)):
         fitted = call("fit-laws", finished.yaml, *ONE_QUICK_LAW, *source)
         assert fitted.code == 0, fitted.error
-        table = pd.read_csv(copy / "toy" / "laws" / "runs.csv")
+        table = pd.read_csv(copy / "studies" / "toy" / "laws" / "runs.csv")
         assert list(table["depth"]) == [2] * 4
         assert set(table["lr"]) == {1e-4}
-        assert "left out: 8 cells of toy that no sweep of the latest one's recipe lists" in fitted.error
+        assert "left out: 8 cells of toy that were trained by other recipes than the latest" in fitted.error
 
 
 def test_cells_of_another_study_have_the_budgets_of_this_one(
@@ -73,56 +68,29 @@ def test_cells_of_another_study_have_the_budgets_of_this_one(
     """They are the same runs, planned for a little less; two budgets where there is one make another frontier."""
     budgets = [1.001 * budget for budget in BUDGETS]
     other = write_toy(tmp_path, name="other", grid={"budgets": budgets})
+    before = {path.name for path in (copy / "cells").iterdir()}
     swept = varscale("sweep", other, cwd=copy.parent)
     assert swept.returncode == 0, swept.stdout
-    assert not (copy / "other" / "cells").exists()
+    assert {path.name for path in (copy / "cells").iterdir()} == before
     for source in ((), ("--from-mlflow",)):
         assert call("fit-laws", other, *ONE_QUICK_LAW, *source).code == 0
-        table = pd.read_csv(copy / "other" / "laws" / "runs.csv")
+        table = pd.read_csv(copy / "studies" / "other" / "laws" / "runs.csv")
         assert sorted(table["budget_flops"]) == sorted(2 * budgets)
         assert set(table["experiment"]) == {"other"}
 
 
 def test_laws_say_which_cells_are_missing(call: Call, copy: Path, finished: Finished) -> None:
-    (gone,) = (copy / "toy" / "cells").glob("d2-c6e07-*")
-    (gone / "result.json").unlink()
+    (cell_folder(copy, 2, 6e7) / "result.json").unlink()
     fitted = call("fit-laws", "toy", *ONE_QUICK_LAW)
     assert fitted.code == 0
-    assert f"missing: 1 cells of toy have no result: {gone.name}" in fitted.error
+    assert "missing: 1 cells of toy have no result: depth 2 · 6e07 FLOPs · seed 0" in fitted.error
     (warning,) = (each for each in laws_warnings(copy) if each["code"] == "missing-runs")
     assert "1 of 8 runs have no result" in warning["message"]
 
 
-def test_a_cell_begun_here_and_finished_elsewhere_is_not_missing(
-    call: Call, copy: Path, finished: Finished, tmp_path: Path
-) -> None:
-    """Its study was interrupted, and takes it from the other one when it is called again."""
-    other = write_toy(tmp_path, name="other")
-    shutil.copytree(copy / "toy", copy / "other", ignore=shutil.ignore_patterns("cells", "*.mlflow.json"))
-    (record,) = (copy / "other" / "sweeps").glob("*.sweep.json")
-    record.write_text(record.read_text().replace("toy/cells/d2-c2e07", "other/cells/d2-c2e07"))
-    assert varscale("sweep", other, cwd=copy.parent).returncode == 0
-    assert record.read_text().count("cells/d2-c2e07") == 2
-    fitted = call("fit-laws", other, *ONE_QUICK_LAW)
-    assert fitted.code == 0
-    assert "missing" not in fitted.error
-
-
 def laws_warnings(runs: Path) -> list[dict[str, str]]:
-    laws = json.loads((runs / "toy" / "laws" / "laws.json").read_text())
+    laws = json.loads((runs / "studies" / "toy" / "laws" / "laws.json").read_text())
     return list(laws["warnings"])
-
-
-def test_laws_leave_out_cells_of_another_tokenizer(call: Call, copy: Path, finished: Finished) -> None:
-    (source,) = (copy / "toy" / "cells").glob("d2-c2e07-*")
-    foreign = Path(shutil.copytree(source, source.with_name("d2-c2e07-s0-foreign")))
-    result = json.loads((foreign / "result.json").read_text())
-    result["row"] |= {"tokenizer": "another", "fingerprint": "foreign", "run": "foreign"}
-    (foreign / "result.json").write_text(json.dumps(result))
-    fitted = call("fit-laws", finished.yaml, *ONE_QUICK_LAW)
-    assert fitted.code == 0
-    assert "left out: 1 cells" in fitted.error
-    assert "foreign" not in (copy / "toy" / "laws" / "runs.csv").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_fit(

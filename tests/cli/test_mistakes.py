@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from command_calls import Call
-from toy_sweep import Finished, write_toy
+from toy_sweep import Finished, cell_folder, write_toy
 
 MISTAKES = {
     "unknown key": (
@@ -39,7 +39,7 @@ MISTAKES = {
     ),
     "two variants of a name": (
         ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7]}, {name: a, depths: [3], budgets: [2e7]}]"],
-        "variants: repeated names in ['a', 'a']",
+        "grid.variants: repeated values in ['a', 'a']",
     ),
     "two budgets of one run": (["--set", "grid.budgets=[2e7,2.0001e7]"], "are the same run of"),
     "a rate of one": (["--set", "optim.betas=[0.9,1.0]"], "optim.betas.1: input should be less than 1"),
@@ -130,7 +130,7 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
         (["train", "YAML", "--depth", "2", "--budget", "1", "--set", "optim.schedule=linear"], "less than one step"),
         (["train", "YAML", "--depth", "2", "--budget", "4e7", "--set", "optim.lr=1e30"], "the training loss is"),
         (["train-tokenizer", "YAML", "--set", "tokenizer.training.lr=1e30"], "the training loss is"),
-        (["sample", "CELL", "--guidance", "nan"], "cfg nan"),
+        (["sample", "CELL", "--guidance", "nan"], "guidance (cfg) must be finite"),
         (["sample", "CELL", "--out", "."], "--out .: a folder"),
         (["fit-laws", "--runs", "gone.csv"], "gone.csv"),
         (["fit-laws", "YAML", "--runs-dir", "empty"], "no finished cells; run `varscale sweep toy` first"),
@@ -155,7 +155,7 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
 def test_mistakes_of_other_verbs(
     call: Call, copy: Path, finished: Finished, arguments: list[str], expected: str
 ) -> None:
-    (cell,) = (copy / "toy" / "cells").glob("d2-c6e07-*")
+    cell = cell_folder(copy, 2, 6e7)
     names = {"CELL": cell, "YAML": finished.yaml}
     result = call(*(names.get(argument, argument) for argument in arguments))
     assert result.code != 0

@@ -68,9 +68,9 @@ def test_a_sweep_of_stored_images(tmp_path: Path) -> None:
     longest = max(rows, key=lambda name: rows[name]["images_seen"])
     assert rows[longest]["epochs"] > 4
 
-    (encoding_log,) = tmp_path.glob("runs/toy/tokens/*/run.log")
+    (encoding_log,) = tmp_path.glob("runs/tokens/*/run.log")
     encoding_log.unlink()
-    shutil.rmtree(tmp_path / "runs" / "toy" / "cells" / longest)
+    shutil.rmtree(tmp_path / "runs" / "cells" / longest)
     again = varscale("sweep", study, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert results(tmp_path / "runs")[longest]["loss"] == rows[longest]["loss"]
@@ -89,10 +89,12 @@ def test_a_single_run_takes_whole_passes_and_its_depths_recipe(call: Call, tmp_p
         (row,) = (row for row in results(tmp_path / "runs").values() if row["depth"] == depth)
         assert (row["images_seen"], row["epochs"], row["lr"]) == (60, 2.5, rate)
         assert row["warmup_images"] == 0.2 * 60
+    uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    assert sorted(runs_table(uri, "toy")["depth"]) == [2, 3], "recipes of one experiment for its depths are one recipe"
     assert call("train", study, "--depth", "3", "--set", "optim.lr=2e-3").code == 0
     assert {row["lr"] for row in results(tmp_path / "runs").values() if row["depth"] == 3} == {1e-3, 2e-3}
-    tracked = runs_table(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", "toy")
-    assert sorted(tracked["depth"]) == [2, 3, 3]
+    tracked = runs_table(uri, "toy")
+    assert (list(tracked["depth"]), tracked.attrs["others"]) == ([3], 2)
 
 
 def test_passes_have_no_meaning_without_stored_images(call: Call, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from command_calls import NOWHERE, Call
 from filelock import FileLock
-from toy_sweep import Finished, child_seconds, numbers_of, results, varscale, write_toy
+from toy_sweep import Finished, cell_folder, child_seconds, numbers_of, results, varscale, write_toy
 
+from varscale.store.layout import Store
 from varscale.tracking import deliver_all, runs_table
 
 
@@ -23,16 +24,16 @@ def modification_times(root: Path) -> dict[Path, int]:
 
 def test_sweep_from_nothing(finished: Finished) -> None:
     *_, laws_json, report_html = finished.process.stdout.splitlines()
-    assert laws_json == "runs/toy/laws/laws.json"
-    assert report_html == "runs/toy/laws/report.html"
+    assert laws_json == "runs/studies/toy/laws/laws.json"
+    assert report_html == "runs/studies/toy/laws/report.html"
     assert json.loads((finished.folder / laws_json).read_text())["fits"]
     assert "<html" in (finished.folder / report_html).read_text()
-    table = pd.read_csv(finished.root / "laws" / "runs.csv")
+    table = pd.read_csv(finished.study / "laws" / "runs.csv")
     assert sorted(table["fingerprint"]) == sorted(row["fingerprint"] for row in results(finished.runs).values())
     assert len(table) == 8
     assert finished.process.stderr == ""
-    assert not list(finished.root.glob("*/*/last.ckpt"))
-    assert not list(finished.root.glob("*/*/.*"))
+    assert not list(finished.runs.glob("*/*/last.ckpt"))
+    assert {path.name for path in finished.runs.glob("*/*/.*")} == {".record.lock", ".sweep.lock"}
 
 
 def test_mlflow_has_what_the_files_have(finished: Finished) -> None:
@@ -40,15 +41,17 @@ def test_mlflow_has_what_the_files_have(finished: Finished) -> None:
     for row in results(finished.runs).values():
         del row["run"]  # its name for people there
         assert tracked.loc[row.pop("fingerprint"), list(row)].to_dict() == row
-    assert {*tracked.columns} == {*row, "run"}
+    table = pd.read_csv(finished.study / "laws" / "runs.csv")
+    roles = {"flops", "tokens", "params", "budget", "row", "run_id"}  # what the fit adds
+    assert {*tracked.columns, "fingerprint"} == {*table.columns} - roles
 
 
 def test_second_call_trains_nothing(finished: Finished) -> None:
-    before, seconds = modification_times(finished.root / "cells"), child_seconds()
+    before, seconds = modification_times(finished.runs / "cells"), child_seconds()
     process = varscale("sweep", finished.yaml, cwd=finished.folder)
     assert process.returncode == 0
     assert process.stdout.splitlines()[-2:] == finished.process.stdout.splitlines()[-2:]
-    assert modification_times(finished.root / "cells") == before
+    assert modification_times(finished.runs / "cells") == before
     assert "training" not in process.stdout
     assert child_seconds() - seconds < 20
 
@@ -56,36 +59,34 @@ def test_second_call_trains_nothing(finished: Finished) -> None:
 def test_another_study_takes_tokenizer_tokens_and_cells_that_are_there(
     call: Call, copy: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    before = modification_times(copy / "toy")
+    parts = ("tokenizers", "tokens", "studies/toy")
+    before = [modification_times(copy / part) for part in parts]
     result = call("sweep", write_toy(tmp_path, name="study", grid={"depths": [1, 2]}))
     assert result.code == 0, result.error
     assert "tokenizer" not in result.output
-    assert modification_times(copy / "toy") == before
-    assert {path.name for path in (copy / "study").iterdir() if not path.name.startswith(".")} == {
-        *("cells", "laws", "numerics.json", "sweeps", "trunks")
-    }
-    assert {path.name[:2] for path in (copy / "study" / "cells").iterdir() if path.is_dir()} == {"d1"}
-    table = pd.read_csv(copy / "study" / "laws" / "runs.csv")
+    assert [modification_times(copy / part) for part in parts] == before
+    new = results(copy).keys() - results(finished.runs).keys()
+    assert {results(copy)[name]["depth"] for name in new} == {1}
+    table = pd.read_csv(copy / "studies" / "study" / "laws" / "runs.csv")
     assert list(table["depth"]) == [1] * 4 + [2] * 4
-    (cell,) = (copy / "study" / "cells").glob("d1-c6e07-*")
-    assert call("sample", cell, "--labels", "0", "--out", tmp_path / "sample.png").code == 0
+    assert call("sample", copy / "cells" / min(new), "--labels", "0", "--out", tmp_path / "sample.png").code == 0
 
 
 def test_fewer_cells_than_a_law_needs(call: Call, copy: Path, finished: Finished) -> None:
     """The sweep's results are there all the same, and the message is short."""
-    shutil.rmtree(copy / "toy" / "laws")
+    shutil.rmtree(copy / "studies" / "toy" / "laws")
     result = call("sweep", finished.yaml, "--depths", "3", "--set", "grid.budgets=[2e7, 3e7]")
     assert result.code == 1
     (line,) = result.error.splitlines()
-    assert line.startswith("varscale: 2 cells are in runs/toy/laws/runs.csv, but no law could be fitted: ")
+    assert line.startswith("varscale: 2 cells are in runs/studies/toy/laws/runs.csv, but no law could be fitted: ")
     assert len(line) < 400
-    table = pd.read_csv(copy / "toy" / "laws" / "runs.csv")
+    table = pd.read_csv(copy / "studies" / "toy" / "laws" / "runs.csv")
     assert list(table["steps"]) == [5, 8]
 
 
 def test_training_goes_on_without_mlflow(copy: Path, tmp_path: Path, finished: Finished) -> None:
     """What could not be delivered is delivered later, from the files."""
-    shutil.rmtree(copy / "toy" / "cells")
+    shutil.rmtree(copy / "cells")
     for path in (*copy.glob("mlflow.db*"), *copy.rglob("*mlflow.json")):
         path.unlink()
     arguments = ("--set", "grid.budgets=[2e7, 4e7]", "--tracking-uri", NOWHERE)
@@ -97,7 +98,7 @@ def test_training_goes_on_without_mlflow(copy: Path, tmp_path: Path, finished: F
     for name, row in rows.items():
         assert numbers_of(row) == numbers_of(results(finished.runs)[name])
     uri = f"sqlite:///{tmp_path / 'later.db'}"
-    assert deliver_all(copy, uri).pending == 0
+    assert deliver_all(Store(copy), uri).pending == 0
     tracked = runs_table(uri, "toy").set_index("fingerprint")
     assert {print_: tracked.loc[print_, "loss"] for print_ in tracked.index} == {
         row["fingerprint"]: row["loss"] for row in rows.values()
@@ -106,8 +107,8 @@ def test_training_goes_on_without_mlflow(copy: Path, tmp_path: Path, finished: F
 
 def test_no_space_on_disk(copy: Path, tmp_path: Path, finished: Finished) -> None:
     """Files may not grow beyond a limit: one clear line a failure, and the next call goes on."""
-    for part in ("trunks", "cells", "laws"):
-        shutil.rmtree(copy / "toy" / part)
+    for part in ("trunks", "cells", "studies"):
+        shutil.rmtree(copy / part)
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -144,11 +145,11 @@ def test_a_full_disk_refuses_only_what_is_missing(
     usage = shutil.disk_usage(copy)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     assert call("sweep", finished.yaml).code == 0
-    (cell,) = (copy / "toy" / "cells").glob("d2-c2e07-*")
+    cell = cell_folder(copy, 2, 2e7)
     shutil.rmtree(cell)
     result = call("sweep", finished.yaml)
     assert result.code == 1
-    assert "runs/toy: the sweep writes up to" in result.error
+    assert "runs: the sweep writes up to" in result.error
     assert not cell.exists()
 
 
@@ -173,7 +174,7 @@ def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) 
     """As fast as their trunks were; those of another size are marked."""
     output = call("plan", finished.yaml, "--runs-dir", finished.runs, "--depths", "1,2,3").output
     (row,) = [line for line in output.splitlines() if "196" in line]
-    (curves,) = finished.root.glob(f"trunks/{row.split()[0]}-*/metrics.jsonl")
+    (curves,) = finished.runs.glob(f"trunks/*{row.split()[0]}-*/metrics.jsonl")
     points = [json.loads(line)["metrics"] for line in curves.read_text().splitlines()]
     rate = statistics.median(point["images_per_second"] for point in points if "images_per_second" in point)
     assert float(row.split()[-1]) == pytest.approx(196 / rate / 3600, rel=0.06)
@@ -182,12 +183,8 @@ def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) 
 
 
 def test_status(call: Call, copy: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = next((copy / "toy" / "cells").glob("d2-c2e07-*"))
-    shutil.rmtree(cell)
-    for path in (copy / "toy" / "trunks").glob("d3-*"):
-        shutil.rmtree(path)
-    for path in (copy / "toy" / "cells").glob("d3-c4e07-*"):
-        shutil.rmtree(path)
+    for folder in (cell_folder(copy, 2, 2e7), cell_folder(copy, 3, 4e7), *(copy / "trunks").glob("var-d3-*")):
+        shutil.rmtree(folder)
     result = call("status", finished.yaml)
     assert result.code == 0
     text = result.output
@@ -198,7 +195,7 @@ def test_status(call: Call, copy: Path, finished: Finished, monkeypatch: pytest.
         assert f"{row['loss']:.4f}" in text
     monkeypatch.setenv("COLUMNS", "40")
     narrow = call("status", finished.yaml).output
-    for log in [*(copy / "toy" / "cells").glob("*/run.log"), *(copy / "toy" / "trunks").glob("d2-*/run.log")]:
+    for log in [*(copy / "cells").glob("*/run.log"), *(copy / "trunks").glob("var-d2-*/run.log")]:
         assert f" {log.relative_to(copy.parent)} " in narrow, "whole, to be copied"
 
 
@@ -209,7 +206,7 @@ def test_status_before_anything_ran(call: Call, finished: Finished) -> None:
 def test_status_of_a_new_study_knows_what_it_would_take(call: Call, copy: Path, tmp_path: Path) -> None:
     other = write_toy(tmp_path, name="other")
     assert call("status", other).output.count("finished") == 8
-    assert not (copy / "other").exists()
+    assert not (copy / "studies" / "other").exists()
 
 
 def test_status_without_data_or_anything_begun(call: Call, copy: Path) -> None:
@@ -218,11 +215,11 @@ def test_status_without_data_or_anything_begun(call: Call, copy: Path) -> None:
     assert "not begun" in result.output
 
 
-def test_a_second_sweep_of_an_experiment(call: Call, copy: Path, finished: Finished) -> None:
-    with FileLock(copy / "toy" / ".sweep.lock"):
+def test_a_second_sweep_of_a_study(call: Call, copy: Path, finished: Finished) -> None:
+    with FileLock(Store(copy).study("toy").lock):
         result = call("sweep", finished.yaml)
     assert result.code == 1
-    assert result.error == "varscale: runs/toy: another sweep of this experiment is running; wait for it or stop it"
+    assert result.error == "varscale: runs/studies/toy: another sweep of this study is running; wait for it or stop it"
 
 
 def test_dashboard_of_a_dead_server(call: Call, copy: Path) -> None:

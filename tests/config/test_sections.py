@@ -14,6 +14,7 @@ from varscale.config import Experiment, GridConfig, OptimConfig, Section, Tokeni
 from varscale.config.text import write_yaml
 from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError
+from varscale.families.base import TokenSpace
 from varscale.families.var.config import VARSection
 
 
@@ -24,12 +25,13 @@ def experiment_with(section: str, **settings: Any) -> Experiment:
 
 
 def all_sections(base: type[Section] = Section) -> list[type[Section]]:
-    """Every section that an experiment can hold."""
+    """Every section that an experiment can hold: not what is derived from them, such as a model's description."""
     subclasses = [section for child in base.__subclasses__() for section in [child, *all_sections(child)]]
     return [
         section
         for section in subclasses
         if not inspect.isabstract(section) and section.__module__.startswith("varscale.")
+        if not section.__subclasses__() and not issubclass(section, TokenSpace)
     ]
 
 
@@ -118,10 +120,10 @@ def test_tokens_per_image_of_the_paper() -> None:
 
 @pytest.mark.parametrize("depth", [6, 16, 20, 24, 30, 36])
 def test_depth_derives_the_papers_sizes(depth: int) -> None:
-    model = VARSection()
-    assert model.width(depth) == 64 * depth
-    assert model.heads(depth) == depth
-    assert model.drop_path_rate(depth) == pytest.approx(0.1 * depth / 24)
+    space = TokenSpace(patch_nums=(1, 2), vocab_size=16, latent_channels=4, num_classes=10)
+    model = VARSection().describe(space, depth)
+    assert (model.width, model.heads) == (64 * depth, depth)
+    assert model.drop_path_rate == pytest.approx(0.1 * depth / 24)
 
 
 def test_peak_rate_grows_with_the_batch() -> None:

@@ -20,6 +20,8 @@ from varscale.config.yaml import (
     validate,
 )
 from varscale.errors import ExperimentError
+from varscale.families.var.config import VARConfig
+from varscale.training.cells import Trunk
 
 
 @pytest.fixture
@@ -65,8 +67,10 @@ def test_imagenet_has_the_papers_settings(name: str, patch_nums: tuple[int, ...]
     tokenizer, model, optim, data = experiment.tokenizer, experiment.model, experiment.optim, experiment.data
     assert tokenizer.patch_nums == patch_nums
     assert (tokenizer.vocab_size, tokenizer.latent_channels, tokenizer.base_channels) == (4096, 32, 160)
-    assert (model.width(16), model.heads(16), model.label_dropout) == (1024, 16, 0.1)
-    assert model.drop_path_rate(24) == pytest.approx(0.1)
+    d16, d24 = (Trunk(experiment, depth, seed=0, smallest_budget=1e18).model for depth in (16, 24))
+    assert (d16.columns(), model.label_dropout) == ({"width": 1024, "heads": 16}, 0.1)
+    assert isinstance(d24, VARConfig)
+    assert d24.drop_path_rate == pytest.approx(0.1)
     assert (optim.betas, optim.weight_decay, optim.grad_clip, optim.batch_size) == ((0.9, 0.95), 0.05, 2.0, 768)
     assert (data.resize_ratio, data.horizontal_flip, data.num_classes) == (1.125, False, 1000)
 
@@ -98,7 +102,7 @@ def test_every_cell_of_a_shipped_grid_has_enough_steps(name: str) -> None:
     experiment = load_experiment(name)
     tokens, optim, grid = experiment.tokenizer.tokens_per_image, experiment.optim, experiment.grid
     for depth in grid.depths:
-        width = experiment.model.width(depth)
+        width = experiment.model.width_per_depth * depth
         blocks = depth * (24 * width**2 * tokens + 4 * width * tokens**2)
         head = 2 * width * experiment.tokenizer.vocab_size * tokens
         steps = min(grid.budgets) / (3 * (blocks + head)) / optim.batch_size

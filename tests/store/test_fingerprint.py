@@ -129,7 +129,7 @@ def test_training_and_validation_must_be_of_the_same_classes_and_apart(tmp_path:
     with pytest.raises(DataError, match="differ in their class folders, such as b: labels would mean different"):
         data_identity(data)
     (tmp_path / "validation" / "c" / "image.bmp").rename(tmp_path / "validation" / "c" / "image.xyz")
-    with pytest.raises(DataError, match="validation/c: no images; they end in one of"):
+    with pytest.raises(DataError, match="validation/c: no images, ending in one of"):
         data_identity(data)
 
 

@@ -121,7 +121,7 @@ def test_a_checksum_covers_names_shapes_and_metadata(tmp_path: Path) -> None:
     metadata = {"kind": "model", "fingerprint": "print-a", "more": "é"}
     with (tmp_path / "file").open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    checksum = header["__metadata__"]["blake2b"]
+    checksum = json.loads(header["__metadata__"]["varscale"])["checksum"]
     tensors = load_file(path)
     for changed, described in (
         ({**tensors, "a": tensors["a"].reshape(3, 2)}, metadata),
@@ -129,7 +129,7 @@ def test_a_checksum_covers_names_shapes_and_metadata(tmp_path: Path) -> None:
         (tensors, {**metadata, "fingerprint": "print-b"}),
         (tensors, {**metadata, "new": ""}),
     ):
-        save_file(changed, path, {**described, "blake2b": checksum})
+        save_file(changed, path, {"varscale": json.dumps({**described, "checksum": checksum})})
         with pytest.raises(CheckpointError, match="damaged"):
             load_tensors(path)
 

@@ -9,33 +9,13 @@ from typing import Any
 import typer
 import typer.core
 
-from varscale.cli.errors import MENDABLE
-from varscale.cli.laws import fit_laws
-from varscale.cli.single_runs import (
-    export_official,
-    import_official,
-    run_job,
-    sample,
-    tokenize,
-    train,
-    train_tokenizer,
-)
-from varscale.cli.studies import dashboard, plan, status, sweep, sync
+from varscale.cli import laws, single_runs, studies
+from varscale.cli.options import MENDABLE
 
 VERBS = (
-    sweep,
-    plan,
-    status,
-    train,
-    train_tokenizer,
-    tokenize,
-    run_job,
-    sample,
-    fit_laws,
-    dashboard,
-    sync,
-    import_official,
-    export_official,
+    *(studies.sweep, studies.plan, studies.status),
+    *(single_runs.train, single_runs.train_tokenizer, single_runs.tokenize, single_runs.run_job, single_runs.sample),
+    *(laws.fit_laws, studies.dashboard, studies.sync, single_runs.import_official, single_runs.export_official),
 )
 
 

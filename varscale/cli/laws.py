@@ -1,8 +1,9 @@
 """`varscale fit-laws`, and the laws at the end of a sweep."""
 
-import json
 import textwrap
 from collections.abc import Collection
+from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,10 @@ import typer
 from varscale import __version__
 from varscale.cli.options import RUNS, RunsDir, TrackingUri, load, open_store, tracking_store
 from varscale.errors import ExperimentError
-from varscale.store.atomic import write_atomically, write_json
+from varscale.store.atomic import write_atomically
 from varscale.store.fingerprint import fingerprint
 from varscale.store.layout import Store, StudyFiles
+from varscale.store.records import Record
 
 if TYPE_CHECKING:
     from analysis.options import FitOptions
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def fit_laws(
+    context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Experiment whose results to fit.")] = None,
     runs: Annotated[list[Path] | None, typer.Option(help="CSV, Parquet or JSON-lines table; repeatable.")] = None,
     from_mlflow: Annotated[bool, typer.Option("--from-mlflow", help="Read MLflow's runs.")] = False,
@@ -28,12 +31,15 @@ def fit_laws(
     flops: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training FLOPs, C.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training tokens, D.")] = None,
     loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="Loss.")] = None,
-    budget_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Nominal budget of IsoFLOP sets.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget-column", metavar="COLUMN", help="Nominal budget of IsoFLOP sets.")
+    ] = None,
     seed_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Seed of the run.")] = None,
     run_id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Name of the run.")] = None,
     group: Annotated[str | None, typer.Option(metavar="COLUMN", help="Groups, fitted apart and compared.")] = None,
-    unit: Annotated[
-        list[str] | None, typer.Option(metavar="ROLE=UNIT", help="Unit of a column, such as flops=PFLOP or params=M.")
+    units: Annotated[
+        list[str] | None,
+        typer.Option("--unit", metavar="ROLE=UNIT", help="Unit of a column, such as flops=PFLOP or params=M."),
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.")] = None,
     drop_highest: Annotated[int, typer.Option(help="Leave out so many rows of the highest loss.")] = 0,
@@ -46,7 +52,9 @@ def fit_laws(
     offset: Annotated[float | None, typer.Option(help="Pin the offset E.")] = None,
     offset_source: Annotated[str, typer.Option(help="Where the pinned offset comes from.")] = "",
     predict: Annotated[list[str] | None, typer.Option(help="Point to predict, such as flops=1e21.")] = None,
-    budget: Annotated[list[float] | None, typer.Option(metavar="FLOPS", help="Find the best size for it.")] = None,
+    allocate: Annotated[
+        list[float] | None, typer.Option("--budget", metavar="FLOPS", help="Find the best size for it.")
+    ] = None,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.")] = False,
     compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
     published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
@@ -82,46 +90,18 @@ def fit_laws(
         else:
             table = _results(store, name)
     _say_what_is_left_out(table, name)
-    options = FitOptions(
-        title=title or name,
-        params=params,
-        flops=flops,
-        tokens=tokens,
-        loss=loss,
-        budget=budget_column,
-        seed_column=seed_column,
-        run_id=run_id,
-        group=group,
-        units=tuple(unit or ()),
-        where=tuple(where or ()),
-        drop_highest=drop_highest,
-        tokens_from_flops=tokens_from_flops,
-        law=tuple(law or ()),
-        target=tuple(target or ()),
-        x=tuple(x or ()),
-        objective=objective,
-        delta=delta,
-        offset=offset,
-        offset_source=offset_source,
-        predict=tuple(predict or ()),
-        allocate=tuple(budget or ()),
-        checkpoints=checkpoints,
-        compare=tuple(compare or ()),
-        published=published,
-        holdout=holdout,
-        holdout_where=holdout_where or "",
-        bootstrap_draws=bootstrap_draws,
-        seed=seed,
-    )
-    written = _fit(table, options, out or folder)
-    print_paths(written.laws_json, written.report_html)
+    choices: dict[str, Any] = {"title": name}
+    for field in fields(FitOptions):  # which knows the defaults of what was not given
+        if (value := context.params[field.name]) not in (None, "", [], ()):
+            choices[field.name] = tuple(value) if isinstance(value, list) else value
+    written = _fit(table, FitOptions(**choices), out or folder)
+    typer.echo(f"{written.laws_json}\n{written.report_html}")
 
 
 def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyFiles) -> "WrittenLaws | None":
     """Fit a sweep's results, unless their laws stand; where they allow no law, its table is written all the same."""
     fitted = fingerprint(kind="laws", rows=rows, missing=list(failed), version=__version__)
-    state = {"fitted": fitted, "laws": _digest(files.laws)}
-    if _read_state(files.fitted) == state:
+    if _FittedLaws.read(files.fitted) == _fitted_laws(fitted, files.laws):
         return None
     import pandas as pd
 
@@ -135,14 +115,8 @@ def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyF
     except TableError as error:
         write_atomically(files.laws / "runs.csv", table.to_csv(index=False).encode())
         raise ExperimentError(f"{len(rows)} cells are in {files.laws / 'runs.csv'}, but {error}") from error
-    write_json(files.fitted, {"fitted": fitted, "laws": _digest(files.laws)})
+    _fitted_laws(fitted, files.laws).write(files.fitted)
     return written
-
-
-def print_paths(*paths: Path) -> None:
-    """A line a path: the last that a fit prints."""
-    for path in paths:
-        typer.echo(path)
 
 
 def _study(experiment: str, store: Store) -> str:
@@ -152,20 +126,19 @@ def _study(experiment: str, store: Store) -> str:
     return load(experiment, None).name
 
 
-def _read_state(path: Path) -> Any:
-    """What the laws were last fitted to; None where that can't be read, so that they are fitted again."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+class _FittedLaws(Record):
+    """What the laws of a sweep were fitted to (fitted.json); laws that are others, or gone, are fitted again."""
+
+    fitted: str
+    """Fingerprint of the rows."""
+    laws: dict[str, str]
+    """Hashes of the laws and their report, by file."""
 
 
-def _digest(laws: Path) -> list[str] | None:
-    """Hashes of the laws and their report as they are now; None unless both are there."""
-    from hashlib import sha256
-
-    paths = [laws / "laws.json", laws / "report.html"]
-    return [sha256(path.read_bytes()).hexdigest() for path in paths] if all(path.exists() for path in paths) else None
+def _fitted_laws(fitted: str, folder: Path) -> _FittedLaws:
+    """The laws in a folder as they are now."""
+    paths = [path for path in (folder / "laws.json", folder / "report.html") if path.exists()]
+    return _FittedLaws(fitted=fitted, laws={path.name: sha256(path.read_bytes()).hexdigest() for path in paths})
 
 
 def _results(store: Store, name: str) -> Any:

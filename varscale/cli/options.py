@@ -1,14 +1,18 @@
-"""Options that several verbs have, and how they are read."""
+"""Options that several verbs have, how they are read, and which errors are for people: one line, no traceback."""
 
 import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from analysis.errors import TableError
 from varscale.config import Experiment
 from varscale.config.yaml import load_experiment
-from varscale.errors import ExperimentError
+from varscale.errors import ExperimentError, UserError
 from varscale.store.layout import DEFAULT_RUNS, Store
 
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment, or a YAML file.")]
@@ -23,6 +27,8 @@ TrackingUri = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Runs at once; default: one a GPU, or one a processor.")]
 RUNS = str(DEFAULT_RUNS)
+MENDABLE = (UserError, TableError, OSError)
+"""What a person who uses varscale can mend; printed as one line."""
 
 
 def load(
@@ -72,3 +78,14 @@ def whole_numbers(option: str, text: str, least: int = 0) -> list[int]:
     if not all(part.strip().isdecimal() and least <= int(part) < 2**31 for part in text.split(",")):
         raise ExperimentError(f"{option} {text[:100]}: expected whole numbers from {least} up, such as 1,2,3")
     return [int(part) for part in text.split(",")]
+
+
+@contextmanager
+def mistakes_as_one_line() -> Iterator[None]:
+    """For values and files of the user's that libraries refuse with a ValueError of their own."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, MENDABLE):
+            raise
+        raise ExperimentError(textwrap.shorten(str(error), 400, placeholder=" …")) from error

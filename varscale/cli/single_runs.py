@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from varscale.cli.errors import mistakes_as_one_line
 from varscale.cli.options import (
     RUNS,
     ExperimentName,
@@ -14,6 +13,7 @@ from varscale.cli.options import (
     RunsDir,
     TrackingUri,
     load,
+    mistakes_as_one_line,
     open_store,
     tracking_store,
     whole_numbers,

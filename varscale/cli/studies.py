@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from varscale.cli.laws import fit_sweep, print_paths
+from varscale.cli.laws import fit_sweep
 from varscale.cli.options import (
     RUNS,
     Depths,
@@ -61,7 +61,7 @@ def sweep(
             console.print("nothing is new: the laws stand")
     finally:
         forwarder.stop()
-    print_paths(study.files.laws / "laws.json", study.files.laws / "report.html")
+    typer.echo(f"{study.files.laws / 'laws.json'}\n{study.files.laws / 'report.html'}")
     if outcome.failed:
         raise typer.Exit(1)
 

@@ -2,7 +2,7 @@
 
 import difflib
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -94,12 +94,7 @@ def _written(location: Sequence[int | str]) -> tuple[Key, type[Section] | None]:
         if field is not None and (kinds := Kinds.of(field)) is not None:
             below = kinds.sections.get(str(next(parts, None)))
         elif field is not None:
-            below = next(_sections(field.annotation), None)
+            annotations = (field.annotation, *get_args(field.annotation))  # a section, or a tuple of sections
+            classes = (part for part in annotations if isinstance(part, type))
+            below = next((part for part in classes if issubclass(part, Section)), None)
     return tuple(key), section
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)

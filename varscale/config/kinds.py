@@ -40,12 +40,9 @@ class Kinds(Generic[S]):
     @cached_property
     def sections(self) -> dict[str, type[S]]:
         """The section of each kind, by its name."""
-        found: dict[str, type[S]] = {}
-        for module in iter_modules(import_module(self._package).__path__):
-            if module.ispkg:
-                section: type[S] = import_module(f"{self._package}.{module.name}.config").SECTION
-                found[self._name(section)] = section
-        return found
+        folders = [module.name for module in iter_modules(import_module(self._package).__path__) if module.ispkg]
+        found: list[type[S]] = [import_module(f"{self._package}.{folder}.config").SECTION for folder in folders]
+        return {self._name(section): section for section in found}
 
     def add(self, section: type[S]) -> None:
         """Take in a kind defined elsewhere; experiments know it after `Experiment.model_rebuild(force=True)`."""

@@ -174,7 +174,7 @@ class TokenizerConfig(TokenizerArchitecture):
 
     encode_batch_size: Annotated[Whole, Field(ge=1, le=SHARD_IMAGES)] = 256
     """Images that the finished tokenizer encodes, or decodes to be measured, at once; must divide 8192."""
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """File of a finished tokenizer (ours or the reference's vae_*.pth) to use instead of training one."""
     training: TokenizerTraining = TokenizerTraining()
     """How it is trained."""

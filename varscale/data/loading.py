@@ -107,6 +107,7 @@ class StepBatches(_Steps):
     """
 
     store: TokenStore
+    """The tokens."""
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, self._my_steps())
@@ -127,6 +128,7 @@ class ImageBatches(_Steps):
     """
 
     source: ImageSource
+    """The images."""
     workers: int = field(default=1, kw_only=True)
     """Threads that load images while the trainer works; 0 loads when asked."""
 

@@ -24,6 +24,11 @@ def enabled() -> bool:
     return os.environ.get(SWITCH) != "0"
 
 
+def usable() -> bool:
+    """Whether this machine can compile kernels, and may use them."""
+    return _compiler() is not None
+
+
 def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     """The compiled library, or None (with the reason in the log) where it cannot be had.
 

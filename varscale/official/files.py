@@ -2,7 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,10 +44,8 @@ def import_checkpoint(checkpoint: Path, out: Path, patch_nums: Sequence[int], to
     if tokenizer is None:
         raise CheckpointError(f"{checkpoint}: a transformer; name its imported tokenizer by --tokenizer")
     belonging = load_tokenizer(tokenizer)
-    try:
+    with _only_theirs(checkpoint):
         var = load_var(state, belonging)
-    except Exception as error:  # what the tensors are instead of the reference's decides what fails
-        raise _unfit(checkpoint, error) from None
     save_model(out, var, fingerprint)
 
 
@@ -63,24 +62,19 @@ def read_tokenizer(path: Path, patch_nums: Sequence[int]) -> MultiScaleTokenizer
 
 def export_checkpoint(model: Path, out: Path) -> None:
     """Write the reference's checkpoint of our tokenizer or transformer file."""
-    _, metadata = load_tensors(model)
-    state = export_tokenizer(load_tokenizer(model)) if metadata.get("kind") == KIND else _exported(model)
+    if load_tensors(model)[1].get("kind") == KIND:
+        state = export_tokenizer(load_tokenizer(model))
+    elif isinstance(var := load_model(model), VAR):
+        state = export_var(var)
+    else:
+        raise CheckpointError(f"{model}: a model of the family {var.config.family}, which the reference doesn't have")
     with replaced(out) as temporary:
         torch.save(state, temporary)
 
 
-def _exported(path: Path) -> dict[str, torch.Tensor]:
-    loaded = load_model(path)
-    if not isinstance(loaded, VAR):
-        raise CheckpointError(f"{path}: a model of the family {loaded.config.family}, which the reference doesn't have")
-    return export_var(loaded)
-
-
 def _tokenizer_of(path: Path, state: dict[str, torch.Tensor], patch_nums: Sequence[int]) -> MultiScaleTokenizer:
-    try:
+    with _only_theirs(path):
         return load_official_tokenizer(state, patch_nums)
-    except Exception as error:  # as above
-        raise _unfit(path, error) from None
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -117,5 +111,10 @@ def _opened(path: Path) -> BinaryIO:
         raise CheckpointError(f"{path}: {error.strerror}; expected {_THEIRS}") from None
 
 
-def _unfit(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: not {_THEIRS}: {' '.join(str(error).split())[:300]}")
+@contextmanager
+def _only_theirs(path: Path) -> Iterator[None]:
+    """Name a file whose tensors aren't the reference's: what they are instead decides what fails."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{path}: not {_THEIRS}: {' '.join(str(error).split())[:300]}") from None

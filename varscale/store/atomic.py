@@ -2,10 +2,10 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 
@@ -31,31 +31,14 @@ def replaced(path: Path) -> Iterator[Path]:
         OSError: The file can't be written; the error names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{token_hex(8)}")
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "rb+") as file:
+        with temporary.open("xb") as file:
             yield temporary
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # a temporary file is made for its owner alone
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
-
-
-def _umask() -> int:
-    """The process's umask, read without changing it where the system shows it."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("Umask:")[2].split()[0], 8)
-    except (OSError, IndexError, ValueError):
-        mask = os.umask(0o077)
-        os.umask(mask)
-        return mask

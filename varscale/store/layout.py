@@ -90,41 +90,38 @@ class Store:
             raise ExperimentError(f"--runs-dir {self.runs}: {parent} can't be written to")
 
 
+class _Below:
+    """A path below the folder of what it belongs to."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, files: "StudyFiles | RunFiles", kind: type | None = None) -> Path:
+        return files.folder / self._name
+
+
 @dataclass(frozen=True)
 class StudyFiles:
     """Paths of what belongs to one study."""
 
     folder: Path
 
+    record = _Below("study.json")
+    """Its settings, and its cells with their nominal budgets."""
+    execution = _Below("execution.json")
+    """How this machine carries out its runs."""
+    record_lock = _Below(".record.lock")
+    lock = _Below(".sweep.lock")
+    """Held while a sweep of the study runs."""
+    laws = _Below("laws")
+    """Folder of fits, figures and report."""
+    fitted = _Below("laws/fitted.json")
+    """Which results the laws of the last sweep were fitted to."""
+
     @property
     def name(self) -> str:
         """The study's name."""
         return self.folder.name
-
-    @property
-    def record(self) -> Path:
-        """Its settings, and its cells with their nominal budgets."""
-        return self.folder / "study.json"
-
-    @property
-    def execution(self) -> Path:
-        """How this machine carries out its runs."""
-        return self.folder / "execution.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held while a sweep of the study runs."""
-        return self.folder / ".sweep.lock"
-
-    @property
-    def laws(self) -> Path:
-        """Folder of fits, figures and report."""
-        return self.folder / "laws"
-
-    @property
-    def fitted(self) -> Path:
-        """Which results the laws of the last sweep were fitted to."""
-        return self.laws / "fitted.json"
 
     def delivery(self, kind: str, folder: str) -> Path:
         """How far a run, or the study itself, was delivered to MLflow."""
@@ -137,50 +134,30 @@ class RunFiles:
 
     folder: Path
 
+    job = _Below("job.json")
+    """How to repeat the run: `varscale run-job FILE`."""
+    identity = _Below("run.json")
+    """Who the run is: its name, role and parameters; written first."""
+    metrics = _Below("metrics.jsonl")
+    """Points of the training curves, one JSON object a line, appended."""
+    result = _Below("result.json")
+    """Final numbers; written last."""
+    last_checkpoint = _Below("last.ckpt")
+    """Where an interrupted run goes on."""
+    log = _Below("run.log")
+    """What the run printed."""
+    weights = _Below("weights.safetensors")
+    """The finished model's weights and description."""
+
     @property
     def fingerprint(self) -> str:
         """The run's identity, which ends its folder's name."""
         return self.folder.name.rpartition("-")[2]
 
     @property
-    def job(self) -> Path:
-        """How to repeat the run: `varscale run-job FILE`."""
-        return self.folder / "job.json"
-
-    @property
-    def identity(self) -> Path:
-        """Who the run is: its name, role and parameters; written first."""
-        return self.folder / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        """Points of the training curves, one JSON object a line, appended."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def result(self) -> Path:
-        """Final numbers; written last."""
-        return self.folder / "result.json"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """Where an interrupted run goes on."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def log(self) -> Path:
-        """What the run printed."""
-        return self.folder / "run.log"
-
-    @property
     def lock(self) -> Path:
         """Held while a process writes here."""
         return self.folder.with_name(f".{self.folder.name}.lock")
-
-    @property
-    def weights(self) -> Path:
-        """The finished model's weights and description."""
-        return self.folder / "weights.safetensors"
 
     @property
     def milestones(self) -> list[Path]:
@@ -199,20 +176,12 @@ class RunFiles:
 class TokenFiles(RunFiles):
     """Paths of the token stores that one tokenizer made of an experiment's images."""
 
-    @property
-    def train(self) -> Path:
-        """Folder of the training store."""
-        return self.folder / "train"
-
-    @property
-    def validation(self) -> Path:
-        """Folder of the validation store."""
-        return self.folder / "validation"
-
-    @property
-    def summary(self) -> Path:
-        """Images of the training store and their unigram entropy; written last."""
-        return self.folder / "summary.json"
+    train = _Below("train")
+    """Folder of the training store."""
+    validation = _Below("validation")
+    """Folder of the validation store."""
+    summary = _Below("summary.json")
+    """Images of the training store and their unigram entropy; written last."""
 
     @property
     def bytes(self) -> int:

@@ -125,7 +125,7 @@ class StudyRecord(Record):
     study: PlainName
     created: FiniteFloat
     """Unix seconds."""
-    settings: dict[str, JsonValue]
+    settings: dict[str, Any]
     """The experiment as it was last swept."""
     tokenizer: PlainName
     """Folder among the tokenizers."""

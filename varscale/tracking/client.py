@@ -1,17 +1,16 @@
 """Everything that calls MLflow's client. MLflow is imported when an `MLflowStore` is made, not before."""
 
+import json
 import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from varscale.errors import ExperimentDeletedError, TrackingError
-from varscale.tracking.positions import OPEN, Point
-from varscale.tracking.run_list import EXPERIMENT_TAGS
+from varscale.tracking.positions import OPEN, Point, Position
 from varscale.tracking.uris import check_tracking_uri, masked, sqlite_file, without_secrets
 
 KEY_TAG = "varscale.run"
@@ -25,18 +24,25 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Settings of MLflow's client, unless the user set them: a server that is down or slow is left alone soon."""
+WIDTHS = {
+    "attributes": {"Run Name": 300, "Created": 130},
+    "metrics": {
+        "loss": 110,
+        "train_flops": 150,
+        "error": 110,
+        "params_total": 120,
+        "images_seen": 120,
+        "images_per_second": 150,
+        "utilisation": 110,
+    },
+    "params": {"depth": 80, "width": 80, "budget_flops": 150, "lr": 90, "seed": 70},
+    "tags": {"role": 100, "status": 100},
+}
+"""Columns of the run list that the dashboard opens with, pixels wide."""
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """A run as the store has it."""
-
-    run_id: str
-    """MLflow's name of it."""
-    steps: dict[str, int]
-    """The last step of each metric."""
-    params: list[str]
-    """Names of its parameters, none of which can be changed."""
+class RunDeletedError(LookupError):
+    """The user deleted a run in MLflow; it stays deleted."""
 
 
 class MLflowStore:
@@ -54,33 +60,12 @@ class MLflowStore:
         self._database = sqlite_file(tracking_uri)
         if self._database is not None:
             _check_database(self._database)
-        import mlflow
+        import mlflow.entities
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as one line, by the forwarder
-        self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
+        self._client, self._entities = mlflow.MlflowClient(tracking_uri=tracking_uri), mlflow.entities
         self._experiments: dict[str, str] = {}
-
-    def experiment_id(self, name: str) -> str:
-        """MLflow's experiment of that name, created with the dashboard's view where there is none.
-
-        Raises:
-            ExperimentDeletedError: It was deleted in MLflow.
-        """
-        if name not in self._experiments:
-            found = self._client.get_experiment_by_name(name)
-            if found is not None and found.lifecycle_stage == "deleted":
-                raise ExperimentDeletedError(
-                    f"the experiment {name!r} was deleted in MLflow: "
-                    f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
-                )
-            place = self._database and (self._database.resolve().parent / "mlartifacts" / name).as_uri()
-            number = found.experiment_id if found else self._client.create_experiment(name, place)
-            for key, value in EXPERIMENT_TAGS.items():
-                if found is None or found.tags.get(key) != value:
-                    self._client.set_experiment_tag(number, key, value)
-            self._experiments[name] = number
-        return self._experiments[name]
 
     def newest_experiment(self) -> str | None:
         """The id of the experiment whose varscale run began last, or None."""
@@ -90,50 +75,56 @@ class MLflowStore:
         )
         return str(runs[0].info.experiment_id) if runs else None
 
-    def find(self, experiment: str, key: str, run_id: str = "") -> StoredRun | None:
-        """The run with this key (`run_id`: where it was last seen); None: there is none.
+    def search(self, experiment: str, condition: str, *, deleted: bool = False) -> list[Any]:
+        """MLflow's runs of an experiment, oldest first; none where there is no such experiment."""
+        found = self._client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        view = self._entities.ViewType.ALL if deleted else self._entities.ViewType.ACTIVE_ONLY
+        return list(self._client.search_runs([found.experiment_id], condition, view, MOST_RUNS, ["start_time"]))
+
+    def find(self, experiment: str, key: str) -> Position | None:
+        """The run with this key, its parameters and the last step of each metric; None: there is none.
 
         Raises:
-            RunDeletedError: The user deleted it in MLflow.
+            RunDeletedError: The user deleted it, or its experiment, in MLflow.
         """
-        run = self._get(run_id) if run_id else None
-        if run is None or run.data.tags.get(KEY_TAG) != key:
-            quote = '"' if "'" in key else "'"
-            number, condition = self.experiment_id(experiment), f"tags.`{KEY_TAG}` = {quote}{key}{quote}"
-            runs = self._client.search_runs([number], condition, run_view_type=3, max_results=1)
-            run = self._get(runs[0].info.run_id) if runs else None
-        if run is None:
+        quote = '"' if "'" in key else "'"
+        runs = self.search(experiment, f"tags.`{KEY_TAG}` = {quote}{key}{quote}", deleted=True)
+        if not runs:
             return None
+        run = runs[0]
         if run.info.lifecycle_stage == "deleted":
             raise RunDeletedError(key)
         steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        return StoredRun(run.info.run_id, steps, sorted(run.data.params))
+        return Position(run_id=run.info.run_id, steps=steps, params=sorted(run.data.params))
 
-    def create(self, experiment: str, key: str, name: str, start: int) -> StoredRun:
-        """A new run that started at `start` (Unix milliseconds)."""
+    def create(self, experiment: str, key: str, name: str, start: int) -> Position:
+        """A new run that started at `start` (Unix milliseconds).
+
+        Raises:
+            ExperimentDeletedError: Its experiment was deleted in MLflow.
+        """
         tags = {KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
-        run = self._client.create_run(self.experiment_id(experiment), start_time=start, tags=tags, run_name=name)
-        return StoredRun(run.info.run_id, {}, [])
+        run = self._client.create_run(self._experiment_id(experiment), start_time=start, tags=tags, run_name=name)
+        return Position(run_id=run.info.run_id)
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Parameters, written so that Python reads the same number again."""
-        from mlflow.entities import Param
-
-        items = [Param(key, _text(value)) for key, value in params.items()]
+        texts = {key: repr(value) if isinstance(value, float) else str(value) for key, value in params.items()}
+        items = [self._entities.Param(key, text) for key, text in texts.items()]
         self._client.log_batch(run_id, params=items, synchronous=True)
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Points of curves, with their own times; the same points again change nothing."""
-        from mlflow.entities import Metric
-
-        items = [Metric(k, v, point.milliseconds, point.images) for point in points for k, v in point.metrics.items()]
-        self._client.log_batch(run_id, metrics=items, synchronous=True)
+        new = self._entities.Metric
+        items = [new(k, v, point.milliseconds, point.images) for point in points for k, v in point.metrics.items()]
+        for start in range(0, len(items), METRICS_A_CALL):
+            self._client.log_batch(run_id, metrics=items[start : start + METRICS_A_CALL], synchronous=True)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
-        from mlflow.entities import RunTag
-
-        items = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+        items = [self._entities.RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
         self._client.log_batch(run_id, tags=items, synchronous=True)
 
     def set_status(self, run_id: str, status: str, end: int) -> None:
@@ -147,27 +138,22 @@ class MLflowStore:
         """Add or replace an artifact."""
         self._client.log_artifact(run_id, str(file), folder)
 
-    def search(self, experiment: str, condition: str) -> list[Any]:
-        """MLflow's runs of an experiment, oldest first; none where there is no such experiment."""
-        found = self._client.get_experiment_by_name(experiment)
-        if found is None:
-            return []
-        order = ["start_time"]
-        return list(self._client.search_runs([found.experiment_id], condition, max_results=MOST_RUNS, order_by=order))
-
-    def _get(self, run_id: str) -> Any:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-
-
-class RunDeletedError(LookupError):
-    """The user deleted a run in MLflow; it stays deleted."""
+    def _experiment_id(self, name: str) -> str:
+        """MLflow's experiment of that name, created with the dashboard's view where there is none."""
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise ExperimentDeletedError(
+                    f"the experiment {name!r} was deleted in MLflow: "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
+                )
+            place = self._database and (self._database.resolve().parent / "mlartifacts" / name).as_uri()
+            number = found.experiment_id if found else self._client.create_experiment(name, place)
+            for key, value in _experiment_tags().items():
+                if found is None or found.tags.get(key) != value:
+                    self._client.set_experiment_tag(number, key, value)
+            self._experiments[name] = number
+        return self._experiments[name]
 
 
 def is_rejection(error: Exception) -> bool:
@@ -206,5 +192,23 @@ def _check_database(path: Path) -> None:
         raise TrackingError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _text(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+def _experiment_tags() -> dict[str, str]:
+    """An experiment's kind, and views of its run list as MLflow's "share" button would store them."""
+    widths = {f"{kind}.`{name}`": width for kind, names in WIDTHS.items() for name, width in names.items()}
+    view = {
+        "searchFilter": "",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [column for column in widths if not column.startswith("attributes.")],
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+        "groupBy": None,
+        "runsHiddenMode": "FIRST_20_RUNS",
+    }
+    tags = {"mlflow.experimentKind": "custom_model_development"}  # opens on runs, not on traces of an application
+    for order in ("loss", "train_flops"):
+        tags[f"mlflow.sharedViewState.varscale-{order}"] = json.dumps({**view, "orderByKey": f"metrics.`{order}`"})
+    return tags

@@ -53,7 +53,7 @@ def check_port(port: int) -> None:
 
 
 def serve_dashboard(tracking_uri: str, port: int = 5000) -> int:
-    """Serve MLflow's dashboard on loopback until Ctrl-C; returns at once where the URI is a server, one already.
+    """Serve MLflow's dashboard on loopback until Ctrl-C; at once back where the URI is a server, its own dashboard.
 
     Returns:
         The command's exit status.
@@ -61,13 +61,12 @@ def serve_dashboard(tracking_uri: str, port: int = 5000) -> int:
     Raises:
         TrackingError: The port or the store can't be used, or the server ended by itself; with its last words.
     """
-    command = dashboard_command(tracking_uri, port)
-    if not command:
+    if is_server(tracking_uri):
         return 0
     check_tracking_uri(tracking_uri)
     check_port(port)
     try:
-        with _started(command, dashboard_environment(tracking_uri)) as server:
+        with _started(tracking_uri, port) as server:
             words = deque(server.stdout or (), maxlen=50)
             status = server.wait()
     except KeyboardInterrupt:
@@ -78,20 +77,17 @@ def serve_dashboard(tracking_uri: str, port: int = 5000) -> int:
 
 
 def dashboard_command(tracking_uri: str, port: int = 5000) -> list[str]:
-    """The command that serves a store, to be run in `dashboard_environment`; empty where the store is a server."""
-    if is_server(tracking_uri):
-        return []
+    """The command that serves a store, to be run in `dashboard_environment`."""
     return [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
 
 
 def dashboard_environment(tracking_uri: str) -> dict[str, str]:
     """Environment for `dashboard_command`: nothing phones home, and the list of processes shows no password."""
-    settings = {"MLFLOW_BACKEND_STORE_URI": tracking_uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return {**os.environ, **settings}
+    return os.environ | {"MLFLOW_BACKEND_STORE_URI": tracking_uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 @contextmanager
-def _started(command: list[str], environment: dict[str, str]) -> "Iterator[subprocess.Popen[str]]":
+def _started(tracking_uri: str, port: int) -> "Iterator[subprocess.Popen[str]]":
     """A server that ends, with its children, when this does: also by a request to end or with the terminal."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
@@ -100,8 +96,8 @@ def _started(command: list[str], environment: dict[str, str]) -> "Iterator[subpr
     former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     former[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     server = subprocess.Popen(
-        command,
-        env=environment,
+        dashboard_command(tracking_uri, port),
+        env=dashboard_environment(tracking_uri),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

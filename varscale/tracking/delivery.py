@@ -4,13 +4,15 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from varscale.store.curves import read_curve
-from varscale.store.layout import Kind, RunFiles, RunKey, Store, StudyFiles
+from varscale.store.layout import Kind, RunFiles, Store, StudyFiles
 from varscale.store.records import Result, RunIdentity, StudyCell, StudyRecord, read_result
-from varscale.tracking.client import LONGEST_TAG, METRICS_A_CALL, MLflowStore, RunDeletedError, is_rejection
+from varscale.tracking.client import LONGEST_TAG, MLflowStore, RunDeletedError, is_rejection
 from varscale.tracking.positions import (
     OPEN,
     Point,
@@ -29,6 +31,8 @@ MISSING_TAG = "missing"
 """Titles of the study's cells that have no result, a line each."""
 SORTABLE = ("train_flops", "params_total", "params_active", "images_seen")
 """Parameters that are metrics too: MLflow sorts parameters as text. The others are not, to keep the metrics few."""
+POINTS_AT_ONCE = 200
+"""Of a curve: then the position is saved, and the time looked at."""
 
 
 class OutOfTimeError(Exception):
@@ -61,8 +65,7 @@ class Delivery:
         """
         self._deadline, self._refused = deadline, []
         for study in studies:
-            record = StudyRecord.read(study.record)
-            if record is not None:
+            if (record := StudyRecord.read(study.record)) is not None:
                 self._study(study, record)
         if self._refused:
             raise self._refused[0]
@@ -72,67 +75,67 @@ class Delivery:
         with self._held(), self._shown(study, file, "study", study.name, record.created) as parent:
             parent.tag({"role": "study", "recipe": record.recipe})
         run_id = read_position(file, self._place).run_id
-        for kind, folder, cell in members(record):
+        for kind, run, cell in members(self._store, record):
             with self._held():
-                self._run(study, record, run_id, kind, folder, cell)
+                self._run(study, record, run_id, kind, run, cell)
+        grid = record.settings.get("grid")
+        depths = grid.get("depths") if isinstance(grid, dict) else None
         with self._held(), self._shown(study, file, "study", study.name, record.created) as parent:
-            parent.tag(self._study_tags(study, record))
+            missing = [cell for cell in record.current if study.delivery("cells", cell.folder) not in self._ended]
+            parent.tag(
+                {  # tags may change, which MLflow's parameters can't
+                    "recipe": record.recipe,
+                    "tokenizer": record.tokenizer,
+                    "cells": str(len(record.current)),
+                    "depths": ",".join(map(str, depths if isinstance(depths, list) else ())),
+                    MISSING_TAG: "\n".join(cell.title for cell in missing),
+                }
+            )
             for path in sorted(study.laws.glob("*")):
                 if path.name in ("laws.json", "report.html", "runs.csv") or path.suffix in (".svg", ".png"):
                     parent.upload(path, "laws")
             parent.end(record.status, milliseconds(record.ended or 0))
 
-    def _study_tags(self, study: StudyFiles, record: StudyRecord) -> dict[str, str]:
-        """What describes a study; all of it may change, which MLflow's parameters can't."""
-        grid = record.settings.get("grid")
-        depths = grid.get("depths") if isinstance(grid, dict) else None
-        missing = [cell for cell in record.current if study.delivery("cells", cell.folder) not in self._ended]
-        return {
-            "recipe": record.recipe,
-            "tokenizer": record.tokenizer,
-            "cells": str(len(record.current)),
-            "depths": ",".join(map(str, depths)) if isinstance(depths, list) else "",
-            MISSING_TAG: "\n".join(cell.title for cell in missing),
-        }
-
     def _run(
-        self, study: StudyFiles, record: StudyRecord, parent: str, kind: Kind, folder: str, cell: StudyCell | None
+        self, study: StudyFiles, record: StudyRecord, parent: str, kind: Kind, run: RunFiles, cell: StudyCell | None
     ) -> None:
-        run, file = run_files(self._store, kind, folder), study.delivery(kind, folder)
+        file = study.delivery(kind, run.folder.name)
         signature = (_stamp(run.metrics), _stamp(run.result), record.status, record.ended, cell, parent)
         if self._settled.get(file) == signature:
             return
         identity, result = RunIdentity.read(run.identity), read_result(run)
         self._ended.discard(file)
-        first = next(read_curve(run.metrics), None)
-        if identity is None or (first is None and result is None):
-            return  # not begun
-        began = first.time if first else _began(result)
-        params = {**identity.params, **(cell.labels if cell else {})}
-        tags = {"role": identity.role, "fingerprint": run.fingerprint, **({PARENT_TAG: parent} if parent else {})}
+        began = [point.time for point in islice(read_curve(run.metrics), 1)]
+        if result is not None:
+            began.append(result.time - result.metrics.get("wall_seconds", 0.0))
+        if identity is None or not began:
+            return
+        name, labels = (cell.title, cell.labels) if cell else (identity.name, {})
+        params = {**identity.params, **labels}
+        tags = {"role": identity.role, "fingerprint": run.fingerprint, NAME_TAG: name}
+        if parent:
+            tags[PARENT_TAG] = parent
         if cell:
-            tags |= {"recipe": cell.recipe}
-        name = cell.title if cell else identity.name
-        with self._shown(study, file, f"{kind}/{folder}", name, began) as shown:
+            tags["recipe"] = cell.recipe
+        with self._shown(study, file, f"{kind}/{run.folder.name}", name, began[0]) as shown:
             shown.parameters(params)
-            shown.tag({**tags, NAME_TAG: name})
+            shown.tag(tags)
             if cell:
-                shown.json_tag(LABELS_TAG, cell.labels)
+                shown.json_tag(LABELS_TAG, labels)
             shown.curve(run.metrics)
-            if result is not None:
-                shown.result(run, result, {*params, *tags})
+            shown.result(run, result, {*params, *tags})
+            if result is None:
+                shown.end(record.status, milliseconds(record.ended or 0))
+            else:
                 shown.end("FAILED" if result.status == "diverged" else "FINISHED", milliseconds(result.time))
                 self._ended.add(file)
-            else:
-                shown.no_result()
-                shown.end(record.status, milliseconds(record.ended or 0))
         self._settled[file] = signature
 
     @contextmanager
     def _held(self) -> Iterator[None]:
         """What MLflow refuses of one run does not hold up the others."""
         if time.monotonic() > self._deadline:
-            raise OutOfTimeError("out of time")
+            raise OutOfTimeError
         try:
             yield
         except RunDeletedError:
@@ -150,11 +153,11 @@ class Delivery:
         shown = _ShownRun(self._mlflow, file, self._place, position, self._deadline)
         if not position.run_id or self._verified.get(file) != position.run_id:
             key = f"{study.name}/{name}"
-            found = self._mlflow.find(study.name, key, position.run_id)
+            found = self._mlflow.find(study.name, key)
             found = found or self._mlflow.create(study.name, key, title, milliseconds(began))
-            if found.run_id != position.run_id:
-                position = shown.position = Position(run_id=found.run_id)
-            position.offset, position.steps, position.params = 0, found.steps, found.params
+            if found.run_id == position.run_id:
+                found = position.model_copy(update={"offset": 0, "steps": found.steps, "params": found.params})
+            shown.position = found
             shown.save()
             self._verified[file] = found.run_id
         try:
@@ -163,27 +166,29 @@ class Delivery:
             shown.save()
 
 
+@dataclass
 class _ShownRun:
     """A run of MLflow's, and how far it was delivered."""
 
-    def __init__(self, mlflow: MLflowStore, file: Path, place: str, position: Position, deadline: float) -> None:
-        self.position = position
-        self._mlflow, self._file, self._place, self._deadline = mlflow, file, place, deadline
-        self._saved = position.model_copy(deep=True)
+    mlflow: MLflowStore
+    file: Path
+    place: str
+    position: Position
+    deadline: float
 
     def parameters(self, params: Mapping[str, Any]) -> None:
         """Add those that are new."""
-        known = set(self.position.params)
+        known = self.position.params
         new = {key: value for key, value in params.items() if key not in known and value is not None}
         if new:
-            self._mlflow.log_params(self.position.run_id, new)
+            self.mlflow.log_params(self.position.run_id, new)
             self.position.params = sorted({*known, *new})
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set those that changed."""
         changed = {key: value for key, value in tags.items() if self.position.tags.get(key) != value}
         if changed:
-            self._mlflow.set_tags(self.position.run_id, changed)
+            self.mlflow.set_tags(self.position.run_id, changed)
             self.position.tags.update(changed)
 
     def json_tag(self, tag: str, content: Mapping[str, Any]) -> None:
@@ -194,86 +199,67 @@ class _ShownRun:
         self.tag({**former, **{f"{tag}.{number}" if number else tag: part for number, part in enumerate(parts)}})
 
     def curve(self, metrics_file: Path) -> None:
-        """Deliver the points that are new."""
-        batch: list[Point] = []
-        count = 0
-        for point in new_points(metrics_file, self.position):
-            # points known already have no metrics, and come in thousands when a file is read again from its start
-            if batch and (count + len(point.metrics) > METRICS_A_CALL or len(batch) == METRICS_A_CALL):
-                self._send(batch)
-                batch, count = [], 0
-            batch.append(point)
-            count += len(point.metrics)
-        if batch:
-            self._send(batch)
+        """Deliver the points that are new; those known already have no metrics, and only move the position."""
+        points = new_points(metrics_file, self.position)
+        while batch := list(islice(points, POINTS_AT_ONCE)):
+            if time.monotonic() > self.deadline:
+                raise OutOfTimeError
+            self.mlflow.log_points(self.position.run_id, batch)
+            self.position.offset, self.position.checksum = batch[-1].end, batch[-1].checksum
+            for point in batch:
+                self.position.steps.update(dict.fromkeys(point.metrics, point.images))
+            self.save()
 
-    def result(self, run: RunFiles, result: Result, described: set[str]) -> None:
-        """Deliver a result: its pictures, its numbers as metrics at the last step, its words and provenance as tags."""
-        for name in result.pictures:
+    def result(self, run: RunFiles, result: Result | None, described: set[str]) -> None:
+        """Deliver a result: its pictures, its numbers as metrics at the last step, its words and provenance as tags.
+
+        Without result, take back the one that was delivered and whose file was then damaged.
+        """
+        for name in result.pictures if result else ():
             self.upload(run.folder / name)
         checksum = result_checksum(result)
         if checksum == self.position.result:
             return
-        metrics = {key: value for key, value in result.metrics.items() if key not in described or key in SORTABLE}
-        images = int(min(result.metrics.get("images_seen", max(self.position.steps.values(), default=0)), 2**62))
-        self._mlflow.log_points(self.position.run_id, [Point(milliseconds(result.time), images, metrics)])
-        row = {**result.row, **result.provenance}
-        shown = {key: str(value) for key, value in row.items() if value not in (None, "")}
-        hidden = {*result.metrics, *described, ROW_TAG, LABELS_TAG}
-        self.tag({key: value for key, value in shown.items() if key not in hidden} | {"status": result.status})
-        self.json_tag(ROW_TAG, row)
-        self.position.result = checksum
-
-    def no_result(self) -> None:
-        """Take back that there is a result, where one was delivered and its file was then damaged."""
-        if self.position.result:
+        if result is None:
             self.tag({"status": ""})
-            self.position.result = 0
+        else:
+            metrics = {key: value for key, value in result.metrics.items() if key not in described or key in SORTABLE}
+            images = int(min(result.metrics.get("images_seen", max(self.position.steps.values(), default=0)), 2**62))
+            self.mlflow.log_points(self.position.run_id, [Point(milliseconds(result.time), images, metrics)])
+            row = {**result.row, **result.provenance}
+            hidden = {*result.metrics, *described, ROW_TAG, LABELS_TAG}
+            shown = {key: str(value) for key, value in row.items() if value not in (None, "") and key not in hidden}
+            self.tag({**shown, "status": result.status})
+            self.json_tag(ROW_TAG, row)
+        self.position.result = checksum
 
     def upload(self, file: Path, folder: str | None = None) -> None:
         """Deliver a file where it is new or changed; a link is none of ours."""
         stamp = _stamp(file)
         if stamp and not file.is_symlink() and self.position.artifacts.get(file.name) != stamp:
-            self._mlflow.upload(self.position.run_id, file, folder)
+            self.mlflow.upload(self.position.run_id, file, folder)
             self.position.artifacts[file.name] = stamp
 
     def end(self, status: str, end: int) -> None:
         """Set MLflow's status: RUNNING, or how and when the run ended."""
         end = 0 if status == OPEN else end
         if (status, end) != (self.position.status, self.position.ended):
-            self._mlflow.set_status(self.position.run_id, status, end)
+            self.mlflow.set_status(self.position.run_id, status, end)
             self.position.status, self.position.ended = status, end
 
     def save(self) -> None:
         """Remember how far this run came."""
-        if self.position != self._saved:
-            write_position(self._file, self._place, self.position)
-            self._saved = self.position.model_copy(deep=True)
-
-    def _send(self, batch: list[Point]) -> None:
-        if time.monotonic() > self._deadline:
-            raise OutOfTimeError("out of time")
-        if any(point.metrics for point in batch):
-            self._mlflow.log_points(self.position.run_id, batch)
-        self.position.offset, self.position.checksum = batch[-1].end, batch[-1].checksum
-        for point in batch:
-            self.position.steps.update(dict.fromkeys(point.metrics, point.images))
-        self.save()
+        write_position(self.file, self.place, self.position)
 
 
-def members(record: StudyRecord) -> list[tuple[Kind, str, StudyCell | None]]:
-    """Kind and folder of every run of a study (the tokenizer, the trunks, the cells), each once."""
+def members(store: Store, record: StudyRecord) -> Iterator[tuple[Kind, RunFiles, StudyCell | None]]:
+    """Kind and files of every run of a study (the tokenizer, the trunks, the cells), each once."""
     cells = {cell.folder: cell for cell in (*record.cells, *record.current)}  # the latest recipe's labels, if in both
-    trunks = dict.fromkeys(cell.trunk for cell in record.cells)
-    found: list[tuple[Kind, str, StudyCell | None]] = [("tokenizers", record.tokenizer, None)]
-    found += [("trunks", trunk, None) for trunk in trunks]
-    return [*found, *(("cells", folder, cell) for folder, cell in cells.items())]
-
-
-def run_files(store: Store, kind: Kind, folder: str) -> RunFiles:
-    """Files of a run by its folder's name."""
-    name, _, fingerprint = folder.rpartition("-")
-    return store.run(RunKey(kind, name, fingerprint))
+    yield "tokenizers", RunFiles(store.runs / "tokenizers" / record.tokenizer), None
+    for trunk in dict.fromkeys(cell.trunk for cell in record.cells):
+        yield "trunks", RunFiles(store.runs / "trunks" / trunk), None
+    for folder, cell in cells.items():
+        yield "cells", RunFiles(store.runs / "cells" / folder), cell
 
 
 def joined(tags: Mapping[str, str], tag: str) -> dict[str, Any]:
@@ -281,12 +267,6 @@ def joined(tags: Mapping[str, str], tag: str) -> dict[str, Any]:
     parts = {int(key[len(tag) + 1 :] or 0): text for key, text in tags.items() if key.split(".")[0] == tag}
     content = json.loads("".join(parts[number] for number in sorted(parts)) or "{}")
     return content if isinstance(content, dict) else {}
-
-
-def _began(result: Result | None) -> float:
-    """When a run without curves began."""
-    seconds = {**result.row, **result.metrics}.get("wall_seconds") if result else None
-    return (result.time if result else 0.0) - (seconds if isinstance(seconds, int | float) else 0.0)
 
 
 def _stamp(file: Path) -> list[int] | None:

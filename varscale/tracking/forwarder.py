@@ -11,7 +11,7 @@ import filelock
 from varscale.store.layout import Store, StudyFiles
 from varscale.store.records import StudyRecord
 from varscale.tracking.client import MLflowStore, first_line
-from varscale.tracking.delivery import Delivery, OutOfTimeError, members, run_files
+from varscale.tracking.delivery import Delivery, OutOfTimeError, members
 from varscale.tracking.positions import pending_metrics, read_position
 from varscale.tracking.uris import check_tracking_uri, masked
 
@@ -62,23 +62,18 @@ class Forwarder:
 
         Never raises: a store that does not answer ends this call, and the next one tries again.
         """
-        deadline = time.monotonic() + seconds
+        deadline, self._waits = time.monotonic() + seconds, False
         lock = filelock.FileLock(self._store.tracking_lock)
         with self._delivering:
             try:
                 self._store.runs.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=max(0.0, min(2.0, seconds)))
-                self._waits = False
-            except filelock.Timeout:
-                self._waits = True  # another process delivers from these files right now
-                return False
+                with lock.acquire(timeout=max(0.0, min(2.0, seconds))):
+                    return self._deliver(deadline)
+            except filelock.Timeout:  # another process delivers from these files right now
+                self._waits = True
             except OSError as error:
                 self._failed(f"{self._store.tracking_lock}: {error.strerror or error}")
-                return False
-            try:
-                return self._deliver(deadline)
-            finally:
-                lock.release()
+        return False
 
     def deliver_until(self, deadline: float) -> bool:
         """Deliver until nothing is left, something fails, or `deadline` (of `time.monotonic`) passed.
@@ -124,9 +119,8 @@ class Forwarder:
         pending = 0
         for study in self._studies():
             record = StudyRecord.read(study.record)
-            for kind, folder, _ in members(record) if record else ():
-                position = read_position(study.delivery(kind, folder), self._place)
-                pending += pending_metrics(run_files(self._store, kind, folder), position)
+            for kind, run, _ in members(self._store, record) if record else ():
+                pending += pending_metrics(run, read_position(study.delivery(kind, run.folder.name), self._place))
         return ForwarderState(pending, self._problem)
 
     def _studies(self) -> list[StudyFiles]:
@@ -146,8 +140,7 @@ class Forwarder:
 
     def _deliver(self, deadline: float) -> bool:
         try:
-            if self._delivery is None:
-                self._delivery = Delivery(MLflowStore(self._uri), self._place, self._store)
+            self._delivery = self._delivery or Delivery(MLflowStore(self._uri), self._place, self._store)
             self._delivery.deliver(self._studies(), deadline)
             complete = True
         except OutOfTimeError:

@@ -1,9 +1,9 @@
-"""How far each run was delivered to each store, and what of its curve is new.
+"""How far each run was delivered to each store, and what of its curve is new. Nothing here knows MLflow.
 
-Nothing here knows MLflow. A file of positions that is deleted or damaged costs a redelivery, which the store
-recognises; it doubles nothing.
+A file of positions that is deleted or damaged costs a redelivery, which the store recognises; it doubles nothing.
 """
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from varscale.store.curves import numbers, parse_point
+from varscale.store.curves import parse_point
 from varscale.store.layout import RunFiles
 from varscale.store.records import Record, Result, read_result
 
@@ -80,9 +80,10 @@ def read_position(file: Path, store: str) -> Position:
 
 
 def write_position(file: Path, store: str, position: Position) -> None:
-    """Remember `position`, atomically, beside those of other stores."""
-    record = DeliveryRecord.read(file) or DeliveryRecord()
-    DeliveryRecord(stores={**record.stores, store: position}).write(file)
+    """Remember `position`, atomically, beside those of other stores; the file stays where it says so already."""
+    stores = (DeliveryRecord.read(file) or DeliveryRecord()).stores
+    if stores.get(store) != position:
+        DeliveryRecord(stores={**stores, store: position}).write(file)
 
 
 def new_points(metrics_file: Path, position: Position) -> Iterator[Point]:
@@ -97,15 +98,12 @@ def new_points(metrics_file: Path, position: Position) -> Iterator[Point]:
             offset = _start(file, position)
             file.seek(offset)
             last = dict(position.steps)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
+            for line in itertools.takewhile(lambda line: line.endswith(b"\n"), file):
                 offset += len(line)
                 time, images, metrics = parse_point(line) or (0, 0, {})
-                fresh = {
-                    key: value for key, value in metrics.items() if images > last.get(key, -1) and _NAME.fullmatch(key)
-                }
-                last.update(dict.fromkeys(fresh, images))
+                new = [key for key in metrics if images > last.get(key, -1) and _NAME.fullmatch(key)]
+                fresh = {key: metrics[key] for key in new}
+                last |= dict.fromkeys(fresh, images)
                 yield Point(milliseconds(time), images, fresh, offset, zlib.crc32(line))
     except OSError:
         return
@@ -115,14 +113,12 @@ def pending_metrics(run: RunFiles, position: Position) -> int:
     """Numbers in a run's files, of curves and result, that a store was not given."""
     count = sum(len(point.metrics) for point in new_points(run.metrics, position))
     result = read_result(run)
-    if result is not None and result_checksum(result) != position.result:
-        count += len(numbers(result.metrics))
-    return count
+    return count if result is None or result_checksum(result) == position.result else count + len(result.metrics)
 
 
-def result_checksum(result: Result) -> int:
-    """CRC-32 of a result's content."""
-    return zlib.crc32(result.model_dump_json().encode())
+def result_checksum(result: Result | None) -> int:
+    """CRC-32 of a result's content; 0 where there is none."""
+    return zlib.crc32(result.model_dump_json().encode()) if result else 0
 
 
 def milliseconds(seconds: float) -> int:

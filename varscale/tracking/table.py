@@ -26,13 +26,13 @@ def runs_table(tracking_uri: str, study: str) -> "pandas.DataFrame":
         store = MLflowStore(tracking_uri)
         studies = [run.data.tags for run in store.search(study, "tags.role = 'study'")]
         cells = [run for run in store.search(study, "tags.role = 'cell'") if run.data.tags.get("status")]
-    recipe = studies[-1].get("recipe") if studies else None  # none where its run was deleted in MLflow
-    rows = [_row(run) for run in cells if recipe in (None, run.data.tags.get("recipe"))]
+    latest = studies[-1] if studies else {}  # none where its run was deleted in MLflow
+    rows = [_row(run) for run in cells if latest.get("recipe") in (None, run.data.tags.get("recipe"))]
     if not rows:
         raise TrackingError(f"MLflow at {masked(tracking_uri)} holds no finished cell of a study {study!r}")
     table = pandas.DataFrame(rows)
-    missing = studies[-1].get(MISSING_TAG, "").splitlines() if studies else ()
-    table.attrs |= {"missing": tuple(missing), "others": len(cells) - len(rows)}
+    missing = tuple(latest.get(MISSING_TAG, "").splitlines())
+    table.attrs |= {"missing": missing, "others": len(cells) - len(rows)}
     return table
 
 

@@ -250,11 +250,20 @@ def token_space(experiment: Experiment) -> TokenSpace:
 
 def provenance(execution: Execution, trunk: Trunk) -> dict[str, Any]:
     """How this machine carries out a run, for its result."""
+    from varscale.kernels.building import usable
+    from varscale.numerics.device import best_device
     from varscale.numerics.machine import device_name, versions
 
     execution_columns = {name: value for name, value in asdict(execution).items() if name in ("compiled", "threads")}
     images = trunk.images_at_once(execution.memory_bytes)
-    return {"device": device_name(), **execution_columns, "images_at_once": images, **versions()}
+    kernels = "native" if usable() and best_device().type == "cpu" else "torch"
+    return {
+        "device": device_name(),
+        **execution_columns,
+        "kernels": kernels,
+        "images_at_once": images,
+        **versions(),
+    }
 
 
 def _short(flops: float) -> str:

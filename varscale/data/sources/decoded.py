@@ -5,6 +5,7 @@ Letters: B batch, s side of an image in pixels.
 
 import difflib
 import logging
+import os
 import struct
 import threading
 from abc import abstractmethod
@@ -35,12 +36,8 @@ class DecodedSource(ImageSource):
     """
 
     def __init__(self, name: str, labels: Labels, num_classes: int, crop: Crop, max_undecodable: int) -> None:
-        self.name = name
-        self.labels = labels
-        self.num_classes = num_classes
-        self.crop = crop
-        self.image_size = crop.image_size
-        self.varies = crop.varies
+        self.name, self.labels, self.num_classes = name, labels, num_classes
+        self.crop, self.image_size, self.varies = crop, crop.image_size, crop.varies
         self.max_undecodable = max_undecodable
         self.undecodable: dict[str, str] = {}
         self._record_lock = threading.Lock()
@@ -90,21 +87,19 @@ class DecodedSource(ImageSource):
         return pixels_B3ss, labels_B
 
     def _record_undecodable(self, picture: str, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
         with self._record_lock:
-            if picture not in self.undecodable:
-                self.undecodable[picture] = f"{type(error).__name__}: {error}"
-                _log.warning(
-                    "%s does not decode (%s); the next image stands in for it (%d so far, at most %d)",
-                    picture,
-                    self.undecodable[picture],
-                    len(self.undecodable),
-                    self.max_undecodable,
-                )
-            if len(self.undecodable) > self.max_undecodable:
-                raise DataError(
-                    f"{self.name}: {len(self.undecodable)} images do not decode, max_undecodable is "
-                    f"{self.max_undecodable}; the last is {picture} ({type(error).__name__}: {error})"
-                ) from None
+            known, most = picture in self.undecodable, self.max_undecodable
+            self.undecodable[picture] = reason
+            count = len(self.undecodable)
+        if not known:
+            told = "%s does not decode (%s); the next image stands in for it (%d so far, at most %d)"
+            _log.warning(told, picture, reason, count, most)
+        if count > most:
+            raise DataError(
+                f"{self.name}: {count} images do not decode, max_undecodable is {most}; "
+                f"the last is {picture} ({reason})"
+            ) from None
 
 
 def existing(path: Path) -> Path:
@@ -116,9 +111,10 @@ def existing(path: Path) -> Path:
     path = path.expanduser()
     if path.exists():
         return path
-    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir() and os.access(folder, os.R_OK))
     missing = path.absolute().relative_to(parent).parts[0]
-    raise DataError(f"{path}: no such file or folder; {parent} has {nearest(missing, _names(parent))}")
+    names = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")]
+    raise DataError(f"{path}: no such file or folder; {parent} has {nearest(missing, names)}")
 
 
 def nearest(wanted: str, names: Iterable[str]) -> str:
@@ -138,10 +134,3 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, place: Callable[[i
             f"{place(first)}: label {labels[first]} is outside 0 … {num_classes - 1} (num_classes {num_classes})"
             + (f"; so are {wrong.size - 1} more" if wrong.size > 1 else "")
         )
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError:
-        return []

@@ -6,9 +6,8 @@ written, `progress.json` lists the shards that are finished.
 """
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,13 +23,22 @@ _CountOrZero = Annotated[int, Field(ge=0, le=2**40)]
 _Numbers32Bit = Annotated[int, Field(ge=1, le=2**32)]
 
 
+class ShardRows(NamedTuple):
+    """Which images a shard holds, and so its name; the fields are those of `Shard`."""
+
+    file: str
+    view: int
+    first_image: int
+    images: int
+
+
 class Shard(BaseModel):
     """One file of a store."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
 
     file: str
-    """Name within the store's folder; always the one that `Manifest.shard_file` gives."""
+    """Name within the store's folder; always the one that `Manifest.shard_rows` gives."""
     view: _CountOrZero
     """Which view of the images."""
     first_image: _CountOrZero
@@ -79,15 +87,15 @@ class Manifest(BaseModel):
         before = (0, -1)
         for index, shard in enumerate(self.shards):
             number = shard.first_image // self.shard_images
-            first = number * self.shard_images
-            images = min(self.shard_images, self.num_images - first)
-            expected = {"first_image": first, "images": images, "file": self.shard_file(shard.view, number, images)}
-            for key, value in expected.items():
-                if getattr(shard, key) != value:
-                    found = repr(getattr(shard, key))[:80]
-                    raise ValueError(f"shards[{index}].{key}: {found}, expected {value!r} from its other numbers")
+            expected = self.shard_rows(shard.view, number)
+            for key in ("first_image", "images", "file"):
+                found, right = getattr(shard, key), getattr(expected, key)
+                if found != right:
+                    raise ValueError(
+                        f"shards[{index}].{key}: {repr(found)[:80]}, expected {right!r} from its other numbers"
+                    )
             if shard.view >= self.views or (shard.view, number) <= before:
-                raise ValueError(f"shards[{index}].view: {shard.view}, in image {first}, is out of order")
+                raise ValueError(f"shards[{index}].view: {shard.view}, in image {shard.first_image}, is out of order")
             before = (shard.view, number)
         return self
 
@@ -106,24 +114,27 @@ class Manifest(BaseModel):
         """Shards that a finished store has of each view."""
         return -(-self.num_images // self.shard_images)
 
-    def shard_file(self, view: int, number: int, images: int) -> str:
-        """Name of a shard; it holds the rows' number, so that a store that grows never overwrites a file in use."""
-        return f"view-{view:03d}-shard-{number:06d}-images-{images}.npy"
+    def shard_rows(self, view: int, number: int) -> ShardRows:
+        """What the shard of that number within a view holds.
 
-    def planned_shards(self) -> list[tuple[int, int, int]]:
-        """(view, number, images) of every shard that the store must have, in order."""
-        counts = [
-            min(self.shard_images, self.num_images - first) for first in range(0, self.num_images, self.shard_images)
-        ]
-        return [(view, number, images) for view in range(self.views) for number, images in enumerate(counts)]
+        Its name holds the number of rows, so that a store that grows never overwrites a file in use.
+        """
+        first = number * self.shard_images
+        images = min(self.shard_images, self.num_images - first)
+        return ShardRows(f"view-{view:03d}-shard-{number:06d}-images-{images}.npy", view, first, images)
+
+    def planned_shards(self) -> list[ShardRows]:
+        """Every shard that the store must have, in order."""
+        return [self.shard_rows(view, number) for view in range(self.views) for number in range(self.shards_per_view)]
 
     def difference_from(self, other: "Manifest") -> str | None:
         """The key in which they differ and both values; None if both hold the same tokens as far as both go."""
         keys = ["tokenizer_fingerprint", "data_fingerprint", "patch_nums", "vocab_size", "num_classes", "shard_images"]
         for key in [*keys, "procedural", *([] if self.procedural else ["num_images"])]:
-            mine, others = getattr(self, key), getattr(other, key)
-            if mine != others:
-                return f"{key}: {_text(mine)}, expected {_text(others)}"
+            values = getattr(self, key), getattr(other, key)
+            if values[0] != values[1]:
+                mine, others = (",".join(map(str, v)) if isinstance(v, tuple) else v for v in values)
+                return f"{key}: {mine}, expected {others}"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -146,14 +157,13 @@ def read_manifest(path: Path) -> Manifest | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        reason = " ".join(f"{key}: {first['msg']}".removeprefix(": Value error, ").split())
-        raise TokenStoreError(f"{path}: damaged ({reason[:300]}); encode the store again") from None
-    expected = manifest.shards_per_view * manifest.views
-    if path.name == MANIFEST and len(manifest.shards) != expected:
-        raise TokenStoreError(
-            f"{path}: damaged (shards: {len(manifest.shards)}, expected {expected}); encode the store again"
-        )
-    return manifest
+        reason = " ".join(f"{key}: {first['msg']}".removeprefix(": Value error, ").split())[:300]
+    else:
+        expected = manifest.shards_per_view * manifest.views
+        if path.name != MANIFEST or len(manifest.shards) == expected:
+            return manifest
+        reason = f"shards: {len(manifest.shards)}, expected {expected}"
+    raise TokenStoreError(f"{path}: damaged ({reason}); encode the store again")
 
 
 def checksum(content: bytes) -> str:
@@ -180,7 +190,3 @@ def check_shard(folder: Path, number: int, shard: Shard, *, contents: bool) -> N
         raise TokenStoreError(f"{place}: not readable ({error.strerror}); {advice}") from None
     if found != shard.blake2b:
         raise TokenStoreError(f"{place}: checksum {found}, expected {shard.blake2b}; {advice}")
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -99,10 +99,9 @@ class TokenStore:
         for key, value in expected.items():
             if value is not None and getattr(manifest, key) != value:
                 raise TokenStoreError(f"{directory / MANIFEST}: {key}: {getattr(manifest, key)}, expected {value}")
-        manifest = _restrict(directory, manifest, num_images or manifest.num_images, views or manifest.views)
-        contents = verify == "contents" or (
-            verify == "auto" and sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
-        )
+        manifest = _restricted(directory, manifest, num_images or manifest.num_images, views or manifest.views)
+        small = sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
+        contents = verify == "contents" or (verify == "auto" and small)
         for number, shard in enumerate(manifest.shards):
             check_shard(directory, number, shard, contents=contents)
         return cls(directory, manifest)
@@ -132,7 +131,8 @@ class TokenStore:
         else:
             for position, (shard, row) in enumerate(zip(shard_B.tolist(), row_B.tolist(), strict=True)):
                 rows[position] = self._shards[shard][row]
-        return _split_rows(rows)
+        tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
+        return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
 
     def batches(self, batch_size: int) -> Iterator[TokenBatch]:
         """All samples in order, the last batch as small as it comes."""
@@ -180,20 +180,14 @@ def split_scales(tokens_BL: torch.Tensor, patch_nums: Sequence[int]) -> list[tor
     return list(tokens_BL.split(sizes, dim=1))
 
 
-def _split_rows(rows: NDArray[np.unsignedinteger]) -> TokenBatch:
-    tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
-    return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
-
-
-def _restrict(directory: Path, manifest: Manifest, num_images: int, views: int) -> Manifest:
+def _restricted(directory: Path, manifest: Manifest, num_images: int, views: int) -> Manifest:
     """The manifest of the first images and views; raises `TokenStoreError` where the store has fewer."""
-    if num_images > manifest.num_images or views > manifest.views:
-        raise TokenStoreError(
-            f"{directory / MANIFEST}: {manifest.num_images} images × {manifest.views} views, "
-            f"needed {num_images} × {views}; encode it again to extend it"
-        )
-    if num_images < manifest.num_images and not manifest.procedural:
-        raise TokenStoreError(f"{directory / MANIFEST}: num_images: {manifest.num_images}, expected {num_images}")
+    path, held = directory / MANIFEST, manifest.num_images
+    if num_images > held or views > manifest.views:
+        needed = f"needed {num_images} × {views}; encode it again to extend it"
+        raise TokenStoreError(f"{path}: {held} images × {manifest.views} views, {needed}")
+    if num_images < held and not manifest.procedural:
+        raise TokenStoreError(f"{path}: num_images: {held}, expected {num_images}")
     shards = tuple(shard for shard in manifest.shards if shard.view < views and shard.first_image < num_images)
     return manifest.model_copy(update={"num_images": num_images, "views": views, "shards": shards})
 
@@ -203,24 +197,21 @@ def _allow_open_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and 2 * count > soft:
         wanted = soft + 2 * count
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard)
-        )
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[np.unsignedinteger]:
     shard = manifest.shards[number]
-    path = directory / shard.file
+    place = f"{directory / shard.file}: shards[{number}]"
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows = np.load(directory / shard.file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        advice = "encode the store again"
-        if isinstance(error, OSError) and error.errno == errno.EMFILE:
-            advice = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
-        raise TokenStoreError(f"{path}: shards[{number}]: not readable ({error}); {advice}") from None
+        too_many = isinstance(error, OSError) and error.errno == errno.EMFILE
+        more_files = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
+        advice = more_files if too_many else "encode the store again"
+        raise TokenStoreError(f"{place}: not readable ({error}); {advice}") from None
     expected = (shard.images, 1 + manifest.tokens_per_image)
     if rows.shape != expected or rows.dtype != manifest.dtype:
-        raise TokenStoreError(
-            f"{path}: shards[{number}]: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}"
-        )
+        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}")
     return np.asarray(rows)  # a plain array over the mapped file: indexing it is much faster than a memmap's

@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,8 @@ from numpy.typing import NDArray
 from varscale.config.tokenizer import SHARD_IMAGES
 from varscale.data.loading import load_ahead
 from varscale.data.sources.base import ImageSource, Labels, Pixels
-from varscale.data.tokens.manifest import (
-    LOCK,
-    MANIFEST,
-    PROGRESS,
-    Manifest,
-    Shard,
-    check_shard,
-    checksum,
-    read_manifest,
-)
+from varscale.data.tokens import manifest as manifests
+from varscale.data.tokens.manifest import MANIFEST, PROGRESS, Manifest, Shard, ShardRows
 from varscale.data.tokens.store import TokenStore
 from varscale.data.transforms import to_model_range
 from varscale.errors import TokenStoreError
@@ -114,32 +107,24 @@ def encode_store(
             f"{directory}: no space left for the token store ({error.strerror}); finished shards are kept, free some "
             "space and call again"
         ) from None
-    return TokenStore.open(
-        directory,
-        tokenizer_fingerprint,
-        expected_data_fingerprint=source.fingerprint,
-        num_images=len(source),
-        views=views,
-    )
+    return TokenStore.open(directory, tokenizer_fingerprint, num_images=len(source), views=views)
 
 
+@dataclass
 class _StoreWriter:
     """One call of `encode_store`, with the store locked."""
 
-    def __init__(
-        self,
-        directory: Path,
-        source: ImageSource,
-        encode: Encode,
-        wanted: Manifest,
-        batch_size: int,
-        workers: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._directory, self._source, self._encode, self._wanted = directory, source, encode, wanted
-        self._batch_size, self._workers, self._progress = batch_size, workers, progress
-        self._finished: dict[str, Shard] = {}
-        self._done = 0
+    directory: Path
+    source: ImageSource
+    encode: Encode
+    wanted: Manifest
+    batch_size: int
+    workers: int
+    progress: Callable[[int, int], None] | None
+    finished: dict[str, Shard] = field(default_factory=dict, init=False)
+    """By the names of their files."""
+    done: int = field(default=0, init=False)
+    """Samples of them."""
 
     def run(self) -> None:
         """Encode what is missing or damaged and write the manifest."""
@@ -148,148 +133,134 @@ class _StoreWriter:
             self._adopt(earlier)
         if old is not None and self._covers(old):
             return
-        for leftover in self._directory.glob(".*.npy.*"):  # of a writer that was killed
+        for leftover in self.directory.glob(".*.npy.*"):  # of a writer that was killed
             leftover.unlink()
         if old is not None:  # a finished store never shrinks
-            num_images, views = max(self._wanted.num_images, old.num_images), max(self._wanted.views, old.views)
-            self._wanted = self._wanted.model_copy(update={"num_images": num_images, "views": views})
-        planned = self._wanted.planned_shards()
-        missing = [shard for shard in planned if self._wanted.shard_file(*shard) not in self._finished]
+            num_images, views = max(self.wanted.num_images, old.num_images), max(self.wanted.views, old.views)
+            self.wanted = self.wanted.model_copy(update={"num_images": num_images, "views": views})
+        missing = [rows for rows in self.wanted.planned_shards() if rows.file not in self.finished]
         self._check_space(missing)
-        self._done = sum(images for _, _, images in planned) - sum(images for _, _, images in missing)
-        with closing(load_ahead(self._load, self._batches(missing), self._workers)) as loaded:
-            for view, number, images in missing:
-                shard = self._write_shard(view, number, images, loaded)
-                self._finished[shard.file] = shard
-                write_json(self._directory / PROGRESS, self._manifest().to_json())
+        self.done = self.wanted.num_images * self.wanted.views - sum(rows.images for rows in missing)
+        with closing(load_ahead(self._load, self._batches(missing), self.workers)) as loaded:
+            for rows in missing:
+                self.finished[rows.file] = self._write_shard(rows, loaded)
+                write_json(self.directory / PROGRESS, self._manifest().to_json())
         kept = self._manifest()
-        write_json(self._directory / MANIFEST, kept.to_json())
-        (self._directory / PROGRESS).unlink(missing_ok=True)
+        write_json(self.directory / MANIFEST, kept.to_json())
+        (self.directory / PROGRESS).unlink(missing_ok=True)
         names = {shard.file for shard in kept.shards}
-        for file in self._directory.glob("view-*.npy"):
+        for file in self.directory.glob("view-*.npy"):
             if file.name not in names:  # the last, shorter shard of before the store grew
                 file.unlink()
 
     def _read(self, name: str) -> Manifest | None:
         """The manifest or progress file, checked to be of the same store; None where it is absent or damaged."""
-        path = self._directory / name
+        path = self.directory / name
         try:
-            found = read_manifest(path)
+            found = manifests.read_manifest(path)
         except TokenStoreError as error:
             _log.warning("all shards are made anew: %s", error)
             return None
-        difference = None if found is None else found.difference_from(self._wanted)
-        if difference is not None:
+        if found is not None and (difference := found.difference_from(self.wanted)):
             raise TokenStoreError(f"{path}: {difference}; it is another token store, use or delete its folder")
         return found
 
     def _covers(self, manifest: Manifest) -> bool:
         """Whether a finished store holds all that is wanted."""
         return (
-            manifest.num_images >= self._wanted.num_images
-            and manifest.views >= self._wanted.views
-            and all(shard.file in self._finished for shard in manifest.shards)
+            manifest.num_images >= self.wanted.num_images
+            and manifest.views >= self.wanted.views
+            and all(shard.file in self.finished for shard in manifest.shards)
         )
 
     def _adopt(self, earlier: Manifest) -> None:
         """Keep the finished shards of an earlier call whose checksums are found right."""
         for number, shard in enumerate(earlier.shards):
             try:
-                check_shard(self._directory, number, shard, contents=True)
+                manifests.check_shard(self.directory, number, shard, contents=True)
             except TokenStoreError as error:
                 _log.warning("a shard is made anew: %s", error)
             else:
-                self._finished[shard.file] = shard
-        self._source.undecodable.update(earlier.undecodable)
+                self.finished[shard.file] = shard
+        self.source.undecodable.update(earlier.undecodable)
 
-    def _check_space(self, missing: Sequence[tuple[int, int, int]]) -> None:
-        row_bytes = (1 + self._wanted.tokens_per_image) * self._wanted.dtype.itemsize
-        needed = sum(_HEADER_BYTES + images * row_bytes for _, _, images in missing) + _SPARE_BYTES
-        free = shutil.disk_usage(self._directory).free
+    def _check_space(self, missing: Sequence[ShardRows]) -> None:
+        row_bytes = (1 + self.wanted.tokens_per_image) * self.wanted.dtype.itemsize
+        needed = sum(_HEADER_BYTES + rows.images * row_bytes for rows in missing) + _SPARE_BYTES
+        free = shutil.disk_usage(self.directory).free
         if missing and needed > free:
             raise TokenStoreError(
-                f"{self._directory}: the token store needs {needed / 1e6:,.0f} MB more, the disk has "
+                f"{self.directory}: the token store needs {needed / 1e6:,.0f} MB more, the disk has "
                 f"{free / 1e6:,.0f} MB free; free some space or choose another folder"
             )
 
-    def _batches(self, shards: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, range]]:
+    def _batches(self, shards: Sequence[ShardRows]) -> Iterator[tuple[int, range]]:
         """View and images of every batch, shard after shard."""
-        for view, number, images in shards:
-            first = number * self._wanted.shard_images
-            for start in range(first, first + images, self._batch_size):
-                yield view, range(start, min(start + self._batch_size, first + images))
+        for rows in shards:
+            images = range(rows.first_image, rows.first_image + rows.images)
+            for start in range(0, rows.images, self.batch_size):
+                yield rows.view, images[start : start + self.batch_size]
 
     def _load(self, batch: tuple[int, range]) -> tuple[Pixels, Labels]:
         view, images = batch
-        return self._source.load_batch(images, [view] * len(images))
+        return self.source.load_batch(images, [view] * len(images))
 
-    def _write_shard(self, view: int, number: int, images: int, loaded: Iterator[tuple[Pixels, Labels]]) -> Shard:
-        first = number * self._wanted.shard_images
-        rows = np.empty((images, 1 + self._wanted.tokens_per_image), dtype=self._wanted.dtype)
-        filled = 0
-        while filled < images:
+    def _write_shard(self, rows: ShardRows, loaded: Iterator[tuple[Pixels, Labels]]) -> Shard:
+        numbers = np.empty((rows.images, 1 + self.wanted.tokens_per_image), dtype=self.wanted.dtype)
+        for start in range(0, rows.images, self.batch_size):
             pixels_B3ss, labels_B = next(loaded)
-            part = rows[filled : filled + len(labels_B)]
+            part = numbers[start : start + self.batch_size]
             part[:, 0] = labels_B
             part[:, 1:] = self._encode_batch(pixels_B3ss)
-            filled += len(labels_B)
-            self._done += len(labels_B)
-            if self._progress is not None:
-                self._progress(self._done, self._wanted.num_images * self._wanted.views)
-        content = io.BytesIO()
-        np.save(content, rows, allow_pickle=False)
-        file = self._wanted.shard_file(view, number, images)
-        write_atomically(self._directory / file, content.getvalue())
-        return Shard(
-            file=file,
-            view=view,
-            first_image=first,
-            images=images,
-            bytes=content.getbuffer().nbytes,
-            blake2b=checksum(content.getvalue()),
-        )
+            self.done += len(part)
+            if self.progress is not None:
+                self.progress(self.done, self.wanted.num_images * self.wanted.views)
+        stream = io.BytesIO()
+        np.save(stream, numbers, allow_pickle=False)
+        content = stream.getvalue()
+        write_atomically(self.directory / rows.file, content)
+        return Shard(**rows._asdict(), bytes=len(content), blake2b=manifests.checksum(content))
 
     def _encode_batch(self, pixels_B3ss: Pixels) -> NDArray[np.int64]:
         """Tokens (B, L), checked."""
         count = len(pixels_B3ss)
-        filled = np.concatenate([pixels_B3ss, np.repeat(pixels_B3ss[-1:], self._batch_size - count, axis=0)])
+        filled = np.concatenate([pixels_B3ss, np.repeat(pixels_B3ss[-1:], self.batch_size - count, axis=0)])
         with torch.no_grad():
-            scales = [tokens.detach().cpu() for tokens in self._encode(to_model_range(filled))]
+            scales = [tokens.detach().cpu() for tokens in self.encode(to_model_range(filled))]
         shapes = [tuple(tokens.shape) for tokens in scales]
-        expected = [(self._batch_size, side * side) for side in self._wanted.patch_nums]
+        expected = [(self.batch_size, side * side) for side in self.wanted.patch_nums]
         if shapes != expected:
             raise TokenStoreError(f"the encoder's tokens have the shapes {shapes}; patch_nums ask for {expected}")
         tokens_BL = torch.cat(scales, dim=1)[:count].numpy().astype(np.int64)
-        if tokens_BL.min() < 0 or tokens_BL.max() >= self._wanted.vocab_size:
+        if tokens_BL.min() < 0 or tokens_BL.max() >= self.wanted.vocab_size:
             raise TokenStoreError(
                 f"the encoder's tokens go from {tokens_BL.min()} to {tokens_BL.max()}; "
-                f"vocab_size {self._wanted.vocab_size} asks for 0 … {self._wanted.vocab_size - 1}"
+                f"vocab_size {self.wanted.vocab_size} asks for 0 … {self.wanted.vocab_size - 1}"
             )
         return tokens_BL
 
     def _manifest(self) -> Manifest:
         """What is finished, in order."""
-        names = (self._wanted.shard_file(*shard) for shard in self._wanted.planned_shards())
-        shards = tuple(self._finished[name] for name in names if name in self._finished)
-        undecodable = dict(sorted(self._source.undecodable.items()))
-        return self._wanted.model_copy(update={"undecodable": undecodable, "shards": shards})
+        planned = self.wanted.planned_shards()
+        shards = tuple(self.finished[rows.file] for rows in planned if rows.file in self.finished)
+        undecodable = dict(sorted(self.source.undecodable.items()))
+        return self.wanted.model_copy(update={"undecodable": undecodable, "shards": shards})
 
 
 @contextmanager
 def _locked(directory: Path, timeout: float) -> Iterator[None]:
     """Hold the store's lock; the system releases it when its owner dies."""
-    lock = FileLock(directory / LOCK)
+    lock, busy = FileLock(directory / manifests.LOCK), f"{directory}: another process is"
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.warning("%s: another process is encoding this token store; waiting for it", directory)
         try:
-            lock.acquire(timeout=timeout)
+            lock.acquire(timeout=0)
         except Timeout:
-            raise TokenStoreError(
-                f"{directory}: another process is still encoding this token store after {timeout:g} s; "
-                "wait for it or end it"
-            ) from None
+            _log.warning("%s encoding this token store; waiting for it", busy)
+            lock.acquire(timeout=timeout)
+    except Timeout:
+        raise TokenStoreError(
+            f"{busy} still encoding this token store after {timeout:g} s; wait for it or end it"
+        ) from None
     try:
         yield
     finally:

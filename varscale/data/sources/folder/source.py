@@ -42,13 +42,12 @@ class FolderSource(DecodedSource):
             )
         numbers = {name: number for number, name in enumerate(self.classes)}
         samples = make_dataset(self.root, numbers, IMG_EXTENSIONS, allow_empty=True) if numbers else []
+        endings = f"ending in one of {' '.join(IMG_EXTENSIONS)}"
         if not samples:
-            raise DataError(
-                f"{root}: no images; expected {root}/<class>/<image>, ending in one of {' '.join(IMG_EXTENSIONS)}"
-            )
+            raise DataError(f"{root}: no images; expected {root}/<class>/<image>, {endings}")
         empty = sorted({*self.classes} - {self.classes[label] for _, label in samples})
         if empty:
-            raise DataError(f"{self.root / empty[0]}: no images; they end in one of {' '.join(IMG_EXTENSIONS)}")
+            raise DataError(f"{self.root / empty[0]}: no images, {endings}")
         self.files = [Path(file) for file, _ in samples]
         labels = np.array([label for _, label in samples], dtype=np.int64)
         super().__init__(str(root), labels, len(self.classes), crop, max_undecodable)
@@ -69,12 +68,10 @@ class FolderSource(DecodedSource):
         Of a larger set a file that is replaced by another of the same size is not noticed.
         """
         sizes = [file.stat().st_size for file in self.files]
-        names = (
-            f"{file.relative_to(self.root).as_posix()} {size}".encode()
-            for file, size in zip(self.files, sizes, strict=True)
-        )
+        names = [file.relative_to(self.root).as_posix() for file in self.files]
+        listed = [f"{name} {size}".encode() for name, size in zip(names, sizes, strict=True)]
         contents = (file.read_bytes() for file in self.files) if sum(sizes) <= HASHED_BYTES else ()
-        return digest([*names, *contents])
+        return digest([*listed, *contents])
 
     def check_apart_from(self, training: ImageSource) -> None:
         """Raise `DataError` where the training images lie in the same folder, or in other class folders."""

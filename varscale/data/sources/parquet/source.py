@@ -3,9 +3,7 @@
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,16 +45,15 @@ class ParquetSource(DecodedSource):
     ) -> None:
         self.files = _find_files(path)
         self._image_column = image_column
-        self._readers = [_open(file) for file in self.files]
-        for file, reader in zip(self.files, self._readers, strict=True):
-            _check_columns(file, reader.schema_arrow, image_column, label_column)
-        counts = [reader.metadata.num_rows for reader in self._readers]
-        self._file_starts = np.cumsum([0, *counts])
-        labels = [_read_labels(file, r, label_column) for file, r in zip(self.files, self._readers, strict=True)]
-        self._groups, self._group_starts, self._group_bytes = _row_groups(self._readers)
+        self._readers = [_open(file, image_column, label_column) for file in self.files]
+        self._file_starts = np.cumsum([0, *(reader.metadata.num_rows for reader in self._readers)])
+        self._groups = [(file, n) for file, reader in enumerate(self._readers) for n in range(reader.num_row_groups)]
+        groups = [self._readers[file].metadata.row_group(number) for file, number in self._groups]
+        self._group_starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        self._group_bytes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._cache_lock = threading.Lock()
+        self._cache_bytes, self._cache_lock = cache_bytes, threading.Lock()
+        labels = [_read_labels(file, r, label_column) for file, r in zip(self.files, self._readers, strict=True)]
         all_labels = np.concatenate(labels)
         if not all_labels.size:
             raise DataError(f"{path}: no rows")
@@ -68,13 +65,12 @@ class ParquetSource(DecodedSource):
         """The picture as stored."""
         group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
         value = self._images(group)[index - int(self._group_starts[group])].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if content is None:
-            path = value.get("path") if isinstance(value, dict) else None
-            if path is None:
-                raise ValueError("the row holds no image")
-            content = (self.files[self._groups[group][0]].parent / path).read_bytes()
-        return Image.open(io.BytesIO(content))
+        stored = value if isinstance(value, dict) else {"bytes": value}
+        if stored["bytes"] is not None:
+            return Image.open(io.BytesIO(stored["bytes"]))
+        if stored.get("path") is None:
+            raise ValueError("the row holds no image")
+        return Image.open(io.BytesIO((self.files[self._groups[group][0]].parent / stored["path"]).read_bytes()))
 
     def picture_name(self, index: int) -> str:
         """The picture's file and row."""
@@ -91,8 +87,8 @@ class ParquetSource(DecodedSource):
         window_of_group = np.empty_like(window_of_place)
         window_of_group[groups] = window_of_place
         images = permutation(seed, epoch, size)
-        rows = np.diff([*self._group_starts, size])
-        return images[np.argsort(np.repeat(window_of_group, rows)[images], kind="stable")]
+        window_of_image = np.repeat(window_of_group, np.diff(self._group_starts))
+        return images[np.argsort(window_of_image[images], kind="stable")]
 
     def content_digest(self) -> str:
         """Hash of the files' names, sizes and footers (which hold each column's place, sizes and statistics)."""
@@ -136,26 +132,24 @@ def _find_files(path: str | Path) -> list[Path]:
     return files
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def _open(file: Path, image_column: str, label_column: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        reader = pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file: {' '.join(str(error).split())}") from None
-
-
-def _check_columns(file: Path, schema: pa.Schema, image_column: str, label_column: str) -> None:
+    schema = reader.schema_arrow
     for key, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in schema.names:
             raise DataError(f"{file}: {key}: no column {column!r}; the file has {nearest(column, schema.names)}")
     image, label = schema.field(image_column).type, schema.field(label_column).type
-    if pa.types.is_struct(image):
-        held = image.field("bytes").type if image.get_field_index("bytes") >= 0 else None
-    else:
-        held = image
-    if held is None or not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
+    held = image
+    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        held = image.field("bytes").type
+    if not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
         raise DataError(f"{file}: image_column: {image_column!r} is {image}; expected binary, or a struct with bytes")
     if not pa.types.is_integer(label):
         raise DataError(f"{file}: label_column: {label_column!r} is {label}; expected whole numbers")
+    return reader
 
 
 def _read_labels(file: Path, reader: pq.ParquetFile, label_column: str) -> Labels:
@@ -164,17 +158,6 @@ def _read_labels(file: Path, reader: pq.ParquetFile, label_column: str) -> Label
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise DataError(f"{file} row {row}: {label_column} is null; expected a whole number")
     return np.asarray(column.to_numpy(), dtype=np.int64)
-
-
-def _row_groups(readers: Sequence[Any]) -> tuple[list[tuple[int, int]], Labels, Labels]:
-    """Every row group as (file, number within the file), the index of each group's first row, and its bytes."""
-    groups, rows, sizes = [], [0], []
-    for file, reader in enumerate(readers):
-        for number in range(reader.metadata.num_row_groups):
-            groups.append((file, number))
-            rows.append(reader.metadata.row_group(number).num_rows)
-            sizes.append(reader.metadata.row_group(number).total_byte_size)
-    return groups, np.cumsum(rows[:-1], dtype=np.int64), np.array(sizes, dtype=np.int64)
 
 
 def _footer(file: Path) -> bytes:

@@ -47,17 +47,14 @@ class RingsSection(DataSection):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.num_classes != self.max_rings - self.min_rings + 1:
-            raise ValueError(
-                f"num_classes: {self.num_classes}, but {self.min_rings} to {self.max_rings} rings make "
-                f"{self.max_rings - self.min_rings + 1} classes"
-            )
+        classes = self.max_rings - self.min_rings + 1
+        if self.num_classes != classes:
+            rings = f"{self.min_rings} to {self.max_rings} rings"
+            raise ValueError(f"num_classes: {self.num_classes}, but {rings} make {classes} classes")
         if self.validation_images is None:
             raise ValueError("validation_images: procedural rings need a number, such as 2048")
         if self.horizontal_flip or self.views != 1 or self.resize_ratio != 1:
-            raise ValueError(
-                "views: rings are drawn at image_size; views, resize_ratio and horizontal_flip don't apply"
-            )
+            raise ValueError("views: rings are drawn at image_size; neither views, resize_ratio nor flips apply")
         for name, (low, high) in (("radius", self.radius), ("width", self.width)):
             if low > high:
                 raise ValueError(f"{name}: expected the smallest, then the largest, not [{low:g}, {high:g}]")

@@ -64,13 +64,12 @@ class Style:
     """How many colours of `PALETTE` are used."""
 
     def __post_init__(self) -> None:
-        (thinnest, thickest), (smallest, largest) = self.width, self.radius
         if not 1 <= self.min_rings <= self.max_rings:
-            range_ = f"{self.min_rings} and {self.max_rings}"
-            raise DataError(f"rings: min_rings, max_rings: expected 1 <= min_rings <= max_rings, got {range_}")
-        if not 0 < smallest <= largest <= 0.5:
+            counts = f"{self.min_rings} and {self.max_rings}"
+            raise DataError(f"rings: min_rings, max_rings: expected 1 <= min_rings <= max_rings, got {counts}")
+        if not 0 < self.radius[0] <= self.radius[1] <= 0.5:
             raise DataError(f"rings: radius: expected 0 < smallest <= largest <= 0.5 of the side, got {self.radius}")
-        if not 0 < thinnest <= thickest:
+        if not 0 < self.width[0] <= self.width[1]:
             raise DataError(f"rings: width: expected 0 < smallest <= largest, got {self.width}")
         if not 1 <= self.colours <= len(PALETTE):
             raise DataError(f"rings: colours: expected 1 to {len(PALETTE)}, got {self.colours}")
@@ -121,10 +120,7 @@ def render_rings(
 
 
 def _render_chunk(
-    key_N: NDArray[np.uint64],
-    count_N: NDArray[np.int64],
-    image_size: int,
-    style: Style,
+    key_N: NDArray[np.uint64], count_N: NDArray[np.int64], image_size: int, style: Style
 ) -> NDArray[np.uint8]:
     """Paint rings layer by layer, each over the ones before, as opaque as its profile is high."""
     canvas_N3ss = np.empty((key_N.size, 3, image_size, image_size), dtype=np.float32)
@@ -155,9 +151,7 @@ def _render_chunk(
 
         for channel in range(3):
             plane_Rss = canvas_N3ss[chosen_R, channel]
-            difference_Rss = colour_R3[:, channel, None, None] - plane_Rss
-            difference_Rss *= profile_Rss
-            plane_Rss += difference_Rss
+            plane_Rss += (colour_R3[:, channel, None, None] - plane_Rss) * profile_Rss
             canvas_N3ss[chosen_R, channel] = plane_Rss
     canvas_N3ss *= np.float32(255)
     canvas_N3ss += np.float32(0.5)

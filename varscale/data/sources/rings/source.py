@@ -13,12 +13,8 @@ from varscale.errors import DataError
 class RingsSource(ImageSource):
     """Procedural rings of one split; every view of an image is the same.
 
-    Args:
-        num_images: Number of images; any other number gives the same images as far as both go.
-        image_size: Side s in pixels.
-        split: Training and validation images never coincide.
-        seed: Names the data set.
-        style: What they look like.
+    Any other number of images gives the same images as far as both go. Training and validation images never coincide.
+    The arguments are those of `render_rings`.
 
     Raises:
         DataError: If there are no images or pixels.
