@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from small_experiment import SMALL
 
 from sweeps.grid import grid_cells
-from varscale.config import EvaluationConfig, Experiment, OptimConfig, RuntimeConfig, TokenizerConfig, TokenizerTraining
+from varscale.config import EvaluationConfig, Experiment, OptimConfig, RuntimeConfig, TokenizerConfig
+from varscale.config.tokenizer import TokenizerTraining
 from varscale.config.yaml import changed, validate
 from varscale.data.sources.rings.config import RingsSection
 from varscale.errors import ExperimentError
