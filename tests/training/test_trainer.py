@@ -21,7 +21,10 @@ def test_a_checkpoint_of_the_run_is_used(tmp_path: Path, caplog: pytest.LogCaptu
     assert torch.equal(found["state_dict"]["weight"], torch.arange(50.0))
     assert caplog.messages == []
     assert usable_checkpoint(path, "print-b") is None
-    assert caplog.messages == [f"{path}: of the run print-a, expected print-b; its run begins anew"]
+    assert caplog.messages == [
+        f"{path}: not a usable checkpoint (it was written by another run, print-a); "
+        "the run is made anew from what lies before it"
+    ]
 
 
 def test_changed_bits_are_never_used_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -53,4 +56,4 @@ def test_other_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture,
     else:
         path.write_bytes(content)
     assert usable_checkpoint(path, "print-a") is None
-    assert caplog.text.count("not a readable checkpoint") == 1
+    assert caplog.text.count("not a usable checkpoint") == 1
