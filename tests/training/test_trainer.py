@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from varscale.training.trainer import FINGERPRINT_KEY, usable_checkpoint
+from varscale.training.trainer import FINGERPRINT_KEY, remove_checkpoint, usable_checkpoint
 
 CONTENT = {FINGERPRINT_KEY: "print-a", "state_dict": {"weight": torch.arange(50.0), "steps": torch.tensor(3)}}
 
@@ -21,7 +21,8 @@ def test_a_checkpoint_of_the_run_is_used(tmp_path: Path, caplog: pytest.LogCaptu
     assert torch.equal(found["state_dict"]["weight"], torch.arange(50.0))
     assert caplog.messages == []
     assert usable_checkpoint(path, "print-b") is None
-    assert caplog.messages == [f"{path}: of the run print-a, expected print-b; its run begins anew"]
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: not a usable checkpoint (it was written by another run, print-a); the run is")
 
 
 def test_changed_bits_are_never_used_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -53,4 +54,15 @@ def test_other_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture,
     else:
         path.write_bytes(content)
     assert usable_checkpoint(path, "print-a") is None
-    assert caplog.text.count("not a readable checkpoint") == 1
+    assert caplog.text.count("not a usable checkpoint") == 1
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "nothing"])
+def test_what_lies_in_a_checkpoints_place_is_removed(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "last.ckpt"
+    if what == "a folder":
+        (path / "below").mkdir(parents=True)
+    elif what == "a file":
+        path.touch()
+    remove_checkpoint(path)
+    assert list(tmp_path.iterdir()) == []
