@@ -100,8 +100,6 @@ class TinyModel(FamilyModel):
 
 
 class TinyFamily(Family):
-    reads = "pyramid"
-
     def build(self, description: TinyDescription) -> TinyModel:
         return TinyModel(description)
 
@@ -123,11 +121,10 @@ class TinyFamily(Family):
         tokenizer: MultiScaleTokenizer,
         labels_B: Tensor,
         options: SamplingOptions,
-        sample_indices_B: Tensor | None = None,
+        sample_indices_B: Tensor,
     ) -> Sample:
-        indices_B = torch.arange(len(labels_B)) if sample_indices_B is None else sample_indices_B
         with evaluating(model, tokenizer):
-            uniform_BL = uniform(options.seed, "sampling", 0, indices_B, model.config.tokens)
+            uniform_BL = uniform(options.seed, "sampling", 0, sample_indices_B, model.config.tokens)
             tokens_BL = draw(model(labels_B), uniform_BL, top_k=options.top_k, top_p=options.top_p)
             tokens = list(tokens_BL.split(model.config.groups, dim=1))
             return Sample((tokenizer.decode(tokens) + 1) / 2, tokens)

@@ -35,8 +35,3 @@ class ReconstructionMeter(nn.Module):
             "mean_squared_error": 4.0 * 10 ** (-psnr / 10),  # the data range is 2
             **self.usage.compute(),
         }
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        for metric in (self.psnr, self.ssim, self.usage):
-            metric.reset()

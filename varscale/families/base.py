@@ -69,11 +69,7 @@ class ModelDescription(TokenSpace, ABC):
 
     @abstractmethod
     def active_parameters(self, *, head: bool = True) -> int:
-        """Parameters that take part in the computation of every token.
-
-        Args:
-            head: Count the output layer's.
-        """
+        """Parameters that take part in the computation of every token, with or without the output layer's."""
 
     @abstractmethod
     def forward_flops(self) -> int:
@@ -85,11 +81,9 @@ class ModelDescription(TokenSpace, ABC):
 
     @abstractmethod
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
-        """An estimate, to within a third, of what a training step keeps for its backward pass.
+        """An estimate, to within a third, of what a training step of so many images keeps for its backward pass.
 
-        Args:
-            batch: Images at once.
-            element_bytes: Of the inputs of products: 4, or 2 under bfloat16.
+        The inputs of products have 4 bytes, or 2 under bfloat16.
         """
 
     @abstractmethod
@@ -192,7 +186,7 @@ class SamplingOptions:
 class Family(ABC):
     """What a family does with its models. It has no state: models are ordinary modules with an attribute `config`."""
 
-    reads: ClassVar[Reads]
+    reads: ClassVar[Reads] = "pyramid"
     has_likelihood: ClassVar[bool] = True
 
     @abstractmethod
@@ -224,16 +218,16 @@ class Family(ABC):
         tokenizer: "MultiScaleTokenizer",
         labels_B: "Tensor",
         options: SamplingOptions,
-        sample_indices_B: "Tensor | None" = None,
+        sample_indices_B: "Tensor",
     ) -> "Sample":
         """Draw one image a label. An image depends on its label, the seed and its own index alone (to rounding).
 
         Args:
-            model: The model.
+            model: From `build`.
             tokenizer: The tokenizer whose tokens it was trained on.
             labels_B: int64, each 0 … num_classes; num_classes stands for "no class".
             options: How.
-            sample_indices_B: int64, each image's number for the noise; 0 … B - 1 unless given.
+            sample_indices_B: int64, each image's number for the noise.
         """
 
     @abstractmethod

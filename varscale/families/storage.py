@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from varscale.errors import CheckpointError
-from varscale.families.base import FAMILY_KINDS, ModelDescription
+from varscale.families.base import FAMILY_KINDS
 from varscale.families.models import FamilyModel
 from varscale.store.weights import fill, load_tensors, save_tensors
 
@@ -14,12 +14,7 @@ KIND = "model"
 
 
 def save_model(path: Path, model: FamilyModel, fingerprint: str) -> None:
-    """Write a model's weights with the description that rebuilds it; atomically.
-
-    Args:
-        path: File to write.
-        model: Of any family.
-        fingerprint: Identity of the run that made it.
+    """Write a model's weights with the description that rebuilds it and its run's fingerprint; atomically.
 
     Raises:
         OSError: It can't be written; the error names the file.
@@ -36,7 +31,8 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> FamilyMod
     """
     tensors, metadata = load_tensors(path, KIND, expected_fingerprint)
     try:
-        description = _described(metadata.get("description", ""))
+        text = metadata.get("description", "")
+        description = FAMILY_KINDS.sections[json.loads(text)["family"]].description.model_validate_json(text)
     except (KeyError, RecursionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: not a model that this version of varscale can build: {reason}") from None
@@ -44,8 +40,3 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> FamilyMod
         model = description.implementation().build(description)
     fill(model, tensors, path)
     return model.eval()
-
-
-def _described(text: str) -> ModelDescription:
-    family = json.loads(text)["family"]
-    return FAMILY_KINDS.sections[family].description.model_validate_json(text)

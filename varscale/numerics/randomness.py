@@ -43,12 +43,8 @@ def permutation(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
     return cast(npt.NDArray[np.int64], torch.argsort(keys, stable=True).numpy())
 
 
-@functools.lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
-    """`permutation`, kept for the steps of an epoch."""
-    return permutation(seed, epoch, size)
-
-
+epoch_order = functools.lru_cache(maxsize=2)(permutation)
+"""`permutation`, kept for the steps of an epoch."""
 Order = Callable[[int, int, int], npt.NDArray[np.int64]]
 """(seed, epoch, size) → a random order of 0 … size - 1."""
 

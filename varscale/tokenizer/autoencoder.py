@@ -6,6 +6,7 @@ Letters in tensor names: B batch, C channels, H and W image height and width, h 
 S places (h·w).
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -21,16 +22,10 @@ FEATURE_PENALTY = 1e-3
 
 
 class TokenizerOutput(NamedTuple):
-    """What one training pass of the tokenizer gives.
-
-    Attributes:
-        reconstruction_B3HW: Images on the scale of [-1, 1], not clamped.
-        quantizer_loss: Scalar, see `QuantizerOutput.loss`.
-        tokens: K int64 tensors (B, p²).
-        residuals: K float32 tensors (B·p², c), detached: the vectors that were looked up.
-    """
+    """What one training pass of the tokenizer gives; the last three are the quantizer's, see `QuantizerOutput`."""
 
     reconstruction_B3HW: Tensor
+    """Images on the scale of [-1, 1], not clamped."""
     quantizer_loss: Tensor
     tokens: list[Tensor]
     residuals: list[Tensor]
@@ -40,7 +35,6 @@ class MultiScaleTokenizer(nn.Module):
     """Images to a pyramid of tokens and back."""
 
     def __init__(self, architecture: TokenizerArchitecture) -> None:
-        """Build encoder, quantizer and decoder."""
         super().__init__()
         latent_channels = architecture.latent_channels
         self.quantizer = MultiScaleQuantizer(architecture)
@@ -63,9 +57,7 @@ class MultiScaleTokenizer(nn.Module):
         features_BChw = self.features(images_B3HW)
         if not quantize:
             # DistributedDataParallel wants a gradient, if only zero, for every parameter
-            nothing = sum(
-                (0.0 * parameter.sum() for parameter in self.quantizer.parameters()), features_BChw.new_zeros(())
-            )
+            nothing = sum(0.0 * parameter.sum() for parameter in self.quantizer.parameters())
             penalty = FEATURE_PENALTY * features_BChw.square().mean()
             return TokenizerOutput(self._decoded(features_BChw), penalty + nothing, [], [])
         features_hat_BChw, loss, tokens, residuals = self.quantizer(features_BChw)
@@ -114,11 +106,11 @@ class Encoder(nn.Module):
         super().__init__()
         channels, blocks, groups = architecture.channels, architecture.residual_blocks, architecture.norm_groups
         self.input = _convolution(3, channels[0])
-        self.levels = nn.ModuleList()
+        self.levels = nn.Sequential()
         incoming = channels[0]
         for level, outgoing in enumerate(channels):
             last = level == len(channels) - 1
-            resample = None if last else HalvingConvolution(outgoing)
+            resample = nn.Identity() if last else _halving(outgoing)
             attention = architecture.attention and last
             self.levels.append(Level(incoming, outgoing, blocks, attention, groups, resample))
             incoming = outgoing
@@ -128,10 +120,8 @@ class Encoder(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Encode images in [-1, 1]."""
-        x_BCHW = self.input(images_B3HW)
-        for level in self.levels:
-            x_BCHW = level(x_BCHW)
-        return cast(Tensor, self.output(F.silu(self.norm(self.middle(x_BCHW)))))
+        features_BChw = self.middle(self.levels(self.input(images_B3HW)))
+        return cast(Tensor, self.output(F.silu(self.norm(features_BChw))))
 
 
 class Decoder(nn.Module):
@@ -143,44 +133,41 @@ class Decoder(nn.Module):
         incoming = channels[-1]
         self.input = _convolution(architecture.latent_channels, incoming)
         self.middle = Middle(incoming, architecture.attention, groups)
-        self.levels = nn.ModuleList()  # coarse to fine, in the order of computation
-        for level in reversed(range(len(channels))):
-            coarsest = level == len(channels) - 1
-            resample = DoublingConvolution(channels[level]) if level else None
-            attention = architecture.attention and coarsest
-            self.levels.append(Level(incoming, channels[level], blocks + 1, attention, groups, resample))
-            incoming = channels[level]
+        self.levels = nn.Sequential()  # coarse to fine, in the order of computation
+        for level, outgoing in reversed(list(enumerate(channels))):
+            resample = _doubling(outgoing) if level else nn.Identity()
+            attention = architecture.attention and level == len(channels) - 1
+            self.levels.append(Level(incoming, outgoing, blocks + 1, attention, groups, resample))
+            incoming = outgoing
         self.norm = _normalisation(groups, incoming)
         self.output = _convolution(incoming, 3)
 
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Decode quantized features into images on the scale of [-1, 1], not clamped."""
-        x_BCHW = self.middle(self.input(features_BChw))
-        for level in self.levels:
-            x_BCHW = level(x_BCHW)
+        x_BCHW = self.levels(self.middle(self.input(features_BChw)))
         return cast(Tensor, self.output(F.silu(self.norm(x_BCHW))))
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then the step to the next, if any."""
+    """The blocks of one resolution, each followed by attention (if any), then the step to the next resolution."""
 
     def __init__(
-        self, incoming: int, outgoing: int, blocks: int, attention: bool, norm_groups: int, resample: nn.Module | None
+        self, incoming: int, outgoing: int, blocks: int, attention: bool, norm_groups: int, resample: nn.Module
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             ResidualBlock(incoming if index == 0 else outgoing, outgoing, norm_groups) for index in range(blocks)
         )
-        self.attentions = nn.ModuleList(SpatialAttention(outgoing, norm_groups) for _ in range(blocks * attention))
+        self.attentions = nn.ModuleList(
+            SpatialAttention(outgoing, norm_groups) if attention else nn.Identity() for _ in range(blocks)
+        )
         self.resample = resample
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Apply the blocks, each followed by its attention where there is one."""
-        for index, block in enumerate(self.blocks):
-            x_BCHW = block(x_BCHW)
-            if self.attentions:
-                x_BCHW = self.attentions[index](x_BCHW)
-        return x_BCHW if self.resample is None else cast(Tensor, self.resample(x_BCHW))
+        """Apply the level."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x_BCHW = attention(block(x_BCHW))
+        return cast(Tensor, self.resample(x_BCHW))
 
 
 class Middle(nn.Sequential):
@@ -229,28 +216,16 @@ class SpatialAttention(nn.Module):
         return cast(Tensor, x_BCHW + self.projection(attended_BCHW))
 
 
-class HalvingConvolution(nn.Module):
-    """Halve the side by a 3 × 3 convolution of stride 2 that is padded at the right and at the bottom only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H/2, W/2)."""
-        return cast(Tensor, self.convolution(F.pad(x_BCHW, (0, 1, 0, 1))))
+def _halving(channels: int) -> nn.Sequential:
+    """Halves the side by a 3 × 3 convolution of stride 2 that is padded at the right and at the bottom only."""
+    convolution = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+    return nn.Sequential(OrderedDict(padding=nn.ZeroPad2d((0, 1, 0, 1)), convolution=convolution))
 
 
-class DoublingConvolution(nn.Module):
-    """Double the side by repeating pixels, then convolve."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = _convolution(channels, channels)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W)."""
-        return cast(Tensor, self.convolution(F.interpolate(x_BCHW, scale_factor=2, mode="nearest")))
+def _doubling(channels: int) -> nn.Sequential:
+    """Doubles the side by repeating pixels, then convolves."""
+    convolution = _convolution(channels, channels)
+    return nn.Sequential(OrderedDict(repeating=nn.Upsample(scale_factor=2), convolution=convolution))
 
 
 def _convolution(incoming: int, outgoing: int) -> nn.Conv2d:

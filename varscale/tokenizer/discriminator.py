@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LAYERS = 3
-
 
 class PatchDiscriminator(nn.Sequential):
     """Images (B, 3, H, W) to a map of realness logits, one for each overlapping patch.
@@ -17,15 +15,10 @@ class PatchDiscriminator(nn.Sequential):
     def __init__(self, channels: int = 64) -> None:
         stages: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = channels
-        for layer in range(1, _LAYERS + 1):
-            wider = channels * min(2**layer, 8)
-            stride = 2 if layer < _LAYERS else 1
-            stages += [
-                nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(1, wider),
-                nn.LeakyReLU(0.2),
-            ]
-            width = wider
+        for stride in (2, 2, 1):
+            convolution = nn.Conv2d(width, 2 * width, 4, stride=stride, padding=1, bias=False)
+            width *= 2
+            stages += [convolution, nn.GroupNorm(1, width), nn.LeakyReLU(0.2)]
         super().__init__(*stages, nn.Conv2d(width, 1, 4, padding=1))
 
 

@@ -17,14 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
 from varscale.evaluation.codebook import count_codes
 from varscale.evaluation.perceptual import load_lpips
-from varscale.evaluation.reconstruction import ReconstructionMeter
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer, TokenizerOutput
-from varscale.tokenizer.discriminator import (
-    PatchDiscriminator,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
-)
+from varscale.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from varscale.training.callbacks import ScheduleCallback, check_finite
 from varscale.training.schedules import Schedule
 
@@ -75,7 +69,6 @@ class TokenizerModule(LightningModule):
         self._lpips = [load_lpips(Path(path))] if path else []
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("usage_V", torch.zeros(architecture.vocab_size, dtype=torch.int64))
-        self.meter = ReconstructionMeter(len(architecture.patch_nums), architecture.vocab_size)
 
     steps: Tensor
     usage_V: Tensor
@@ -100,12 +93,10 @@ class TokenizerModule(LightningModule):
         trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
         decayed = [p for p in trained if p.ndim > 1 and p is not codebook]
         rest = [p for p in trained if p.ndim <= 1 or p is codebook]
-        models: list[list[dict[str, Any]]] = [
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest}]
-        ]
+        models: list[Any] = [[{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest}]]
         if self.discriminator is not None:
-            models.append([{"params": list(self.discriminator.parameters())}])
-        return [AdamW(groups, settings.lr, settings.betas, weight_decay=0.0, fused=True) for groups in models]
+            models.append(self.discriminator.parameters())
+        return [AdamW(params, settings.lr, settings.betas, weight_decay=0.0, fused=True) for params in models]
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """One step of the tokenizer, then one of the discriminator where it has set in."""
@@ -135,14 +126,6 @@ class TokenizerModule(LightningModule):
             self._keep_codes_alive(optimizers[0], tokens, residuals)
         if int(self.steps) % self.log_every_steps == 0:
             self.log_dict({"step": float(self.steps), **logged})
-
-    def on_validation_epoch_start(self) -> None:
-        """Measure anew."""
-        self.meter.reset()
-
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Measure the averaged tokenizer on a batch; `meter.compute()` afterwards."""
-        self.meter.update(self.averaged, batch["images_B3HW"])
 
     @property
     def _adversarial(self) -> bool:
@@ -200,7 +183,7 @@ class TokenizerModule(LightningModule):
         parts = images_B3HW.split(self.settings.micro_batch or len(images_B3HW))
         features_BChw = torch.cat([self.tokenizer.features(part_b3HW) for part_b3HW in parts])
         vectors_Nc = _replacements(quantizer(features_BChw).residuals, quantizer.vocab_size, self.settings.seed)
-        quantizer.initialise_codes(self._from_first_process(vectors_Nc), seed=self.settings.seed)
+        quantizer.initialise_codes(vectors_Nc, seed=self.settings.seed)
         self.averaged.quantizer.codebook_Vc.copy_(quantizer.codebook_Vc)
 
     @torch.no_grad()
@@ -212,7 +195,9 @@ class TokenizerModule(LightningModule):
         """
         quantizer = self.tokenizer.quantizer
         used_V = count_codes(tokens, quantizer.vocab_size).sum(0)
-        self.usage_V += self._summed(used_V)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(used_V)
+        self.usage_V += used_V
         if int(self.steps) % self.settings.restart_every_steps or self.images_seen > 0.8 * self.settings.total_images:
             return
         dead_V = self.usage_V < self.settings.restart_usage * self.usage_V.sum() / quantizer.vocab_size
@@ -221,34 +206,23 @@ class TokenizerModule(LightningModule):
             return
         seed = self.settings.seed * 1_000_003 + int(self.steps)
         vectors_Nc = _replacements(residuals, quantizer.vocab_size, seed)
-        moved_V = quantizer.restart_codes(dead_V, self._from_first_process(vectors_Nc))
+        moved_V = quantizer.restart_codes(dead_V, vectors_Nc)
         self.averaged.quantizer.codebook_Vc[moved_V] = quantizer.codebook_Vc[moved_V]
         for moments in optimizer.state.get(quantizer.codebook_Vc, {}).values():
             if moments.shape == quantizer.codebook_Vc.shape:
                 moments[moved_V] = 0
 
-    def _summed(self, counts: Tensor) -> Tensor:
-        if self._world_size > 1:
-            torch.distributed.all_reduce(counts)
-        return counts
-
-    def _from_first_process(self, vectors: Tensor) -> Tensor:
-        if self._world_size > 1:
-            torch.distributed.broadcast(vectors, src=0)
-        return vectors
-
-    @property
-    def _world_size(self) -> int:
-        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
 
 def _replacements(residuals: Sequence[Tensor], count: int, seed: int) -> Tensor:
-    """Up to `count` looked-up vectors (count, c), drawn without repeats, in turn from every scale.
+    """Up to `count` of the first process's looked-up vectors (count, c), drawn without repeats, in turn by scale.
 
     Equal turns keep the few vectors of the coarse scales from drowning among the finest scale's.
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled = [vectors[torch.randperm(len(vectors), generator=generator).to(vectors.device)] for vectors in residuals]
-    turns_N = torch.cat([torch.arange(len(vectors_Nc)) for vectors_Nc in shuffled])
+    turns_N = torch.cat([torch.arange(len(vectors)) for vectors in shuffled])
     order_N = turns_N.argsort(stable=True)[:count]
-    return torch.cat(shuffled)[order_N.to(residuals[0].device)].contiguous()
+    vectors_Nc = torch.cat(shuffled)[order_N.to(residuals[0].device)].contiguous()
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(vectors_Nc, src=0)
+    return vectors_Nc

@@ -6,7 +6,6 @@ Letters in tensor names: B batch, K scales, c latent channels, h and w latent he
 token map, N vectors (B·p²), V vocabulary, L all tokens of an image (the sum of p² over the scales).
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,23 +17,20 @@ from torch.nn import functional as F
 
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.numerics.precision import full_float32
-from varscale.tokenizer.resizing import resize_area, resize_bicubic
+from varscale.tokenizer.resizing import resize
 
 
 class QuantizerOutput(NamedTuple):
-    """What one training pass of the quantizer gives.
-
-    Attributes:
-        features_hat_BChw: The quantized features, float32; gradients pass straight through to the features.
-        loss: Commitment and codebook loss, the mean over scales and elements; a scalar.
-        tokens: K int64 tensors (B, p²), the index of the nearest code at each place.
-        residuals: K float32 tensors (B·p², c), detached: the vectors that were looked up, for restarting dead codes.
-    """
+    """What one training pass of the quantizer gives."""
 
     features_hat_BChw: Tensor
+    """The quantized features, float32; gradients pass straight through to the features."""
     loss: Tensor
+    """Commitment and codebook loss, the mean over scales and elements; a scalar."""
     tokens: list[Tensor]
+    """K int64 tensors (B, p²), the index of the nearest code at each place."""
     residuals: list[Tensor]
+    """K float32 tensors (B·p², c), detached: the vectors that were looked up, for restarting dead codes."""
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -61,14 +57,7 @@ class MultiScaleQuantizer(nn.Module):
             self.phi[index].requires_grad_(False)
 
     def forward(self, features_BChw: Tensor) -> QuantizerOutput:
-        """Quantize features for training (algorithm 1), with the loss of every scale's partial sum.
-
-        Args:
-            features_BChw: The encoder's features, h = w = patch_nums[-1].
-
-        Returns:
-            The straight-through features, the loss, the tokens and the vectors behind them.
-        """
+        """Quantize features, h = w = patch_nums[-1], for training (algorithm 1); every partial sum has a loss."""
         with full_float32(features_BChw.device):
             features_BChw = self._checked(features_BChw.float())
             target_BChw = features_BChw.detach()
@@ -116,11 +105,7 @@ class MultiScaleQuantizer(nn.Module):
     def next_scale_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """What the transformer sees at scales 2 … K: the partial sums, each resized to the scale it helps to predict.
 
-        Args:
-            tokens: K int64 tensors (B, p²); the last is not used.
-
-        Returns:
-            float32 (B, L - p_1², c); empty along the second axis when there is one scale.
+        float32 (B, L - p_1², c), empty along the second axis when there is one scale. The last tokens aren't used.
         """
         batch, side, scales = len(tokens[0]), self.latent_size, len(self.patch_nums)
         if scales == 1:
@@ -137,7 +122,7 @@ class MultiScaleQuantizer(nn.Module):
             # double precision as in `cumsum`, which on a GPU may give other bits each time
             features_hat = itertools.accumulate(contribution_KBChw.double())
             inputs = [
-                resize_area(features_hat_BChw.float(), side).flatten(2).transpose(1, 2)
+                resize(features_hat_BChw.float(), side, "area").flatten(2).transpose(1, 2)
                 for features_hat_BChw, side in zip(features_hat, self.patch_nums[1:], strict=True)
             ]
             return torch.cat(inputs, dim=1)
@@ -161,15 +146,13 @@ class MultiScaleQuantizer(nn.Module):
             new_BChw = contribution_BChw if features_hat_BChw is None else features_hat_BChw + contribution_BChw
             if scale + 1 == len(self.patch_nums):
                 return new_BChw, None
-            return new_BChw, resize_area(new_BChw, self.patch_nums[scale + 1]).flatten(2).transpose(1, 2)
+            return new_BChw, resize(new_BChw, self.patch_nums[scale + 1], "area").flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def initialise_codes(self, vectors_Nc: Tensor, *, seed: int = 0) -> None:
-        """Replace every code by a vector of the data (all processes must pass the same vectors and seed).
+        """Replace every code by a vector of the data, chosen by the seed; all processes must pass the same of both.
 
-        Args:
-            vectors_Nc: Residual vectors; with fewer than V, they are repeated with a little noise.
-            seed: Of the choice.
+        Fewer than V vectors are repeated with a little noise.
 
         Raises:
             ValueError: If there is no vector, or its length is not c.
@@ -186,11 +169,7 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart_codes(self, dead_V: Tensor, vectors_Nc: Tensor) -> Tensor:
-        """Move dead codes onto vectors of the data.
-
-        Args:
-            dead_V: bool (V,), the codes to move.
-            vectors_Nc: Where to: the i-th dead code takes the i-th vector; when these run out, the rest stay.
+        """Move dead codes (bool) onto vectors of the data, the i-th onto the i-th; when these run out, the rest stay.
 
         Returns:
             bool (V,): the codes that were moved, whose optimizer state and EMA copy the caller resets.
@@ -219,7 +198,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def _vectors(self, residual_BChw: Tensor, scale: int) -> Tensor:
         # the finest scale's map already has the latents' size: resizing would only copy it
-        resized_BCpp = resize_area(residual_BChw, self.patch_nums[scale])
+        resized_BCpp = resize(residual_BChw, self.patch_nums[scale], "area")
         return resized_BCpp.permute(0, 2, 3, 1).reshape(-1, self.latent_channels).contiguous()
 
     def _nearest(self, vectors_Nc: Tensor) -> Tensor:
@@ -232,7 +211,7 @@ class MultiScaleQuantizer(nn.Module):
         side = self.patch_nums[scale]
         codes_BLc = F.embedding(tokens_BL.long(), self.codebook_Vc.float())
         codes_BCpp = codes_BLc.transpose(1, 2).reshape(len(tokens_BL), self.latent_channels, side, side)
-        return resize_bicubic(codes_BCpp, self.latent_size)
+        return resize(codes_BCpp, self.latent_size, "bicubic")
 
     def _contribution(self, tokens_BL: Tensor, scale: int) -> Tensor:
         return self._refine(self._upsampled(tokens_BL, scale), self.phi_of_scale[scale])
@@ -242,7 +221,6 @@ class MultiScaleQuantizer(nn.Module):
         return torch.lerp(upsampled_BChw, self.phi[phi_index](upsampled_BChw), self.phi_ratio)
 
 
-@functools.lru_cache(maxsize=64)
 def phi_of_scales(scales: int, phi_count: int) -> tuple[int, ...]:
     """Which φ convolution each scale uses: the one whose tick is nearest to k / (K - 1)."""
     # the reference spaces four φ closer to the ends than any other number of them

@@ -5,6 +5,7 @@ source and of the target map.
 """
 
 import functools
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,17 +14,8 @@ from torch.nn import functional as F
 from varscale.tokenizer.shape import LARGEST_RESIZING_MATRIX
 
 
-def resize_area(maps_BChw: Tensor, side: int) -> Tensor:
-    """Shrink square maps to side × side by averaging areas, as `F.interpolate(mode="area")`, to 1e-6."""
-    return _resize(maps_BChw, side, "area")
-
-
-def resize_bicubic(maps_BChw: Tensor, side: int) -> Tensor:
-    """Enlarge square maps to side × side, as `F.interpolate(mode="bicubic")`, to 1e-6."""
-    return _resize(maps_BChw, side, "bicubic")
-
-
-def _resize(maps_BChw: Tensor, side: int, mode: str) -> Tensor:
+def resize(maps_BChw: Tensor, side: int, mode: Literal["area", "bicubic"]) -> Tensor:
+    """Shrink (area) or enlarge (bicubic) square maps to side × side, as `F.interpolate` in this mode, to 1e-6."""
     source = maps_BChw.shape[-1]
     if source == side:
         return maps_BChw

@@ -14,12 +14,7 @@ KIND = "tokenizer"
 
 
 def save_tokenizer(path: Path, tokenizer: MultiScaleTokenizer, tokenizer_fingerprint: str) -> None:
-    """Write a tokenizer; atomically.
-
-    Args:
-        path: File to write.
-        tokenizer: The tokenizer.
-        tokenizer_fingerprint: Identity of the run that made it.
+    """Write a tokenizer and the fingerprint of the run that made it; atomically.
 
     Raises:
         OSError: it can't be written; names the file.
@@ -30,11 +25,7 @@ def save_tokenizer(path: Path, tokenizer: MultiScaleTokenizer, tokenizer_fingerp
 
 
 def load_tokenizer(path: Path, tokenizer_fingerprint: str | None = None) -> MultiScaleTokenizer:
-    """Rebuild a saved tokenizer, in evaluation mode.
-
-    Args:
-        path: Its file.
-        tokenizer_fingerprint: What `save_tokenizer` must have been given; None: anything.
+    """Rebuild a saved tokenizer, in evaluation mode; without a fingerprint, that of any run.
 
     Raises:
         CheckpointError: the file is missing, damaged or foreign, or was made by a run of another fingerprint.

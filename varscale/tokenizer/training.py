@@ -51,9 +51,36 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
     """
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
-        trained = _trained(files)
-        if trained is None or read_result(files) is None:
-            _make_tokenizer(experiment, files, trained, report)
+        tokenizer = _trained(files)
+        if tokenizer is not None and read_result(files) is not None:
+            return
+        started = time.time()
+        settings = experiment.tokenizer
+        described = settings.model_dump(mode="json", exclude={"training"}) | settings.training.model_dump(mode="json")
+        name = f"tokenizer · {settings.vocab_size} codes · {settings.tokens_per_image} tokens"
+        RunIdentity(name=name, role="tokenizer", params=described).write(files.identity)
+        validation = validation_source(experiment.data)
+        trained_images = settings.training.total_images if settings.checkpoint is None else 0
+
+        def report_images(images: int) -> None:
+            report(images, trained_images + len(validation))
+
+        if tokenizer is None and settings.checkpoint is not None:
+            tokenizer = _imported(Path(settings.checkpoint), settings)
+        elif tokenizer is None:
+            tokenizer = _train(experiment, files, report_images)
+        save_tokenizer(files.weights, tokenizer, files.fingerprint)
+        picture = files.picture("reconstructions")
+        figures = _measure(settings, tokenizer, validation, picture, lambda done: report_images(trained_images + done))
+        Result(
+            fingerprint=files.fingerprint,
+            status="finished",
+            time=time.time(),
+            metrics={**figures, "wall_seconds": time.time() - started},
+            provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
+            pictures=(picture.name,),
+        ).write(files.result)
+        remove_checkpoint(files.last_checkpoint)
 
 
 def tokenizer_ready(files: RunFiles) -> bool:
@@ -111,40 +138,6 @@ def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     except TokenStoreError:
         return False
     return True
-
-
-def _make_tokenizer(
-    experiment: Experiment, files: RunFiles, trained: MultiScaleTokenizer | None, report: Report
-) -> None:
-    started = time.time()
-    settings = experiment.tokenizer
-    described = settings.model_dump(mode="json", exclude={"training"}) | settings.training.model_dump(mode="json")
-    name = f"tokenizer · {settings.vocab_size} codes · {settings.tokens_per_image} tokens"
-    RunIdentity(name=name, role="tokenizer", params=described).write(files.identity)
-    validation = validation_source(experiment.data)
-    trained_images = settings.training.total_images if settings.checkpoint is None else 0
-
-    def report_images(images: int) -> None:
-        report(images, trained_images + len(validation))
-
-    if trained is not None:
-        tokenizer = trained
-    elif settings.checkpoint is not None:
-        tokenizer = _imported(Path(settings.checkpoint), settings)
-    else:
-        tokenizer = _train(experiment, files, report_images)
-    save_tokenizer(files.weights, tokenizer, files.fingerprint)
-    picture = files.picture("reconstructions")
-    figures = _measure(settings, tokenizer, validation, picture, lambda done: report_images(trained_images + done))
-    Result(
-        fingerprint=files.fingerprint,
-        status="finished",
-        time=time.time(),
-        metrics={**figures, "wall_seconds": time.time() - started},
-        provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
-        pictures=(picture.name,),
-    ).write(files.result)
-    remove_checkpoint(files.last_checkpoint)
 
 
 def _trained(files: RunFiles) -> MultiScaleTokenizer | None:
@@ -227,13 +220,12 @@ def _measure(
         indices = range(start, min(start + settings.encode_batch_size, len(source)))
         return source.load_batch(indices, [0] * len(indices))[0]
 
-    shown_B3HW = None
     for start, pixels_B3HW in zip(starts, load_ahead(load, starts, _loading_threads()), strict=True):
         images_B3HW = to_model_range(pixels_B3HW).to(device)
         meter.update(tokenizer, images_B3HW)
-        shown_B3HW = images_B3HW[:_PICTURES] if shown_B3HW is None else shown_B3HW
+        if start == 0:
+            shown_B3HW = images_B3HW[:_PICTURES]
+            pair_B3HW = torch.cat((shown_B3HW, tokenizer.decode(tokenizer.encode(shown_B3HW))))
+            save_pictures((pair_B3HW + 1) / 2, picture, len(shown_B3HW))
         report(start + len(images_B3HW))
-    assert shown_B3HW is not None
-    pair = torch.cat((shown_B3HW, tokenizer.decode(tokenizer.encode(shown_B3HW))))
-    save_pictures((pair + 1) / 2, picture, len(shown_B3HW))
     return meter.compute()

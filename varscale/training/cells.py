@@ -5,7 +5,7 @@ its own images and decays the rate over the rest (warm-up, stable, decay).
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -55,7 +55,14 @@ class Trunk:
         Raises:
             ExperimentError: The settings make no model of this size.
         """
-        return self.experiment.model.describe(token_space(self.experiment), self.depth)
+        tokenizer = self.experiment.tokenizer
+        tokens = TokenSpace(
+            patch_nums=tokenizer.patch_nums,
+            vocab_size=tokenizer.vocab_size,
+            latent_channels=tokenizer.latent_channels,
+            num_classes=self.experiment.data.num_classes,
+        )
+        return self.experiment.model.describe(tokens, self.depth)
 
     @property
     def batch_size(self) -> int:
@@ -90,7 +97,8 @@ class Trunk:
 
     def images_at_once(self, memory_bytes: float) -> int:
         """Images of a step that pass together: all, or parts of about one size that the memory holds."""
-        most = self.experiment.runtime.micro_batch or self._most_images(memory_bytes)
+        fitting = int(min(self.batch_size, max(1, self._spare_images(memory_bytes))))
+        most = self.experiment.runtime.micro_batch or fitting
         return math.ceil(self.batch_size / math.ceil(self.batch_size / most))
 
     def check_memory(self, memory_bytes: float) -> None:
@@ -101,9 +109,6 @@ class Trunk:
                 f"grid.depths: depth {self.depth} needs {needed / 2**30:.1f} GiB for a step of one image, and a run "
                 f"has {memory_bytes / 2**30:.1f} GiB here"
             )
-
-    def _most_images(self, memory_bytes: float) -> int:
-        return int(min(self.batch_size, max(1, self._spare_images(memory_bytes))))
 
     def _spare_images(self, memory_bytes: float) -> float:
         """Images whose activations fit beside weights and moments."""
@@ -237,31 +242,18 @@ class Cell:
         }
 
 
-def token_space(experiment: Experiment) -> TokenSpace:
-    """What the experiment's tokens are."""
-    tokenizer = experiment.tokenizer
-    return TokenSpace(
-        patch_nums=tokenizer.patch_nums,
-        vocab_size=tokenizer.vocab_size,
-        latent_channels=tokenizer.latent_channels,
-        num_classes=experiment.data.num_classes,
-    )
-
-
 def provenance(execution: Execution, trunk: Trunk) -> dict[str, Any]:
     """How this machine carries out a run, for its result."""
     from varscale.kernels.building import usable
     from varscale.numerics.device import best_device
     from varscale.numerics.machine import device_name, versions
 
-    execution_columns = {name: value for name, value in asdict(execution).items() if name in ("compiled", "threads")}
-    images = trunk.images_at_once(execution.memory_bytes)
-    kernels = "native" if usable() and best_device().type == "cpu" else "torch"
     return {
         "device": device_name(),
-        **execution_columns,
-        "kernels": kernels,
-        "images_at_once": images,
+        "compiled": execution.compiled,
+        "threads": execution.threads,
+        "kernels": "native" if usable() and best_device().type == "cpu" else "torch",
+        "images_at_once": trunk.images_at_once(execution.memory_bytes),
         **versions(),
     }
 

@@ -52,21 +52,17 @@ def decide_execution(
         tokenizer: The study's.
     """
     torch.set_num_threads(share.threads)
-    precision = sizes[0][0].experiment.optim.precision
     seconds: dict[str, float] = {}
     if runtime.compile == "auto":
         largest = max((trunk for trunk, _ in sizes), key=lambda trunk: trunk.flops_per_image)
-        images = largest.images_at_once(share.memory_bytes())
-        steps, starts = {}, {}
-        for compiled in (False, True):
-            steps[compiled], starts[compiled] = _step_cost(largest, images, tokenizer, compiled)
+        at_once = largest.images_at_once(share.memory_bytes())
         total = sum(trunk.flops_per_image * images for trunk, images in sizes)
         models = len({trunk.model for trunk, _ in sizes})
-        for compiled, name in ((False, "eager"), (True, "compiled")):
-            per_flop = steps[compiled] / (largest.flops_per_image * images)
-            seconds[name] = total * per_flop + models * starts[compiled]
+        for name in ("eager", "compiled"):
+            step, start = _step_cost(largest, at_once, tokenizer, name == "compiled")
+            seconds[name] = total * (step / (largest.flops_per_image * at_once)) + models * start
     compiled = runtime.compile == "on" if not seconds else seconds["compiled"] < seconds["eager"]
-    peak = measure_matmul_peak(precision)
+    peak = measure_matmul_peak(sizes[0][0].experiment.optim.precision)
     return ExecutionRecord(device=device_name(), compiled=compiled, peak_flops=peak, estimated_seconds=seconds)
 
 

@@ -46,17 +46,7 @@ class ModelModule(LightningModule):
         images_at_once: int = 0,
         log_every_steps: int = 20,
     ) -> None:
-        """Build the model.
-
-        Args:
-            description: Of the model.
-            optim: How it is trained.
-            tokenizer: The finished tokenizer; it is frozen.
-            seed: Of initialisation, label dropout and stochastic depth.
-            compiled: Compile the model's blocks.
-            images_at_once: Images that pass together.
-            log_every_steps: Steps between points of the curves.
-        """
+        """Build the model and freeze the tokenizer; the seed is that of initialisation and of all random numbers."""
         super().__init__()
         self.automatic_optimization = False
         self.family = description.implementation()

@@ -89,11 +89,7 @@ class VARConfig(ModelDescription, VARArchitecture):
         return self.active_parameters() + modulations + tables * width + 2 * width * (width + 1)
 
     def active_parameters(self, *, head: bool = True) -> int:
-        """N = depth·(12C² + 8C + H) + (c + 1)·C + (C + 1)·V: blocks without modulation, input and head.
-
-        Args:
-            head: Count the output layer's (C + 1)·V.
-        """
+        """N = depth·(12C² + 8C + H) + (c + 1)·C + (C + 1)·V: blocks without modulation, input and head."""
         width, hidden = self.width, self.hidden
         scales = self.heads if self.normalise_queries_keys else 0
         block = 4 * width**2 + 2 * width * hidden + 4 * width + hidden + scales
@@ -135,10 +131,6 @@ class VARConfig(ModelDescription, VARArchitecture):
         Of each token a block keeps 12 rows of C (stream, normalised, modulated and branch twice, joint queries, keys
         and values, attention's output) and 2 of the hidden layer; the output layer 3 of C and the logits twice. Under
         bfloat16 6 of the 12 stay float32 (stream, normalised, queries and keys), and there are copies: 10 of 2 bytes.
-
-        Args:
-            batch: Images at once.
-            element_bytes: Of the products' inputs: 4, or 2 under bfloat16.
         """
         rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
         block = rows * self.width + 2 * self.hidden * element_bytes + self.heads * FLOAT32_BYTES

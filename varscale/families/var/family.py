@@ -4,12 +4,12 @@ Letters in tensor names: B batch, D depth, L tokens of an image, M tokens of the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from varscale.evaluation.likelihood import token_losses
-from varscale.families.base import Family, Reads, SamplingOptions, TokenLosses
+from varscale.families.base import Family, SamplingOptions, TokenLosses
 from varscale.families.models import FamilyModel, Sample
 from varscale.families.var.config import VARConfig
 from varscale.families.var.sampling import sample_scales
@@ -20,8 +20,6 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 class VARFamily(Family):
     """Tian et al. 2024: every scale's tokens at once, from the coarser scales."""
-
-    reads: ClassVar[Reads] = "pyramid"
 
     def build(self, description: VARConfig) -> VAR:
         """The transformer."""
@@ -47,11 +45,10 @@ class VARFamily(Family):
         tokenizer: MultiScaleTokenizer,
         labels_B: Tensor,
         options: SamplingOptions,
-        sample_indices_B: Tensor | None = None,
+        sample_indices_B: Tensor,
     ) -> Sample:
         """Scale after scale; see `Family.sample`."""
-        indices_B = labels_B.new_ones(len(labels_B)).cumsum(0) - 1 if sample_indices_B is None else sample_indices_B
-        return sample_scales(_var(model), tokenizer, labels_B, options, indices_B)
+        return sample_scales(_var(model), tokenizer, labels_B, options, sample_indices_B)
 
     def names_without_decay(self, model: FamilyModel) -> set[str]:
         """Biases, and place, start, scale and offset tables."""

@@ -34,21 +34,14 @@ def sample_scales(
 
 
 class ScalePredictor:
-    """The guided logits of one scale after the other, each from the inputs that the scale before it made."""
+    """The guided logits of one scale after the other, each from the inputs that the scale before it made.
+
+    The guidance is that of the last scale; with 0 the branch without class is not computed.
+    """
 
     def __init__(self, var: VAR, labels_B: Tensor, guidance: float, *, use_cache: bool = True) -> None:
-        """Start at the first scale.
-
-        Args:
-            var: The transformer.
-            labels_B: int64 classes.
-            guidance: Guidance at the last scale; with 0 the branch without class is not computed.
-            use_cache: Keep keys and values of the scales done.
-        """
-        self.var = var
-        self.batch = len(labels_B)
-        self.guidance = guidance
-        self.scale = 0
+        """Start at the first scale."""
+        self.var, self.batch, self.guidance, self.scale = var, len(labels_B), guidance, 0
         if guidance > 0:
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, var.config.num_classes)))
         self.condition_BC, self.modulation = var.condition(labels_B)
@@ -56,11 +49,7 @@ class ScalePredictor:
         self.caches = var.new_caches() if use_cache else None
 
     def predict(self, inputs_BMc: Tensor | None) -> Tensor:
-        """Guided logits (B, M, V) of the next scale.
-
-        Args:
-            inputs_BMc: From `MultiScaleQuantizer.accumulate`; None at the first scale.
-        """
+        """Guided logits (B, M, V) of the next scale, from `accumulate`'s inputs; None at the first scale."""
         begin, end = self.var.scale_bounds[self.scale]
         if inputs_BMc is None:
             x_BMC = self.var.first_input(self.condition_BC)
