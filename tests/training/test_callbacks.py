@@ -113,6 +113,16 @@ def test_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
         assert logged["data_wait_share"] == pytest.approx(0.25)
 
 
+def test_without_a_measured_peak_there_is_no_utilisation() -> None:
+    """A number that is none would make the run's result unreadable."""
+    throughput, module = Throughput(8, 1, 10.0, math.nan, lambda: 0.0), Module()
+    trainer: Any = None
+    for _ in range(2):
+        module.images_seen += 8
+        throughput.on_train_batch_end(trainer, module)
+    assert throughput.figures.keys() == module.logged[0].keys() == {"images_per_second", "data_wait_share"}
+
+
 def test_waiting_is_all_of_a_loaders_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What PyTorch does with a batch counts, what is done with it afterwards doesn't."""
     clock = [0.0]

@@ -15,6 +15,7 @@ from sweeps.grid import grid_cells
 from varscale.config import EvaluationConfig, Experiment, OptimConfig, RuntimeConfig, TokenizerConfig
 from varscale.config.tokenizer import TokenizerTraining
 from varscale.config.yaml import changed, validate
+from varscale.data.sources.of_experiment import data_identity
 from varscale.data.sources.rings.config import RingsSection
 from varscale.errors import ExperimentError
 from varscale.families.var.config import VARSection
@@ -176,7 +177,7 @@ ELSEWHERE = {"data.kind", "model.family", "data.views", "data.resize_ratio", "da
 
 
 def print_of(experiment: Experiment, seed: int = 0) -> str:
-    data = experiment.data.identity()
+    data = data_identity(experiment.data)
     tokens = tokens_fingerprint(data, tokenizer_fingerprint(experiment, data))
     return Trunk(experiment, 2, seed, min(experiment.grid.budgets)).cell(2e12).key(tokens).fingerprint
 
