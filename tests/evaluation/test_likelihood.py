@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from varscale.evaluation.likelihood import TokenPrediction
+from varscale.evaluation.likelihood import TokenPrediction, token_losses
+from varscale.families.base import TokenLosses
 
 PATCH_NUMS = (1, 2, 3)
 
@@ -21,9 +22,9 @@ def draw(images: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measured(logits_BLV: torch.Tensor, tokens_BL: torch.Tensor, batch: int) -> dict[str, float]:
-    metric = TokenPrediction(PATCH_NUMS)
-    for start in range(0, len(tokens_BL), batch):
-        metric.update(logits_BLV[start : start + batch], tokens_BL[start : start + batch])
+    metric = TokenPrediction([side**2 for side in PATCH_NUMS])
+    for logits_bLV, tokens_bL in zip(logits_BLV.split(batch), tokens_BL.split(batch), strict=True):
+        metric.update(TokenLosses(token_losses(logits_bLV, tokens_bL), tokens_bL, logits_bLV))
     return metric.compute()
 
 
