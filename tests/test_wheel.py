@@ -82,6 +82,6 @@ def test_its_command_plans_from_an_empty_folder(environment: Path, tmp_path: Pat
 def test_its_command_sweeps_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
     path = write_toy(tmp_path)
     output = run(environment / "bin" / "varscale", "sweep", path, cwd=tmp_path)
-    report = tmp_path / "runs" / "toy" / "laws" / "report.html"
+    report = tmp_path / "runs" / "studies" / "toy" / "laws" / "report.html"
     assert output.splitlines()[-1] == str(report.relative_to(tmp_path))
     assert report.read_text(encoding="utf-8").startswith("<!doctype html>")

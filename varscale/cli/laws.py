@@ -13,13 +13,12 @@ from varscale import __version__
 from varscale.cli.options import RUNS, RunsDir, TrackingUri, load, open_store, tracking_store
 from varscale.errors import ExperimentError
 from varscale.store.atomic import write_atomically
-from varscale.store.fingerprint import fingerprint
 from varscale.store.layout import Store, StudyFiles
-from varscale.store.records import Record
 
 if TYPE_CHECKING:
     from analysis.options import FitOptions
     from analysis.report.writing import WrittenLaws
+    from varscale.store.records import FittedLaws
 
 
 def fit_laws(
@@ -100,8 +99,11 @@ def fit_laws(
 
 def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyFiles) -> "WrittenLaws | None":
     """Fit a sweep's results, unless their laws stand; where they allow no law, its table is written all the same."""
+    from varscale.store.fingerprint import fingerprint
+    from varscale.store.records import FittedLaws
+
     fitted = fingerprint(kind="laws", rows=rows, missing=list(failed), version=__version__)
-    if _FittedLaws.read(files.fitted) == _fitted_laws(fitted, files.laws):
+    if FittedLaws.read(files.fitted) == _fitted_laws(fitted, files.laws):
         return None
     import pandas as pd
 
@@ -126,19 +128,12 @@ def _study(experiment: str, store: Store) -> str:
     return load(experiment, None).name
 
 
-class _FittedLaws(Record):
-    """What the laws of a sweep were fitted to (fitted.json); laws that are others, or gone, are fitted again."""
-
-    fitted: str
-    """Fingerprint of the rows."""
-    laws: dict[str, str]
-    """Hashes of the laws and their report, by file."""
-
-
-def _fitted_laws(fitted: str, folder: Path) -> _FittedLaws:
+def _fitted_laws(fitted: str, folder: Path) -> "FittedLaws":
     """The laws in a folder as they are now."""
+    from varscale.store.records import FittedLaws
+
     paths = [path for path in (folder / "laws.json", folder / "report.html") if path.exists()]
-    return _FittedLaws(fitted=fitted, laws={path.name: sha256(path.read_bytes()).hexdigest() for path in paths})
+    return FittedLaws(fitted=fitted, laws={path.name: sha256(path.read_bytes()).hexdigest() for path in paths})
 
 
 def _results(store: Store, name: str) -> Any:

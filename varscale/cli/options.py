@@ -5,15 +5,16 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analysis.errors import TableError
-from varscale.config import Experiment
-from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError, UserError
 from varscale.store.layout import DEFAULT_RUNS, Store
+
+if TYPE_CHECKING:
+    from varscale.config import Experiment
 
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment, or a YAML file.")]
 Overrides = Annotated[
@@ -33,8 +34,10 @@ MENDABLE = (UserError, TableError, OSError)
 
 def load(
     experiment: str, overrides: list[str] | None, depths: str | None = None, workers: int | None = None
-) -> Experiment:
+) -> "Experiment":
     """The experiment with `--set`, `--depths` and `--workers` merged in."""
+    from varscale.config.yaml import load_experiment  # half a second, which --help can do without
+
     overrides = list(overrides or ())
     if depths is not None:
         overrides.append(f"grid.depths={whole_numbers('--depths', depths, least=1)}")

@@ -18,13 +18,13 @@ from varscale.cli.options import (
     tracking_store,
     whole_numbers,
 )
-from varscale.config import Experiment
 from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
     from sweeps.executors.base import HereExecutor
     from sweeps.jobs import Job
     from sweeps.view import SweepView
+    from varscale.config import Experiment
 
 
 def train(
@@ -142,13 +142,13 @@ def _check_suffix(place: str, path: Path, suffix: str) -> None:
         raise ExperimentError(f"{place}: expected a name that ends in {suffix}")
 
 
-def _run(jobs: "list[Job]", experiment: Experiment) -> None:
+def _run(jobs: "list[Job]", experiment: "Experiment") -> None:
     """Run jobs in this process; those that are done are left out."""
     with mistakes_as_one_line():
         _executor(experiment).run([job for job in jobs if not job.done()], _view())
 
 
-def _executor(experiment: Experiment) -> "HereExecutor":
+def _executor(experiment: "Experiment") -> "HereExecutor":
     from sweeps.executors.base import HereExecutor
     from varscale.numerics.machine import MachineShares
 

@@ -18,10 +18,10 @@ from varscale.cli.options import (
     open_store,
     tracking_store,
 )
-from varscale.config import Experiment
 
 if TYPE_CHECKING:
     from sweeps.executors.local import LocalExecutor
+    from varscale.config import Experiment
 
 
 def sweep(
@@ -113,14 +113,14 @@ def sync(runs_dir: RunsDir = RUNS, tracking_uri: TrackingUri = None) -> None:
     typer.echo("MLflow has everything")
 
 
-def _workers(settings: Experiment) -> "LocalExecutor":
+def _workers(settings: "Experiment") -> "LocalExecutor":
     from sweeps.executors.local import LocalExecutor
     from varscale.numerics.machine import MachineShares
 
     return LocalExecutor(MachineShares.of(settings.runtime))
 
 
-def _print_plan(experiment: Experiment, runs_dir: str) -> None:
+def _print_plan(experiment: "Experiment", runs_dir: str) -> None:
     from rich.console import Console
 
     from sweeps.status import plan_table

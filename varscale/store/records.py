@@ -102,6 +102,15 @@ class TokensSummary(Record):
     """Entropy of the training tokens when only their position is known, nats a token."""
 
 
+class FittedLaws(Record):
+    """What the laws of a sweep were fitted to (fitted.json); laws that are others, or gone, are fitted again."""
+
+    fitted: str
+    """Fingerprint of the rows."""
+    laws: dict[str, str]
+    """Hashes of the laws and their report, by file."""
+
+
 class StudyCell(BaseModel):
     """A cell as one study sees it."""
 
