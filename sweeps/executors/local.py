@@ -61,26 +61,20 @@ class LocalExecutor(Executor):
         self._shares = shares
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
+        self._turn = threading.RLock()  # `stop` may come from another thread than `run`
+        self._stopped = False
 
     def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 2) -> Graph:
-        """Run the graph; the processes are started with the first job, and kept."""
+        """Run the graph, until `stop`; the processes are started with the first job, and kept."""
         graph = Graph(jobs, listener, retries)
+        self._stopped = False
         if not self._workers and jobs:
             self._workers = [self._start(number) for number in range(self._shares.workers)]
-        while not graph.over:
-            self._hand_out(graph)
-            for worker, event in self._events(0.5):
-                if worker.job is None:
-                    continue
-                if isinstance(event, Progress):
-                    if event.done >= 0:
-                        listener.progress(worker.job, event.done, event.total)
-                    continue
-                job, worker.job = worker.job, None
-                if event.error is None:
-                    graph.succeed(job)
-                else:
-                    graph.fail(job, event.error)
+        while not (graph.over or self._stopped):
+            with self._turn:
+                self._hand_out(graph)
+                for worker, event in self._events(0.5):
+                    _tell(graph, listener, worker, event)
             listener.refresh()
         return graph
 
@@ -90,16 +84,18 @@ class LocalExecutor(Executor):
 
     def stop(self) -> None:
         """End all workers; what they were doing goes on from its last checkpoint another time."""
-        for worker in self._workers:
-            if worker.job is not None:
-                worker.process.terminate()
-            else:
-                with suppress(OSError):
-                    worker.connection.send(None)  # let it end by itself, and tidy up
-        for worker in self._workers:
-            _end(worker.process)
-            worker.connection.close()
-        self._workers = []
+        self._stopped = True
+        with self._turn:
+            workers, self._workers = self._workers, []
+            for worker in workers:
+                if worker.job is not None:
+                    worker.process.terminate()
+                else:
+                    with suppress(OSError):
+                        worker.connection.send(None)  # let it end by itself, and tidy up
+            for worker in workers:
+                _end(worker.process)
+                worker.connection.close()
 
     def _hand_out(self, graph: Graph) -> None:
         """Give idle workers jobs; one that takes the whole machine waits until nothing else runs."""
@@ -163,6 +159,21 @@ class LocalExecutor(Executor):
             process.start()
         theirs.close()
         return Worker(number, process, ours)
+
+
+def _tell(graph: Graph, listener: Listener, worker: Worker, event: Progress | Ended) -> None:
+    """Pass on what happened to a worker's job."""
+    if worker.job is None:
+        return
+    if isinstance(event, Progress):
+        if event.done >= 0:
+            listener.progress(worker.job, event.done, event.total)
+        return
+    job, worker.job = worker.job, None
+    if event.error is None:
+        graph.succeed(job)
+    else:
+        graph.fail(job, event.error)
 
 
 def _end(process: Any) -> None:

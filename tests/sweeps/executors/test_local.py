@@ -1,6 +1,7 @@
 """Worker processes: what they are given, their answers, their deaths, their logs and their ends."""
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -178,6 +179,7 @@ def test_stop_ends_workers_whatever_they_do(tmp_path: Path, stopped: bool, monke
     """Also one that is stuck, which neither a message nor SIGTERM reaches."""
     monkeypatch.setattr(local, "FAREWELL_SECONDS", 0.5)
     executor, job, told = LocalExecutor(shares()), act(tmp_path / "a", "wait"), Told()
+    before = set(multiprocessing.active_children())
     running = threading.Thread(target=executor.run, args=([job], told), daemon=True)
     running.start()
     wait_for(lambda: told.progress_of, seconds=120)
@@ -186,3 +188,6 @@ def test_stop_ends_workers_whatever_they_do(tmp_path: Path, stopped: bool, monke
         os.kill(process.pid, signal.SIGSTOP)
     executor.stop()
     assert not process.is_alive()
+    running.join(30)
+    assert not running.is_alive()
+    assert set(multiprocessing.active_children()) == before  # none is started in the place of those that ended
