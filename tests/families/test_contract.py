@@ -134,8 +134,13 @@ def test_groups_are_all_tokens(description: ModelDescription) -> None:
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_memory_of_activations_to_within_a_third(description: ModelDescription, bfloat16: bool) -> None:
-    """Copies of weights in bfloat16, which do not grow with the images, are not activations."""
+@pytest.mark.parametrize("native", [False, True])
+def test_memory_of_activations_to_within_a_third(
+    description: ModelDescription, bfloat16: bool, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of weights in bfloat16, which do not grow with the images, are not activations; kernels may keep less."""
+    if not native:
+        monkeypatch.setenv("VARSCALE_NATIVE", "0")
     batch, images = batch_of(description, 16), 16
     model, tokenizer = build(description), tokenizer_for(description)
 
@@ -146,7 +151,7 @@ def test_memory_of_activations_to_within_a_third(description: ModelDescription, 
         loss = description.implementation().losses(model, tokenizer, batch).loss_BL.mean()
     assert loss.isfinite()
     estimate = description.activation_bytes(images, element_bytes=2 if bfloat16 else 4)
-    assert 0.75 < estimate / sum(kept.values()) < 4 / 3
+    assert 0.75 < estimate / sum(kept.values()) < (2 if native else 4 / 3)
 
 
 def test_state_in_memory_and_on_disk(plain: ModelDescription) -> None:

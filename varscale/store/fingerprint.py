@@ -15,8 +15,8 @@ from typing import Any
 from varscale.config import Experiment
 from varscale.errors import ExperimentError
 
-NUMERICS_VERSION = 8
-"""Raised when a change of the code changes results by more than rounding; part of every fingerprint."""
+NUMERICS_VERSION = 9
+"""Raised when code changes results by more than rounding, or what checkpoints hold; part of every fingerprint."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class TokenizerModule(LightningModule):
             *(self._add_gradient(part_b3HW, len(part_b3HW) / len(images_B3HW), quantizes) for part_b3HW in parts),
             strict=True,
         )
-        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.settings.grad_clip)
+        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.settings.grad_clip, foreach=True)
         optimizers[0].step()
         self._averaged.update_parameters(self.tokenizer)
         logged = {name: torch.stack([figure[name] for figure in figures]).sum() for name in figures[0]}

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from varscale.families.var.attention import scale_bounds
 from varscale.families.var.config import VARConfig
 from varscale.kernels.attend import KeyValueCache, attend
-from varscale.kernels.block import fits, native_block
 
 NORM_EPSILON = 1e-6
 INITIAL_SCALE = 4.0
@@ -64,8 +63,6 @@ class Block(nn.Module):
             modulation_B6C = condition + self.modulation_offset_6C
         else:
             modulation_B6C = self.modulation(condition).unflatten(1, (6, -1))
-        if cache is None and self._fits_native(x_BLC):
-            return self._by_native_kernel(x_BLC, modulation_B6C, keep_2B)
         gates_B2C, scales_B2C, shifts_B2C = modulation_B6C.split(2, dim=1)
         if keep_2B is not None:
             gates_B2C = gates_B2C * keep_2B.T.unsqueeze(2)
@@ -74,29 +71,23 @@ class Block(nn.Module):
         branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:]))
         return add_projected(x_BLC, gates_B2C[:, 1:], branch_BLC, self.feedforward.contract)
 
-    def _fits_native(self, x_BLC: Tensor) -> bool:
-        if torch.compiler.is_compiling() or x_BLC.device.type != "cpu" or x_BLC.dtype != torch.float32:
-            return False
-        known = self.attention.log_scale_H is not None and not torch.is_autocast_enabled("cpu")
-        return known and fits(x_BLC.shape[2], self.feedforward.expand.out_features, self.attention.heads)
+    @property
+    def plain(self) -> bool:
+        """Whether a call does what `forward` says and nothing else: no compilation, no sharding, no hook."""
+        return self._compiled_call_impl is None and not (self._forward_hooks or self._forward_pre_hooks)
 
-    def _by_native_kernel(self, x_BLC: Tensor, modulation_B6C: Tensor, keep_2B: Tensor | None) -> Tensor:
+    def weights(self) -> list[Tensor]:
+        """All but the modulation's, as `native_blocks` takes them; only with normalised queries and keys."""
         attention, feedforward = self.attention, self.feedforward
-        if keep_2B is not None:
-            gates_B2C = modulation_B6C[:, :2] * keep_2B.T.unsqueeze(2)
-            modulation_B6C = torch.cat((gates_B2C, modulation_B6C[:, 2:]), dim=1)
-        assert attention.log_scale_H is not None
         layers = (attention.projection, feedforward.expand, feedforward.contract)
-        return native_block(
-            x_BLC,
-            modulation_B6C,
-            attention.log_scale_H,
-            math.log(LARGEST_SCALE),
-            [end for end in attention.ends if end <= x_BLC.shape[1]],
+        assert attention.log_scale_H is not None
+        return [
             attention.queries_keys_values.weight,
-            attention.joint_bias(),
+            attention.query_bias_C,
+            attention.value_bias_C,
+            attention.log_scale_H,
             *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
-        )
+        ]
 
 
 class Attention(nn.Module):

@@ -9,6 +9,7 @@ channels, V vocabulary, D depth.
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 
 from varscale.families.models import FamilyModel
 from varscale.families.var.attention import block_causal_mask, level_of_tokens, scale_bounds
-from varscale.families.var.blocks import INITIAL_SCALE, Block, modulate
+from varscale.families.var.blocks import INITIAL_SCALE, LARGEST_SCALE, Block, modulate
 from varscale.families.var.config import VARConfig
 from varscale.kernels.attend import KeyValueCache
+from varscale.kernels.blocks import fits, native_blocks
 from varscale.numerics.precision import without_autocast
 
 
@@ -63,8 +65,7 @@ class VAR(FamilyModel):
             nn.init.trunc_normal_(embedding, std=by_width, generator=generator)
         self.head.weight.mul_(config.head_init)
         self.head_modulation.weight.mul_(config.adaln_init)
-        for block in self.blocks:
-            assert isinstance(block, Block)
+        for block in self._layers:
             self._initialise_block(block, generator)
 
     def _initialise_block(self, block: Block, generator: torch.Generator | None) -> None:
@@ -156,6 +157,8 @@ class VAR(FamilyModel):
         Returns:
             The residual stream (B, M, C), float32, for `logits`.
         """
+        if caches is None and self._fits_native(x_BMC):
+            return self._by_native_kernel(x_BMC, modulation, keep_D2B)
         mask_MM = None
         if caches is None:
             mask_MM = block_causal_mask(self.config.patch_nums, x_BMC.device)[: x_BMC.shape[1], : x_BMC.shape[1]]
@@ -163,6 +166,36 @@ class VAR(FamilyModel):
         for index, block in enumerate(self.blocks):
             x_BMC = block(x_BMC, modulation, mask_MM, keeps[index], None if caches is None else caches[index])
         return x_BMC
+
+    @property
+    def _layers(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    def _fits_native(self, x_BMC: Tensor) -> bool:
+        """Whether all blocks can run as one operator, and nothing else is to happen at their calls."""
+        config = self.config
+        if x_BMC.device.type != "cpu" or x_BMC.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return False
+        if torch.compiler.is_compiling() or not config.normalise_queries_keys:
+            return False
+        return fits(config.width, config.hidden, config.heads) and all(block.plain for block in self._layers)
+
+    def _by_native_kernel(self, x_BMC: Tensor, modulation: Tensor, keep_D2B: Tensor | None) -> Tensor:
+        blocks = self._layers
+        if self.shared_modulation is None:
+            weight_DJC = torch.stack([block.modulation.weight for block in blocks if block.modulation is not None])
+            bias_DJ = torch.stack([block.modulation.bias for block in blocks if block.modulation is not None])
+            rows_DBC = modulation.expand(len(blocks), -1, -1)
+            modulation_DBJ = torch.baddbmm(bias_DJ.unsqueeze(1), rows_DBC, weight_DJC.transpose(1, 2))
+            modulation_DB6C = modulation_DBJ.unflatten(2, (6, -1))
+        else:
+            modulation_DB6C = modulation + torch.stack([block.modulation_offset_6C for block in blocks]).unsqueeze(1)
+        if keep_D2B is not None:
+            gates_DB2C = modulation_DB6C[:, :, :2] * keep_D2B.to(x_BMC.dtype).transpose(1, 2).unsqueeze(3)
+            modulation_DB6C = torch.cat((gates_DB2C, modulation_DB6C[:, :, 2:]), dim=2)
+        ends = [end for _, end in self.scale_bounds if end <= x_BMC.shape[1]]
+        weights = [weight for block in blocks for weight in block.weights()]
+        return native_blocks(x_BMC, modulation_DB6C, math.log(LARGEST_SCALE), ends, weights)
 
 
 def _float32(linear: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varscale.families.var.attention import block_causal_mask
-from varscale.kernels import block
+from varscale.kernels import blocks
 
 PATCH_NUMS, ENDS, LOG_LIMIT = (1, 2, 3), (1, 5, 14), math.log(100)
 
@@ -15,32 +15,46 @@ PATCH_NUMS, ENDS, LOG_LIMIT = (1, 2, 3), (1, 5, 14), math.log(100)
 @pytest.fixture(autouse=True)
 def _compiler() -> None:
     require_program("c++")
-    assert block.fits(24, 96, 3)
+    assert blocks.fits(24, 96, 3)
 
 
 def arguments(width: int, hidden: int, heads: int) -> list[Tensor]:
+    """The residual stream, the modulation of two blocks, and the ten weights of each."""
     torch.manual_seed(0)
-    shapes = [(3 * width, width), (width, width), (hidden, width), (width, hidden)]
-    weights = [part for out, inputs in shapes for part in (torch.randn(out, inputs) / inputs**0.5, torch.randn(out))]
-    log_scale = torch.linspace(1.0, 5.0, heads)  # the last is beyond the limit
-    return [torch.randn(3, ENDS[-1], width), torch.randn(3, 6, width), log_scale, *weights]
+    weights = []
+    for _ in range(2):
+        shapes = [(width, width), (hidden, width), (width, hidden)]
+        weights += [torch.randn(3 * width, width) / width**0.5, torch.randn(width), torch.randn(width)]
+        weights += [torch.linspace(1.0, 5.0, heads)]  # the last is beyond the limit
+        weights += [
+            part for out, inputs in shapes for part in (torch.randn(out, inputs) / inputs**0.5, torch.randn(out))
+        ]
+    return [torch.randn(3, ENDS[-1], width), torch.randn(2, 3, 6, width), *weights]
 
 
-def plain(x: Tensor, modulation: Tensor, log_scale: Tensor, *weights: Tensor) -> Tensor:
+def plain(x: Tensor, modulation: Tensor, *weights: Tensor) -> Tensor:
+    for index in range(2):
+        x = plain_block(x, modulation[index], *weights[10 * index : 10 * index + 10])
+    return x
+
+
+def plain_block(x: Tensor, modulation: Tensor, *weights: Tensor) -> Tensor:
+    joint_weight, query_bias, value_bias, log_scale, *layers = weights
     gates, scales, shifts = modulation.split(2, dim=1)
     mask = block_causal_mask(PATCH_NUMS, torch.device("cpu")).to(x.dtype)
     normal = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scales[:, :1]) + shifts[:, :1]
-    joint = F.linear(normal, *weights[:2]).unflatten(2, (3, len(log_scale), -1)).permute(2, 0, 3, 1, 4)
+    bias = torch.cat((query_bias, torch.zeros_like(query_bias), value_bias))
+    joint = F.linear(normal, joint_weight, bias).unflatten(2, (3, len(log_scale), -1)).permute(2, 0, 3, 1, 4)
     queries = F.normalize(joint[0], dim=-1) * log_scale.clamp_max(LOG_LIMIT).exp()[:, None, None]
     attention = torch.softmax(queries @ F.normalize(joint[1], dim=-1).transpose(2, 3) + mask, dim=-1) @ joint[2]
-    x = x + gates[:, :1] * F.linear(attention.transpose(1, 2).flatten(2), *weights[2:4])
+    x = x + gates[:, :1] * F.linear(attention.transpose(1, 2).flatten(2), *layers[:2])
     normal = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scales[:, 1:]) + shifts[:, 1:]
-    hidden = F.gelu(F.linear(normal, *weights[4:6]), approximate="tanh")
-    return x + gates[:, 1:] * F.linear(hidden, *weights[6:])
+    hidden = F.gelu(F.linear(normal, *layers[2:4]), approximate="tanh")
+    return x + gates[:, 1:] * F.linear(hidden, *layers[4:])
 
 
-def ours(x: Tensor, modulation: Tensor, log_scale: Tensor, *weights: Tensor) -> Tensor:
-    return block.native_block(x, modulation, log_scale, LOG_LIMIT, ENDS, *weights)
+def ours(x: Tensor, modulation: Tensor, *weights: Tensor) -> Tensor:
+    return blocks.native_blocks(x, modulation, LOG_LIMIT, ENDS, weights)
 
 
 @pytest.mark.parametrize(("width", "hidden", "heads"), [(8, 16, 1), (24, 96, 3), (40, 80, 5), (32, 128, 2)])
@@ -49,6 +63,8 @@ def test_equal_to_plain_operators(width: int, hidden: int, heads: int) -> None:
     exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
     out, exact = ours(*inputs), plain(*exact_inputs)
     torch.testing.assert_close(out.double(), exact, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():  # keeps nothing for a backward pass
+        assert torch.equal(ours(*inputs), out)
     weights = torch.randn_like(out)
     gradients = torch.autograd.grad((out * weights).sum(), inputs)
     exact_gradients = torch.autograd.grad((exact * weights).sum(), exact_inputs)
@@ -68,7 +84,7 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
 
 
 def test_left_to_the_library_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not block.fits(20, 80, 5)  # no whole vectors
-    assert not block.fits(256, 1024, 4)
+    assert not blocks.fits(20, 80, 5)  # no whole vectors
+    assert not blocks.fits(256, 1024, 4)
     monkeypatch.setenv("VARSCALE_NATIVE", "0")
-    assert not block.fits(24, 96, 3)
+    assert not blocks.fits(24, 96, 3)

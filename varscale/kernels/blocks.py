@@ -1,0 +1,174 @@
+"""All blocks of a transformer as one operator on a CPU: narrow models spend most of their time between operators.
+
+Letters in tensor names: D blocks, B batch, L tokens, C width, H heads.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils.flop_counter import register_flop_formula
+
+from varscale.kernels import building
+
+MOST_CHANNELS = 128
+"""Width up to which the block's own products, which keep no panels in cache, are faster than the library's."""
+_LANES = 8
+
+
+def fits(width: int, hidden: int, heads: int) -> bool:
+    """Whether the operator can be used for blocks of this shape on this machine: asked for every pass."""
+    whole = width % _LANES == 0 and hidden % _LANES == 0
+    return whole and width <= MOST_CHANNELS and building.enabled() and _library(width // heads) is not None
+
+
+def native_blocks(
+    x_BLC: Tensor, modulation_DB6C: Tensor, log_limit: float, ends: Sequence[int], weights: Sequence[Tensor]
+) -> Tensor:
+    """The residual stream after all D blocks (B, L, C).
+
+    Args:
+        x_BLC: float32, the residual stream.
+        modulation_DB6C: Each block's gates, scales and shifts; of attention and of the feed-forward layers each.
+        log_limit: Largest logarithm of a head's factor on logits; beyond, no gradient passes.
+        ends: Where each scale ends; the last is L.
+        weights: Ten tensors a block: of queries, keys and values (3·C, C), the biases of queries and of values, the
+            logarithms of the heads' factors on logits of queries and keys of length 1; and weight and bias of the
+            projection and of the two feed-forward layers.
+    """
+    if torch.is_grad_enabled():
+        return cast(Tensor, _Blocks.apply(x_BLC, modulation_DB6C, log_limit, tuple(ends), *weights))
+    inputs = (x_BLC.contiguous(), modulation_DB6C.contiguous())
+    return cast(Tensor, torch.ops.varscale.blocks(*inputs, weights, log_limit, ends, False)[0][-1])
+
+
+class _Blocks(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_BLC: Tensor, modulation_DB6C: Tensor, log_limit: float, ends: tuple[int, ...], *weights: Tensor
+    ) -> Tensor:
+        inputs = (x_BLC.contiguous(), modulation_DB6C.contiguous())
+        outputs_DBLC, memory = torch.ops.varscale.blocks(*inputs, weights, log_limit, ends, True)
+        ctx.save_for_backward(*inputs, outputs_DBLC, memory, *weights)
+        ctx.log_limit, ctx.ends = log_limit, ends
+        return cast(Tensor, outputs_DBLC[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_BLC, modulation_DB6C, outputs_DBLC, memory, *weights = ctx.saved_tensors
+        x_gradient_BLC, modulation_gradient_DB6C, *gradients = torch.ops.varscale.blocks_backward(
+            x_BLC, modulation_DB6C, weights, memory, outputs_DBLC, output_gradients[0], ctx.log_limit, ctx.ends
+        )
+        return (x_gradient_BLC, modulation_gradient_DB6C, None, None, *gradients)
+
+
+# operators make FLOPs countable; without the wrapping of torch.library.custom_op, which costs more than a narrow block
+_operators = torch.library.Library("varscale", "FRAGMENT")
+_operators.define(
+    "blocks(Tensor x, Tensor modulation, Tensor[] weights, float log_limit, int[] ends, bool keep) -> (Tensor, Tensor)"
+)
+_operators.define(
+    "blocks_backward(Tensor x, Tensor modulation, Tensor[] weights, Tensor memory, Tensor outputs, Tensor gradient, "
+    "float log_limit, int[] ends) -> Tensor[]"
+)
+
+
+def _forward(
+    x_BLC: Tensor, modulation_DB6C: Tensor, weights: list[Tensor], log_limit: float, ends: list[int], keep: bool
+) -> tuple[Tensor, Tensor]:
+    (rows, width), hidden, heads = x_BLC.flatten(0, 1).shape, len(weights[7]), len(weights[3])
+    blocks = len(modulation_DB6C) if keep else 1
+    memory = x_BLC.new_empty(blocks * rows * (7 * width + hidden + heads))
+    space = x_BLC.new_empty(width * (max(hidden, 3 * width) + 4) + rows * (width + hidden + 2))
+    outputs_DBLC = x_BLC.new_empty(blocks, *x_BLC.shape)
+    _library_of(width // heads).blocks_forward(
+        *_pointers(x_BLC, modulation_DB6C),
+        _array(weights),
+        *_pointers(memory, space, outputs_DBLC),
+        ctypes.c_int64(keep),
+        *_sizes(modulation_DB6C, hidden, ends, log_limit),
+    )
+    return outputs_DBLC, memory
+
+
+def _backward(
+    x_BLC: Tensor,
+    modulation_DB6C: Tensor,
+    weights: list[Tensor],
+    memory: Tensor,
+    outputs_DBLC: Tensor,
+    gradient_BLC: Tensor,
+    log_limit: float,
+    ends: list[int],
+) -> list[Tensor]:
+    (rows, width), hidden, heads = x_BLC.flatten(0, 1).shape, len(weights[7]), len(weights[3])
+    space = x_BLC.new_empty(rows * (6 * width + 3 * hidden + 2) + 3 * width + (len(x_BLC) + 1) * heads)
+    x_gradient_BLC = gradient_BLC.clone(memory_format=torch.contiguous_format)
+    modulation_gradient_DB6C = torch.empty_like(modulation_DB6C)
+    gradients = [torch.empty_like(weight) for weight in weights]
+    _library_of(width // heads).blocks_backward(
+        *_pointers(x_BLC, modulation_DB6C),
+        _array(weights),
+        *_pointers(memory, space, outputs_DBLC, x_gradient_BLC, modulation_gradient_DB6C),
+        _array(gradients),
+        *_sizes(modulation_DB6C, hidden, ends, log_limit),
+    )
+    return [x_gradient_BLC, modulation_gradient_DB6C, *gradients]
+
+
+_operators.impl("blocks", _forward, "CPU")
+_operators.impl("blocks_backward", _backward, "CPU")
+
+
+@register_flop_formula(torch.ops.varscale.blocks)
+def _forward_flops(
+    x_shape: Sequence[int], modulation_shape: Sequence[int], weights: Sequence[Sequence[int]], *_: object, **__: object
+) -> int:
+    batch, tokens, width = x_shape
+    products = sum(math.prod(shape) for shape in weights if len(shape) == 2)
+    pairs = modulation_shape[0] * tokens**2  # all, as everywhere in the project
+    return 2 * batch * tokens * products + 4 * batch * pairs * width
+
+
+@register_flop_formula(torch.ops.varscale.blocks_backward)
+def _backward_flops(*shapes: Any, **_: object) -> int:
+    return 2 * _forward_flops(*shapes)
+
+
+@functools.lru_cache(maxsize=16)
+def _library(head_channels: int) -> ctypes.CDLL | None:
+    """To be asked only where kernels are enabled: what it says is kept."""
+    source = Path(__file__).with_name("blocks.cpp")
+    return building.load(source, {"HEAD_CHANNELS": head_channels, "MOST_LANES": _LANES})
+
+
+def _library_of(head_channels: int) -> ctypes.CDLL:
+    library = _library(head_channels)
+    assert library is not None, "ask fits() first"
+    return library
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+def _array(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _sizes(modulation_DB6C: Tensor, hidden: int, ends: Sequence[int], log_limit: float) -> tuple[Any, ...]:
+    integer = ctypes.c_int64
+    blocks, batch, _, width = modulation_DB6C.shape
+    return (
+        *map(integer, (blocks, batch, width, hidden)),
+        (integer * len(ends))(*ends),
+        integer(len(ends)),
+        integer(torch.get_num_threads()),
+        ctypes.c_float(log_limit),
+    )
