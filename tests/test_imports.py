@@ -28,6 +28,7 @@ LIGHT_MODULES = [
     "varscale.config",
     "varscale.config.yaml",
     "varscale.store.layout",
+    "sweeps.orchestrator",
 ]
 
 

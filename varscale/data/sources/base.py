@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varscale.errors import DataError
-from varscale.numerics.randomness import permutation
 
 Indices = Sequence[int] | NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -54,6 +53,8 @@ class ImageSource(ABC):
 
     def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
         """A random order of the first `size` images, in which an epoch of training takes them."""
+        from varscale.numerics.randomness import permutation  # torch, which asking what data there are needs not
+
         return permutation(seed, epoch, size)
 
     def check_apart_from(self, training: "ImageSource") -> None:
