@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_calls import Call
 from sweep_here import Sweeping
-from toy_sweep import toy_experiment, write_toy
+from toy_sweep import toy_experiment
 
 from sweeps.grid import grid_cells
 from sweeps.jobs import TokenizerJob
@@ -94,18 +93,3 @@ def test_a_tokenizer_measured_by_an_earlier_version_is_measured_again(collapsed:
     Result(fingerprint=files.fingerprint, status="finished", time=0.0, metrics=old).write(files.result)
     with pytest.raises(TokenizerRejected):
         collapsed(toy_experiment(**ONE_CELL, tokenizer={"accept": False}))
-
-
-def test_a_single_run_and_its_parts_stop_as_well(call: Call, copy: Path, tmp_path: Path) -> None:
-    files = tokenizer_files(copy)
-    collapse(files)
-    yaml = write_toy(tmp_path, tokenizer={"accept": False})
-    for verb in (("train", "--depth", "2", "--budget", "2.5e7"), ("tokenize",), ("train-tokenizer",)):
-        stopped = call(verb[0], yaml, *verb[1:])
-        assert stopped.code == 1
-        assert stopped.error.splitlines()[-1].startswith(f"varscale: runs/tokenizers/{files.folder.name}: no model ")
-    accepted = call("train", yaml, "--depth", "2", "--budget", "2.5e7", "--set", "tokenizer.accept=true")
-    assert accepted.code == 0, accepted.error
-    cell = Result.read(Path(accepted.output.splitlines()[-1]))
-    assert cell is not None
-    assert cell.row["tokenizer_faults"]
