@@ -17,7 +17,7 @@ from pydantic import Field, FiniteFloat, JsonValue
 from sweeps.study import Study, trunks_of
 from varscale.config import Experiment
 from varscale.config.yaml import validate
-from varscale.errors import ExperimentError
+from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles, Store, StudyFiles, TokenFiles
 from varscale.store.records import PlainName, Record, encoded_images, read_result
@@ -144,6 +144,10 @@ class Job(ABC):
     def run(self, share: Share, report: Report) -> None:
         """Do it, in this process."""
 
+    def outcome(self) -> str:
+        """What it came to, for people, from files alone; "" where there is nothing to say."""
+        return ""
+
     @abstractmethod
     def described(self) -> dict[str, Any]:
         """Its own fields of a `JobRecord`."""
@@ -163,7 +167,7 @@ class Job(ABC):
 
 @dataclass(frozen=True)
 class TokenizerJob(Job):
-    """Train and measure the tokenizer."""
+    """Train and measure the tokenizer; while its figures speak against it, it fails (unless `tokenizer.accept`)."""
 
     key = "tokenizer"
     title = "tokenizer"
@@ -175,17 +179,30 @@ class TokenizerJob(Job):
         return self.place.tokenizer
 
     def done(self) -> bool:
-        """Whether its result is there, and its weights are intact."""
+        """Whether its result is there, its weights are intact, and it is fit for use."""
+        from varscale.evaluation.verdict import check_tokenizer
         from varscale.tokenizer.training import tokenizer_ready
 
+        try:
+            check_tokenizer(self.files, self.experiment.tokenizer)
+        except TokenizerRejected:
+            return False
         return self.files.weights.exists() and tokenizer_ready(self.files)
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
+        from varscale.evaluation.verdict import check_tokenizer
         from varscale.tokenizer.training import train_tokenizer
 
         _set_threads(share)
         train_tokenizer(self.experiment, self.files, report)
+        check_tokenizer(self.files, self.experiment.tokenizer)
+
+    def outcome(self) -> str:
+        """Its figures."""
+        from varscale.evaluation.verdict import described
+
+        return described(self.files, self.experiment.tokenizer)
 
     def described(self) -> dict[str, Any]:
         """Nothing of its own."""
@@ -277,7 +294,7 @@ class TrunkJob(Job):
     trunk: Trunk
     milestones: tuple[int, ...]
 
-    needs = ("tokens", "execution")
+    needs = ("tokenizer", "tokens", "execution")
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -18,6 +19,7 @@ from sweeps.study import Study
 from sweeps.view import SweepView
 from varscale.data.tokens.manifest import MANIFEST, read_manifest
 from varscale.errors import SweepError
+from varscale.evaluation.verdict import check_tokenizer
 from varscale.store.layout import TokenFiles
 from varscale.tracking import Forwarder
 from varscale.training.cells import Cell
@@ -51,6 +53,7 @@ class Orchestrator:
         once the settings were found right, and left running for what follows, unless this raises.
 
         Raises:
+            TokenizerRejected: The tokenizer's figures speak against it, and the settings don't accept it.
             SweepError: The disk is too small, the tokenizer or the tokens can't be made, or another sweep of this study
                 is running.
         """
@@ -95,6 +98,8 @@ class Orchestrator:
         jobs = study_jobs(self._study, missing)
         if not jobs:
             return {}
+        check = partial(check_tokenizer, self._study.tokenizer, self._study.experiment.tokenizer)
+        check()  # an earlier call may have stopped at it
         running = executor()
         try:
             self._view.begin(self._study, jobs)
@@ -104,6 +109,7 @@ class Orchestrator:
             running.stop()
         if any(job.key == "tokens" for job in jobs):
             self._note_undecodable(self._study.tokens)
+        check()
         for job, reason in graph.failed:
             if not isinstance(job, TrunkJob | BranchJob):
                 raise SweepError(f"{job.title}: {reason}")
@@ -133,10 +139,12 @@ class Orchestrator:
 
 
 def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What a reader of the table must know: cells that learnt nothing about images, and repeated data."""
+    """What a reader of the table must know: poor tokenizers, cells that learnt nothing about images, repeated data."""
     unlearnt = [row["run"] for row in rows if row.get("loss", 0.0) >= (row["unigram_entropy"] or math.inf)]
     repeated = [row["run"] for row in rows if (row["epochs"] or 0.0) > MOST_EPOCHS]
     remarks = []
+    if faults := next((row["tokenizer_faults"] for row in rows if row.get("tokenizer_faults")), ""):
+        remarks.append(f"the tokenizer was accepted although {faults}; a law should not rest on it")
     if unlearnt:
         remarks.append(
             f"{len(unlearnt)} cells are no better than the tokens' frequencies at each position "

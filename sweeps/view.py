@@ -117,6 +117,8 @@ class SweepView:
         """A job is over, well or in another `state`."""
         if not job.flops_per_image or self._study is None:
             self.stage_done(job.key if not job.flops_per_image else job.title)
+            if state == "done" and (outcome := job.outcome()):
+                self._console.print(Text(outcome))
             return
         first, last = job.images
         self._done[job.flops_per_image, job.key] = last - first

@@ -48,7 +48,8 @@ def sections(training: dict[str, Any], **changes: Any) -> tuple[TokenizerArchite
     """The architecture of `TOKENIZER` and a training, both with the changes that are theirs."""
     named = TokenizerArchitecture.model_fields
     architecture = TOKENIZER | {name: value for name, value in changes.items() if name in named}
-    training = training | {name: value for name, value in changes.items() if name not in named}
+    training = {"quantize_after": 0.0} | training  # the few steps of a test are all to have tokens
+    training |= {name: value for name, value in changes.items() if name not in named}
     return TokenizerArchitecture(**architecture), TokenizerTraining(**training)
 
 

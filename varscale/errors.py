@@ -29,6 +29,10 @@ class SweepError(UserError, RuntimeError):
     """Why a sweep can't go on. What is finished is kept."""
 
 
+class TokenizerRejected(SweepError):
+    """No model should be trained on a tokenizer, by its own figures; `tokenizer.accept` goes on regardless."""
+
+
 class Diverged(UserError, RuntimeError):
     """The loss of a training is not a number, or infinite."""
 

@@ -49,6 +49,7 @@ CODES: dict[str, str] = {
     "rows-excluded": "rows were left out",
     "uneven-scatter": "rows scatter around the law more at one end than at the other",
     "unlikely-units": "FLOPs a parameter and token are far from the usual 6",
+    "unfit-tokenizer": "runs were trained on a tokenizer whose own figures speak against it",
     "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
     "worse-than-baseline": "held out, a simple baseline predicts better than the law",
 }
@@ -101,6 +102,7 @@ def table_warnings(table: RunsTable, grid: pd.DataFrame | None, checkpoints: boo
         message = "rows are checkpoints of runs: their rate hadn't decayed, and they aren't independent"
         found.append(LawWarning("checkpoints", message))
     found += [LawWarning(code, text) for code, text in mixtures(frame) if code]
+    found += _unfit_tokenizer(frame)
     starved = _undertrained(grid if grid is not None else frame, table.targets[0])
     return [*found, *_units(frame), *_schedule(frame), *starved]
 
@@ -199,6 +201,17 @@ def _units(frame: pd.DataFrame) -> list[LawWarning]:
         return []
     message = f"C / (N·D) is {ratio:.2g}, where 6 is usual; say units, such as --unit flops=PFLOP or --unit params=M"
     return [LawWarning("unlikely-units", message)]
+
+
+def _unfit_tokenizer(frame: pd.DataFrame) -> list[LawWarning]:
+    """Runs that a sweep was told to train although it had found faults of their tokenizer."""
+    if "tokenizer_faults" not in frame.columns:
+        return []
+    faults = frame["tokenizer_faults"].dropna().astype(str).str.strip()
+    return [
+        LawWarning("unfit-tokenizer", f"{count} of {len(frame)} runs: their tokenizer was accepted although {text}")
+        for text, count in faults[faults != ""].value_counts().items()
+    ]
 
 
 def _schedule(frame: pd.DataFrame) -> list[LawWarning]:

@@ -11,11 +11,13 @@ import torch
 from architectures import architecture
 from command_calls import Call
 from PIL import Image
-from toy_sweep import Finished, cell_folder, numbers_of, results
+from toy_sweep import Finished, cell_folder, numbers_of, results, write_toy
 
 from sweeps.jobs import JobRecord
 from varscale.config import RuntimeConfig
 from varscale.numerics import machine
+from varscale.store.layout import RunFiles
+from varscale.store.records import Result
 from varscale.store.weights import load_tensors
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import save_tokenizer
@@ -104,6 +106,27 @@ def test_tokenizer_and_tokens_alone(call: Call, finished: Finished, tmp_path: Pa
     again = call("train-tokenizer", finished.yaml)
     (result_file,) = tmp_path.glob("runs/tokenizers/*/result.json")
     assert again.output.splitlines() == [str(result_file.relative_to(tmp_path))]
+
+
+def test_nothing_goes_on_from_an_unfit_tokenizer_unless_told_to(call: Call, copy: Path, tmp_path: Path) -> None:
+    (files,) = map(RunFiles, copy.glob("tokenizers/*[!k]"))
+    result = Result.read(files.result)
+    assert result is not None
+    figures = result.metrics | {"mean_picture_error": result.metrics["mean_squared_error"]}
+    result.model_copy(update={"metrics": figures}).write(files.result)
+    yaml = write_toy(tmp_path, tokenizer={"accept": False})
+    train = ("train", yaml, "--depth", "2", "--budget", "2.5e7")
+    for command in (train, ("tokenize", yaml), ("train-tokenizer", yaml)):
+        stopped = call(*command)
+        assert stopped.code == 1
+        (line,) = stopped.error.splitlines()
+        assert line.startswith(f"varscale: runs/tokenizers/{files.folder.name}: no model should be trained on this")
+    assert len(results(copy)) == 8
+    accepted = call(*train, "--set", "tokenizer.accept=true")
+    assert accepted.code == 0, accepted.error
+    cell = Result.read(Path(accepted.output.splitlines()[-1]))
+    assert cell is not None
+    assert str(cell.row["tokenizer_faults"]).startswith("reconstructions are no better than one mean picture")
 
 
 def test_sample(call: Call, copy: Path) -> None:

@@ -63,7 +63,7 @@ def test_another_study_takes_tokenizer_tokens_and_cells_that_are_there(
     before = [modification_times(copy / part) for part in parts]
     result = call("sweep", write_toy(tmp_path, name="study", grid={"depths": [1, 2]}))
     assert result.code == 0, result.error
-    assert "tokenizer" not in result.output
+    assert "training the tokenizer" not in result.output
     assert [modification_times(copy / part) for part in parts] == before
     new = results(copy).keys() - results(finished.runs).keys()
     assert {results(copy)[name]["depth"] for name in new} == {1}

@@ -83,7 +83,7 @@ def test_a_tokenizer_with_all_its_losses_is_equal_to_the_bit(tmp_path: Path) -> 
             TokenizerTraining(
                 images=400, batch_size=4, micro_batch=2, warmup_images=0, perceptual_weight=1.0,
                 perceptual_weights_path=str(backbone), adversarial_weight=0.5, adversarial_start=0.0,
-                restart_every_steps=2,
+                quantize_after=0.0, restart_every_steps=2,
             ),
         )  # fmt: skip
         batches = ImageBatches(RingsSource(64, 256), seed=0, batch_size=4, start_step=0, num_steps=4, workers=4)

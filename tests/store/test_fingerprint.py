@@ -159,6 +159,7 @@ def test_missing_validation_images_show_before_anything_is_trained(tmp_path: Pat
         {"grid": {"depths": [5]}},
         {"optim": {"precision": "bfloat16"}},
         {"runtime": {"workers": 3, "threads": 2, "tokenizer_threads": 2, "compile": "on"}},
+        {"tokenizer": {"accept": True}},
         {"tokenizer": {"encode_batch_size": 64}},
         {"tokenizer": {"training": {"micro_batch": 4}}},
         {"evaluation": {"batch_size": 3}},

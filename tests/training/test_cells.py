@@ -145,6 +145,7 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
 
 OTHERS: dict[str, Any] = {
     "data.max_undecodable": 3,
+    "tokenizer.accept": True,
     "tokenizer.encode_batch_size": 64,
     "tokenizer.training.micro_batch": 16,
     "optim.epochs": 3.0,  # of a single run; its length counts

@@ -54,8 +54,9 @@ class TokenizerTraining(Section):
     """Linear warm-up, images."""
     final_lr_ratio: Fraction = 0.01
     """The rate falls to this share of the peak along a cosine."""
-    ema_decay: Decay = 0.995
-    """Decay a step of the averaged weights that are used for tokens, decoding and metrics."""
+    ema_decay: Decay | None = None
+    """Decay a step of the averaged weights that are used for tokens, decoding and metrics. None: 1 - 25 / steps, but at
+    most 0.9999, so that in a training of any length they have forgotten how it began."""
     l1_weight: NonNegative = 0.2
     """Weight of the mean absolute error of pixels in [-1, 1]."""
     l2_weight: NonNegative = 1.0
@@ -70,9 +71,9 @@ class TokenizerTraining(Section):
     """Share of the training after which the adversarial term sets in."""
     discriminator_channels: Channels = 64
     """Base channels of the PatchGAN discriminator."""
-    quantize_after: Annotated[Real, Field(ge=0, le=0.8)] = 0.0
+    quantize_after: Annotated[Real, Field(ge=0, le=0.8)] = 0.2
     """Share of the training in which images pass unquantized (with a small penalty on the features' squares), before
-    codes are initialised from the features. Short trainings converge several times faster with about 0.2."""
+    codes are initialised from the features. With 0 short trainings take several times as long, or collapse."""
     restart_every_steps: Steps = 50
     """Steps between restarts of dead codes; none in the last fifth of training."""
     restart_usage: Fraction = 0.1
@@ -95,6 +96,11 @@ class TokenizerTraining(Section):
     def total_images(self) -> int:
         """Images of all steps."""
         return self.steps * self.batch_size
+
+    @property
+    def averaging_decay(self) -> float:
+        """Decay a step of the averaged weights."""
+        return self.ema_decay if self.ema_decay is not None else min(max(0.0, 1 - 25 / self.steps), 0.9999)
 
     def check_image_size(self, side: int) -> None:
         """Raise a ValueError where images of so many pixels a side are too small for the discriminator."""
@@ -176,6 +182,8 @@ class TokenizerConfig(TokenizerArchitecture):
     """Images that the finished tokenizer encodes, or decodes to be measured, at once; must divide 8192."""
     checkpoint: PathText | None = None
     """File of a finished tokenizer (ours or the reference's vae_*.pth) to use instead of training one."""
+    accept: Truth = False
+    """Train models on the tokenizer even where its figures speak against that."""
     training: TokenizerTraining = TokenizerTraining()
     """How it is trained."""
 

@@ -53,7 +53,7 @@ class TokenizerModule(LightningModule):
             self.tokenizer.to(memory_format=torch.channels_last)
             adversarial = settings.adversarial_weight > 0
             self.discriminator = PatchDiscriminator(settings.discriminator_channels) if adversarial else None
-        self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        self._averaged = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging_decay))
         self._averaged.requires_grad_(False)
         self.schedule = Schedule(
             "cosine",

@@ -17,6 +17,7 @@ from varscale.data.tokens.writer import encode_store
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError, TokenStoreError
 from varscale.evaluation.reconstruction import ReconstructionMeter
+from varscale.evaluation.verdict import tokenizer_faults
 from varscale.generation.pictures import save_pictures
 from varscale.numerics.device import best_device, deterministic
 from varscale.numerics.machine import device_name, processors, versions
@@ -52,11 +53,12 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
         tokenizer = _trained(files)
-        if tokenizer is not None and read_result(files) is not None:
+        if tokenizer is not None and _measured(files):
             return
         started = time.time()
         settings = experiment.tokenizer
-        described = settings.model_dump(mode="json", exclude={"training"}) | settings.training.model_dump(mode="json")
+        described = settings.model_dump(mode="json", exclude={"accept", "training"})
+        described |= settings.training.model_dump(mode="json")
         name = f"tokenizer · {settings.vocab_size} codes · {settings.tokens_per_image} tokens"
         RunIdentity(name=name, role="tokenizer", params=described).write(files.identity)
         validation = validation_source(experiment.data)
@@ -72,6 +74,10 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
         save_tokenizer(files.weights, tokenizer, files.fingerprint)
         picture = files.picture("reconstructions")
         figures = _measure(settings, tokenizer, validation, picture, lambda done: report_images(trained_images + done))
+        if settings.checkpoint is None:
+            images = min(trained_images, len(training_source(experiment.data, trained_images)))
+            figures["feature_vectors"] = float(images * settings.tokens_per_image)
+        figures["faults"] = float(len(tokenizer_faults(figures, settings)))
         Result(
             fingerprint=files.fingerprint,
             status="finished",
@@ -85,7 +91,7 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
 
 def tokenizer_ready(files: RunFiles) -> bool:
     """Whether a finished, intact tokenizer is there."""
-    return read_result(files) is not None and _trained(files) is not None
+    return _measured(files) and _trained(files) is not None
 
 
 def encode_tokens(
@@ -138,6 +144,12 @@ def tokens_ready(files: TokenFiles, train_images: int) -> bool:
     except TokenStoreError:
         return False
     return True
+
+
+def _measured(files: RunFiles) -> bool:
+    """Whether there are figures that a verdict can rest on; those of earlier versions can't."""
+    result = read_result(files)
+    return result is not None and "mean_picture_error" in result.metrics
 
 
 def _trained(files: RunFiles) -> MultiScaleTokenizer | None:

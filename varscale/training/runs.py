@@ -13,6 +13,7 @@ from filelock import FileLock
 from varscale.data.loading import EvaluationBatches, StepBatches
 from varscale.data.tokens.store import TokenStore
 from varscale.errors import Diverged
+from varscale.evaluation.verdict import recorded_faults
 from varscale.families.storage import save_model
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
@@ -100,6 +101,7 @@ def _result(
     cell: Cell, files: RunFiles, inputs: Inputs, status: Any, figures: Mapping[str, float], **rest: Any
 ) -> Result:
     summary = TokensSummary.read(inputs.tokens.summary)
+    faults = recorded_faults(inputs.tokenizer, cell.trunk.experiment.tokenizer)
     row = {
         "run": files.folder.name[:-8],
         **cell.parameters(),
@@ -108,6 +110,7 @@ def _result(
         **figures,
         "unigram_entropy": summary and summary.unigram_entropy,
         "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
+        "tokenizer_faults": None if faults is None else "; ".join(fault.what for fault in faults),
         "fingerprint": files.fingerprint,
         "status": status,
     }

@@ -301,3 +301,17 @@ def test_rows_of_different_devices_are_a_note_and_of_different_precisions_a_warn
     assert "mixed-precision" not in {each.code for each in alike.warnings}
     lone = curve_table(rows=12).assign(device=["cpu", None] * 6, patch_nums=[[1, 2]] * 12)
     assert not [each for each in fit_laws(lone, options).table.notes if "device" in each]
+
+
+def test_a_tokenizer_that_was_accepted_against_its_figures_is_a_warning(tmp_path):
+    """In a table read from a file, too, where the empty text of fit tokenizers is no value."""
+    faults = "reconstructions are no better than one <mean> picture"
+    options = FitOptions(flops="C", law=("power",), bootstrap_draws=50)
+    curve_table(rows=12).assign(tokenizer_faults=[faults] * 3 + [""] * 9).to_csv(tmp_path / "runs.csv", index=False)
+    result = fit_laws(pd.read_csv(tmp_path / "runs.csv"), options)
+    (warning,) = [each for each in result.warnings if each.code == "unfit-tokenizer"]
+    assert warning.message == f"3 of 12 runs: their tokenizer was accepted although {faults}"
+    assert warning.message.replace("<mean>", "&lt;mean&gt;") in render(result, [])
+    for fit in ("", None):
+        clean = fit_laws(curve_table(rows=12).assign(tokenizer_faults=[fit] * 12), options)
+        assert "unfit-tokenizer" not in {each.code for each in clean.warnings}
