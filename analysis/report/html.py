@@ -33,6 +33,7 @@ def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
         heldout=heldout,
         rolled=rolled,
         allocations=tables.allocation_tables(result),
+        sizes=tables.sizes_tables(result),
         frontiers=tables.frontier_tables(result),
     )
 
