@@ -64,7 +64,7 @@ def _of_evaluation(result: LawsResult, key: str, group: str, target: str) -> lis
         drawings.append(against_loss(result, target, f"{stem}_vs_loss{suffix}", group))
     if result.entries(target, "params", group):
         drawings.append(against(result, target, "params", f"{stem}_vs_parameters{suffix}", group))
-    if key in result.grids:
+    if key in result.grids and any(each.sizes > 1 for each in result.grids[key].minima):
         drawings.append(isoflop(result, result.grids[key], target, f"isoflop_{stem}{suffix}"))
     return drawings
 
