@@ -17,6 +17,7 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
 from analysis.grids.side_by_side import SizesAtBudget
 from analysis.options import FitOptions
+from analysis.tables.evaluations import settings_by_target
 from analysis.tables.table import RunsTable, hash_rows
 
 SCHEMA = 1
@@ -174,6 +175,7 @@ class LawsResult:
                     "filters": list(self.table.filters),
                     "exclusions": [asdict(each) for each in self.table.exclusions],
                     "notes": list(self.table.notes),
+                    "evaluations": settings_by_target(self.table.frame, self.table.targets),
                 },
                 "fits": [entry.as_json() for entry in self.fits],
                 "frontier": {name: _frontier_json(grid.frontier) for name, grid in self.grids.items()},

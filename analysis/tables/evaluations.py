@@ -50,6 +50,18 @@ def settings(frame: pd.DataFrame, targets: Sequence[str]) -> "pd.Series[str]":
     return _texts(frame, columns)
 
 
+def settings_by_target(frame: pd.DataFrame, targets: Sequence[str]) -> dict[str, dict[str, str]]:
+    """How the values of each evaluation among the targets were made: each setting's values, and the floor."""
+    found = {}
+    for target in filter(is_evaluation, targets):
+        rows = frame[frame[target].notna()]
+        columns = [*_named(frame, EVALUATORS, _OWN_EVALUATORS), *_named(frame, GUIDANCES, _OWN_GUIDANCES)]
+        found[target] = {name: some(tuple(_texts(rows, [name]).unique())) for name in columns}
+        floor = measured_floor(frame, target)
+        found[target] |= {} if floor is None else {f"{target}_floor": f"{floor:.6g}"}
+    return found
+
+
 def measured_floor(frame: pd.DataFrame, target: str) -> float | None:
     """The floor of a target: the median of its column; None where none was measured."""
     floors = _floors(frame, target)
@@ -141,7 +153,7 @@ def _of_one_guidance(frame: pd.DataFrame, target: str) -> tuple[list[str], list[
         further.append(f"{target}_guidance_best")
         _keep(frame, target, further[-1], best)
     _keep(frame, target, target, texts == levels[0])
-    message = f"{target}: holds the rows of {', '.join(columns)} = {levels[0]}, of which there are most"
+    message = f"{target}: holds the rows of {', '.join(columns)} = {levels[0]}"
     message += f"; others are fitted apart, as {', '.join(further)}" if further else ""
     message += f"; too few for a law: rows {some(tuple(map(str, few)))}" if few else ""
     return further, [("mixed-evaluators", message)]

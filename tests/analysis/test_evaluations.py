@@ -103,6 +103,10 @@ def test_a_sweep_has_laws_of_fid_and_mind_unasked_and_every_check_that_loss_has(
     written = write(result, tmp_path)
     content = json.loads(written.laws_json.read_text())
     assert content["schema"] == 1
+    stated = {"evaluation_extractor": "inception", "evaluation_reference": "train-3f2a", "evaluation_samples": "5000"}
+    stated |= {"evaluation_guidance": "1.5", "mind_floor": "0.04"}
+    assert content["table"]["evaluations"]["mind"] == stated
+    assert "evaluation_reference = train-3f2a" in written.report_html.read_text()
     assert {each["target"] for each in content["predictions"]} >= {"loss", "fid", "mind"}
     stems = {path.stem for path in written.figures}
     for target in ("fid", "mind"):
