@@ -19,8 +19,8 @@ RECONSTRUCTIONS = "rfid"
 """Column with the FID of the tokenizer's reconstructions."""
 EVALUATORS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "n_samples", "num_samples")
 GUIDANCES = ("guidance", "cfg", "cfg_scale")
-_OWN_EVALUATORS = ("evaluation_extractor", "evaluation_reference", "evaluation_samples")
-_OWN_GUIDANCES = ("evaluation_guidance",)
+_EVALUATORS = (*EVALUATORS, "evaluation_extractor", "evaluation_reference", "evaluation_samples")
+_GUIDANCES = (*GUIDANCES, "evaluation_guidance")
 _COMPANIONS = ("low", "high", "floor")
 _NAMES = re.compile(r"(fid|kid|mind)(?![a-z])")
 _LARGEST_LOSS = 100.0
@@ -44,10 +44,8 @@ def companions(frame: pd.DataFrame, targets: Sequence[str]) -> list[str]:
 
 def settings(frame: pd.DataFrame, targets: Sequence[str]) -> "pd.Series[str]":
     """How each row was evaluated, as text; the same text for all rows where no target is an evaluation."""
-    columns = [*_named(frame, EVALUATORS, _OWN_EVALUATORS), *_named(frame, GUIDANCES, _OWN_GUIDANCES)]
-    if not columns or not any(map(is_evaluation, targets)):
-        return pd.Series("", index=frame.index)
-    return _texts(frame, columns)
+    columns = _named(frame, (*_EVALUATORS, *_GUIDANCES))
+    return _texts(frame, columns if any(map(is_evaluation, targets)) else [])
 
 
 def settings_by_target(frame: pd.DataFrame, targets: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -55,7 +53,7 @@ def settings_by_target(frame: pd.DataFrame, targets: Sequence[str]) -> dict[str,
     found = {}
     for target in filter(is_evaluation, targets):
         rows = frame[frame[target].notna()]
-        columns = [*_named(frame, EVALUATORS, _OWN_EVALUATORS), *_named(frame, GUIDANCES, _OWN_GUIDANCES)]
+        columns = _named(frame, (*_EVALUATORS, *_GUIDANCES))
         found[target] = {name: some(tuple(_texts(rows, [name]).unique())) for name in columns}
         floor = measured_floor(frame, target)
         found[target] |= {} if floor is None else {f"{target}_floor": f"{floor:.6g}"}
@@ -117,11 +115,8 @@ def kept_apart(
 def _of_one_evaluator(frame: pd.DataFrame, target: str) -> list[tuple[str, str]]:
     """Blanks the values of all but the commonest extractor, reference set and number of images."""
     has_value = frame[target].notna()
-    varied = [
-        name
-        for name in _named(frame, EVALUATORS, _OWN_EVALUATORS)
-        if frame.loc[has_value, name].astype(str).nunique() > 1
-    ]
+    columns = _named(frame, _EVALUATORS)
+    varied = [name for name in columns if _texts(frame[has_value], [name]).nunique() > 1]
     if not varied:
         return []
     texts = _texts(frame, varied)
@@ -134,12 +129,12 @@ def _of_one_evaluator(frame: pd.DataFrame, target: str) -> list[tuple[str, str]]
 
 def _of_one_guidance(frame: pd.DataFrame, target: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Leaves the commonest guidance in the column, and gives others columns of their own."""
-    columns = _named(frame, GUIDANCES, _OWN_GUIDANCES)
+    columns = _named(frame, _GUIDANCES)
     has_value = frame[target].notna()
-    if not columns or frame.loc[has_value, columns].astype(str).drop_duplicates().shape[0] < 2:
-        return [], []
     texts = _texts(frame, columns)
     levels = _by_count(texts[has_value])
+    if len(levels) < 2:
+        return [], []
     further, few = [], []
     for level in levels[1:]:
         rows = has_value & (texts == level)
@@ -183,14 +178,18 @@ def _floors(frame: pd.DataFrame, target: str) -> "pd.Series[float]":
     return floors[np.isfinite(floors) & (floors > 0)]
 
 
-def _named(frame: pd.DataFrame, *names: tuple[str, ...]) -> list[str]:
-    return [each for each in frame.columns if any(plain_name(each) in some_names for some_names in names)]
+def _named(frame: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
+    return [each for each in frame.columns if plain_name(each) in names]
 
 
 def _texts(frame: pd.DataFrame, columns: list[str]) -> "pd.Series[str]":
-    """What several columns hold, as one text a row."""
-    shown = frame[columns].map(lambda value: f"{value:g}" if isinstance(value, int | float) else str(value)[:40])
-    return shown.agg(", ".join, axis="columns")
+    """What several columns hold, as one text a row; blank for no columns."""
+    rows = zip(*(map(_shown, frame[name]) for name in columns), strict=True) if columns else [()] * len(frame)
+    return pd.Series([", ".join(row) for row in rows], index=frame.index, dtype=object)
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)[:40]
 
 
 def _by_count(texts: "pd.Series[str]") -> list[str]:

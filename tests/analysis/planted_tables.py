@@ -60,7 +60,7 @@ def curve_table(*, rows=12, decades=5.0, noise=0.0005, E=1.7, alpha=0.2, seed=0)
     )
 
 
-def evaluation_table(*, depths=(3, 4, 6, 8, 12, 16), budgets=6, floor=4.0, ratio=2.0, noise=0.0, seed=0):
+def evaluation_table(*, depths=(3, 4, 6, 8, 12), budgets=5, floor=4.0, ratio=2.0, noise=0.0, seed=0):
     """A sweep's table with FID: both loss and FID have one best size at each budget, FID's `ratio` times that of loss.
 
     At the best size FID is floor + 40·(C/C₀)^-0.3 and loss 3 + 0.9·(C/C₀)^-0.15. MIND is a hundredth of FID.
