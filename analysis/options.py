@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 DEFAULT_LAWS = ("power", "power-offset", "chinchilla")
-DEFAULT_TARGETS = ("loss", "loss_last_scale", "error", "error_last_scale")
+EVALUATION_LAWS = ("power", "power-floor", "chinchilla")
+DEFAULT_TARGETS = ("loss", "loss_last_scale", "error", "error_last_scale", "fid", "mind")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class FitOptions:
     law: tuple[str, ...] = ()
     """Laws to fit; those that the columns allow when empty."""
     target: tuple[str, ...] = ()
-    """Columns to fit; loss and token error, over all scales and the last, when empty."""
+    """Columns to fit; loss and token error, over all scales and the last, FID and MIND, when empty."""
     x: tuple[str, ...] = ()
     """What to fit against: flops, params, tokens, or any column; flops and params when empty."""
     objective: str = "huber"

@@ -29,10 +29,13 @@ from analysis.fitting.newton import Objective
 from analysis.grids.allocation import Allocation, FlopsPerToken, from_law
 from analysis.grids.frontier import with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
-from analysis.grids.rows import plan, rows_for
+from analysis.grids.rows import PlannedFit, plan, rows_for
+from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.conditions import meets
+from analysis.tables.evaluations import is_evaluation, measured_floor
+from analysis.tables.roles import some
 from analysis.tables.table import RunsTable, prepare
 
 _MOST_GROUPS_PAIRED = 4
@@ -91,6 +94,7 @@ def _joined(table: RunsTable, options: FitOptions, parts: dict[str, LawsResult])
             f"{target} [{name}]": each for name, part in parts.items() for target, each in part.forecasts.items()
         },
         allocations={f"{key} [{name}]": each for name, part in parts.items() for key, each in part.allocations.items()},
+        sizes={name: part.sizes[""] for name, part in parts.items() if part.sizes},
         comparisons=tuple(comparisons),
         warnings=(*shared, *own, *found),
         version=_version(),
@@ -136,10 +140,13 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     forecasts: dict[str, Forecast] = {}
     by_target: dict[str, tuple[Allocation, ...]] = {}
     for target in table.targets:
+        if table.frame[target].isna().all():
+            warnings.append(LawWarning("law-skipped", f"{target}: no row has a value"))
+            continue
         if frame is not None:
             grids[target] = build_grid(frame, target, table.targets, options.seed)
             forecasts[target] = forecast(grids[target])
-            warnings += grid_warnings(grids[target], forecasts[target], first=target == table.targets[0])
+            warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
         fits += fitted
         warnings += [*skipped, *(warning for entry in fitted for warning in entry.warnings)]
@@ -151,7 +158,18 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
                 by_target[target] = best_sizes
                 warnings += allocation_warnings(target, best_sizes)
     warnings += _unused_points(options, fits)
-    return LawsResult(options, table, tuple(fits), grids, forecasts, by_target, (), tuple(warnings), _version())
+    sizes = side_by_side([grids[target] for target in _sized(table) if target in grids])
+    return LawsResult(
+        options=options,
+        table=table,
+        fits=tuple(fits),
+        grids=grids,
+        forecasts=forecasts,
+        allocations=by_target,
+        sizes={"": sizes} if sizes else {},
+        warnings=tuple(warnings),
+        version=_version(),
+    )
 
 
 def _fit_target(
@@ -159,14 +177,17 @@ def _fit_target(
 ) -> tuple[list[FitEntry], list[LawWarning]]:
     """Every law planned for one target, and why others were skipped."""
     fitted, skipped = [], []
-    for x, law in plan(table, options, grid):
-        name = f"{target} against {x}: {law}" + (f" [{group}]" if group else "")
+    floor, below = _floor(table, target)
+    skipped += below
+    for planned in plan(table, target, options, grid, floor):
+        x, law = planned.x, planned.law
+        name = f"{target} against {x}: {_law_name(planned, floor, options)}" + (f" [{group}]" if group else "")
         rows, filters = rows_for(x, law, target, table, grid, options)
         missing = [each for each in LAWS[law].columns(x) if each not in rows.columns]
         try:
             if missing:
                 raise FitRefused(f"the table has no column for {' and '.join(missing)}")
-            entry = _entry(name, law, target, x, rows, grid, options)
+            entry = _entry(name, planned, target, rows, grid, options)
         except FitRefused as refusal:
             where = name if missing else f"{target} against {x}"
             skipped.append(LawWarning("law-skipped", f"{where}: {refusal}", name))
@@ -176,13 +197,14 @@ def _fit_target(
 
 
 def _entry(
-    name: str, law: str, target: str, x: str, rows: pd.DataFrame, grid: TargetGrid | None, options: FitOptions
+    name: str, planned: PlannedFit, target: str, rows: pd.DataFrame, grid: TargetGrid | None, options: FitOptions
 ) -> FitEntry:
     """One fitted law with all that belongs to it: intervals, held-out checks, predictions, warnings."""
+    x, law = planned.x, planned.law
     columns = LAWS[law].columns(x)
     inputs = tuple(rows[each].to_numpy(dtype=float) for each in columns)
     values = rows[target].to_numpy(dtype=float)
-    offset = options.offset if LAWS[law].has_offset else None
+    offset = planned.floor if planned.floor is not None else options.offset if LAWS[law].has_offset else None
     objective = Objective(options.objective, options.delta)  # type: ignore[arg-type]  # checked in check_options
     if LAWS[law].has_offset and len(columns) == 1 and len(values) > 1 and _slope(inputs[0], values) >= 0:
         raise FitRefused(f"{law}: the target does not fall with x over these rows")
@@ -210,6 +232,28 @@ def _entry(
         warnings=tuple(warnings),
     )
     return replace(entry, predictions=_predictions(entry, options))
+
+
+def _floor(table: RunsTable, target: str) -> tuple[float | None, list[LawWarning]]:
+    """The measured floor that laws of a target are held at; none, with a warning, where values don't lie above it."""
+    floor = measured_floor(table.frame, target)
+    low = table.frame[table.frame[target] <= (floor or 0.0)]
+    if not len(low):
+        return floor, []
+    message = f"{target}: {len(low)} values are not above the measured floor of {floor:.4g}, so no law is held at it"
+    return None, [LawWarning("below-floor", f"{message} (rows {some(tuple(low['row'].astype(str)))})")]
+
+
+def _law_name(planned: PlannedFit, floor: float | None, options: FitOptions) -> str:
+    """A law's id, with what tells its two fits apart where a floor was measured."""
+    if planned.law != "power-floor" or floor is None or options.offset is not None:
+        return planned.law
+    return f"{planned.law}, floor {'free' if planned.floor is None else 'held'}"
+
+
+def _sized(table: RunsTable) -> list[str]:
+    """The targets whose best sizes are compared: the first, which is a loss as a rule, and evaluations."""
+    return [target for target in table.targets if target == table.targets[0] or is_evaluation(target)]
 
 
 def _without_companions(fits: list[FitEntry]) -> list[FitEntry]:
@@ -307,7 +351,7 @@ def _exclusion_effect(runs: pd.DataFrame, options: FitOptions, result: LawsResul
         inputs = tuple(rows[each].to_numpy(dtype=float) for each in entry.inputs)
         values = rows[entry.target].to_numpy(dtype=float)
         objective = entry.fitted.objective
-        whole = fit(entry.fitted.law, inputs, values, objective=objective, offset=options.offset, few_starts=True)
+        whole = fit(entry.fitted.law, inputs, values, objective=objective, offset=entry.fitted.offset, few_starts=True)
     except (TableError, FitRefused):
         return ""
     changes = ", ".join(

@@ -15,7 +15,9 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Prediction, Uncertainty
 from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
+from analysis.grids.side_by_side import SizesAtBudget
 from analysis.options import FitOptions
+from analysis.tables.evaluations import settings_by_target
 from analysis.tables.table import RunsTable, hash_rows
 
 SCHEMA = 1
@@ -111,6 +113,7 @@ class LawsResult:
         grids: by target (followed by the group in brackets where there are groups).
         forecasts: of the largest budget, by the same names.
         allocations: by the same names, one an approach.
+        sizes: best sizes by loss, FID and the like, budget by budget, for each group ("" where there are none).
         comparisons: of groups, pairwise.
         warnings: of the table and all fits.
         version: of varscale.
@@ -123,6 +126,7 @@ class LawsResult:
     grids: Mapping[str, TargetGrid] = field(default_factory=dict)
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     allocations: Mapping[str, tuple[Allocation, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[SizesAtBudget, ...]] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     warnings: tuple[LawWarning, ...] = ()
     version: str = ""
@@ -147,7 +151,7 @@ class LawsResult:
     def main(self, target: str, group: str = "") -> FitEntry:
         """The fit that says most of a target: the surface, then the curve with an offset, then any."""
         entries = [entry for entry in self.fits if (entry.target, entry.group) == (target, group)]
-        for law in ("chinchilla", "chinchilla-tied", "power-offset"):
+        for law in ("chinchilla", "chinchilla-tied", "power-offset", "power-floor"):
             for entry in entries:
                 if entry.fitted.law.name == law:
                     return entry
@@ -171,11 +175,15 @@ class LawsResult:
                     "filters": list(self.table.filters),
                     "exclusions": [asdict(each) for each in self.table.exclusions],
                     "notes": list(self.table.notes),
+                    "evaluations": settings_by_target(self.table.frame, self.table.targets),
                 },
                 "fits": [entry.as_json() for entry in self.fits],
                 "frontier": {name: _frontier_json(grid.frontier) for name, grid in self.grids.items()},
                 "isoflop": {name: _minima_json(grid) for name, grid in self.grids.items()},
                 "allocation": {name: [asdict(each) for each in found] for name, found in self.allocations.items()},
+                "best_sizes": [
+                    {"group": group or None, **asdict(each)} for group, found in self.sizes.items() for each in found
+                ],
                 "predictions": [_check_json(check) for check in self.checks.values()],
                 "seed_noise": {name: asdict(grid.noise) for name, grid in self.grids.items() if grid.noise},
                 "comparisons": [asdict(each) for each in self.comparisons],

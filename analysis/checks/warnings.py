@@ -19,11 +19,14 @@ from analysis.fitting.newton import residuals_of
 from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
 from analysis.grids.isoflop import MINIMUM_SIZES
-from analysis.tables.table import REPEATED, RunsTable, mixtures, plain_name, some
+from analysis.tables.evaluations import is_evaluation
+from analysis.tables.roles import plain_name, some
+from analysis.tables.table import REPEATED, RunsTable, mixtures
 
 CODES: dict[str, str] = {
     "approaches-disagree": "two ways of finding the best size give exponents whose intervals don't meet",
     "at-bound": "a parameter ended at the edge of what is allowed",
+    "below-floor": "values lie at or below the floor that was measured",
     "checkpoints": "rows are checkpoints of runs, not runs",
     "correlated-parameters": "N and D, or two parameters with both centred (geometric means), are correlated above .99",
     "decisive-point": "leaving out one row moves an exponent or the offset out of its interval",
@@ -89,6 +92,7 @@ def table_warnings(table: RunsTable, grid: pd.DataFrame | None, checkpoints: boo
         message = f"{share}, perhaps the best ones of their budgets: {some(table.missing)}"
         found.append(LawWarning("missing-runs", message))
     found += [LawWarning("own-column", text) for text in table.own]
+    found += [LawWarning(code, text) for code, text in table.evaluations]
     found += [LawWarning("repeated-rows", note) for note in table.notes if note.endswith(REPEATED)]
     if "params" in frame.columns and (sizes := frame["params"].nunique()) < MINIMUM_SIZES:
         needs = "four or more are needed for IsoFLOP minima and for a surface"
@@ -118,7 +122,9 @@ def fit_warnings(
     if fitted.at_bound:
         message = f"{name}: {', '.join(fitted.at_bound)} ended at the edge of what is allowed"
         found.append(LawWarning("at-bound", message, name))
-    rising_share = values.max() < 1 and not name.startswith(("loss", "error"))  # accuracies are to rise
+    rising_share = values.max() < 1 and not (
+        name.startswith(("loss", "error")) or is_evaluation(name)
+    )  # accuracies are to rise
     if len(inputs) == 1 and fitted.law.name == "power" and fitted.parameters["alpha"] <= _FLAT and not rising_share:
         found.append(LawWarning("not-monotone", f"{name}: the target doesn't fall with x over these rows", name))
     if uneven(fitted) < UNEVEN:
@@ -162,7 +168,7 @@ def heldout_warnings(name: str, checks: Sequence[Heldout], offsets: Sequence[flo
 
 
 def grid_warnings(grid: TargetGrid, forecast: Forecast, first: bool) -> list[LawWarning]:
-    """What the grid doesn't reach; that is the same for every target, so it is said of the first one only."""
+    """What the grid doesn't reach; that is much the same for all losses, so it is said of the first one and of FID."""
     found = []
     target, refused = grid.target, [each for each in grid.minima if each.refused]
     if refused and first:

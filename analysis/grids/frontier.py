@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting.laws.base import Array
+from analysis.tables.evaluations import LIKELIHOOD, companions
 from analysis.tables.table import RunsTable
 
 _SAME_BUDGET = 0.02
@@ -51,7 +52,8 @@ def with_budgets(table: RunsTable, curves: bool = False) -> pd.DataFrame | None:
 def cells(frame: pd.DataFrame, targets: tuple[str, ...]) -> pd.DataFrame:
     """One row a (budget, size), averaged over seeds; `runs` counts them, `row` names them."""
     keys = [name for name in ("budget", "params") if name in frame.columns]
-    numbers = [name for name in ("flops", "tokens", "depth", *targets) if name in frame.columns and name not in keys]
+    wanted = ("flops", "tokens", "depth", *targets, *companions(frame, targets), LIKELIHOOD)
+    numbers = [name for name in wanted if name in frame.columns and name not in keys]
     grouped = frame.groupby(keys, sort=True)
     table = grouped[numbers].mean()
     table["runs"] = grouped.size()

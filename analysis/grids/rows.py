@@ -1,31 +1,65 @@
 """Which laws are fitted to which rows of a table."""
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from analysis.fitting.laws.registry import LAWS
 from analysis.grids.frontier import curve_envelope, fullest_budget
 from analysis.grids.grid import TargetGrid
 from analysis.grids.isoflop import MINIMUM_SIZES
-from analysis.options import DEFAULT_LAWS, FitOptions
+from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
+from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
 from analysis.tables.table import RunsTable
 
 
-def plan(table: RunsTable, options: FitOptions, grid: TargetGrid | None) -> list[tuple[str, str]]:
-    """Which laws are fitted against what, in order.
+@dataclass(frozen=True)
+class PlannedFit:
+    """A law to fit.
+
+    Attributes:
+        x: what it is fitted against.
+        law: its id.
+        floor: the measured floor at which its offset is held; None where the offset is free, or pinned by an option.
+    """
+
+    x: str
+    law: str
+    floor: float | None = None
+
+
+def plan(
+    table: RunsTable, target: str, options: FitOptions, grid: TargetGrid | None, floor: float | None = None
+) -> list[PlannedFit]:
+    """Which laws are fitted to a target against what, in order.
+
+    Where its floor was measured, `power-floor` is fitted with the offset held there, then with a free one. FID and its
+    like are fitted against loss, too.
 
     On a grid, loss against size is taken at one budget, where it bends up again beyond the best size: no law with an
     offset is fitted to it unasked, and none at all where no budget has half of the sizes (each budget has sizes of its
     own; the IsoFLOP sets say what there is to say). Nor is a surface fitted unasked to fewer than four sizes.
     """
-    laws = options.law or DEFAULT_LAWS
+    evaluation = is_evaluation(target)
+    laws = options.law or (EVALUATION_LAWS if evaluation else DEFAULT_LAWS)
     places = options.x or tuple(role for role in ("flops", "params") if table.has(role)) or ("tokens",)
-    plan = [(x, law) for x in places for law in laws if LAWS[law].is_curve]
+    if evaluation and not options.x and table.has(LIKELIHOOD):
+        places += (LIKELIHOOD,)
+    held = [floor] if floor is not None and options.offset is None else []
+    plan = [
+        PlannedFit(x, law, each)
+        for x in places
+        for law in laws
+        if LAWS[law].is_curve
+        for each in (*(held if law == "power-floor" else ()), None)
+    ]
     if grid is not None and not options.law and not options.x:
         shared = 2 * fullest_budget(grid.cells)[1] >= grid.cells["params"].nunique()
-        plan = [(x, law) for x, law in plan if x != "params" or (shared and not LAWS[law].has_offset)]
+        free = [each for each in plan if LAWS[each.law].has_offset and each.floor is None]
+        plan = [each for each in plan if each.x != "params" or (shared and each not in free)]
     surface = table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
     wanted = options.law or (surface and not options.x)
-    return plan + [("params, tokens", law) for law in laws if not LAWS[law].is_curve and wanted]
+    return plan + [PlannedFit("params, tokens", law) for law in laws if not LAWS[law].is_curve and wanted]
 
 
 def rows_for(
@@ -51,6 +85,8 @@ def rows_for(
         if 3 <= len(falling) < len(chosen):
             return falling, (at, "sizes up to the best one (larger ones see too little data)")
         return chosen, (at,)
+    if x == LIKELIHOOD and grid is not None:
+        return grid.cells[grid.cells[[target, x]].notna().all(axis="columns")], ("every cell, seeds averaged",)
     if x not in frame.columns:
         return frame.iloc[:0], ()
     return frame[frame[x].notna()], ()

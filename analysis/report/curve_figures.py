@@ -28,11 +28,13 @@ from analysis.report.drawing import (
     render,
     sentence,
     shades,
-    si,
+    size_name,
     value_axis,
 )
+from analysis.report.evaluation_figures import floor_lines, floors, interval_bars, marks_in_words
 from analysis.results import FitEntry, LawsResult
 
+_HELD_AND_FREE = "Lines: the law fitted to the frontier, above the measured floor and above a free one. "
 _LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BLUE))
 
 
@@ -40,7 +42,9 @@ def against_compute(result: LawsResult, key: str, group: str, target: str, name:
     """Cells as points joined by size, the frontier, its law with the interval for a new run, and the held-out check."""
     grid, check = result.grids[key], result.checks.get(key)
     entries = [entry for entry in result.entries(target, "flops", group) if entry.falls]
-    entry = next((each for each in entries if each.fitted.law.name == "power-offset"), entries[0] if entries else None)
+    bent = [each for each in entries if each.fitted.law.name in ("power-offset", "power-floor")]
+    drawn = [each for each in bent if each.fitted.law == bent[0].fitted.law] or entries[:1]
+    levels = floors(result.table, target)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -48,20 +52,22 @@ def against_compute(result: LawsResult, key: str, group: str, target: str, name:
         best = grid.frontier
         reach = np.geomspace(best["flops"].min() / 1.3, best["flops"].max() * 4, 80)
         _band(axes, best, target, grid, reach)
-        if entry is not None:
-            axes.plot(reach, entry.fitted.predict(reach), color=INK, lw=1.2, label=_formula(entry), zorder=4)
+        for entry, (style, colour) in zip(drawn, _LINES, strict=False):
+            axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry), zorder=4)
         axes.plot(best["flops"], best[target], "o", mfc="none", mec=INK, ms=6, mew=0.8, zorder=5, label="frontier")
         _prediction_mark(axes, grid, check)
         log_axis(axes, "x")
-        value_axis(axes, pd.concat([grid.cells[target], best[target]]))
+        value_axis(axes, pd.concat([grid.cells[target], best[target], pd.Series(levels, dtype=float)]))
+        floor_lines(axes, levels)
         axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
         legend_below(figure, axes)
 
     caption = (
         f"{sentence(result.table, target)} against training compute. Points are runs, joined by size; rings mark the "
         "best run of each budget (the frontier). "
-        + ("Line: the law fitted to the frontier. " if entry is not None else "")
+        + ("", "Line: the law fitted to the frontier. ", _HELD_AND_FREE)[len(drawn)]
         + "Band: 95% interval for a new run, averaged over the offset."
+        + marks_in_words(levels, grid.cells, target)
     )
     if check is not None:
         caption += " Bars: the largest budget as predicted from the smaller ones alone, with its 95% interval."
@@ -74,10 +80,12 @@ def against(result: LawsResult, target: str, x: str, name: str, group: str = "")
     rows = entries[0].rows
     drawn = [entry for entry in entries if entry.falls]
     banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
+    levels = floors(result.table, target)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         values = rows[x].to_numpy(dtype=float)
+        interval_bars(axes, rows, rows[x], target, BLUE)
         points(axes, values, rows[target].to_numpy(dtype=float), "runs")
         reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
         if banded is not None:
@@ -85,7 +93,8 @@ def against(result: LawsResult, target: str, x: str, name: str, group: str = "")
         for entry, (style, colour) in zip(drawn, _LINES, strict=False):
             axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry))
         log_axis(axes, "x", counts=x == "params")
-        value_axis(axes, rows[target])
+        value_axis(axes, pd.concat([rows[target], pd.Series(levels, dtype=float)]))
+        floor_lines(axes, levels)
         axes.set(xlabel=label(result.table, x), ylabel=label(result.table, target))
         legend_below(figure, axes)
 
@@ -97,6 +106,7 @@ def against(result: LawsResult, target: str, x: str, name: str, group: str = "")
     else:
         name_of_law = banded.fitted.law.name
         caption += f"Bands: 95% intervals of {name_of_law}, for the curve (darker) and for a new run."
+    caption += marks_in_words(levels, rows, target)
     return render(name, caption, draw, height=2.9)
 
 
@@ -161,12 +171,9 @@ def _size_lines(axes: Axes, grid: TargetGrid, target: str) -> None:
     sizes = sorted(grid.cells["params"].unique())
     for place, (size, colour) in enumerate(zip(sizes, shades(len(sizes)), strict=True)):
         rows = grid.cells[grid.cells["params"] == size].sort_values("flops")
-        depth = rows["depth"].iloc[0] if "depth" in rows.columns else np.nan
-        name = f"depth {depth:g}, {si(size)}" if np.isfinite(depth) else f"{si(size)} parameters"
-        shown = len(sizes) <= 9 or place in (0, len(sizes) - 1)
-        axes.plot(
-            rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=name if shown else None, zorder=3
-        )
+        name = size_name(rows) if len(sizes) <= 9 or place in (0, len(sizes) - 1) else None
+        interval_bars(axes, rows, rows["flops"], target, colour)
+        axes.plot(rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=name, zorder=3)
 
 
 def _band(axes: Axes, best: pd.DataFrame, target: str, grid: TargetGrid, reach: Array) -> None:

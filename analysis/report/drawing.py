@@ -48,6 +48,7 @@ SWEEP_NAMES = {
     "error": "token error, all scales",
     "error_last_scale": "token error, last scale",
 }
+EVALUATION_NAMES = {"fid": "FID", "mind": "MIND", "kid": "KID"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def _label(table: RunsTable, column: str) -> str:
         return f"training {noun}" if column == "tokens" else noun
     if column in table.units:
         return plain(f"{column} ({table.units[column].noun})")
+    if column in EVALUATION_NAMES:
+        return EVALUATION_NAMES[column]
     own = table.columns.get("budget") == SWEEP_COLUMNS["budget"]
     return SWEEP_NAMES.get(column, plain(column)) if own else plain(column)
 
@@ -102,6 +105,13 @@ def si(value: float) -> str:
             return f"{value / size:.3g}{letter}"
     exponent = int(np.floor(np.log10(value)))
     return f"{value / 10.0**exponent:.3g}e{exponent}" if exponent >= 3 else f"{value:.3g}"
+
+
+def size_name(rows: pd.DataFrame) -> str:
+    """What a legend calls the size of some cells: its depth where that is known."""
+    depth = rows["depth"].iloc[0] if "depth" in rows.columns else np.nan
+    size = si(float(rows["params"].iloc[0]))
+    return f"depth {depth:g}, {size}" if np.isfinite(depth) else f"{size} parameters"
 
 
 def power_of_ten(value: float) -> str:

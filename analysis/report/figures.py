@@ -5,19 +5,27 @@ from dataclasses import replace
 
 from analysis.report.curve_figures import against, against_compute, groups, isoflop
 from analysis.report.drawing import Drawing
+from analysis.report.evaluation_figures import against_loss, sizes
 from analysis.report.fit_figures import clouds, contour, holdout, residuals
 from analysis.report.published import published
 from analysis.results import LawsResult
+from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
 
 
 def draw_all(result: LawsResult) -> list[Drawing]:
     """Every figure that the result has data for."""
     drawings = []
-    for stem in ("loss", "error"):
-        for key, group, target in _keys(result, stem):
+    main, error, evaluations = _targets(result)
+    for stem, target in (("loss", main), ("error", error)):
+        for key, group in _keys(result, target):
             drawings += _of_group(group, _against_compute(result, key, group, target, f"{stem}_vs_compute"))
-    for key, group, target in _keys(result, "loss"):
-        drawings += _of_group(group, _of_one_target(result, key, group, target))
+    for target in evaluations:
+        for key, group in _keys(result, target):
+            drawings += _of_group(group, _of_evaluation(result, key, group, target))
+    for group in result.sizes:
+        drawings += _of_group(group, [sizes(result, group, f"best_sizes{_suffix(group)}")])
+    for key, group in _keys(result, main):
+        drawings += _of_group(group, _of_one_target(result, key, group, main))
     if result.comparisons:
         drawings.append(groups(result))
     if result.options.published:
@@ -30,7 +38,7 @@ def _of_one_target(result: LawsResult, key: str, group: str, target: str) -> lis
     drawings, suffix = [], _suffix(group)
     if result.entries(target, "params", group):
         drawings.append(against(result, target, "params", f"loss_vs_parameters{suffix}", group))
-    others = sorted({entry.x for entry in result.fits} - {"flops", "params", "params, tokens"})
+    others = sorted({entry.x for entry in result.fits} - {"flops", "params", "params, tokens", LIKELIHOOD})
     drawings += [
         against(result, target, x, f"loss_vs{_suffix(x)}{suffix}", group)
         for x in others
@@ -45,6 +53,19 @@ def _of_one_target(result: LawsResult, key: str, group: str, target: str) -> lis
     if key in result.checks:
         drawings.append(holdout(result, key, target, f"holdout{suffix}"))
     drawings.append(clouds(result, result.main(target, group), f"clouds{suffix}"))
+    return drawings
+
+
+def _of_evaluation(result: LawsResult, key: str, group: str, target: str) -> list[Drawing]:
+    """FID or the like, beside loss: against compute, loss and size, and its IsoFLOP sets."""
+    stem, suffix = _suffix(target)[1:], _suffix(group)
+    drawings = _against_compute(result, key, group, target, f"{stem}_vs_compute")
+    if result.entries(target, LIKELIHOOD, group):
+        drawings.append(against_loss(result, target, f"{stem}_vs_loss{suffix}", group))
+    if result.entries(target, "params", group):
+        drawings.append(against(result, target, "params", f"{stem}_vs_parameters{suffix}", group))
+    if key in result.grids and any(each.sizes > 1 for each in result.grids[key].minima):
+        drawings.append(isoflop(result, result.grids[key], target, f"isoflop_{stem}{suffix}"))
     return drawings
 
 
@@ -64,13 +85,21 @@ def _named_apart(drawings: list[Drawing]) -> list[Drawing]:
     return named
 
 
-def _keys(result: LawsResult, stem: str) -> list[tuple[str, str, str]]:
-    """Name of the grid, group and first target of a kind (token error, or anything else as loss), for each group."""
-    names = [name for name in result.table.targets if ("error" in name) == (stem == "error")]
-    if not names:
-        return []
-    found = sorted({entry.group for entry in result.fits if entry.target == names[0]})
-    return [(f"{names[0]} [{group}]" if group else names[0], group, names[0]) for group in found]
+def _targets(result: LawsResult) -> tuple[str, str, list[str]]:
+    """The first target that is no token error, the first that is one ("" for none), and evaluations beside them.
+
+    An evaluation comes first only where there is nothing else. Of several guidances the commonest is drawn.
+    """
+    losses = [name for name in result.table.targets if "error" not in name]
+    main = next((name for name in losses if not is_evaluation(name)), losses[0] if losses else "")
+    error = next((name for name in result.table.targets if "error" in name), "")
+    return main, error, [name for name in losses if is_evaluation(name) and name != main and "_guidance_" not in name]
+
+
+def _keys(result: LawsResult, target: str) -> list[tuple[str, str]]:
+    """Name of the grid and group of a target, for each group."""
+    found = sorted({entry.group for entry in result.fits if entry.target == target})
+    return [(f"{target} [{group}]" if group else target, group) for group in found]
 
 
 def _suffix(text: str) -> str:

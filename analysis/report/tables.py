@@ -7,13 +7,17 @@ from analysis.checks.compare import Comparison
 from analysis.checks.forecast import LargestBudgetCheck
 from analysis.checks.holdout import Heldout
 from analysis.grids.allocation import Allocation
+from analysis.grids.side_by_side import OptimalSize
 from analysis.results import FitEntry, LawsResult, PredictionAt
+from analysis.tables.evaluations import LIKELIHOOD
 from analysis.tables.roles import SWEEP_COLUMNS
 from analysis.tables.table import RunsTable
 from analysis.tables.units import NOUNS
 
 SYMBOLS = {"alpha": "α", "beta": "β"}
-AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"}
+AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"} | {
+    LIKELIHOOD: "loss, as e^-loss"
+}
 _BLANK = "\N{NO-BREAK SPACE}"
 _BASELINES = ("no change", "power law", "nearest run")
 
@@ -133,6 +137,31 @@ def allocation_tables(result: LawsResult) -> list[ReportTable]:
         ReportTable(headings, [_allocation_row(each) for each in found], target, frozenset(headings[1:6]))
         for target, found in result.allocations.items()
     ]
+
+
+def sizes_tables(result: LawsResult) -> list[ReportTable]:
+    """The best sizes by loss and by FID side by side, budget by budget, and the exponents of their growth."""
+    tables = []
+    for group, budgets in result.sizes.items():
+        names = list(dict.fromkeys(target for each in budgets for target in each.targets))
+        first, *others = names
+        headings = (
+            "budget (FLOPs)",
+            *(f"best N by {name}" for name in names),
+            *(f"{name} / {first}" for name in others),
+        )
+        rows = [
+            (
+                (number(each.budget),),
+                *(_optimal_size(each.targets.get(name)) for name in names),
+                *((number(each.ratio(name)),) for name in others),
+            )
+            for each in budgets
+        ]
+        exponents = (_size_exponent(result, f"{name} [{group}]" if group else name) for name in names)
+        rows.append((("a (N ∝ C^a)",), *exponents, *(("",) for _ in others)))
+        tables.append(ReportTable(headings, rows, group, frozenset(headings)))
+    return tables
 
 
 def frontier_tables(result: LawsResult) -> list[ReportTable]:
@@ -255,6 +284,24 @@ def _rolled_row(entry: FitEntry, check: Heldout) -> tuple[tuple[str, ...], ...]:
         (_percent(check.baselines.get("no change")),),
         (", ".join(f"{SYMBOLS.get(name, name)} {number(value)}" for name, value in check.parameters.items()),),
     )
+
+
+def _optimal_size(found: OptimalSize | None) -> tuple[str, ...]:
+    """The parabola's minimum with its interval, and the best cell, with what one should know of it."""
+    if found is None:
+        return ("–",)
+    end = ", an end of the sizes" if found.at_end else ""
+    cell = f"cell {number(found.params)} of {found.sizes}{end}"
+    return (cell,) if found.minimum is None else (f"{number(found.minimum)} {interval(found.minimum_ci95)}", cell)
+
+
+def _size_exponent(result: LawsResult, key: str) -> tuple[str, ...]:
+    """How the best size grows, from the parabolas' minima, or else along the frontier."""
+    known = {each.approach: each for each in result.allocations.get(key, ()) if each.params_exponent is not None}
+    for approach in ("isoflop-parabola", "envelope"):
+        if approach in known:
+            return f"{number(known[approach].params_exponent)} {interval(known[approach].params_ci95)}", approach
+    return ("–",)
 
 
 def _allocation_row(each: Allocation) -> tuple[tuple[str, ...], ...]:

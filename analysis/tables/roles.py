@@ -121,6 +121,16 @@ def column(frame: pd.DataFrame, name: str) -> str:
     raise TableError(f"the table has no column {name!r}; {hint}")
 
 
+def plain_name(name: str) -> str:
+    """A column's name as others spell it too: `CFG scale` and `cfg-scale` are cfg_scale."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def some(names: tuple[str, ...]) -> str:
+    """The first eight, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def numbers(frame: pd.DataFrame, name: str) -> "pd.Series[float]":
     """A column as numbers; blank text is a missing value.
 

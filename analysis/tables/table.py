@@ -17,15 +17,15 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.tables.conditions import meets
-from analysis.tables.roles import LABELS, ROLES, map_columns, numbers, rows_text
+from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, settings
+from analysis.tables.roles import LABELS, ROLES, map_columns, numbers, plain_name, rows_text, some
 from analysis.tables.units import Unit
 
 BASE_VARIANTS = ("", "base", "default", "none")
 REPEATED = "rows repeat another row's values and are kept"
-_EVALUATORS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "n_samples", "num_samples")
 _APART = "column {name} has {count} values; values that differ in it don't compare"
 MIXTURES = (
-    ("mixed-evaluators", (*_EVALUATORS, "guidance", "cfg", "cfg_scale"), _APART),
+    ("mixed-evaluators", (*EVALUATORS, *GUIDANCES), _APART),
     ("mixed-tokenizers", ("tokenizer", "tokenizer_name", "vocab_size", "patch_nums"), _APART),
     (
         "mixed-precision",
@@ -62,6 +62,7 @@ class RunsTable:
         sources: names of the files.
         n_source: number of rows before any exclusion.
         missing: runs that belong to the table and have no result.
+        evaluations: which rows are left out of the fits of FID and its like alone, or fitted apart, by warning code.
     """
 
     frame: pd.DataFrame
@@ -76,6 +77,7 @@ class RunsTable:
     sources: tuple[str, ...] = ()
     n_source: int = 0
     missing: tuple[str, ...] = ()
+    evaluations: tuple[tuple[str, str], ...] = ()
 
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""
@@ -114,7 +116,8 @@ def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
     _need_rows(source, log)
     columns, targets = mapping.columns, mapping.targets
     others = [name for name in options.x if name not in ROLES]
-    frame = _with_roles(source, columns, (*targets, *others), mapping.units)
+    measured = (*targets, *others, *companions(source, targets))
+    frame = _with_roles(source, columns, measured, mapping.units)
     roles = [role for role in columns if role in ROLES]
     frame = _leave_out_missing(frame, [*roles, *(["group"] if "group" in columns else [])], targets, log)
     _need_rows(frame, log)
@@ -122,17 +125,18 @@ def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
     frame = _derive(frame, columns, options, log)
     if options.drop_highest:
         frame = _drop_highest(frame, targets[0], options.drop_highest, log)
-    _check_run_ids(frame, options)
+    _check_run_ids(frame, targets, options)
     kept = [name for name in (*ROLES, *LABELS, *targets) if name in frame.columns]
     repeated = frame.duplicated(subset=[name for name in kept if name != "run_id"])
     if repeated.any():
         log.notes.append(f"{int(repeated.sum())} {REPEATED}")
     log.notes += [text for code, text in mixtures(frame) if not code]
-    frame = frame.reset_index(drop=True)
+    loss = options.loss or "loss"
+    frame, every, evaluations = kept_apart(frame.reset_index(drop=True), targets, loss if loss in targets else "")
     return RunsTable(
         frame=frame,
         columns=columns,
-        targets=tuple(targets),
+        targets=tuple(every),
         filters=tuple(log.filters),
         exclusions=tuple(log.exclusions),
         notes=tuple(log.notes),
@@ -142,6 +146,7 @@ def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
         sources=tuple(runs.attrs.get("sources", ())),
         n_source=len(runs),
         missing=tuple(runs.attrs.get("missing", ())),
+        evaluations=tuple(evaluations),
     )
 
 
@@ -154,16 +159,6 @@ def mixtures(frame: pd.DataFrame) -> list[tuple[str, str]]:
                 shown = some(tuple(value[:40] for value in values))
                 found.append((code, meaning.format(name=name, count=len(values), values=shown)))
     return found
-
-
-def plain_name(name: str) -> str:
-    """A column's name as others spell it too: `CFG scale` and `cfg-scale` are cfg_scale."""
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def some(names: tuple[str, ...]) -> str:
-    """The first eight, and how many more there are."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def hash_rows(frame: pd.DataFrame) -> str:
@@ -267,12 +262,14 @@ def _derive(frame: pd.DataFrame, columns: dict[str, str], options: FitOptions, l
     return frame
 
 
-def _check_run_ids(frame: pd.DataFrame, options: FitOptions) -> None:
+def _check_run_ids(frame: pd.DataFrame, targets: Sequence[str], options: FitOptions) -> None:
+    """A run has one row, or one for each way in which it was evaluated."""
     if options.checkpoints and "run_id" not in frame.columns:
         raise TableError("--checkpoints needs --run-id: rows of one run are drawn together")
     if "run_id" not in frame.columns or options.checkpoints:
         return
-    repeated = frame["run_id"].duplicated(keep=False) & frame["run_id"].notna()
+    evaluated = frame[["run_id"]].assign(settings=settings(frame, targets))
+    repeated = evaluated.duplicated(keep=False) & frame["run_id"].notna()
     if repeated.any():
         names = ", ".join(repr(name) for name in frame["run_id"][repeated].unique()[:3])
         raise TableError(

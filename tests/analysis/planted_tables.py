@@ -58,3 +58,31 @@ def curve_table(*, rows=12, decades=5.0, noise=0.0005, E=1.7, alpha=0.2, seed=0)
     return pd.DataFrame(
         {"C": flops, "loss": (E + 2.0 * (flops / 1e17) ** -alpha) * np.exp(noise * rng.standard_normal(rows))}
     )
+
+
+def evaluation_table(*, depths=(3, 4, 6, 8, 12), budgets=5, floor=4.0, ratio=2.0, noise=0.0, seed=0):
+    """A sweep's table with FID: both loss and FID have one best size at each budget, FID's `ratio` times that of loss.
+
+    At the best size FID is floor + 40·(C/C₀)^-0.3 and loss 3 + 0.9·(C/C₀)^-0.15. MIND is a hundredth of FID.
+    """
+    table = sweep_table(depths=depths, budgets=budgets, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    compute = table["budget_flops"] / table["budget_flops"].min()
+    best = 3 * table["params_total"].min() * compute**0.5
+    table["loss"] = 3 + 0.9 * compute**-0.15 * (1 + 0.06 * np.log(table["params_total"] / best) ** 2)
+    excess = 40 * compute**-0.3 * (1 + 0.2 * np.log(table["params_total"] / (ratio * best)) ** 2)
+    fid = floor + excess * np.exp(noise * rng.standard_normal(len(table)))
+    settings = {"extractor": "inception", "reference": "train-3f2a", "samples": 5000, "guidance": 1.5}
+    return table.assign(
+        **{"fid": fid, "fid_low": 0.97 * fid, "fid_high": 1.03 * fid, "fid_floor": floor, "rfid": 1.3 * floor},
+        **{"mind": fid / 100, "mind_low": fid / 103, "mind_high": fid / 97, "mind_floor": floor / 100},
+        **{f"evaluation_{name}": value for name, value in settings.items()},
+    )
+
+
+def quality_curve(*, rows=14, floor=3.0, alpha=0.35, noise=0.0, seed=0):
+    """FID and loss against compute alone: FID = floor + 60·(C/C₀)^-alpha, loss = 3 + 0.8·(C/C₀)^-0.1."""
+    compute = np.geomspace(1, 1e4, rows)
+    errors = np.exp(noise * np.random.default_rng(seed).standard_normal(rows))
+    fid = (floor + 60 * compute**-alpha) * errors
+    return pd.DataFrame({"C": 1e15 * compute, "loss": 3 + 0.8 * compute**-0.1, "fid": fid, "fid_floor": floor})

@@ -1,0 +1,155 @@
+"""Figures of FID and the like: floors as lines, intervals as bars, values against loss, and the best sizes."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.fitting.intervals import predict
+from analysis.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    Drawing,
+    label,
+    legend_below,
+    log_axis,
+    render,
+    sentence,
+    shades,
+    size_name,
+    value_axis,
+)
+from analysis.results import FitEntry, LawsResult
+from analysis.tables.evaluations import LIKELIHOOD, RECONSTRUCTIONS, measured_floor
+from analysis.tables.table import RunsTable
+
+
+def floors(table: RunsTable, target: str) -> dict[str, float]:
+    """The levels to draw as lines: real images against real images, and for FID the tokenizer's reconstructions."""
+    found = {}
+    floor = measured_floor(table.frame, target)
+    if floor is not None:
+        found["real images"] = floor
+    if target == "fid" and RECONSTRUCTIONS in table.frame.columns:
+        values = table.frame[RECONSTRUCTIONS].dropna()
+        if len(values) and values.median() > 0:
+            found["reconstructions"] = float(values.median())
+    return found
+
+
+def floor_lines(axes: Axes, levels: dict[str, float]) -> None:
+    """Each level as a line across the axes with its name on it."""
+    for (name, level), (colour, style) in zip(levels.items(), ((GREEN, "--"), (PURPLE, ":")), strict=False):
+        axes.axhline(level, color=colour, lw=1, ls=style, zorder=2)
+        axes.annotate(
+            *(f"{name}, {level:.3g}", (0, level)),
+            **{"xycoords": ("axes fraction", "data"), "xytext": (2, 2), "textcoords": "offset points"},
+            **{"color": colour, "fontsize": 6.5, "va": "bottom"},
+        )
+
+
+def interval_bars(axes: Axes, rows: pd.DataFrame, x: "pd.Series[float]", target: str, colour: object) -> None:
+    """The 95% intervals of values, where the table has them."""
+    if not {f"{target}_low", f"{target}_high"} <= set(rows.columns):
+        return
+    low, high = (rows[f"{target}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+    shown = np.isfinite(low) & np.isfinite(high) & (low > 0)
+    axes.vlines(x.to_numpy(dtype=float)[shown], low[shown], high[shown], color=colour, lw=0.8, zorder=3)
+
+
+def marks_in_words(levels: dict[str, float], rows: pd.DataFrame, target: str) -> str:
+    """What a caption says of bars and lines."""
+    bars = " Bars: 95% intervals of the values." if f"{target}_low" in rows.columns else ""
+    meanings = {
+        "real images": "real images against real images of the same number",
+        "reconstructions": "the tokenizer's reconstructions",
+    }
+    lines = " and ".join(meanings[name] for name in levels)
+    return bars + (f" Level lines: {lines}." if lines else "")
+
+
+def against_loss(result: LawsResult, target: str, name: str, group: str) -> Drawing:
+    """Cells by size against their loss, with the laws fitted to all of them."""
+    entries = [entry for entry in result.entries(target, LIKELIHOOD, group) if entry.falls]
+    rows = result.entries(target, LIKELIHOOD, group)[0].rows
+    loss = -np.log(rows[LIKELIHOOD])
+    levels = floors(result.table, target)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        reach = np.linspace(loss.min() - 0.05 * np.ptp(loss), loss.max() + 0.05 * np.ptp(loss), 120)
+        for entry, (style, colour) in zip(entries, (("-", INK), ("--", VERMILION), (":", BLUE)), strict=False):
+            axes.plot(reach, entry.fitted.predict(np.exp(-reach)), style, color=colour, label=_formula(entry), zorder=4)
+        if entries:
+            sure = predict(entries[0].fitted, entries[0].uncertainty, np.exp(-reach))
+            low, high = np.array([each.new_run_ci95 for each in sure]).T
+            axes.fill_between(reach, low, high, color="#8a8f98", alpha=0.25, lw=0, zorder=1)
+        sizes = sorted(rows["params"].unique()) if "params" in rows.columns else []
+        for size, colour in zip(sizes, shades(len(sizes)), strict=True):
+            chosen = rows[rows["params"] == size]
+            shown = size_name(chosen) if len(sizes) <= 9 or size in (sizes[0], sizes[-1]) else None
+            interval_bars(axes, chosen, loss[chosen.index], target, colour)
+            axes.plot(loss[chosen.index], chosen[target], "o", color=colour, label=shown, zorder=5)
+        if not sizes:
+            axes.plot(loss, rows[target], "o", color=BLUE, label="runs", zorder=5)
+        value_axis(axes, pd.concat([rows[target], pd.Series(levels, dtype=float)]))
+        floor_lines(axes, levels)
+        axes.set(xlabel="loss (nats a token)", ylabel=label(result.table, target))
+        legend_below(figure, axes)
+
+    law = (
+        f"Band: 95% interval for a new run, by the {_words(entries[0])}." if entries else "No law falls with the loss."
+    )
+    caption = (
+        f"{sentence(result.table, target)} against loss, one point a cell. {law}{marks_in_words(levels, rows, target)}"
+    )
+    return render(name, caption, draw, height=3.1)
+
+
+def sizes(result: LawsResult, group: str, name: str) -> Drawing:
+    """The best size of each budget by each target."""
+    budgets = result.sizes[group]
+    names = list(dict.fromkeys(target for each in budgets for target in each.targets))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, target in enumerate(names[:4]):
+            colour, marker = (INK, BLUE, VERMILION, ORANGE)[place], "osD^"[place]
+            found = [(each.budget * 1.03**place, each.targets[target]) for each in budgets if target in each.targets]
+            for budget, size in found:
+                if size.minimum is not None and size.minimum_ci95 is not None:
+                    axes.plot([budget] * 2, size.minimum_ci95, "-", color=colour, lw=0.8)
+            x = [budget for budget, _ in found]
+            best = [size.minimum or size.params for _, size in found]
+            axes.plot(x, best, "-", color=colour, lw=0.8, alpha=0.5)
+            filled = [size.minimum is not None for _, size in found]
+            for is_minimum, face in ((True, colour), (False, "none")):
+                chosen = [i for i, each in enumerate(filled) if each == is_minimum]
+                axes.plot([x[i] for i in chosen], [best[i] for i in chosen], marker, color=colour, mfc=face, ms=4.5)
+            axes.plot([], [], f"{marker}-", color=colour, ms=4.5, lw=0.8, label=f"by {label(result.table, target)}")
+        log_axis(axes, "x")
+        log_axis(axes, "y", counts=True)
+        axes.set(xlabel=label(result.table, "flops"), ylabel="best size (parameters)")
+        legend_below(figure, axes)
+
+    caption = (
+        "The best size at each budget, by each measure. Filled: minimum of a parabola in log N, with its 95% interval; "
+        "hollow: the best cell, where the sizes bracket no minimum."
+    )
+    return render(name, caption, draw, height=2.7)
+
+
+def _words(entry: FitEntry) -> str:
+    return "law held at the measured floor" if entry.fitted.offset is not None else f"law {entry.fitted.law.name}"
+
+
+def _formula(entry: FitEntry) -> str:
+    """Such as 5.1 + 0.02·e^{3.1 loss}."""
+    values = entry.fitted.parameters
+    offset = f"{values['E']:.3g} + " if "E" in values and "E" not in entry.fitted.at_bound else ""
+    which = {None: ", free"}.get(entry.fitted.offset, ", held") if "E" in values else ""
+    return f"{offset}{values['A']:.2g}·e$^{{{values['alpha']:.3g}\\,loss}}${which}"
