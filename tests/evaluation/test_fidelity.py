@@ -27,8 +27,7 @@ from varscale.store.layout import Store
 
 
 def experiment(**fidelity: object) -> Experiment:
-    data = {**SMALL["data"], "image_size": 24}
-    return validate({**SMALL, "data": data, "evaluation": {"fidelity": {"samples": 300, **fidelity}}}, "a test")
+    return validate({**SMALL, "evaluation": {"fidelity": {"samples": 300, **fidelity}}}, "a test")
 
 
 def plan_of(settings: Experiment) -> FidelityPlan:
@@ -55,7 +54,7 @@ def ring_images(count: int, split: str = "validation") -> Tensor:
 
 def noise(count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, 24, 24), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
 # CIFAR-10 with Inception
@@ -169,12 +168,12 @@ def test_no_images_and_ten_images(rings: Extractor) -> None:
 def test_sets_that_do_not_compare(rings: Extractor) -> None:
     reference = rings.features(batches(ring_images(200)))
     features = reference.features_ND
-    with pytest.raises(DataError, match="sides of 24 pixels, those measured 32"):
-        measure(FeatureSet(features, reference.extractor, 32), reference, draws=2)
+    with pytest.raises(DataError, match="sides of 32 pixels, those measured 24"):
+        measure(FeatureSet(features, reference.extractor, 24), reference, draws=2)
     with pytest.raises(DataError, match="those measured other:1's"):
-        measure(FeatureSet(features, "other:1", 24), reference, draws=2)
+        measure(FeatureSet(features, "other:1", 32), reference, draws=2)
     with pytest.raises(DataError, match="not finite"):
-        measure(FeatureSet(features / 0, reference.extractor, 24), reference, draws=2)
+        measure(FeatureSet(features / 0, reference.extractor, 32), reference, draws=2)
 
 
 def test_images_of_the_wrong_kind(rings: Extractor) -> None:
@@ -182,7 +181,7 @@ def test_images_of_the_wrong_kind(rings: Extractor) -> None:
         rings.features([ring_images(4).float()])
     with pytest.raises(DataError, match="expected uint8"):
         rings.features([ring_images(4)[:, :1]])
-    with pytest.raises(DataError, match=r"sides of \[16, 24\]"):
+    with pytest.raises(DataError, match=r"sides of \[16, 32\]"):
         rings.features([ring_images(4), ring_images(4)[..., :16, :16]])
 
 

@@ -16,6 +16,7 @@ from sweeps.study import Study, study_table
 from varscale.config import Experiment
 from varscale.errors import Diverged
 from varscale.evaluation import subjects
+from varscale.evaluation.plan import RINGS_TRAINING
 from varscale.store.layout import Store
 from varscale.store.records import read_result
 
@@ -26,6 +27,11 @@ FIGURES = ("fid", "kid", "mind", "precision", "recall")
 def measured(**fidelity: Any) -> Experiment:
     grid = {"depths": [2], "budgets": [2e7, 3e7]}
     return toy_experiment(grid=grid, evaluation={"fidelity": {**FIDELITY, **fidelity}})
+
+
+@pytest.fixture(autouse=True)
+def _a_classifier_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RINGS_TRAINING, "images", 640)
 
 
 @pytest.fixture
