@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 STAMP := .venv/.stamp
 READY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && .venv/bin/python -c '' 2>/dev/null && echo yes)
 
-.PHONY: help setup sweep test test-coverage test-interrupted test-gpu bench dashboard clean .venv force
+.PHONY: help setup sweep test test-coverage test-fid test-interrupted test-gpu bench dashboard clean .venv force
 
 help: ## list the targets
 	@echo "varscale: scaling laws of visual autoregressive image models"
@@ -61,6 +61,9 @@ test: .venv ## linters, types, import rules and tests; stops at the first that f
 
 test-coverage: .venv ## how often the laws' intervals cover planted values; takes minutes
 	@.venv/bin/python -m pytest -m coverage -rP $(ARGS)
+
+test-fid: .venv ## FID of 10,000 CIFAR-10 images is torch-fidelity's own value; needs ../shared, takes minutes
+	@.venv/bin/python -m pytest -m fid $(ARGS)
 
 test-interrupted: .venv ## sweeps killed at five random moments each, to the bit; takes minutes
 	@.venv/bin/python -m pytest -m slow $(ARGS)

@@ -38,7 +38,7 @@ class Resources:
 class JobRecord(Record):
     """A job as a file (job.json)."""
 
-    job: Literal["tokenizer", "tokens", "execution", "trunk", "branch"]
+    job: Literal["tokenizer", "tokens", "execution", "trunk", "branch", "evaluation"]
     experiment: dict[str, JsonValue]
     """Settings, a variant's changes made."""
     runs: str
@@ -55,6 +55,8 @@ class JobRecord(Record):
     milestones: list[int] = Field(default_factory=list)
     budget: FiniteFloat = 1.0
     from_trunk: bool = False
+    subject: Literal["cell", "real", "reconstructed"] = "cell"
+    """What an evaluation measures."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,7 @@ class TrunkJob(Job):
 
     def described(self) -> dict[str, Any]:
         """The trunk, and where branches leave it."""
-        return {"job": "trunk", "milestones": list(self.milestones), **_trunk_fields(self.trunk)}
+        return {"job": "trunk", "milestones": list(self.milestones), **trunk_fields(self.trunk)}
 
 
 @dataclass(frozen=True)
@@ -424,17 +426,20 @@ class BranchJob(Job):
             "job": "branch",
             "budget": self.cell.budget_flops,
             "from_trunk": self.from_trunk,
-            **_trunk_fields(self.cell.trunk),
+            **trunk_fields(self.cell.trunk),
         }
 
 
 def study_jobs(study: Study, missing: Sequence[Cell]) -> list[Job]:
-    """The graph of what a study's missing cells need; jobs that are done are left out."""
+    """The graph of what a study's missing cells and evaluations need; jobs that are done are left out."""
+    from sweeps.evaluation_job import evaluation_jobs
     from sweeps.grid import images_by_trunk
 
     experiment, place = study.experiment, StudyPlace.of(study)
+    evaluations = evaluation_jobs(study)
     if not missing:
-        return []
+        needed: list[Job] = [TokenizerJob(experiment, place), *evaluations] if evaluations else []
+        return [job for job in needed if not job.done()]
     trunks = [TrunkJob(trunk.experiment, place, trunk, milestones) for trunk, milestones in trunks_of(missing).values()]
     jobs: list[Job] = [
         TokenizerJob(experiment, place),
@@ -442,6 +447,7 @@ def study_jobs(study: Study, missing: Sequence[Cell]) -> list[Job]:
         ExecutionJob(experiment, place, tuple(images_by_trunk(study.cells))),
         *trunks,
         *(BranchJob(cell.trunk.experiment, place, cell) for cell in missing),
+        *evaluations,
     ]
     return [job for job in jobs if not job.done()]
 
@@ -489,6 +495,15 @@ def read_job(path: Path) -> Job:
             return TrunkJob(experiment, place, trunk, tuple(record.milestones))
         case "branch":
             return BranchJob(experiment, place, trunk.cell(record.budget), record.from_trunk)
+        case "evaluation":
+            from sweeps.evaluation_job import EvaluationJob
+            from varscale.evaluation.plan import FidelityPlan
+
+            plan = FidelityPlan.of(experiment)
+            if plan is None:
+                raise ExperimentError(f"{path}: experiment.evaluation.fidelity: missing; expected what is measured")
+            cell = trunk.cell(record.budget) if record.subject == "cell" else None
+            return EvaluationJob(experiment, place, plan, record.subject, cell)
 
 
 def execution_here(study: StudyFiles, share: Share) -> Execution:
@@ -501,7 +516,8 @@ def execution_here(study: StudyFiles, share: Share) -> Execution:
     return record.execution(share)
 
 
-def _trunk_fields(trunk: Trunk) -> dict[str, Any]:
+def trunk_fields(trunk: Trunk) -> dict[str, Any]:
+    """A trunk's fields of a `JobRecord`."""
     return {
         "depth": trunk.depth,
         "seed": trunk.seed,

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sweeps.evaluation_job import EvaluationJob
 from sweeps.executors.base import Executor, HereExecutor
 from sweeps.jobs import BranchJob, TrunkJob, single_jobs, study_jobs
 from sweeps.study import Study
@@ -35,7 +36,7 @@ class Outcome:
     rows: list[dict[str, Any]]
     """The runs table, a row a finished or diverged cell."""
     failed: dict[str, str]
-    """Cells that crashed more often than `runtime.retries`: title → why."""
+    """Cells, and evaluations, that crashed more often than `runtime.retries`: title → why."""
     trained: int
     """Cells trained by this call."""
 
@@ -80,7 +81,8 @@ class Orchestrator:
         rows = study.rows()
         for remark in _remarks(rows):
             self._view.note(remark)
-        return Outcome(rows, failed, len(missing) - len(failed))
+        trained = sum(cell.title not in failed for cell in missing)
+        return Outcome(rows, failed, trained)
 
     def single(self, executor: HereExecutor) -> None:
         """Train the study's one cell from start to end, in this process."""
@@ -111,9 +113,11 @@ class Orchestrator:
             self._note_undecodable(self._study.tokens)
         check()
         for job, reason in graph.failed:
-            if not isinstance(job, TrunkJob | BranchJob):
+            if not isinstance(job, TrunkJob | BranchJob | EvaluationJob):
                 raise SweepError(f"{job.title}: {reason}")
-        return {job.title: reason for job, reason in graph.failed if isinstance(job, BranchJob)}
+        cells = {job.title: reason for job, reason in graph.failed if isinstance(job, BranchJob)}
+        apart = [(job, reason) for job, reason in graph.failed if isinstance(job, EvaluationJob)]
+        return cells | {job.title: reason for job, reason in apart if not job.cell or job.cell.title not in cells}
 
     def _check_space(self, missing: Sequence[Cell]) -> None:
         """Raise `SweepError` when what is still missing will not fit on the disk."""

@@ -10,9 +10,10 @@ from filelock import FileLock
 
 from varscale.config import Experiment
 from varscale.data.sources.of_experiment import data_identity
+from varscale.evaluation.plan import FidelityPlan
 from varscale.store.fingerprint import DataIdentity, fingerprint, tokenizer_fingerprint, tokens_fingerprint
 from varscale.store.layout import RunFiles, RunKey, Store, StudyFiles, TokenFiles
-from varscale.store.records import Result, StudyCell, StudyRecord, encoded_images, read_result
+from varscale.store.records import Result, StudyCell, StudyRecord, encoded_images, evaluated, read_result
 from varscale.training.cells import Cell, Trunk
 
 
@@ -65,6 +66,16 @@ class Study:
         """A cell's result, of a diverged one too; None where it has none that can be used."""
         return read_result(self.cell_files(cell))
 
+    @cached_property
+    def fidelity(self) -> FidelityPlan | None:
+        """How its cells' images are measured; None: not at all.
+
+        Raises:
+            ExperimentError: The extractor or the reference don't fit the images.
+            CheckpointError: The extractor's weights are missing.
+        """
+        return FidelityPlan.of(self.experiment)
+
     @property
     def missing(self) -> tuple[Cell, ...]:
         """Cells without result now."""
@@ -95,7 +106,12 @@ class Study:
     def rows(self) -> list[dict[str, Any]]:
         """The runs table: a row a cell that ended, under the study's own name and budgets."""
         ended = ((cell, self.result(cell)) for cell in self.cells)
-        return [table_row(result, cell.labels()) for cell, result in ended if result is not None]
+        return [
+            table_row(result, cell.labels())
+            | evaluated(self.store, (*self._floors, self._evaluation(self.cell_files(cell))))
+            for cell, result in ended
+            if result is not None
+        ]
 
     @property
     def recipe(self) -> str:
@@ -109,13 +125,20 @@ class Study:
             smallest_budget=min(experiment.grid.budgets),
         )
 
-    def record(self, status: str) -> StudyRecord:
-        """Write down the study, its earlier cells included."""
+    def record(self, status: str | None) -> StudyRecord:
+        """Write down the study, its earlier cells included; all are evaluated alike. None: its status stays."""
         self.files.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.files.record_lock):
             earlier = StudyRecord.read(self.files.record)
             cells = {cell.folder: cell for cell in (earlier.cells if earlier else ())}
             cells |= {cell.folder: cell for cell in map(self._described, self.cells)}
+            for folder, cell in cells.items():
+                evaluation = self._evaluation(RunFiles(self.store.runs / "cells" / folder))
+                cells[folder] = cell.model_copy(update={"evaluation": evaluation})
+            if status is None:
+                status, ended = (earlier.status, earlier.ended) if earlier else ("RUNNING", None)
+            else:
+                ended = None if status == "RUNNING" else time.time()
             record = StudyRecord(
                 study=self.experiment.name,
                 created=earlier.created if earlier else time.time(),
@@ -124,8 +147,9 @@ class Study:
                 tokens=self.tokens.folder.name,
                 recipe=self.recipe,
                 cells=tuple(cells.values()),
+                floors=self._floors,
                 status=status,  # type: ignore[arg-type]  # validated
-                ended=None if status == "RUNNING" else time.time(),
+                ended=ended,
             )
             record.write(self.files.record)
             return record
@@ -138,6 +162,16 @@ class Study:
             labels=cell.labels(),
             recipe=self.recipe,
         )
+
+    def _evaluation(self, cell: RunFiles) -> str | None:
+        """Folder of a cell's evaluation."""
+        return self.fidelity and self.fidelity.key("cell", cell).folder
+
+    @property
+    def _floors(self) -> tuple[str, ...]:
+        if self.fidelity is None or not self.fidelity.has_floors:
+            return ()
+        return self.fidelity.key("real", None).folder, self.fidelity.key("reconstructed", self.tokenizer).folder
 
     @property
     def _data_name(self) -> str:
@@ -171,7 +205,11 @@ def study_table(store: Store, name: str) -> StudyTable | None:
         return None
     results = [(cell, read_result(RunFiles(store.runs / "cells" / cell.folder))) for cell in record.cells]
     ours = [(cell, result) for cell, result in results if cell.recipe == record.recipe]
-    rows = [table_row(result, cell.labels) for cell, result in ours if result is not None]
+    rows = [
+        table_row(result, cell.labels) | evaluated(store, (*record.floors, cell.evaluation))
+        for cell, result in ours
+        if result is not None
+    ]
     missing = [cell.title for cell, result in ours if result is None]
     others = sum(result is not None for cell, result in results if cell.recipe != record.recipe)
     return StudyTable(rows, missing, others)

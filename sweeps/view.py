@@ -89,7 +89,8 @@ class SweepView:
     def started(self, job: Job) -> None:
         """A job begins."""
         if not job.flops_per_image:
-            self.stage(job.key, None, None)
+            if not self._training:  # what goes on beside training has no place in its table
+                self.stage(job.key, None, None)
             return
         if not self._training:
             self._training, self._began = True, time.monotonic()
@@ -102,7 +103,8 @@ class SweepView:
     def progress(self, job: Job, done: int, total: int) -> None:
         """A job is at `done` of `total` images of its run."""
         if not job.flops_per_image or self._study is None:
-            self.stage(job.key if not job.flops_per_image else job.title, done, total)
+            if not self._training:
+                self.stage(job.key if not job.flops_per_image else job.title, done, total)
             return
         (first, last), now = job.images, time.monotonic()
         reached = min(max(done, first), last) - first
@@ -116,7 +118,8 @@ class SweepView:
     def ended(self, job: Job, state: str) -> None:
         """A job is over, well or in another `state`."""
         if not job.flops_per_image or self._study is None:
-            self.stage_done(job.key if not job.flops_per_image else job.title)
+            if not self._training:
+                self.stage_done(job.key if not job.flops_per_image else job.title)
             if state == "done" and (outcome := job.outcome()):
                 self._console.print(Text(outcome))
             return
@@ -213,7 +216,8 @@ class SweepView:
 
 
 def _stage_text(stage: str) -> str:
-    return _STAGES.get(stage, f"training {stage}")
+    verb = "measuring" if stage.startswith("evaluation") else "training"
+    return _STAGES.get(stage, f"{verb} {stage.removeprefix('evaluation ')}")
 
 
 def _duration(seconds: float) -> str:

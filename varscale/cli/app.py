@@ -9,13 +9,20 @@ from typing import Any
 import typer
 import typer.core
 
-from varscale.cli import laws, single_runs, studies
+from varscale.cli import evaluations, laws, single_runs, studies
 from varscale.cli.options import MENDABLE
 
 VERBS = (
     *(studies.sweep, studies.plan, studies.status),
     *(single_runs.train, single_runs.train_tokenizer, single_runs.tokenize, single_runs.run_job, single_runs.sample),
-    *(laws.fit_laws, studies.dashboard, studies.sync, single_runs.import_official, single_runs.export_official),
+    *(
+        evaluations.evaluate,
+        laws.fit_laws,
+        studies.dashboard,
+        studies.sync,
+        single_runs.import_official,
+        single_runs.export_official,
+    ),
 )
 
 

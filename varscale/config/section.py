@@ -134,6 +134,54 @@ class GridConfig(Section):
         return self
 
 
+FeatureExtractor = Literal[
+    "inception-v3-compat",
+    "rings-classifier",
+    "vgg16",
+    "clip-rn50",
+    "clip-rn101",
+    "clip-rn50x4",
+    "clip-rn50x16",
+    "clip-rn50x64",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
+    "clip-vit-l-14-336px",
+    "dinov2-vit-s-14",
+    "dinov2-vit-b-14",
+    "dinov2-vit-l-14",
+    "dinov2-vit-g-14",
+]
+
+
+class FidelityConfig(Section):
+    """How far a cell's images are from real ones: FID, MIND, KID, precision and recall."""
+
+    samples: Annotated[Whole, Field(ge=100, le=2**24)] = 2048
+    """Images drawn of each cell; fewer than 2,048 warn, and no two numbers of images are comparable."""
+    extractor: FeatureExtractor | None = None
+    """What makes features of images: a network of torch-fidelity's, or a small classifier trained on rings. None: the
+    latter for rings, otherwise Inception."""
+    weights: PathText | None = None
+    """File of the extractor's weights; None: torch-fidelity downloads them."""
+    reference: Literal["train", "validation"] = "train"
+    """Real images that the drawn ones are compared with; the floors take the others."""
+    reference_images: Annotated[Whole, Field(ge=100, le=2**24)] | None = 10_000
+    """How many of them, spread evenly; None: all (procedural images: a number is needed)."""
+    guidance: Annotated[Real, Field(ge=0, le=1e6)] = 1.5
+    """Classifier-free guidance of the last scale, ramped up from 0."""
+    top_k: Annotated[Whole, Field(ge=0, le=2**24)] = 0
+    """Sample among the k likeliest tokens; 0: all."""
+    top_p: Fraction = 0.0
+    """Sample among the likeliest tokens that hold this probability; 0: all."""
+    seed: Seed = 0
+    """Of the drawn images' noise."""
+    bootstrap_draws: Annotated[Whole, Field(ge=2, le=100_000)] = 50
+    """Times that images are drawn anew for the intervals."""
+    batch_size: BatchSize = 64
+    """Images drawn, and passed through the extractor, at once."""
+
+
 class EvaluationConfig(Section):
     """How cells are measured and shown."""
 
@@ -149,6 +197,8 @@ class EvaluationConfig(Section):
     """Sample among the k likeliest tokens; 0: all."""
     top_p: Fraction = 0.0
     """Sample among the likeliest tokens that hold this probability; 0: all."""
+    fidelity: FidelityConfig | None = None
+    """FID and its like of every cell, measured by jobs of their own; None: not measured."""
 
 
 class RuntimeConfig(Section):

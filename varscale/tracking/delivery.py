@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -25,8 +26,8 @@ from varscale.tracking.positions import (
 )
 
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
-ROW_TAG, LABELS_TAG = "row", "labels"
-"""A cell's columns of the runs table, JSON: those of its result, and those that are the study's."""
+ROW_TAG, LABELS_TAG, EVALUATIONS_TAG = "row", "labels", "evaluations"
+"""A cell's columns of the runs table, JSON: those of its result, of the study, and of its images."""
 MISSING_TAG = "missing"
 """Titles of the study's cells that have no result, a line each."""
 SORTABLE = ("train_flops", "params_total", "params_active", "images_seen")
@@ -100,7 +101,10 @@ class Delivery:
         self, study: StudyFiles, record: StudyRecord, parent: str, kind: Kind, run: RunFiles, cell: StudyCell | None
     ) -> None:
         file = study.delivery(kind, run.folder.name)
-        signature = (_stamp(run.metrics), _stamp(run.result), record.status, record.ended, cell, parent)
+        measured = (*record.floors, cell.evaluation) if cell else ()
+        evaluations = [RunFiles(self._store.runs / "evaluations" / folder) for folder in measured if folder]
+        stamps = [_stamp(file) for file in (run.metrics, run.result, *(each.result for each in evaluations))]
+        signature = (*map(str, stamps), record.status, record.ended, cell, parent)
         if self._settled.get(file) == signature:
             return
         identity, result = RunIdentity.read(run.identity), read_result(run)
@@ -124,6 +128,7 @@ class Delivery:
                 shown.json_tag(LABELS_TAG, labels)
             shown.curve(run.metrics)
             shown.result(run, result, {*params, *tags})
+            shown.evaluations(evaluations)
             if result is None:
                 shown.end(record.status, milliseconds(record.ended or 0))
             else:
@@ -232,6 +237,22 @@ class _ShownRun:
             self.tag({**shown, "status": result.status})
             self.json_tag(ROW_TAG, row)
         self.position.result = checksum
+
+    def evaluations(self, runs: Sequence[RunFiles]) -> None:
+        """Deliver what was measured of a cell's images: the numbers as metrics, all of it as columns of its row."""
+        results = [result for run in runs if (result := read_result(run)) is not None]
+        columns = {name: value for result in results for name, value in result.row.items()}
+        checksum = zlib.crc32(repr([result_checksum(result) for result in results]).encode()) if results else 0
+        if checksum == self.position.evaluations:
+            return
+        numbers = {name: value for name, value in columns.items() if isinstance(value, float)}
+        images = int(max(self.position.steps.values(), default=0))
+        if numbers:
+            ended = max(result.time for result in results)
+            self.mlflow.log_points(self.position.run_id, [Point(milliseconds(ended), images, numbers)])
+        self.tag({name: str(value) for name, value in columns.items() if name not in numbers})
+        self.json_tag(EVALUATIONS_TAG, columns)
+        self.position.evaluations = checksum
 
     def upload(self, file: Path, folder: str | None = None) -> None:
         """Deliver a file where it is new or changed; a link is none of ours."""

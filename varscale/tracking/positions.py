@@ -57,6 +57,8 @@ class Position(BaseModel):
     """Names of the parameters delivered; MLflow lets none of them change."""
     result: Count = 0
     """CRC-32 of the result that was delivered; 0: none."""
+    evaluations: Count = 0
+    """CRC-32 of what was delivered of evaluations; 0: nothing."""
     status: str = OPEN
     """MLflow's status of the run."""
     ended: Count = 0

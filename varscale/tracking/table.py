@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from varscale.errors import TrackingError
 from varscale.tracking.client import MLflowStore, answering
-from varscale.tracking.delivery import LABELS_TAG, MISSING_TAG, ROW_TAG, joined
+from varscale.tracking.delivery import EVALUATIONS_TAG, LABELS_TAG, MISSING_TAG, ROW_TAG, joined
 from varscale.tracking.uris import masked
 
 if TYPE_CHECKING:
@@ -39,4 +39,10 @@ def runs_table(tracking_uri: str, study: str) -> "pandas.DataFrame":
 def _row(run: Any) -> dict[str, Any]:
     tags = run.data.tags
     names = {"run": run.info.run_name, "fingerprint": tags.get("fingerprint", "")}
-    return {**names, **joined(tags, ROW_TAG), **joined(tags, LABELS_TAG), "status": tags["status"]}
+    return {
+        **names,
+        **joined(tags, ROW_TAG),
+        **joined(tags, LABELS_TAG),
+        **joined(tags, EVALUATIONS_TAG),
+        "status": tags["status"],
+    }

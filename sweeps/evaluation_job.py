@@ -1,0 +1,103 @@
+"""Evaluations as jobs: adding one trains nothing again, and a cell's starts when its branch has ended."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sweeps.jobs import Job, Report, StudyPlace, trunk_fields
+from sweeps.study import Study
+from varscale.evaluation.plan import FEW_IMAGES, FidelityPlan, Subject, number_of
+from varscale.numerics.machine import Share
+from varscale.store.layout import RunFiles
+from varscale.store.records import read_result
+from varscale.training.cells import Cell
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationJob(Job):
+    """Measure images of a cell, real ones, or the tokenizer's reconstructions of these."""
+
+    plan: FidelityPlan
+    subject: Subject
+    cell: Cell | None = None
+    """Whose images; None where they are no cell's."""
+
+    @property
+    def key(self) -> str:
+        """Begins with "evaluation", which its cell's key doesn't."""
+        return f"evaluation {self.cell.label if self.cell else self.subject}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"images · {self.cell.title if self.cell else self.subject}"
+
+    @cached_property
+    def files(self) -> RunFiles:
+        """The evaluation's."""
+        return self.place.store.run(self.plan.key(self.subject, self._measured))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The cell; of reconstructions the tokenizer."""
+        return (self.cell.label,) if self.cell else ("tokenizer",) if self.subject == "reconstructed" else ()
+
+    def done(self) -> bool:
+        """Whether its result is there, or its cell diverged and has no images."""
+        if self.cell is not None:
+            cell = read_result(self.place.cell(self.cell))
+            if cell is not None and cell.status == "diverged":
+                return True
+        return read_result(self.files) is not None
+
+    def run(self, share: Share, report: Report) -> None:
+        """Do it."""
+        import torch
+
+        from varscale.evaluation.subjects import Evaluated, evaluate
+
+        torch.set_num_threads(share.threads)
+        cell = self.place.cell(self.cell) if self.cell else None
+        what = Evaluated(self.subject, self.title, self.experiment.data, self.place.tokenizer, cell)
+        evaluate(self.plan, what, self.files, self.place.store, report)
+
+    def described(self) -> dict[str, Any]:
+        """What is measured."""
+        cell = {"budget": self.cell.budget_flops, **trunk_fields(self.cell.trunk)} if self.cell else {}
+        return {"job": "evaluation", "subject": self.subject, **cell}
+
+    @property
+    def _measured(self) -> RunFiles | None:
+        if self.cell is not None:
+            return self.place.cell(self.cell)
+        return self.place.tokenizer if self.subject == "reconstructed" else None
+
+
+def evaluation_jobs(study: Study, *, all_of_them: bool = False) -> list[EvaluationJob]:
+    """What a study's `evaluation.fidelity` asks for and is not done, or all: the floors first, then each cell."""
+    plan, experiment, place = study.fidelity, study.experiment, StudyPlace.of(study)
+    if plan is None:
+        return []
+    jobs = [EvaluationJob(cell.trunk.experiment, place, plan, "cell", cell) for cell in study.cells]
+    if plan.has_floors:
+        floors: tuple[Subject, ...] = ("real", "reconstructed")
+        jobs = [*(EvaluationJob(experiment, place, plan, subject) for subject in floors), *jobs]
+    missing = [job for job in jobs if not job.done()]
+    if missing and plan.settings.samples < FEW_IMAGES:
+        _log.warning(
+            "evaluation.fidelity.samples: %d are few: FID is biased upwards the fewer there are; expected %d or more, "
+            "and MIND or fid_extrapolated instead",
+            plan.settings.samples,
+            FEW_IMAGES,
+        )
+    if missing and not plan.has_floors:
+        _log.warning(
+            "evaluation.fidelity.samples: no floor is measured: that takes %d real images beside the reference, and "
+            "there are %d",
+            plan.settings.samples,
+            number_of(plan.floor),
+        )
+    return jobs if all_of_them else missing

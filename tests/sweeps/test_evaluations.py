@@ -1,0 +1,176 @@
+"""Cells' images are measured by jobs of their own, within a sweep and after it, and nothing is trained for that."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_here import Sweeping
+from toy_sweep import Finished, results, toy_experiment
+
+from sweeps.evaluation_job import EvaluationJob, evaluation_jobs
+from sweeps.grid import grid_cells
+from sweeps.jobs import BranchJob, Job, JobRecord, read_job
+from sweeps.study import Study, study_table
+from varscale.config import Experiment
+from varscale.errors import Diverged
+from varscale.evaluation import subjects
+from varscale.evaluation.plan import RINGS_TRAINING
+from varscale.store.layout import Store
+from varscale.store.records import read_result
+
+FIDELITY: dict[str, Any] = {"samples": 120, "reference_images": 200, "bootstrap_draws": 3}
+FIGURES = ("fid", "kid", "mind", "precision", "recall")
+
+
+def measured(**fidelity: Any) -> Experiment:
+    grid = {"depths": [2], "budgets": [2e7, 3e7]}
+    return toy_experiment(grid=grid, evaluation={"fidelity": {**FIDELITY, **fidelity}})
+
+
+@pytest.fixture(autouse=True)
+def _a_classifier_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RINGS_TRAINING, "images", 640)
+
+
+@pytest.fixture
+def with_cells(sweeping: Sweeping, finished: Finished) -> Sweeping:
+    """All cells are trained already."""
+    shutil.copytree(finished.runs / "cells", sweeping.runs / "cells")
+    return sweeping
+
+
+def count(sweeping: Sweeping, pattern: str) -> int:
+    return len(list(sweeping.runs.glob(pattern)))
+
+
+def test_a_sweep_measures_its_cells_and_the_floors(sweeping: Sweeping) -> None:
+    """From cells that are not trained; a second sweep does nothing."""
+    outcome = sweeping(measured())
+    assert outcome.failed == {}
+    assert outcome.trained == 2
+    assert len(sweeping.executor.of(EvaluationJob)) == 4
+    for row in outcome.rows:
+        for name in (*FIGURES, "fid_low", "fid_high", "fid_extrapolated"):
+            assert isinstance(row[name], float), name
+        for name in FIGURES:
+            assert isinstance(row[f"{name}_floor"], float), name
+            assert isinstance(row[f"r{name}"], float), name
+        assert row["fid_floor"] < row["fid"]
+        assert row["fid_floor_low"] < row["fid_floor"] < row["fid_floor_high"]
+        assert (row["samples"], row["guidance"]) == (120, 1.5)
+        assert row["extractor"].startswith("rings-classifier:")
+        assert row["reference_set"].startswith("train-200-")
+    table = study_table(Store(sweeping.runs), "toy")
+    assert table is not None
+    assert table.rows == outcome.rows
+    assert count(sweeping, "evaluations/reference-*/weights.safetensors") == 1, "the reference is passed once"
+    again = sweeping(measured())
+    assert not sweeping.executor.started
+    assert again.rows == outcome.rows
+
+
+def test_measuring_trains_nothing(with_cells: Sweeping) -> None:
+    before = {path: path.stat().st_mtime_ns for path in with_cells.runs.glob("cells/*/*")}
+    assert "fid" not in with_cells(measured().model_copy(update={"evaluation": toy_experiment().evaluation})).rows[0]
+    outcome = with_cells(measured())
+    assert outcome.trained == 0
+    assert with_cells.executor.of(EvaluationJob) == with_cells.executor.jobs
+    assert "fid" in outcome.rows[0]
+    assert {path: path.stat().st_mtime_ns for path in with_cells.runs.glob("cells/*/*")} == before
+
+
+def test_other_settings_are_other_figures_and_never_mixed(with_cells: Sweeping) -> None:
+    first = with_cells(measured())
+    stronger = with_cells(measured(guidance=4.0))
+    assert len(with_cells.executor.of(EvaluationJob)) == 2, "the floors are the same"
+    assert [row["guidance"] for row in stronger.rows] == [4.0, 4.0]
+    assert stronger.rows[0]["fid"] != first.rows[0]["fid"]
+    assert stronger.rows[0]["fid_floor"] == first.rows[0]["fid_floor"]
+    wider = measured(guidance=2.0).model_copy(update={"grid": toy_experiment(grid={"depths": [3]}).grid})
+    with_cells(wider)
+    table = study_table(Store(with_cells.runs), "toy")
+    assert table is not None
+    assert {row.get("guidance") for row in table.rows} == {2.0, None}, "cells of earlier sweeps are not measured so"
+
+
+def test_the_same_images_whatever_the_batch(with_cells: Sweeping, tmp_path: Path) -> None:
+    first = with_cells(measured())
+    shutil.rmtree(with_cells.runs / "evaluations")
+    second = with_cells(measured(batch_size=17))
+    assert [row["fid"] for row in second.rows] == pytest.approx([row["fid"] for row in first.rows], rel=1e-3)
+
+
+def test_an_evaluation_that_fails_loses_nothing(with_cells: Sweeping) -> None:
+    def break_job(job: Job, attempt: int) -> None:
+        if isinstance(job, EvaluationJob) and job.cell is not None and job.cell.budget_flops == 2e7:
+            raise MemoryError("no room")
+
+    outcome = with_cells(measured(), break_job)
+    assert list(outcome.failed.values()) == ["no room"]
+    assert len(outcome.rows) == 2
+    assert sum("fid" in row for row in outcome.rows) == 1
+
+
+def test_a_cell_that_diverged_is_not_measured(sweeping: Sweeping) -> None:
+    def break_job(job: Job, attempt: int) -> None:
+        if isinstance(job, BranchJob) and job.cell.budget_flops == 2e7:
+            raise Diverged("step 3")
+
+    outcome = sweeping(measured(), break_job)
+    assert outcome.failed == {}
+    assert [("fid" in row) for row in outcome.rows] == [False, True]
+    sweeping(measured())
+    assert not sweeping.executor.started
+
+
+def test_a_job_by_itself(with_cells: Sweeping) -> None:
+    """Each kind is read back from its file to the same folder."""
+    with_cells(measured())
+    study = Study.of(measured(), Store(with_cells.runs), grid_cells(measured()))
+    jobs = evaluation_jobs(study, all_of_them=True)
+    assert len(jobs) == 4
+    for job in jobs:
+        read = read_job(job.files.job)
+        assert isinstance(read, EvaluationJob)
+        assert (read.key, read.files.folder) == (job.key, job.files.folder.absolute())
+        assert read.done()
+    record = JobRecord.read(jobs[-1].files.job)
+    assert record is not None
+    experiment = dict(record.experiment) | {"evaluation": {}}
+    record.model_copy(update={"experiment": experiment}).write(jobs[-1].files.job)
+    with pytest.raises(ValueError, match=r"evaluation\.fidelity: missing"):
+        read_job(jobs[-1].files.job)
+
+
+def test_images_are_drawn_class_balanced(with_cells: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    drawn = subjects.drawn_batches
+
+    def draw(model: Any, tokenizer: Any, labels_N: Any, options: Any, **rest: Any) -> Any:
+        asked.append(labels_N.bincount().tolist())
+        assert options.guidance == 1.5
+        return drawn(model, tokenizer, labels_N, options, **rest)
+
+    monkeypatch.setattr(subjects, "drawn_batches", draw)
+    with_cells(measured())
+    assert asked == [[60, 60]] * 2
+
+
+def test_few_images_warn(with_cells: Sweeping, caplog: pytest.LogCaptureFixture) -> None:
+    with_cells(measured())
+    assert "samples: 120 are few" in caplog.text
+
+
+def test_a_result_says_what_it_is(with_cells: Sweeping) -> None:
+    with_cells(measured())
+    study = Study.of(measured(), Store(with_cells.runs), grid_cells(measured()))
+    for job in evaluation_jobs(study, all_of_them=True):
+        identity = json.loads(job.files.identity.read_text())
+        assert identity["role"] == "evaluation"
+        assert identity["params"]["subject"] == job.subject
+        result = read_result(job.files)
+        assert result is not None
+        assert set(FIGURES) <= set(result.metrics)
+    assert results(with_cells.runs)

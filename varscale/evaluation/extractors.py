@@ -1,0 +1,169 @@
+"""What makes features of images: torch-fidelity's networks, and for rings a small classifier of our own.
+
+Letters: N images, b images of a batch, D features, C classes, s side of an image in pixels.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varscale.config import DataSection
+from varscale.data.sources.of_experiment import training_source
+from varscale.errors import CheckpointError, DataError
+from varscale.evaluation.plan import INCEPTION, RINGS_CLASSIFIER, RINGS_TRAINING, FidelityPlan, where_from
+from varscale.numerics.device import best_device
+from varscale.store.layout import RunKey, Store
+from varscale.store.weights import fill, load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of images, and what made them."""
+
+    features_ND: Tensor
+    """float32."""
+    extractor: str
+    """The extractor's identity."""
+    image_size: int
+    """Side of the images, pixels."""
+    logits_NC: Tensor | None = None
+    """What the extractor's classifier says, for Inception Score; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that makes features of uint8 images."""
+
+    identity: str
+    """Its name, and the hash of its weights or of what they follow from."""
+    network: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    """From uint8 (b, 3, s, s) to features (b, D) and logits (b, C)."""
+
+    @torch.no_grad()
+    def features(self, batches: Iterable[Tensor]) -> FeatureSet:
+        """Features of all images of the batches, uint8 (b, 3, s, s).
+
+        Raises:
+            DataError: There are no images, or they are not of one size, three channels and whole numbers of 8 bits.
+        """
+        features, logits, sizes = [], [], set()
+        for images_b3ss in batches:
+            shape = tuple(images_b3ss.shape)
+            if images_b3ss.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+                raise DataError(f"images: expected uint8 (b, 3, s, s), got {images_b3ss.dtype} {shape}")
+            sizes.add(shape[2])
+            features_bD, logits_bC = self.network(images_b3ss.to(best_device()))
+            features.append(features_bD.float().cpu())
+            logits += [] if logits_bC is None else [logits_bC.float().cpu()]
+        if not features:
+            raise DataError("images: there are none to measure")
+        if len(sizes) > 1:
+            raise DataError(f"images: expected one size, got sides of {sorted(sizes)} pixels")
+        return FeatureSet(torch.cat(features), self.identity, sizes.pop(), torch.cat(logits) if logits else None)
+
+
+def open_extractor(plan: FidelityPlan, data: DataSection, store: Store) -> Extractor:
+    """Load the extractor, or for rings train it once and keep it in the store.
+
+    Raises:
+        CheckpointError: The weights are of another kind, damaged, or can't be downloaded.
+    """
+    identity, (name, weights) = plan.extractor, (plan.extractor_name, plan.settings.weights)
+    if name == RINGS_CLASSIFIER:
+        return Extractor(identity, _rings_classifier(data, identity, store))
+    return Extractor(identity, _torch_fidelity(name, weights))
+
+
+def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+    from torch_fidelity.utils import create_feature_extractor
+
+    layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
+    wanted, classifies = [layer], False
+    if weights is not None and name.startswith("dinov2"):
+        raise CheckpointError(
+            f"evaluation.fidelity.weights: torch-fidelity takes no file for {name}; {where_from(name)}"
+        )
+    try:
+        if weights is not None and not name.startswith("clip"):  # CLIP's are TorchScript
+            # torch-fidelity reads files in a way that lets them run code; what passes here can't
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            classifies = name == INCEPTION and bool(state["fc.weight"].any())
+        if name == INCEPTION and (classifies or weights is None):
+            wanted.append("logits_unbiased")
+        cuda = best_device().type == "cuda"
+        network = create_feature_extractor(
+            name, wanted, cuda=cuda, feature_extractor_weights_path=weights, verbose=False
+        )
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pickle.PickleError,
+    ) as error:
+        place = f"{weights}: not weights of {name}" if weights else f"{name} can't be downloaded"
+        reason = " ".join(str(error).split())[:150]
+        raise CheckpointError(f"evaluation.fidelity.weights: {place} ({reason}); {where_from(name)}") from None
+
+    def extract(images_b3ss: Tensor) -> tuple[Tensor, Tensor | None]:
+        outputs = network.convert_features_tuple_to_dict(network(images_b3ss))
+        return outputs[layer], outputs.get("logits_unbiased")
+
+    return extract
+
+
+class RingsClassifier(nn.Module):
+    """A small network that counts rings; what its last layer reads are its features."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, width, 5, 2, 2), nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.third, self.last = nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.Linear(2 * width, classes)
+
+    def forward(self, images_b3ss: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (b, 2 · width) and logits (b, classes) of uint8 images."""
+        hidden = images_b3ss.float() / 127.5 - 1
+        for layer in (self.first, self.second, self.third):
+            hidden = F.silu(layer(hidden))
+        features_bD = hidden.mean((2, 3))
+        return features_bD, self.last(features_bD)
+
+
+def _rings_classifier(data: DataSection, identity: str, store: Store) -> RingsClassifier:
+    """From the store, or trained on rings with cross-entropy in seconds."""
+    files = store.run(RunKey("evaluations", RINGS_CLASSIFIER, identity.rpartition(":")[2]))
+    settings = RINGS_TRAINING
+    with torch.random.fork_rng():
+        torch.manual_seed(int(settings["seed"]))
+        classifier = RingsClassifier(int(settings["width"]), data.num_classes)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        try:
+            tensors, _ = load_tensors(files.weights, RINGS_CLASSIFIER, identity)
+            fill(classifier, tensors, files.weights)
+        except CheckpointError:
+            _train(classifier, data)
+            save_tensors(files.weights, classifier.state_dict(), {"kind": RINGS_CLASSIFIER, "fingerprint": identity})
+    return classifier.to(best_device()).eval()
+
+
+def _train(classifier: RingsClassifier, data: DataSection) -> None:
+    images, batch = int(RINGS_TRAINING["images"]), int(RINGS_TRAINING["batch_size"])
+    source = training_source(data, images)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=float(RINGS_TRAINING["lr"]))
+    with torch.enable_grad():
+        for start in range(0, images, batch):
+            pixels_b3ss, labels_b = source.load_batch(range(start, start + batch), [0] * batch)
+            _, logits_bC = classifier(torch.from_numpy(pixels_b3ss))
+            optimizer.zero_grad()
+            F.cross_entropy(logits_bC, torch.from_numpy(labels_b)).backward()
+            optimizer.step()

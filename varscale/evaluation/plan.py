@@ -1,0 +1,152 @@
+"""What an evaluation of images is told apart by: what is measured, how, and against which images. Without torch.
+
+Figures that differ in any of it (extractor and its weights, reference, number of images, guidance) are never mixed, so
+all of it is in an evaluation's fingerprint, and beside its figures in the runs table.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from varscale.config import DataSection, Experiment
+from varscale.config.section import FidelityConfig
+from varscale.errors import CheckpointError, ExperimentError
+from varscale.store.fingerprint import fingerprint
+from varscale.store.layout import RunFiles, RunKey
+
+EVALUATOR = "fidelity-1"
+"""Raised when code changes the figures by more than rounding."""
+INCEPTION, RINGS_CLASSIFIER = "inception-v3-compat", "rings-classifier"
+RINGS_TRAINING = {"images": 12_800, "batch_size": 64, "lr": 2e-3, "width": 32, "seed": 0}
+"""Of the classifier of rings: part of its identity."""
+FEWEST_IMAGES, FEW_IMAGES = 100, 2048
+"""Fewer are refused; fewer give a warning."""
+
+Subject = Literal["cell", "real", "reconstructed"]
+"""What is measured: a cell's images, real ones (the floor of any model), or these as the tokenizer reconstructs them
+(the floor of models on this tokenizer)."""
+
+
+@dataclass(frozen=True)
+class FidelityPlan:
+    """How the images of a study are measured, and against which."""
+
+    settings: FidelityConfig
+    extractor: str
+    """Name of the extractor, and hash of its weights or of what they follow from."""
+    reference: str
+    """Split and number of the reference's images, and a hash of what they are."""
+    floor: str
+    """The same of the real images whose own distance to the reference is the floor."""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "FidelityPlan | None":
+        """Of an experiment; None where it asks for none.
+
+        Raises:
+            ExperimentError: The extractor can't measure these images, or the reference has fewer than it should.
+            CheckpointError: The file of weights is missing.
+            DataError: Images are missing or malformed.
+        """
+        settings, data = experiment.evaluation.fidelity, experiment.data
+        if settings is None:
+            return None
+        if data.procedural and settings.reference_images is None:
+            raise ExperimentError(
+                "evaluation.fidelity.reference_images: procedural images need a number, such as 10000"
+            )
+        reference = _images(data, settings.reference, settings.reference_images)
+        floor = _images(data, other(settings.reference), settings.samples)
+        return cls(settings, _extractor(settings, data), reference, floor)
+
+    @property
+    def has_floors(self) -> bool:
+        """Whether there are as many real images for the floors as are drawn of a cell; others would not compare."""
+        return number_of(self.floor) == self.settings.samples
+
+    @property
+    def extractor_name(self) -> str:
+        """The extractor's name alone."""
+        return self.extractor.partition(":")[0]
+
+    def key(self, subject: Subject, run: RunFiles | None) -> RunKey:
+        """Identity of an evaluation, `run` being the cell or the tokenizer; None for real images."""
+        measured = {"extractor": self.extractor, "reference": self.reference, "draws": self.settings.bootstrap_draws}
+        drawn = self.settings.model_dump(mode="json", include={"samples", "guidance", "top_k", "top_p", "seed"})
+        images = drawn if subject == "cell" else {"images": self.floor}
+        of = run.fingerprint if run else ""
+        print_of = fingerprint(kind="evaluation", evaluator=EVALUATOR, subject=subject, of=of, **measured, **images)
+        name = run.folder.name.removesuffix(f"-{of}") if run else self.floor.rpartition("-")[0]
+        return RunKey(
+            "evaluations", f"{name}-{f'g{self.settings.guidance:g}' if subject == 'cell' else subject}", print_of
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """What the runs table says beside a cell's figures."""
+        return {
+            "evaluator": EVALUATOR,
+            "extractor": self.extractor,
+            "reference_set": self.reference,
+            **self.settings.model_dump(include={"samples", "guidance"}),
+        }
+
+
+def number_of(images: str) -> int:
+    """How many images `FidelityPlan.reference` or `.floor` are."""
+    return int(images.split("-")[1])
+
+
+def other(split: Literal["train", "validation"]) -> Literal["train", "validation"]:
+    """The split that the reference is not of."""
+    return "validation" if split == "train" else "train"
+
+
+def as_stored(data: DataSection) -> DataSection:
+    """The same images neither enlarged, cropped at random nor flipped: what FID is counted against in papers."""
+    return data.model_copy(update={"views": 1, "resize_ratio": 1.0, "horizontal_flip": False})
+
+
+def where_from(name: str) -> str:
+    """Where an extractor's weights are found, and by which checksum they are told."""
+    from torch_fidelity.feature_extractor_clip import MODEL_BASE_URL, MODEL_METADATA
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    if name == INCEPTION:
+        return f"get {URL_INCEPTION_V3} (its SHA-256 begins with 6726825d) and name it by --weights"
+    if name in MODEL_METADATA:
+        url = f"{MODEL_BASE_URL}/{MODEL_METADATA[name]['hash']}/{MODEL_METADATA[name]['filename']}.pt"
+        return f"get {url} (the hash in its address is its SHA-256) and name it by --weights"
+    if name == "vgg16":
+        return "get torchvision's vgg16-397923af.pth (its SHA-256 begins with 397923af) and name it by --weights"
+    return "torch.hub gets it from facebookresearch/dinov2 where there is a network, and keeps it"
+
+
+def _extractor(settings: FidelityConfig, data: DataSection) -> str:
+    name = settings.extractor or (RINGS_CLASSIFIER if data.kind == "rings" else INCEPTION)
+    if name == RINGS_CLASSIFIER:
+        if data.kind != "rings" or settings.weights is not None:
+            raise ExperimentError(f"evaluation.fidelity.extractor: {name} measures rings alone, and takes no weights")
+        return f"{name}:{fingerprint(kind='extractor', data=_described(data), **RINGS_TRAINING)}"
+    if settings.weights is None:
+        return f"{name}:as-downloaded"
+    try:
+        with Path(settings.weights).open("rb") as file:
+            return f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    except OSError as error:
+        place = f"evaluation.fidelity.weights: {settings.weights}"
+        raise CheckpointError(f"{place}: {error.strerror}; {where_from(name)}") from None
+
+
+def _images(data: DataSection, split: Literal["train", "validation"], count: int | None) -> str:
+    plain = as_stored(data)
+    if data.procedural:
+        content: object = _described(plain)
+    else:
+        source = plain.open(split, None)
+        content, count = source.fingerprint, min(count or len(source), len(source))
+    return f"{split}-{count}-{fingerprint(kind='images', split=split, images=count, content=content)[:8]}"
+
+
+def _described(data: DataSection) -> dict[str, Any]:
+    return data.model_dump(mode="json", exclude={"validation_images", "max_undecodable", *data.places})

@@ -1,0 +1,152 @@
+"""One evaluation's run: its images, their features, the figures and the result file. The reference is passed once.
+
+Letters: N images, b images of a batch, D features, s side of an image in pixels.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from varscale.config import DataSection
+from varscale.data.loading import load_ahead
+from varscale.data.transforms import to_model_range
+from varscale.errors import CheckpointError
+from varscale.evaluation.extractors import Extractor, FeatureSet, open_extractor
+from varscale.evaluation.fidelity import measure
+from varscale.evaluation.plan import FidelityPlan, Subject, as_stored, number_of, other
+from varscale.families.base import SamplingOptions
+from varscale.families.storage import load_model
+from varscale.generation.bulk import drawn_batches
+from varscale.numerics.device import best_device
+from varscale.numerics.machine import device_name, versions
+from varscale.store.fingerprint import fingerprint
+from varscale.store.layout import RunFiles, RunKey, Store
+from varscale.store.records import Result, RunIdentity, read_result
+from varscale.store.weights import load_tensors, save_tensors
+from varscale.tokenizer.storage import load_tokenizer
+
+Report = Callable[[int, int], None]
+"""Called with the images done and in all."""
+
+_FEATURES = "features"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What is measured, and what that takes."""
+
+    subject: Subject
+    title: str
+    """For people."""
+    data: DataSection
+    """The study's."""
+    tokenizer: RunFiles
+    """The study's."""
+    cell: RunFiles | None = None
+    """The cell, where one is measured."""
+
+
+def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store, report: Report) -> None:
+    """Measure images, and write the result last.
+
+    Raises:
+        CheckpointError: Weights are missing, damaged, or of another kind.
+        DataError: The images can't be measured.
+    """
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        if read_result(files) is not None:
+            return
+        started, settings = time.time(), plan.settings
+        RunIdentity(name=what.title, role="evaluation", params=_described(plan, what)).write(files.identity)
+        extractor = open_extractor(plan, what.data, store)
+        reference = reference_features(plan, extractor, what.data, store)
+        drawn = extractor.features(_reported(_batches(plan, what), settings.samples, report))
+        figures = measure(drawn, reference, draws=settings.bootstrap_draws)
+        Result(
+            fingerprint=files.fingerprint,
+            status="finished",
+            time=time.time(),
+            metrics={**figures, "wall_seconds": time.time() - started},
+            row={**_columns(what.subject, figures), **(plan.columns() if what.subject == "cell" else {})},
+            provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
+        ).write(files.result)
+
+
+def reference_features(plan: FidelityPlan, extractor: Extractor, data: DataSection, store: Store) -> FeatureSet:
+    """Features of the reference's images: from the store, or made now and kept there for all evaluations."""
+    print_of = fingerprint(kind="features", reference=plan.reference, extractor=plan.extractor)
+    files = store.run(RunKey("evaluations", f"reference-{plan.reference.rpartition('-')[0]}", print_of))
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        try:
+            tensors, _ = load_tensors(files.weights, _FEATURES, files.fingerprint)
+            return FeatureSet(tensors["features"], extractor.identity, int(tensors["image_size"]))
+        except (CheckpointError, KeyError):
+            images = number_of(plan.reference)
+            made = extractor.features(_real(data, plan.settings.reference, images, plan.settings.batch_size))
+            tensors = {"features": made.features_ND, "image_size": torch.tensor(made.image_size)}
+            save_tensors(files.weights, tensors, {"kind": _FEATURES, "fingerprint": files.fingerprint})
+            return made
+
+
+def _batches(plan: FidelityPlan, what: Evaluated) -> Iterator[Tensor]:
+    settings, device = plan.settings, best_device()
+    if what.subject != "cell":
+        images = number_of(plan.floor)
+        real = _real(what.data, other(settings.reference), images, settings.batch_size)
+        return real if what.subject == "real" else _reconstructed(what.tokenizer, real)
+    assert what.cell is not None
+    tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
+    model = load_model(what.cell.weights, what.cell.fingerprint).to(device)
+    labels_N = torch.arange(settings.samples, device=device) % model.config.num_classes  # as many of each class
+    options = SamplingOptions(settings.guidance, settings.top_k, settings.top_p, settings.seed)
+    return drawn_batches(model, tokenizer, labels_N, options, batch_size=settings.batch_size)
+
+
+def _real(data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int) -> Iterator[Tensor]:
+    """`count` images of a split, evenly spread, so that data sorted by class stay balanced."""
+    source = as_stored(data).open(split, count)
+    chosen_N = torch.arange(count) * (count if source.procedural else len(source)) // count
+    batches = chosen_N.split(batch_size)
+    loaded = load_ahead(lambda index_b: source.load_batch(index_b.numpy(), [0] * len(index_b))[0], batches, 1)
+    return map(torch.from_numpy, loaded)
+
+
+@torch.no_grad()
+def _reconstructed(files: RunFiles, real: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Images that went through the tokenizer's tokens and back."""
+    device = best_device()
+    tokenizer = load_tokenizer(files.weights, files.fingerprint).to(device)
+    for pixels_b3ss in real:
+        images_b3ss = tokenizer.decode(tokenizer.encode(to_model_range(pixels_b3ss.numpy()).to(device)))
+        yield ((images_b3ss + 1) / 2).mul(255).round().to(torch.uint8)
+
+
+def _reported(batches: Iterator[Tensor], total: int, report: Report) -> Iterator[Tensor]:
+    done = 0
+    for images_b3ss in batches:
+        yield images_b3ss
+        done += len(images_b3ss)
+        report(done, total)
+
+
+def _described(plan: FidelityPlan, what: Evaluated) -> dict[str, Any]:
+    return {"subject": what.subject, "title": what.title, "floor": plan.floor, **plan.columns()}
+
+
+def _columns(subject: Subject, figures: dict[str, float]) -> dict[str, float]:
+    """Names of the runs table: `fid`; of real images `fid_floor`; of reconstructions `rfid`."""
+    if subject == "cell":
+        return figures
+    found = {}
+    for name, value in figures.items():
+        figure = next((end for end in ("_low", "_high") if name.endswith(end)), "")
+        base = name.removesuffix(figure)
+        found[f"r{name}" if subject == "reconstructed" else f"{base}_floor{figure}"] = value
+    return found
