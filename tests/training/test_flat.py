@@ -1,12 +1,13 @@
-"""Parameters of a group as one tensor: an optimizer's steps are those of the parameters apart."""
+"""AdamW of whole parameter groups: its steps are those of the parameters apart, however gradients are cleared."""
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
-from varscale.training.flat import FlatParameters
+from varscale.training.flat import FlatAdamW
 
 
 def model() -> nn.Sequential:
@@ -14,23 +15,35 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3))
 
 
-def steps(trained: nn.Module, optimizer: AdamW, clear: Callable[[], None]) -> list[torch.Tensor]:
+def groups(trained: nn.Module) -> list[dict[str, object]]:
+    weights, biases = ([p for p in trained.parameters() if p.ndim == ndim] for ndim in (2, 1))
+    return [{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}]
+
+
+def steps(trained: nn.Module, optimizer: Optimizer, clear: Callable[[], None]) -> list[torch.Tensor]:
     for seed in range(4):
         torch.manual_seed(seed)
         clear()
         for _ in range(2):  # gradients of a step's parts add up
             trained(torch.randn(6, 5)).square().mean().backward()
         optimizer.step()
-        trained.zero_grad()  # as trainers do at any time
     return [parameter.detach().clone() for parameter in trained.parameters()]
 
 
-def test_steps_are_those_of_the_parameters_apart() -> None:
+@pytest.mark.parametrize("by", ["optimizer", "model", "both"])
+def test_steps_are_those_of_the_parameters_apart(by: str) -> None:
     apart, together = model(), model()
-    plain = AdamW(apart.parameters(), 0.1, weight_decay=0.3, fused=True)
+    plain = AdamW(groups(apart), 0.1, (0.9, 0.95))
     expected = steps(apart, plain, plain.zero_grad)
-    flat = FlatParameters(list(together.parameters()))
-    found = steps(together, AdamW([flat.whole], 0.1, weight_decay=0.3, fused=True), flat.clear_gradients)
+    flat = FlatAdamW(groups(together), 0.1, (0.9, 0.95))
+
+    def clear() -> None:
+        if by != "model":
+            flat.zero_grad()
+        if by != "optimizer":
+            together.zero_grad()
+
+    found = steps(together, flat, clear)
     for first, second, before in zip(found, expected, model().parameters(), strict=True):
         assert torch.allclose(first, second, atol=1e-6)
         assert not torch.allclose(first, before, atol=0.05)
@@ -38,8 +51,24 @@ def test_steps_are_those_of_the_parameters_apart() -> None:
 
 def test_values_are_shared_after_loading() -> None:
     trained, other = model(), model()
-    flat = FlatParameters(list(trained.parameters()))
+    flat = FlatAdamW(groups(trained), 0.1, (0.9, 0.95))
     with torch.no_grad():
         other[0].weight.fill_(2.0)
     trained.load_state_dict(other.state_dict())
-    assert torch.equal(flat.whole[:35], torch.full((35,), 2.0))
+    assert torch.equal(flat.param_groups[0]["params"][0][:35], torch.full((35,), 2.0))
+
+
+def test_it_goes_on_from_its_state() -> None:
+    whole, half = model(), model()
+    expected = steps(whole, flat := FlatAdamW(groups(whole), 0.1, (0.9, 0.95)), flat.zero_grad)
+    first = FlatAdamW(groups(half), 0.1, (0.9, 0.95))
+    for seed in range(4):
+        again = FlatAdamW(groups(half), 0.1, (0.9, 0.95))
+        again.load_state_dict(first.state_dict())
+        torch.manual_seed(seed)
+        again.zero_grad()
+        for _ in range(2):
+            half(torch.randn(6, 5)).square().mean().backward()
+        again.step()
+        first = again
+    assert all(torch.equal(a, b) for a, b in zip(half.parameters(), expected, strict=True))

@@ -96,7 +96,7 @@ def test_only_matrices_decay() -> None:
         for parameter in module.model.parameters():
             parameter.fill_(1.0)
     optimizer = module.configure_optimizers()
-    module.clear_gradients()
+    optimizer.zero_grad()
     for group in optimizer.param_groups:
         group["lr"] = 1.0
     optimizer.step()

@@ -19,7 +19,7 @@ from varscale.families.base import ModelDescription, TokenLosses
 from varscale.numerics.precision import without_autocast
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.training.callbacks import check_finite
-from varscale.training.flat import FlatParameters
+from varscale.training.flat import FlatAdamW
 
 MOST_COMPILATIONS = 128
 """Of a block in one process: sizes of a sweep, each for whole and last parts of a step; beyond, PyTorch fails."""
@@ -60,7 +60,6 @@ class ModelModule(LightningModule):
         # frozen and read from its own file: kept out of the modules, hence out of checkpoints and DDP
         self._tokenizer = [tokenizer.requires_grad_(False)]
         self.optim, self.seed = optim, seed
-        self._flat: list[FlatParameters] = []
         self.images_at_once, self.log_every_steps = images_at_once, log_every_steps
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.taken = 0  # the same number, without asking a device for it
@@ -91,27 +90,18 @@ class ModelModule(LightningModule):
         plain = self.family.names_without_decay(self.model)
         named = list(self.model.named_parameters())
         decayed, others = ([p for name, p in named if (name in plain) is without] for without in (False, True))
-        if self.device.type == "cpu" and not torch.distributed.is_initialized():
-            self._flat = [FlatParameters(decayed), FlatParameters(others)]
-            decayed, others = ([flat.whole] for flat in self._flat)
         groups = [
-            {"params": decayed, "decays": True},
+            {"params": decayed, "weight_decay": self.optim.weight_decay, "decays": True},
             {"params": others, "weight_decay": 0.0, "decays": False},
         ]
-        fused = self.device.type in ("cpu", "cuda")
-        return AdamW(groups, self.optim.peak_lr, self.optim.betas, weight_decay=self.optim.weight_decay, fused=fused)
-
-    def clear_gradients(self) -> None:
-        """Before every step."""
-        if not self._flat:
-            self.zero_grad()
-        for flat in self._flat:
-            flat.clear_gradients()
+        if self.device.type == "cpu" and not torch.distributed.is_initialized():
+            return FlatAdamW(groups, self.optim.peak_lr, self.optim.betas)
+        return AdamW(groups, self.optim.peak_lr, self.optim.betas, fused=self.device.type in ("cpu", "cuda"))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """One step: the mean loss over all tokens, part by part."""
         optimizer = self.optimizers()
-        self.clear_gradients()
+        optimizer.zero_grad()
         images, parts = len(batch["labels_B"]), _parts(batch, self.images_at_once)
         logs_now = (self.taken + 1) % self.log_every_steps == 0
         logged = []
