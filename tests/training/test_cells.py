@@ -114,7 +114,7 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
     "tokenizer.training.adversarial_weight": {"tokenizer.training.adversarial_weight": 0.5},
     "tokenizer.training.adversarial_start": {"tokenizer.training.adversarial_start": 0.5},
     "tokenizer.training.discriminator_channels": {"tokenizer.training.discriminator_channels": 32},
-    "tokenizer.training.quantize_after": {"tokenizer.training.quantize_after": 0.2},
+    "tokenizer.training.quantize_after": {"tokenizer.training.quantize_after": 0.3},
     "tokenizer.training.restart_every_steps": {"tokenizer.training.restart_every_steps": 20},
     "tokenizer.training.restart_usage": {"tokenizer.training.restart_usage": 0.2},
     "tokenizer.training.seed": {"tokenizer.training.seed": 1},

@@ -46,8 +46,9 @@ def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity) -> str:
     if settings.checkpoint is not None:
         content = _content("tokenizer.checkpoint", settings.checkpoint)
         return fingerprint(kind="tokenizer", checkpoint=content, patch_nums=settings.patch_nums)
-    others = {"accept": True, "encode_batch_size": True, "training": {"micro_batch"}}
-    described = settings.model_dump(mode="json", exclude=others)
+    described = settings.model_dump(
+        mode="json", exclude={"accept": True, "encode_batch_size": True, "training": {"micro_batch"}}
+    )
     backbone = settings.training.perceptual_weights_path
     if backbone is not None:  # what the file holds counts, not where it lies
         described["training"]["perceptual_weights_path"] = _content(
