@@ -61,9 +61,7 @@ def interval_bars(axes: Axes, rows: pd.DataFrame, x: "pd.Series[float]", target:
     shown = np.isfinite(low) & np.isfinite(high) & (low > 0)
     middle = np.sqrt(low * high)[shown]
     bars = [middle - low[shown], high[shown] - middle]
-    axes.errorbar(
-        x.to_numpy(dtype=float)[shown], middle, bars, fmt="none", ecolor=colour, lw=0.8, capsize=1.8, zorder=3
-    )
+    axes.errorbar(x.to_numpy(dtype=float)[shown], middle, bars, fmt="none", ecolor=colour, lw=0.8, zorder=3)
 
 
 def marks_in_words(levels: dict[str, float], rows: pd.DataFrame, target: str) -> str:
