@@ -61,13 +61,15 @@ def side_by_side(grids: Sequence[TargetGrid]) -> tuple[SizesAtBudget, ...]:
 def _by_budget(grid: TargetGrid) -> dict[float, OptimalSize]:
     """The best sizes by one target, at budgets where it has two or more sizes."""
     minima = {each.budget: each for each in grid.minima}
-    best = grid.frontier.set_index("budget")
+    best = {
+        budget: (params, value) for budget, params, value in grid.frontier[["budget", "params", grid.target]].to_numpy()
+    }
     found = {}
     for label, rows in grid.cells[grid.cells[grid.target].notna()].groupby("budget"):
         budget, sizes = float(str(label)), rows["params"]
         if sizes.nunique() < 2:
             continue
-        params, value = (float(best.loc[budget, each]) for each in ("params", grid.target))
+        params, value = map(float, best[budget])
         ends = params in (sizes.min(), sizes.max())
         minimum = minima[budget]
         found[budget] = OptimalSize(sizes.nunique(), params, value, ends, minimum.params, minimum.params_ci95)

@@ -209,4 +209,6 @@ def _formula(entry: FitEntry) -> str:
         values["E"] = "0"
     x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
     power = f"{x}$^{{{-entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
-    return entry.fitted.law.legend.format(power=power, **values) or entry.fitted.law.name
+    text = entry.fitted.law.legend.format(power=power, **values) or entry.fitted.law.name
+    floor = "" if entry.fitted.law.name != "power-floor" else ", free" if entry.fitted.offset is None else ", held"
+    return text + floor

@@ -1,5 +1,7 @@
 """Figures of FID and the like: floors as lines, intervals as bars, values against loss, and the best sizes."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -42,23 +44,24 @@ def floors(table: RunsTable, target: str) -> dict[str, float]:
 
 
 def floor_lines(axes: Axes, levels: dict[str, float]) -> None:
-    """Each level as a line across the axes with its name on it."""
-    for (name, level), (colour, style) in zip(levels.items(), ((GREEN, "--"), (PURPLE, ":")), strict=False):
+    """Each level as a line across the axes with its name on it, one name at either end."""
+    looks = {"real images": (GREEN, "--", "left"), "reconstructions": (PURPLE, ":", "right")}
+    for name, level in levels.items():
+        colour, style, side = looks[name]
         axes.axhline(level, color=colour, lw=1, ls=style, zorder=2)
-        axes.annotate(
-            *(f"{name}, {level:.3g}", (0, level)),
-            **{"xycoords": ("axes fraction", "data"), "xytext": (2, 2), "textcoords": "offset points"},
-            **{"color": colour, "fontsize": 6.5, "va": "bottom"},
-        )
+        x, across = 0.01 if side == "left" else 0.99, axes.get_yaxis_transform()
+        axes.text(x, level, f"{name}, {level:.3g}", color=colour, size=6.5, va="bottom", ha=side, transform=across)
 
 
-def interval_bars(axes: Axes, rows: pd.DataFrame, x: "pd.Series[float]", target: str, colour: object) -> None:
+def interval_bars(axes: Axes, rows: pd.DataFrame, x: "pd.Series[float]", target: str, colour: Any) -> None:
     """The 95% intervals of values, where the table has them."""
     if not {f"{target}_low", f"{target}_high"} <= set(rows.columns):
         return
     low, high = (rows[f"{target}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
     shown = np.isfinite(low) & np.isfinite(high) & (low > 0)
-    axes.vlines(x.to_numpy(dtype=float)[shown], low[shown], high[shown], color=colour, lw=0.8, zorder=3)
+    middle = np.sqrt(low * high)[shown]
+    bars = [middle - low[shown], high[shown] - middle]
+    axes.errorbar(x.to_numpy(dtype=float)[shown], middle, bars, fmt="none", ecolor=colour, lw=0.8, zorder=3)
 
 
 def marks_in_words(levels: dict[str, float], rows: pd.DataFrame, target: str) -> str:
@@ -74,15 +77,17 @@ def marks_in_words(levels: dict[str, float], rows: pd.DataFrame, target: str) ->
 
 def against_loss(result: LawsResult, target: str, name: str, group: str) -> Drawing:
     """Cells by size against their loss, with the laws fitted to all of them."""
-    entries = [entry for entry in result.entries(target, LIKELIHOOD, group) if entry.falls]
-    rows = result.entries(target, LIKELIHOOD, group)[0].rows
+    every = result.entries(target, LIKELIHOOD, group)
+    entries = [entry for entry in every if entry.falls]
+    entries = [entry for entry in entries if entry.fitted.law.has_offset] or entries
+    rows = every[0].rows
     loss = -np.log(rows[LIKELIHOOD])
     levels = floors(result.table, target)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         reach = np.linspace(loss.min() - 0.05 * np.ptp(loss), loss.max() + 0.05 * np.ptp(loss), 120)
-        for entry, (style, colour) in zip(entries, (("-", INK), ("--", VERMILION), (":", BLUE)), strict=False):
+        for entry, (style, colour) in zip(entries, (("-", INK), ("--", VERMILION)), strict=False):
             axes.plot(reach, entry.fitted.predict(np.exp(-reach)), style, color=colour, label=_formula(entry), zorder=4)
         if entries:
             sure = predict(entries[0].fitted, entries[0].uncertainty, np.exp(-reach))
@@ -130,7 +135,15 @@ def sizes(result: LawsResult, group: str, name: str) -> Drawing:
             for is_minimum, face in ((True, colour), (False, "none")):
                 chosen = [i for i, each in enumerate(filled) if each == is_minimum]
                 axes.plot([x[i] for i in chosen], [best[i] for i in chosen], marker, color=colour, mfc=face, ms=4.5)
-            axes.plot([], [], f"{marker}-", color=colour, ms=4.5, lw=0.8, label=f"by {label(result.table, target)}")
+            axes.plot(
+                [],
+                [],
+                f"{marker}-",
+                color=colour,
+                ms=4.5,
+                lw=0.8,
+                label=f"by {label(result.table, target).split(' (')[0]}",
+            )
         log_axis(axes, "x")
         log_axis(axes, "y", counts=True)
         axes.set(xlabel=label(result.table, "flops"), ylabel="best size (parameters)")
@@ -151,5 +164,5 @@ def _formula(entry: FitEntry) -> str:
     """Such as 5.1 + 0.02·e^{3.1 loss}."""
     values = entry.fitted.parameters
     offset = f"{values['E']:.3g} + " if "E" in values and "E" not in entry.fitted.at_bound else ""
-    which = {None: ", free"}.get(entry.fitted.offset, ", held") if "E" in values else ""
+    which = "" if "E" not in values else ", free" if entry.fitted.offset is None else ", held"
     return f"{offset}{values['A']:.2g}·e$^{{{values['alpha']:.3g}\\,loss}}${which}"

@@ -174,7 +174,7 @@ def _floors(frame: pd.DataFrame, target: str) -> "pd.Series[float]":
     name = f"{target}_floor"
     if name not in frame.columns:
         return pd.Series(dtype=float)
-    floors = frame.loc[frame[target].notna(), name]
+    floors: pd.Series[float] = frame.loc[frame[target].notna(), name]
     return floors[np.isfinite(floors) & (floors > 0)]
 
 
