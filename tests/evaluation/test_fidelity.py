@@ -86,6 +86,7 @@ def cifar_distance(extractor: Extractor, count: int) -> tuple[FeatureSet, Featur
         torch.set_num_threads(before)
 
 
+@pytest.mark.timeout(1800)
 def test_fid_of_500_images_of_cifar10(inception: Extractor) -> None:
     """The only test that takes minutes: there is no smaller reference value."""
     train, test = cifar_distance(inception, 500)
