@@ -165,7 +165,7 @@ class Study:
 
     def _evaluation(self, cell: RunFiles) -> str | None:
         """Folder of a cell's evaluation."""
-        return self.fidelity and self.fidelity.key("cell", cell).folder
+        return self.fidelity.key("cell", cell).folder if self.fidelity is not None else None
 
     @property
     def _floors(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from varscale.errors import CheckpointError, DataError, ExperimentError
 from varscale.evaluation.distances import frechet
 from varscale.evaluation.extractors import Extractor, FeatureSet, open_extractor
 from varscale.evaluation.fidelity import fid, inception_score, measure
-from varscale.evaluation.plan import FidelityPlan
+from varscale.evaluation.plan import RINGS_TRAINING, FidelityPlan
 from varscale.numerics.machine import processors
 from varscale.store.layout import Store
 
@@ -86,6 +86,7 @@ def cifar_distance(extractor: Extractor, count: int) -> tuple[FeatureSet, Featur
         torch.set_num_threads(before)
 
 
+@pytest.mark.timeout(1800)
 def test_fid_of_500_images_of_cifar10(inception: Extractor) -> None:
     """The only test that takes minutes: there is no smaller reference value."""
     train, test = cifar_distance(inception, 500)
@@ -134,19 +135,25 @@ def test_inception_score_does_not_depend_on_the_order(rings: Extractor) -> None:
     by_class = images[torch.from_numpy(np.argsort(labels, kind="stable"))]
     shuffled, ordered = (inception_score(rings.features(batches(each))) for each in (images, by_class))
     assert ordered == pytest.approx(shuffled, rel=0.02)
-    assert 2.5 < ordered <= 3.0
+    assert 2 < ordered <= 3
 
 
-def test_the_classifier_is_trained_once_and_is_the_same_everywhere(rings: Extractor, tmp_path: Path) -> None:
+def test_the_classifier_is_trained_once_and_is_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RINGS_TRAINING, "images", 640)
     settings, images = experiment(), ring_images(8)
-    here = open_extractor(plan_of(settings), settings.data, Store(tmp_path))
-    (weights,) = tmp_path.glob("evaluations/rings-classifier-*/weights.safetensors")
+    here, elsewhere = (open_extractor(plan_of(settings), settings.data, Store(tmp_path / name)) for name in "ab")
+    (weights,) = (tmp_path / "a").glob("evaluations/rings-classifier-*/weights.safetensors")
     before = weights.stat().st_mtime_ns
-    again = open_extractor(plan_of(settings), settings.data, Store(tmp_path))
+    again = open_extractor(plan_of(settings), settings.data, Store(tmp_path / "a"))
     assert weights.stat().st_mtime_ns == before
-    features = [each.features([images]).features_ND for each in (rings, here, again)]
+    features = [each.features([images]).features_ND for each in (here, elsewhere, again)]
     assert torch.equal(features[0], features[1])
-    assert torch.equal(features[1], features[2])
+    assert torch.equal(features[0], features[2])
+    weights.write_bytes(weights.read_bytes()[:1000])  # damaged: trained anew
+    mended = open_extractor(plan_of(settings), settings.data, Store(tmp_path / "a"))
+    assert torch.equal(mended.features([images]).features_ND, features[0])
 
 
 # bad input
