@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 FOLDER = Path(__file__).parent
-ORDER = ("training", "sampling", "data", "utilisation", "paper")
+ORDER = ("training", "sampling", "bulk", "data", "utilisation", "paper")
 
 
 def names() -> list[str]:

@@ -33,7 +33,7 @@ class PlainAttention(nn.Module):
         self.log_scale_H = nn.Parameter(torch.full((heads,), math.log(4.0)))
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor, mask_LL: Tensor) -> Tensor:
+    def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: list[Tensor] | None = None) -> Tensor:
         queries_BLC, keys_BLC, values_BLC = self.queries_keys_values(x_BLC).chunk(3, dim=2)
         queries_BHLd = self._by_head(queries_BLC + self.query_bias_C)
         keys_BHLd = self._by_head(keys_BLC)
@@ -41,14 +41,19 @@ class PlainAttention(nn.Module):
         scale_H11 = self.log_scale_H.clamp_max(math.log(100.0)).exp()[:, None, None]
         queries_BHLd = F.normalize(queries_BHLd, dim=3) * scale_H11
         keys_BHLd = F.normalize(keys_BHLd, dim=3)
+        if cache is not None:  # as the reference does; every token sees all before it
+            if cache:
+                keys_BHLd, values_BHLd = torch.cat((cache[0], keys_BHLd), 2), torch.cat((cache[1], values_BHLd), 2)
+            cache[:] = keys_BHLd, values_BHLd
         if self.by == "library":
-            mask_LL = mask_LL.to(queries_BHLd.dtype)
+            mask_LL = None if mask_LL is None else mask_LL.to(queries_BHLd.dtype)
             out_BHLd = F.scaled_dot_product_attention(
                 queries_BHLd, keys_BHLd.to(queries_BHLd.dtype), values_BHLd.to(queries_BHLd.dtype), mask_LL, scale=1.0
             )
         else:
-            weights_BHLL = torch.softmax(queries_BHLd @ keys_BHLd.transpose(2, 3) + mask_LL, dim=3)
-            out_BHLd = weights_BHLL @ values_BHLd
+            weights_BHLL = queries_BHLd @ keys_BHLd.transpose(2, 3)
+            weights_BHLL = weights_BHLL if mask_LL is None else weights_BHLL + mask_LL
+            out_BHLd = torch.softmax(weights_BHLL, dim=3) @ values_BHLd
         return cast(Tensor, self.projection(out_BHLd.transpose(1, 2).flatten(2)))
 
     def _by_head(self, x_BLC: Tensor) -> Tensor:
@@ -75,10 +80,13 @@ class PlainBlock(nn.Module):
         self.normalise = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x_BLC: Tensor, condition_BC: Tensor, mask_LL: Tensor) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, condition_BC: Tensor, mask_LL: Tensor | None, cache: list[Tensor] | None = None
+    ) -> Tensor:
         parts_B1C = self.modulation(F.silu(condition_BC)).unsqueeze(1).chunk(6, dim=2)
         gate1_B1C, gate2_B1C, scale1_B1C, scale2_B1C, shift1_B1C, shift2_B1C = parts_B1C
-        x_BLC = x_BLC + gate1_B1C * self.attention(self.normalise(x_BLC) * (1 + scale1_B1C) + shift1_B1C, mask_LL)
+        modulated_BLC = self.normalise(x_BLC) * (1 + scale1_B1C) + shift1_B1C
+        x_BLC = x_BLC + gate1_B1C * self.attention(modulated_BLC, mask_LL, cache)
         return x_BLC + gate2_B1C * self.feedforward(self.normalise(x_BLC) * (1 + scale2_B1C) + shift2_B1C)
 
 
@@ -142,27 +150,66 @@ class PlainVAR(nn.Module):
         mask_LL = self.mask_LL[:tokens, :tokens]
         for block in self.blocks:
             x_BLC = block(x_BLC, condition_BC, mask_LL)
-        scale_B1C, shift_B1C = self.head_modulation(F.silu(condition_BC)).unsqueeze(1).chunk(2, dim=2)
-        logits_BLV: Tensor = self.head(self.normalise(x_BLC.float()) * (1 + scale_B1C) + shift_B1C)
-        return logits_BLV.float()
+        return self._logits(x_BLC, condition_BC)
 
     @torch.no_grad()
     def next_scale_inputs(self, tokens_BL: Tensor) -> Tensor:
         """The inputs (B, L - p_1², c) of scales 2 … K (algorithm 2, one scale after the other)."""
-        side = self.patch_nums[-1]
-        features_hat_BChw = self.codebook_Vc.new_zeros(len(tokens_BL), self.codebook_Vc.shape[1], side, side)
-        inputs, begin = [], 0
+        features_hat_BChw, inputs, begin = self._zeros(len(tokens_BL)), [], 0
         for k, patch_num in enumerate(self.patch_nums[:-1]):
-            codes_BMc = self.codebook_Vc[tokens_BL[:, begin : begin + patch_num**2]]
+            features_hat_BChw = features_hat_BChw + self._contribution(tokens_BL[:, begin : begin + patch_num**2], k)
             begin += patch_num**2
-            codes_BCpp = codes_BMc.transpose(1, 2).unflatten(2, (patch_num, patch_num))
-            codes_BChw = F.interpolate(codes_BCpp, size=(side, side), mode="bicubic")
-            weight, bias = self.get_buffer(f"phi_weight_{k}"), self.get_buffer(f"phi_bias_{k}")
-            refined_BChw = F.conv2d(codes_BChw, weight, bias, padding=1)
-            features_hat_BChw = features_hat_BChw + (1 - self.phi_ratio) * codes_BChw + self.phi_ratio * refined_BChw
-            following = self.patch_nums[k + 1]
-            inputs.append(F.interpolate(features_hat_BChw, size=(following, following), mode="area").flatten(2).mT)
+            inputs.append(self._resized(features_hat_BChw, self.patch_nums[k + 1]))
         return torch.cat(inputs, dim=1)
+
+    @torch.no_grad()
+    def sample(self, labels_B: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
+        """Features (B, c, h, w) to decode, and all tokens, as the reference's `autoregressive_infer_cfg` draws them."""
+        both_B = torch.cat((labels_B, torch.full_like(labels_B, self.num_classes)))
+        condition_BC, batch = self.class_embedding(both_B), len(labels_B)
+        place_LC = self.level_KC[self.level_L] + self.position_LC
+        features_hat_BChw, tokens, begin = self._zeros(batch), [], 0
+        x_BMC = condition_BC.unsqueeze(1) + self.start_MC
+        caches: list[list[Tensor]] = [[] for _ in self.blocks]
+        for k, patch_num in enumerate(self.patch_nums):
+            end = begin + patch_num**2
+            x_BMC = x_BMC + place_LC[begin:end]
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x_BMC = block(x_BMC, condition_BC, None, cache)
+            conditional_BMV, unconditional_BMV = self._logits(x_BMC, condition_BC).chunk(2)
+            t = guidance * k / (len(self.patch_nums) - 1)
+            probability_BMV = ((1 + t) * conditional_BMV - t * unconditional_BMV).softmax(dim=2)
+            tokens_BM = torch.multinomial(probability_BMV.flatten(0, 1), 1).view(batch, -1)
+            tokens.append(tokens_BM)
+            features_hat_BChw = features_hat_BChw + self._contribution(tokens_BM, k)
+            if end < len(self.level_L):
+                inputs_BMc = self._resized(features_hat_BChw, self.patch_nums[k + 1])
+                x_BMC = self.word_embedding(inputs_BMc).repeat(2, 1, 1)
+            begin = end
+        return features_hat_BChw, torch.cat(tokens, dim=1)
+
+    def _logits(self, x_BLC: Tensor, condition_BC: Tensor) -> Tensor:
+        scale_B1C, shift_B1C = self.head_modulation(F.silu(condition_BC)).unsqueeze(1).chunk(2, dim=2)
+        logits_BLV: Tensor = self.head(self.normalise(x_BLC.float()) * (1 + scale_B1C) + shift_B1C)
+        return logits_BLV.float()
+
+    def _zeros(self, batch: int) -> Tensor:
+        side = self.patch_nums[-1]
+        return self.codebook_Vc.new_zeros(batch, self.codebook_Vc.shape[1], side, side)
+
+    def _contribution(self, tokens_BM: Tensor, scale: int) -> Tensor:
+        """What one scale's tokens add to the features."""
+        patch_num, side = self.patch_nums[scale], self.patch_nums[-1]
+        codes_BCpp = self.codebook_Vc[tokens_BM].transpose(1, 2).unflatten(2, (patch_num, patch_num))
+        codes_BChw = codes_BCpp
+        if patch_num < side:
+            codes_BChw = F.interpolate(codes_BCpp, size=(side, side), mode="bicubic")
+        weight, bias = self.get_buffer(f"phi_weight_{scale}"), self.get_buffer(f"phi_bias_{scale}")
+        refined_BChw = F.conv2d(codes_BChw, weight, bias, padding=1)
+        return (1 - self.phi_ratio) * codes_BChw + self.phi_ratio * refined_BChw
+
+    def _resized(self, features_hat_BChw: Tensor, patch_num: int) -> Tensor:
+        return F.interpolate(features_hat_BChw, size=(patch_num, patch_num), mode="area").flatten(2).mT
 
 
 class PlainTraining:

@@ -19,6 +19,7 @@ _STAGES = {
     "tokenizer": "training the tokenizer",
     "tokens": "encoding images into tokens",
     "execution": "measuring whether to compile",
+    "drawing": "drawing images",
 }
 _LINE_SECONDS = 15.0
 

@@ -125,7 +125,7 @@ class TinyFamily(Family):
     ) -> Sample:
         with evaluating(model, tokenizer):
             uniform_BL = uniform(options.seed, "sampling", 0, sample_indices_B, model.config.tokens)
-            tokens_BL = draw(model(labels_B), uniform_BL, top_k=options.top_k, top_p=options.top_p)
+            tokens_BL = draw(model(labels_B), uniform_BL, **options.cut)
             tokens = list(tokens_BL.split(model.config.groups, dim=1))
             return Sample((tokenizer.decode(tokens) + 1) / 2, tokens)
 

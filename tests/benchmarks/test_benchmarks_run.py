@@ -16,7 +16,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_every_measurement_is_printed_and_written(tmp_path: Path) -> None:
-    names = ("training", "sampling", "data", "utilisation", "paper")
+    names = ("training", "sampling", "bulk", "data", "utilisation", "paper")
     done = bench("--quick", "--threads", "1", "--runs-dir", str(tmp_path), *names)
 
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from small_models import make_module, tokenizer_for, var_config
 from benchmarks.plain_var import AttentionBy, PlainTraining, PlainVAR
 from benchmarks.trainings import BareTraining
 from varscale.families.var.transformer import VAR
+from varscale.generation.sampling import sample
 
 PATCH_NUMS = (1, 2, 3, 5)
 
@@ -57,3 +58,15 @@ def test_a_dropped_label_is_no_class() -> None:
     unlabelled = {**batch, "labels_B": torch.full((4,), 3)}
     dropped = always.loss(batch["tokens_BL"], batch["labels_B"])
     torch.testing.assert_close(dropped, never.loss(unlabelled["tokens_BL"], unlabelled["labels_B"]))
+
+
+@pytest.mark.parametrize("by", ["products", "library"])
+def test_greedy_samples_agree(by: AttentionBy, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, var, _ = training_and_batch()
+    tokenizer = tokenizer_for(var.config)
+    monkeypatch.setattr(torch, "multinomial", lambda weights, _: weights.argmax(-1, keepdim=True))
+    labels_B = torch.arange(3)
+    features_BChw, tokens_BL = PlainVAR(var, tokenizer.quantizer, by, 0.0).sample(labels_B, 1.5)
+    ours = sample(var, tokenizer, labels_B, cfg=1.5, top_k=1)
+    assert torch.equal(tokens_BL, torch.cat(ours.tokens, 1))
+    torch.testing.assert_close((tokenizer.decode_features(features_BChw) + 1) / 2, ours.images, atol=1e-4, rtol=0)

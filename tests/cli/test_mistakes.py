@@ -132,6 +132,18 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
         (["train-tokenizer", "YAML", "--set", "tokenizer.training.lr=1e30"], "the training loss is"),
         (["sample", "CELL", "--guidance", "nan"], "guidance (cfg) must be finite"),
         (["sample", "CELL", "--out", "."], "--out .: a folder"),
+        (["sample", "CELL", "--guidance", "-1"], "guidance (cfg) must be finite and at least 0, not -1.0"),
+        (["sample", "CELL", "--temperature", "0"], "temperature must be finite and above 0, not 0.0"),
+        (["sample", "CELL", "--count", "0"], "--count 0: expected at least 1"),
+        (["sample", "CELL", "--out", "many.npz"], "--out many.npz: say by --count how many images to draw"),
+        (["sample", "CELL", "--out", "many", "--count", "9", "--labels", "0,7"], "labels must lie in 0 … 1"),
+        (["sample", "CELL", "--out", "many", "--count", "9", "--labels", "balancd"], "expected balanced, as-training,"),
+        (["sample", "CELL", "--out", "YAML", "--count", "9"], "expected a name that ends in .png, .npz or .parquet"),
+        (["sample", "CELL", "--out", "WEIGHTS/many", "--count", "9"], "weights.safetensors"),
+        (["sample", "CELL", "--tokenizer", "WEIGHTS"], "--tokenizer: only for a model's .safetensors file"),
+        (["sample", "WEIGHTS"], "weights.safetensors: name its tokenizer's file by --tokenizer"),
+        (["sample", "WEIGHTS", "--tokenizer", "WEIGHTS"], "weights.safetensors: holds a model, expected a tokenizer"),
+        (["sample", "gone.safetensors", "--tokenizer", "WEIGHTS"], "gone.safetensors: no such file"),
         (["fit-laws", "--runs", "gone.csv"], "gone.csv"),
         (["fit-laws", "YAML", "--runs-dir", "empty"], "no finished cells; run `varscale sweep toy` first"),
         (["fit-laws", "YAML", "--law", "cubic"], "unknown law 'cubic'; the laws are power"),
@@ -156,7 +168,8 @@ def test_mistakes_of_other_verbs(
     call: Call, copy: Path, finished: Finished, arguments: list[str], expected: str
 ) -> None:
     cell = cell_folder(copy, 2, 6e7)
-    names = {"CELL": cell, "YAML": finished.yaml}
+    weights = cell / "weights.safetensors"
+    names = {"CELL": cell, "YAML": finished.yaml, "WEIGHTS": weights, "WEIGHTS/many": weights / "many"}
     result = call(*(names.get(argument, argument) for argument in arguments))
     assert result.code != 0
     (line,) = result.error.splitlines()

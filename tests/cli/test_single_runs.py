@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from architectures import architecture
@@ -138,6 +139,45 @@ def test_sample(call: Call, copy: Path) -> None:
     width, height = Image.open("new/a.png").size  # a row a class
     assert width > height > 2 * 8
     assert Path("new/a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_sample_many(call: Call, copy: Path) -> None:
+    cell = cell_folder(copy, 2, 6e7)
+    options = ("--count", "7", "--batch", "3", "--seed", "1", "--temperature", "0.9", "--guidance-schedule", "constant")
+    assert call("sample", cell, *options, "--out", "new/pictures").output == "new/pictures\n"
+    assert len(list(Path("new/pictures").glob("*.png"))) == 7
+    labels = [row.split(",")[1] for row in Path("new/pictures/labels.csv").read_text().splitlines()]
+    assert labels == ["label", *"0101010"]
+    before = Path("new/pictures/000000.png").stat().st_mtime_ns
+    assert call("sample", cell, *options, "--out", "new/pictures/").code == 0  # it is there already
+    assert Path("new/pictures/000000.png").stat().st_mtime_ns == before
+    other = call("sample", cell, *options, "--out", "new/pictures", "--smooth")
+    assert other.error == (
+        "varscale: --out new/pictures: was begun with smooth False, not True; name another, or go on with the same"
+    )
+
+    assert call("sample", cell, *options, "--out", "of-cell.npz", "--labels", "1").code == 0
+    (tokenizer,) = copy.glob("tokenizers/*/weights.safetensors")
+    files = (cell / "weights.safetensors", "--tokenizer", tokenizer)
+    assert call("sample", *files, *options, "--out", "of-files.npz", "--labels", "1").code == 0
+    assert Path("of-cell.npz").read_bytes() == Path("of-files.npz").read_bytes()
+    assert np.load("of-cell.npz")["arr_1"].tolist() == [1] * 7
+    call("sample", *files, "--labels", "1", "--out", "picture.png")
+    call("sample", cell, "--labels", "1", "--out", "same.png")
+    assert Path("picture.png").read_bytes() == Path("same.png").read_bytes()
+
+
+def test_sample_with_the_training_images_labels(call: Call, copy: Path) -> None:
+    cell = cell_folder(copy, 2, 6e7)
+    assert call("sample", cell, "--count", "50", "--labels", "as-training", "--out", "some.npz").code == 0
+    labels = np.load("some.npz")["arr_1"]
+    trained_on = np.concatenate([np.load(shard)[:, 0] for shard in copy.glob("tokens/*/train/view-000-*.npy")])
+    expected = np.bincount(trained_on) * 50 / len(trained_on)
+    assert np.abs(np.bincount(labels) - expected).max() < 1
+    assert labels.tolist() not in ([0, 1] * 25, sorted(labels.tolist()))
+    (cell / "job.json").unlink()
+    refused = call("sample", cell, "--count", "50", "--labels", "as-training", "--out", "other.npz")
+    assert refused.error.endswith("no job.json that says what it was trained on; name the classes")
 
 
 def test_official_checkpoints_there_and_back(call: Call, copy: Path) -> None:

@@ -1,15 +1,19 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from small_models import make_tokenizer, make_var
 from torch.utils.flop_counter import FlopCounterMode
 
-from varscale.families.models import draw
+from varscale.families.base import SamplingOptions
+from varscale.families.models import draw, smooth_weights
 from varscale.families.var.sampling import ScalePredictor
 from varscale.families.var.transformer import VAR
-from varscale.generation.sampling import sample
+from varscale.generation.bulk import labels_in_turn
+from varscale.generation.sampling import sample, sample_with
+from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 
@@ -108,6 +112,87 @@ def test_the_ends_of_the_distribution_are_never_overrun(settings: dict[str, floa
     assert draw(logits, torch.tensor([[0.0, 1 - 2**-24]]), **settings).tolist() == [[7, 9]]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_divides_the_logits(temperature: float) -> None:
+    count, logits = 20_000, torch.randn(9) * 2
+    grid = (torch.arange(count) + 0.5) / count
+    weights = torch.tensor([math.exp(x / temperature) for x in logits.tolist()])
+    drawn = draw(logits.expand(1, count, 9), grid[None], temperature=temperature)[0]
+    frequencies = torch.bincount(drawn, minlength=9) / count
+    torch.testing.assert_close(frequencies, weights / weights.sum(), atol=3 / count, rtol=0)
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+@pytest.mark.parametrize("top_p", [0.0, 0.8])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_smooth_weights_are_the_references(top_k: int, top_p: float, progress: float) -> None:
+    """Each number by hand, as in `autoregressive_infer_cfg`; the noise is that of the tokens' ranks if they are cut."""
+    uniform = torch.randint(2**24, (1, 4, 9)) * 2.0**-24
+    logits = torch.randn(1, 4, 9)
+    weights = smooth_weights(logits, uniform, progress, top_k=top_k, top_p=top_p)
+    tau = max(0.27 * (1 - progress * 0.95), 0.005)
+    for place in range(4):
+        values = logits[0, place].tolist()
+        allowed = allowed_by_brute_force(values, top_k, top_p)
+        order = sorted(range(9), key=lambda token: -values[token]) if top_k or top_p else list(range(9))
+        noise = {token: -math.log(-math.log(uniform[0, place, n] + 2**-25)) for n, token in enumerate(order)}
+        powers = {token: (values[token] * (1 + progress) + noise[token]) / tau for token in allowed}
+        most = max(powers.values())
+        total = sum(math.exp(power - most) for power in powers.values())
+        expected = [math.exp(powers[token] - most) / total if token in allowed else 0.0 for token in range(9)]
+        torch.testing.assert_close(weights[0, place], torch.tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_smoothed_tokens_are_gumbel_draws_of_sharper_logits(models: tuple[VAR, MultiScaleTokenizer]) -> None:
+    """The heaviest code of a Gumbel softmax is a draw from the softmax, here of (1 + progress)·logits."""
+    count, logits = 20_000, torch.randn(5)
+    weights = smooth_weights(
+        logits.expand(1, count, 5), uniform(0, "test", 0, torch.arange(1), 5 * count).view(1, -1, 5), 0.5
+    )
+    frequencies = weights.argmax(-1)[0].bincount(minlength=5) / count
+    torch.testing.assert_close(frequencies, (1.5 * logits).softmax(0), atol=4 * 0.5 / count**0.5, rtol=0)
+
+
+def test_a_smooth_image_is_decoded_from_mixtures_and_depends_on_its_index_alone(
+    models: tuple[VAR, MultiScaleTokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, options = torch.tensor([0, 1, 2, 3]), SamplingOptions(seed=3, smooth=True)
+    whole = sample_with(*models, labels, options)
+    for at_once in (1, 2**30):
+        monkeypatch.setattr("varscale.families.var.sampling.SMOOTHED_NUMBERS", at_once)
+        part = sample_with(*models, labels[2:], options, torch.tensor([2, 3]))
+        torch.testing.assert_close(part.images, whole.images[2:], atol=1e-5, rtol=0)
+        assert torch.equal(torch.cat(part.tokens, 1), torch.cat(whole.tokens, 1)[2:])
+    assert (models[1].decode(whole.tokens) / 2 + 0.5 - whole.images).abs().max() > 1e-3
+    # one code has all the weight where all others are cut: then it is the greedy image
+    greedy = sample_with(*models, labels, SamplingOptions(top_k=1))
+    smooth = sample_with(*models, labels, SamplingOptions(top_k=1, smooth=True))
+    torch.testing.assert_close(smooth.images, greedy.images, atol=1e-5, rtol=0)
+
+
+def test_constant_guidance_is_the_same_at_all_scales(models: tuple[VAR, MultiScaleTokenizer]) -> None:
+    var, tokenizer = models
+    labels, none = torch.tensor([1, 4]), torch.full((2,), 5)
+    tokens = [torch.randint(16, (2, side**2)) for side in var.config.patch_nums]
+    with torch.no_grad():
+        inputs = tokenizer.next_scale_inputs(tokens)
+        expected = 3 * var(labels, inputs) - 2 * var(none, inputs)
+        predictor, total, following = ScalePredictor(var, labels, 2.0, schedule="constant"), None, None
+        for k, (begin, end) in enumerate(var.scale_bounds):
+            torch.testing.assert_close(predictor.predict(following), expected[:, begin:end], atol=1e-4, rtol=1e-5)
+            total, following = tokenizer.quantizer.accumulate(total, tokens[k], k)
+
+
+def test_sampling_under_bfloat16_is_nearly_the_same(models: tuple[VAR, MultiScaleTokenizer]) -> None:
+    """As on a GPU: not the bits, but most tokens of the first scales."""
+    labels = labels_in_turn(range(5), 40)
+    exact = sample_with(*models, labels, SamplingOptions())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = sample_with(*models, labels, SamplingOptions())
+    assert rounded.images.dtype == torch.float32
+    assert (exact.tokens[0] == rounded.tokens[0]).float().mean() > 0.9
+
+
 def test_modes_are_restored_part_by_part(models: tuple[VAR, MultiScaleTokenizer]) -> None:
     var, tokenizer = models
     var.train()
@@ -137,6 +222,20 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         sample(*models, **({"labels": torch.tensor([0])} | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be finite and above 0, not 0.0"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"guidance_schedule": "rampp"}, "must be ramp or constant, not rampp"),
+        ({"guidance": -0.5}, "not -0.5"),
+    ],
+)
+def test_bad_options_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingOptions(**settings)
 
 
 def test_a_foreign_tokenizer_is_refused(models: tuple[VAR, MultiScaleTokenizer]) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from varscale.families.var.attention import block_causal_mask
 from varscale.kernels import blocks
+from varscale.kernels.attend import KeyValueCache
 
 PATCH_NUMS, ENDS, LOG_LIMIT = (1, 2, 3), (1, 5, 14), math.log(100)
 
@@ -70,6 +71,36 @@ def test_equal_to_plain_operators(width: int, hidden: int, heads: int) -> None:
     exact_gradients = torch.autograd.grad((exact * weights).sum(), exact_inputs)
     for gradient, expected in zip(gradients, exact_gradients, strict=True):
         assert (gradient - expected).abs().max() < 1e-3 * expected.abs().max().clamp_min(1e-2)
+
+
+@pytest.mark.parametrize(("width", "hidden", "heads"), [(8, 16, 1), (24, 96, 3)])
+@pytest.mark.parametrize("rows_at_once", [1, 9, 1000])
+def test_scale_after_scale_with_a_cache(
+    width: int, hidden: int, heads: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "ROWS_AT_ONCE", rows_at_once)
+    x, modulation, *weights = arguments(width, hidden, heads)
+    exact = plain(x.double(), modulation.double(), *(weight.double() for weight in weights))
+    caches = [KeyValueCache(ENDS[-1]) for _ in range(2)]
+    begin = 0
+    with torch.no_grad():
+        whole = ours(x, modulation, *weights)
+        for end in ENDS:
+            out = blocks.native_blocks(x[:, begin:end], modulation, LOG_LIMIT, [end - begin], weights, caches)
+            torch.testing.assert_close(out.double(), exact[:, begin:end], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(out, whole[:, begin:end], atol=1e-5, rtol=1e-5)
+            begin = end
+    assert [cache.length for cache in caches] == [ENDS[-1]] * 2
+
+
+def test_a_sample_is_the_same_in_any_batch() -> None:
+    """To the bit: what sampling in bulk counts on."""
+    x, modulation, *weights = arguments(24, 96, 3)
+    with torch.no_grad():
+        whole = ours(x.repeat(40, 1, 1), modulation.repeat(1, 40, 1, 1), *weights)
+        for sample in range(3):
+            alone = ours(x[sample : sample + 1], modulation[:, sample : sample + 1], *weights)
+            assert all(torch.equal(each, alone[0]) for each in whole[sample::3])
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:

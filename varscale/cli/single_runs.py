@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sweeps.jobs import Job
     from sweeps.view import SweepView
     from varscale.config import Experiment
+    from varscale.families.base import SamplingOptions
 
 
 def train(
@@ -87,23 +88,49 @@ def run_job(file: Annotated[Path, typer.Argument(help="A run's job.json.")]) -> 
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished cell.")],
-    labels: Annotated[str, typer.Option(help="Classes, such as 0,1,2.")] = "0",
-    count: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance at the last scale.")] = 1.5,
+    run: Annotated[Path, typer.Argument(help="Folder of a finished cell, or a model's .safetensors file.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer's file, for a model's file.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes, such as 0,1,2, in turn; or for a folder, .npz or .parquet: balanced (all in turn; the "
+            "default), or as-training (in the training images' proportions)."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Images of each class in a picture (4); else images in all.")
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance, at the last scale.")] = 1.5,
+    guidance_schedule: Annotated[
+        Literal["ramp", "constant"],
+        typer.Option(help="Guidance grows from 0 at the first scale, or is the same at all."),
+    ] = "ramp",
+    temperature: Annotated[float, typer.Option(help="Below 1: likelier tokens.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")] = 0.0,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Mix codes: smoother, but not for measures.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once, where not into one picture.")] = 64,
+    out: Annotated[
+        str, typer.Option(help="One picture (.png), a folder of PNGs, an .npz (guided-diffusion's) or a .parquet.")
+    ] = "samples.png",
 ) -> None:
-    """Sample images of a finished cell."""
+    """Sample images of a trained model: one picture to look at, or as many as measures need.
+
+    Into a folder, .npz or .parquet, an interrupted call is gone on with by the same call.
+    """
+    if count is not None and not 1 <= count < 2**31:
+        raise ExperimentError(f"--count {count}: expected at least 1")
     from varscale.families.base import SamplingOptions
+    from varscale.generation.collection import is_folder
     from varscale.generation.from_files import draw
 
-    _check_suffix(f"--out {out}", out, ".png")
     with mistakes_as_one_line():
-        options = SamplingOptions(guidance, top_k, top_p, seed)
-        draw(run, whole_numbers("--labels", labels), count, options, out)
+        options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
+        if Path(out).suffix != ".png" or is_folder(out):
+            _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out)
+        else:
+            draw(run, whole_numbers("--labels", labels or "0"), count or 4, options, Path(out), tokenizer)
     typer.echo(out)
 
 
@@ -133,6 +160,34 @@ def export_official(
     with mistakes_as_one_line():
         export_checkpoint(model, out)
     typer.echo(out)
+
+
+def _sample_many(
+    files: tuple[Path, Path | None],
+    labels: str,
+    count: int | None,
+    options: "SamplingOptions",
+    batch: int,
+    out: str,
+) -> None:
+    from varscale.generation.bulk import draw_collection, labels_in_proportion, labels_in_turn
+    from varscale.generation.collection import Collection
+    from varscale.generation.from_files import Drawable
+
+    collection = Collection.at(out)
+    if count is None:
+        raise ExperimentError(f"--out {out}: say by --count how many images to draw")
+    drawable, view = Drawable.load(*files), _view()
+    if labels == "as-training":
+        labels_N = labels_in_proportion(drawable.training_labels(), count, options.seed)
+    elif labels == "balanced":
+        labels_N = labels_in_turn(range(drawable.model.config.num_classes), count)
+    elif labels[:1].isalpha():
+        raise ExperimentError(f"--labels {labels}: expected balanced, as-training, or classes such as 0,1,2")
+    else:
+        labels_N = labels_in_turn(whole_numbers("--labels", labels), count)
+    draw_collection(drawable, labels_N, options, collection, partial(view.stage, "drawing"), batch_size=batch)
+    view.stage_done("drawing")
 
 
 def _check_suffix(place: str, path: Path, suffix: str) -> None:

@@ -11,7 +11,7 @@ Letters in tensor names: B batch, L tokens of an image.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypedDict, get_args
 
 from pydantic import Field
 
@@ -159,6 +159,18 @@ class TokenLosses(NamedTuple):
         return self.logits_BLV.detach().argmax(-1).ne(self.tokens_BL)
 
 
+GuidanceSchedule = Literal["ramp", "constant"]
+"""Guidance grows linearly from 0 at the first scale (the reference), or is the same at all scales."""
+
+
+class Cut(TypedDict):
+    """Arguments of `varscale.families.models.draw`."""
+
+    top_k: int
+    top_p: float
+    temperature: float
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How images are drawn."""
@@ -173,14 +185,33 @@ class SamplingOptions:
     """Of the noise."""
     use_cache: bool = True
     """Keep keys and values of earlier tokens, where the family has such a cache."""
+    guidance_schedule: GuidanceSchedule = "ramp"
+    """How guidance depends on the scale, where a family has scales."""
+    temperature: float = 1.0
+    """What logits are divided by before tokens are chosen."""
+    smooth: bool = False
+    """Mix codes by Gumbel noise instead of choosing one (the reference's `more_smooth`); for pictures, not measures."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance (cfg) must be finite and at least 0, not {self.guidance}")
+        if self.guidance_schedule not in get_args(GuidanceSchedule):
+            raise ValueError(f"the guidance schedule must be ramp or constant, not {self.guidance_schedule}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and above 0, not {self.temperature}")
         if self.top_k < 0 or not 0 <= self.top_p <= 1:
             raise ValueError(f"top_k must be at least 0 and top_p in [0, 1], not {self.top_k} and {self.top_p}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be a whole number from 0 up, not {self.seed}")
+
+    @property
+    def cut(self) -> Cut:
+        """Which tokens may be drawn, and how likely: what `varscale.families.models.draw` takes."""
+        return {"top_k": self.top_k, "top_p": self.top_p, "temperature": self.temperature}
+
+    def guidance_at(self, scale: int, scales: int) -> float:
+        """Guidance at one of so many scales."""
+        return self.guidance if self.guidance_schedule == "constant" else self.guidance * scale / max(scales - 1, 1)
 
 
 class Family(ABC):
@@ -188,6 +219,8 @@ class Family(ABC):
 
     reads: ClassVar[Reads] = "pyramid"
     has_likelihood: ClassVar[bool] = True
+    can_smooth: ClassVar[bool] = False
+    """Whether `SamplingOptions.smooth` has a meaning."""
 
     @abstractmethod
     def build(self, description: Any) -> "FamilyModel":

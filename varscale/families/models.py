@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from varscale.families.base import ModelDescription
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+DECODED_PIXELS = 2**22
+"""Of all images that a GPU decodes at once."""
+DECODED_PIXELS_ON_CPU = 2**16
+"""Of all that a processor decodes at once: 64 images of 32 pixels a side, or one of 256."""
 
 
 class FamilyModel(nn.Module):
@@ -31,7 +37,9 @@ class Sample(NamedTuple):
     tokens: list[Tensor]
 
 
-def draw(logits_BMV: Tensor, uniform_BM: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+def draw(
+    logits_BMV: Tensor, uniform_BM: Tensor, *, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0
+) -> Tensor:
     """Draw tokens (B, M) by inverting the distribution function at uniform numbers in [0, 1).
 
     Args:
@@ -40,22 +48,81 @@ def draw(logits_BMV: Tensor, uniform_BM: Tensor, *, top_k: int = 0, top_p: float
         top_k: Keep the k likeliest tokens; 0 keeps all.
         top_p: Of these, leave out the least likely as long as what is left out has together a probability of at most
             1 - p; the likeliest always stays. 0 keeps all.
+        temperature: What the logits are divided by first.
     """
-    order_BMV = None
-    if 0 < top_k < logits_BMV.shape[-1]:
-        logits_BMV, order_BMV = logits_BMV.topk(top_k, dim=-1)
-    elif top_p:
-        logits_BMV, order_BMV = logits_BMV.sort(dim=-1, descending=True)
+    logits_BMV, order_BMV = _likeliest_first(logits_BMV, top_k, top_p, temperature)
     probability_BMV = logits_BMV.softmax(dim=-1)
     distribution_BMV = probability_BMV.cumsum(dim=-1)
-    last_BM1 = torch.full_like(uniform_BM, logits_BMV.shape[-1] - 1, dtype=torch.int64).unsqueeze(-1)
-    if top_p:  # the likeliest come first; the last one kept has less than p before it
-        before_BMV = distribution_BMV - probability_BMV
-        last_BM1 = ((before_BMV < top_p).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
+    last_BM1 = _last_kept(probability_BMV, distribution_BMV, top_p)
     threshold_BM1 = uniform_BM.unsqueeze(-1) * distribution_BMV.gather(-1, last_BM1)
     # rounding may lift the threshold to the whole sum
     place_BM1 = torch.searchsorted(distribution_BMV, threshold_BM1, right=True).minimum(last_BM1)
     return (place_BM1 if order_BMV is None else order_BMV.gather(-1, place_BM1)).squeeze(-1)
+
+
+def smooth_weights(
+    logits_BMV: Tensor, uniform_BMV: Tensor, progress: float, *, top_k: int = 0, top_p: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Weights (B, M, V) of the codes that are mixed: a Gumbel softmax that sharpens from scale to scale.
+
+    FoundationVision/VAR, `autoregressive_infer_cfg` with `more_smooth`: logits times 1 + progress, tau =
+    max(0.27·(1 - 0.95·progress), 0.005).
+
+    Args:
+        logits_BMV: Logits.
+        uniform_BMV: float32 multiples of 2^-24 in [0, 1).
+        progress: From 0 at the first scale to 1 at the last.
+        top_k: See `draw`.
+        top_p: See `draw`.
+        temperature: See `draw`.
+    """
+    sorted_BMV, order_BMV = _likeliest_first(logits_BMV, top_k, top_p, temperature)
+    if top_p:
+        probability_BMV = sorted_BMV.softmax(dim=-1)
+        last_BM1 = _last_kept(probability_BMV, probability_BMV.cumsum(dim=-1), top_p)
+        beyond_BMV = torch.arange(sorted_BMV.shape[-1], device=sorted_BMV.device) > last_BM1
+        sorted_BMV = sorted_BMV.masked_fill(beyond_BMV, -torch.inf)
+    tau = max(0.27 * (1 - 0.95 * progress), 0.005)
+    middle_BMV = uniform_BMV[..., : sorted_BMV.shape[-1]] + 2.0**-25  # never 0
+    gumbel_BMV = middle_BMV.log().neg().log().neg()
+    weights_BMV = ((sorted_BMV * (1 + progress) + gumbel_BMV) / tau).softmax(dim=-1)
+    return weights_BMV if order_BMV is None else torch.zeros_like(logits_BMV).scatter(-1, order_BMV, weights_BMV)
+
+
+def _likeliest_first(logits_BMV: Tensor, top_k: int, top_p: float, temperature: float) -> tuple[Tensor, Tensor | None]:
+    """Logits by temperature: the k likeliest or, where top_p needs it, all in order, with the tokens that they are."""
+    if temperature != 1:
+        logits_BMV = logits_BMV / temperature
+    if 0 < top_k < logits_BMV.shape[-1]:
+        values_BMV, order_BMV = logits_BMV.topk(top_k, dim=-1)
+        return values_BMV, order_BMV
+    if top_p:
+        values_BMV, order_BMV = logits_BMV.sort(dim=-1, descending=True)
+        return values_BMV, order_BMV
+    return logits_BMV, None
+
+
+def _last_kept(probability_BMV: Tensor, distribution_BMV: Tensor, top_p: float) -> Tensor:
+    """The last place that may be drawn, (B, M, 1): where the likeliest come first, the last with less than p before."""
+    if top_p:
+        return (((distribution_BMV - probability_BMV) < top_p).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
+    return torch.full_like(probability_BMV[..., :1], probability_BMV.shape[-1] - 1, dtype=torch.int64)
+
+
+def pictures(tokenizer: MultiScaleTokenizer, features_hat_BChw: Tensor) -> Tensor:
+    """The images in [0, 1], float32 (B, 3, H, W), that quantized features stand for.
+
+    They are decoded in parts: the decoder's memory, at the images' resolution, is many times the transformer's. With
+    the channels next to each other a processor took two thirds of the time (64 images of 24 or 32 pixels a side).
+    """
+    pixels = tokenizer.image_size**2
+    at_once = max(1, (DECODED_PIXELS_ON_CPU if features_hat_BChw.device.type == "cpu" else DECODED_PIXELS) // pixels)
+    images = [
+        tokenizer.decode_features(part.contiguous(memory_format=torch.channels_last)).float()
+        for part in features_hat_BChw.split(at_once)
+    ]
+    return torch.cat(images).contiguous().add_(1).mul_(0.5)
 
 
 @contextlib.contextmanager

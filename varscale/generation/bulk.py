@@ -1,17 +1,66 @@
 """Many images from one model, a batch at a time.
 
-Letters in tensor names: N images in all, b images of a batch.
+Letters in tensor names: N images in all, b images of a batch, C classes.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varscale.families.base import SamplingOptions
 from varscale.families.models import FamilyModel
-from varscale.generation.sampling import sample
+from varscale.generation.collection import Collection, CollectionRecord
+from varscale.generation.from_files import Drawable
+from varscale.generation.sampling import check_sampling, sample_with
+from varscale.numerics.randomness import permutation
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+Progress = Callable[[int, int], None]
+"""Called with how many images are drawn, of how many."""
+
+
+def draw_collection(
+    drawable: Drawable,
+    labels_N: Tensor,
+    options: SamplingOptions,
+    collection: Collection,
+    progress: Progress,
+    *,
+    batch_size: int = 64,
+) -> None:
+    """Draw one image a label into a folder of PNGs, an .npz or a .parquet; an interrupted call is gone on with.
+
+    Memory doesn't grow with the number of images, and at most one batch is lost when the process is killed.
+
+    Raises:
+        ExperimentError: The collection was begun with other options.
+        ValueError: A label or an option is out of range.
+        OSError: It can't be written.
+    """
+    check_sampling(drawable.model.config, drawable.tokenizer, labels_N, options)
+    labels = labels_N.numpy()
+    record = CollectionRecord(
+        model=drawable.model_checksum,
+        tokenizer=drawable.tokenizer_checksum,
+        images=len(labels),
+        labels=hashlib.blake2b(labels.tobytes(), digest_size=8).hexdigest(),
+        batch_size=batch_size,
+        **asdict(options),
+    )
+    done = collection.begin(record)
+    progress(done, len(labels))
+    batches = drawn_batches(drawable.model, drawable.tokenizer, labels_N, options, batch_size=batch_size, first=done)
+    for images_b3HW in batches:
+        end = done + len(images_b3HW)
+        collection.add(done, images_b3HW.permute(0, 2, 3, 1).contiguous().cpu().numpy(), labels[done:end])
+        done = end
+        progress(done, len(labels))
+    collection.finish(labels)
 
 
 def drawn_batches(
@@ -23,21 +72,31 @@ def drawn_batches(
     batch_size: int = 64,
     first: int = 0,
 ) -> Iterator[Tensor]:
-    """The images of labels `first` … N - 1, in order: uint8 (b, 3, H, W).
+    """The images of labels `first` … N - 1, in order: uint8 (b, 3, H, W), on the model's device.
 
     Image i depends on its label, the options and i alone (to rounding), not on its batch or on where drawing began.
+    On a GPU matrix products are bfloat16.
     """
+    device = next(model.parameters()).device
     for start in range(first, len(labels_N), batch_size):
-        labels_b = labels_N[start : start + batch_size]
-        drawn = sample(
-            model,
-            tokenizer,
-            labels_b,
-            options.guidance,
-            options.top_k,
-            options.top_p,
-            options.seed,
-            use_cache=options.use_cache,
-            sample_indices=torch.arange(start, start + len(labels_b)),
-        )
+        labels_b = labels_N[start : start + batch_size].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            drawn = sample_with(model, tokenizer, labels_b, options, torch.arange(start, start + len(labels_b)))
         yield drawn.images.mul(255).round().to(torch.uint8)
+
+
+def labels_in_turn(classes: Sequence[int], count: int) -> Tensor:
+    """`count` labels, int64 (N,): one class after the other, again and again."""
+    return torch.tensor(classes).repeat(-(-count // len(classes)))[:count]
+
+
+def labels_in_proportion(counts_C: NDArray[np.int64], count: int, seed: int) -> Tensor:
+    """`count` labels, int64 (N,), of which each class has its share as exactly as whole numbers can, in random order.
+
+    What the shares rounded down leave over goes to the classes with the largest remainders (Hamilton's method).
+    """
+    shares_C, remainders_C = np.divmod(counts_C * count, counts_C.sum())
+    largest = np.argsort(-remainders_C, kind="stable")[: count - shares_C.sum()]
+    shares_C[largest] += 1
+    labels_N = np.repeat(np.arange(len(counts_C)), shares_C)
+    return torch.from_numpy(labels_N[permutation(seed, 0, count)])

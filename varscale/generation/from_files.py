@@ -1,31 +1,107 @@
-"""Drawing images from a finished cell's files."""
+"""Models from files, and pictures of what they draw: a finished cell's, or any model's and its tokenizer's."""
 
 import glob
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from varscale.data.tokens.store import TokenStore
 from varscale.errors import ExperimentError
 from varscale.families.base import SamplingOptions
+from varscale.families.models import FamilyModel
 from varscale.families.storage import load_model
 from varscale.generation.pictures import save_pictures
-from varscale.generation.sampling import sample
+from varscale.generation.sampling import sample_with
 from varscale.numerics.device import best_device
-from varscale.store.layout import RunFiles
-from varscale.store.records import read_result
+from varscale.store.layout import RunFiles, TokenFiles
+from varscale.store.records import PlainName, Record, read_result
+from varscale.store.weights import stored_checksum
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import load_tokenizer
 
+LABELS_AT_ONCE = 2**14
+"""Images whose labels are read at a time: their tokens are read with them."""
 
-def draw(run: Path, classes: Sequence[int], count: int, options: SamplingOptions, out: Path) -> None:
-    """Draw `count` images of each class into one picture, a row a class.
+
+class _Job(Record):
+    """What a cell's job.json says of its inputs."""
+
+    tokens: PlainName
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """A model and its tokenizer on this machine's device."""
+
+    place: Path
+    """The cell's folder, or the model's file."""
+    model: FamilyModel
+    tokenizer: MultiScaleTokenizer
+    model_checksum: str
+    tokenizer_checksum: str
+
+    @classmethod
+    def load(cls, place: Path, tokenizer_file: Path | None = None) -> "Drawable":
+        """From a finished cell's folder, or from a model's .safetensors file and its tokenizer's.
+
+        Raises:
+            ExperimentError: The folder holds no finished cell, the cell diverged, or no tokenizer is named.
+            CheckpointError: Weights are missing or damaged.
+        """
+        device = best_device()
+        prints: tuple[str | None, str | None] = None, None
+        if place.suffix == ".safetensors":
+            if tokenizer_file is None:
+                raise ExperimentError(f"{place}: name its tokenizer's file by --tokenizer, or name the cell's folder")
+            files = place, tokenizer_file
+        else:
+            if tokenizer_file is not None:
+                raise ExperimentError("--tokenizer: only for a model's .safetensors file; a cell has its own")
+            cell, tokenizer_run = _files_of_cell(place)
+            files = cell.weights, tokenizer_run.weights
+            prints = cell.fingerprint, tokenizer_run.fingerprint
+        model = load_model(files[0], prints[0]).to(device)
+        tokenizer = load_tokenizer(files[1], prints[1]).to(device)
+        return cls(place, model, tokenizer, *map(stored_checksum, files))
+
+    def training_labels(self) -> NDArray[np.int64]:
+        """How many training images each class has, (C,).
+
+        Raises:
+            ExperimentError: It isn't known what the model was trained on.
+            TokenStoreError: The tokens are missing or damaged.
+        """
+        job = _Job.read(RunFiles(self.place).job)
+        if job is None:
+            raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; name the classes")
+        tokens = TokenFiles(self.place.resolve().parents[1] / "tokens" / job.tokens)
+        store = TokenStore.open(tokens.train, views=1, verify="sizes")
+        counts = [np.bincount(batch.labels_B, minlength=store.num_classes) for batch in store.batches(LABELS_AT_ONCE)]
+        return np.asarray(np.sum(counts, axis=0), dtype=np.int64)
+
+
+def draw(
+    run: Path, classes: Sequence[int], count: int, options: SamplingOptions, out: Path, tokenizer: Path | None = None
+) -> None:
+    """Draw `count` images of each class into one picture, a row a class; see `Drawable.load`.
 
     Raises:
-        ExperimentError: The folder holds no finished cell, or the cell diverged.
+        ExperimentError: See `Drawable.load`.
         CheckpointError: Weights are missing or damaged.
         ValueError: A class is out of range.
     """
-    files, device = RunFiles(run.resolve()), best_device()
+    drawable = Drawable.load(run, tokenizer)
+    labels_B = torch.tensor(classes, device=best_device()).repeat_interleave(count)
+    save_pictures(sample_with(drawable.model, drawable.tokenizer, labels_B, options).images, out, count)
+
+
+def _files_of_cell(run: Path) -> tuple[RunFiles, RunFiles]:
+    """A finished cell's files and its tokenizer's."""
+    files = RunFiles(run.resolve())
     result = read_result(files)
     if result is None or not result.row:
         raise ExperimentError(f"{run}: no finished cell (result.json); `varscale status` lists them")
@@ -36,8 +112,4 @@ def draw(run: Path, classes: Sequence[int], count: int, options: SamplingOptions
     tokenizer_files = next(map(RunFiles, folders), None)
     if tokenizer_files is None:
         raise ExperimentError(f"{run}: its tokenizer, {fingerprint}, is not in this runs folder")
-    tokenizer = load_tokenizer(tokenizer_files.weights, fingerprint).to(device)
-    model = load_model(files.weights, files.fingerprint).to(device)
-    labels_B = torch.tensor(classes, device=device).repeat_interleave(count)
-    drawn = sample(model, tokenizer, labels_B, options.guidance, options.top_k, options.top_p, options.seed)
-    save_pictures(drawn.images, out, count)
+    return files, tokenizer_files

@@ -39,18 +39,33 @@ def sample(
     Raises:
         ValueError: An argument is out of range, or the model doesn't fit the tokenizer.
     """
-    config = model.config
     options = SamplingOptions(cfg, top_k, top_p, seed, use_cache)
-    _check(config, tokenizer, labels)
+    return sample_with(model, tokenizer, labels, options, sample_indices)
+
+
+def sample_with(
+    model: FamilyModel,
+    tokenizer: MultiScaleTokenizer,
+    labels: Tensor,
+    options: SamplingOptions,
+    sample_indices: Tensor | None = None,
+) -> Sample:
+    """`sample` with all options."""
+    check_sampling(model.config, tokenizer, labels, options)
     indices_B = torch.arange(len(labels)) if sample_indices is None else sample_indices
-    return config.implementation().sample(model, tokenizer, labels, options, indices_B.to(labels.device))
+    return model.config.implementation().sample(model, tokenizer, labels, options, indices_B.to(labels.device))
 
 
-def _check(config: ModelDescription, tokenizer: MultiScaleTokenizer, labels: Tensor) -> None:
+def check_sampling(
+    config: ModelDescription, tokenizer: MultiScaleTokenizer, labels: Tensor, options: SamplingOptions
+) -> None:
+    """Raise `ValueError` where a model can't be sampled so: foreign tokenizer, labels out of range, no smooth mode."""
     for name in ("patch_nums", "vocab_size", "latent_channels"):
         ours, theirs = getattr(config, name), getattr(tokenizer, name)
         if ours != theirs:
             raise ValueError(f"the transformer has {name} {ours}, but the tokenizer {theirs}")
+    if options.smooth and not config.implementation().can_smooth:
+        raise ValueError(f"models of family {config.family} have no smooth mode")
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
         raise ValueError(f"labels must be a list of integers, not {labels.dtype} of shape {tuple(labels.shape)}")
     smallest, largest = int(labels.min()), int(labels.max())

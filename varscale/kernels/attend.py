@@ -40,11 +40,17 @@ class KeyValueCache:
 
     def append(self, rows_BMX: Tensor) -> Tensor:
         """Add the next tokens' rows (keys and values, and what else the kernel wants); returns all so far."""
+        batch, tokens, channels = rows_BMX.shape
+        rows_BLX = self.reserve(batch, tokens, channels, rows_BMX)
+        rows_BLX[:, self.length - tokens : self.length] = rows_BMX
+        return rows_BLX[:, : self.length]
+
+    def reserve(self, batch: int, tokens: int, channels: int, like: Tensor) -> Tensor:
+        """Count the next tokens' rows in, which the caller then writes; returns the whole memory (B, L, X)."""
         if self.rows_BLX is None:  # only now are batch and precision known
-            self.rows_BLX = rows_BMX.new_empty(len(rows_BMX), self.tokens, rows_BMX.shape[2])
-        begin, self.length = self.length, self.length + rows_BMX.shape[1]
-        self.rows_BLX[:, begin : self.length] = rows_BMX
-        return self.rows_BLX[:, : self.length]
+            self.rows_BLX = like.new_empty(batch, self.tokens, channels)
+        self.length += tokens
+        return self.rows_BLX
 
 
 def attend(

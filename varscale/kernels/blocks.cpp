@@ -5,6 +5,8 @@
 // are whole vectors.
 // Every sum is taken in one order whatever the number of threads.
 
+#include <omp.h>
+
 #include "attention.cpp"
 
 namespace {
@@ -80,15 +82,7 @@ void product(const float *a, int64_t row_step, int64_t step, const float *b, int
     }
 }
 
-// x (rows, inputs) · weight (outputs, inputs)ᵀ + bias
-void linear(const float *x, const float *weight, const float *bias, int64_t rows, int64_t inputs, int64_t outputs,
-            float *space, float *result, int64_t threads) {
-    for (int64_t o = 0; o < outputs; o++)
-        for (int64_t i = 0; i < inputs; i++) space[i * outputs + o] = weight[o * inputs + i];
-    product(x, inputs, 1, space, rows, inputs, outputs, bias, result, threads);
-}
-
-// Gradients of `linear`: of its input, its weight and its bias.
+// Gradients of x (rows, inputs) · weight (outputs, inputs)ᵀ + bias: of its input, its weight and its bias.
 void linear_backward(const float *gradient, const float *x, const float *weight, int64_t rows, int64_t inputs,
                      int64_t outputs, float *x_gradient, float *weight_gradient, float *bias_gradient, int64_t threads) {
     product(gradient, outputs, 1, weight, rows, outputs, inputs, nullptr, x_gradient, threads);
@@ -197,6 +191,21 @@ struct Weights {
         *contract_bias;
 };
 
+// A block's matrices as `product` reads them, the bias of queries, keys (none) and values, and the factors on logits.
+struct Prepared {
+    float *joint, *projection, *expand, *contract, *bias, *scale;
+    Prepared(float *memory, int64_t width, int64_t hidden) {
+        Parts parts{memory};
+        joint = parts.take(3 * width * width);
+        projection = parts.take(width * width);
+        expand = parts.take(hidden * width);
+        contract = parts.take(hidden * width);
+        bias = parts.take(3 * width);
+        scale = parts.take(width);
+    }
+    static int64_t floats(int64_t width, int64_t hidden) { return width * (4 * width + 2 * hidden + 4); }
+};
+
 struct Shape {
     int64_t batch, width, hidden;
     const int64_t *ends;
@@ -217,39 +226,69 @@ struct Shape {
     }
 };
 
-void forward(const Shape &shape, const float *x, const float *modulation, const Weights &weights, float *memory, float *space,
-             float *output) {
+void transpose(const float *weight, int64_t outputs, int64_t inputs, float *transposed) {
+    for (int64_t o = 0; o < outputs; o++)
+        for (int64_t i = 0; i < inputs; i++) transposed[i * outputs + o] = weight[o * inputs + i];
+}
+
+Prepared prepare(const Shape &shape, const Weights &weights, float *memory) {
+    const int64_t width = shape.width, hidden = shape.hidden;
+    const Prepared prepared(memory, width, hidden);
+    transpose(weights.joint, 3 * width, width, prepared.joint);
+    transpose(weights.projection, width, width, prepared.projection);
+    transpose(weights.expand, hidden, width, prepared.expand);
+    transpose(weights.contract, width, hidden, prepared.contract);
+    memcpy(prepared.bias, weights.query_bias, sizeof(float) * width);
+    memset(prepared.bias + width, 0, sizeof(float) * width);
+    memcpy(prepared.bias + 2 * width, weights.value_bias, sizeof(float) * width);
+    shape.factors(weights.log_scale, prepared.scale);
+    return prepared;
+}
+
+// Queries, keys and values of the tokens sampled so far: (batch, capacity, 3 · WIDTH), `begin` tokens of each filled.
+struct Cache {
+    float *rows;
+    int64_t begin, capacity;
+};
+
+// output may be x itself; with a cache, the tokens are those that follow in it, and see all of it
+void forward(const Shape &shape, const float *x, const float *modulation, const Weights &weights, const Prepared &prepared,
+             const Cache *cache, float *memory, float *space, float *output) {
     const int64_t width = shape.width, hidden = shape.hidden, tokens = shape.tokens(), rows = shape.rows();
     const int64_t threads = shape.threads;
     const Kept kept(memory, rows, width, hidden);
     Parts parts{space};
-    float *transposed = parts.take(width * (hidden > 3 * width ? hidden : 3 * width)), *bias = parts.take(3 * width);
-    float *scale = parts.take(width), *normal = parts.take(rows * width), *activated = parts.take(rows * hidden);
-    float *statistics = parts.take(2 * rows);
-    shape.factors(weights.log_scale, scale);
-    memcpy(bias, weights.query_bias, sizeof(float) * width);
-    memset(bias + width, 0, sizeof(float) * width);  // keys have none
-    memcpy(bias + 2 * width, weights.value_bias, sizeof(float) * width);
+    float *normal = parts.take(rows * width), *activated = parts.take(rows * hidden), *statistics = parts.take(2 * rows);
     shape.samples([&](int64_t b, int64_t at, int64_t row) {
         const float *m = modulation + b * 6 * width;
         modulate(x + at, m + 2 * width, m + 4 * width, tokens, width, normal + at, statistics + 2 * row);
     });
-    linear(normal, weights.joint, bias, rows, width, 3 * width, transposed, kept.joint, threads);
-    attention_forward(kept.joint, scale, kept.attended, kept.log_sum, shape.batch, shape.heads(), shape.ends, shape.scales,
-                      threads, 0, tokens);
-    linear(kept.attended, weights.projection, weights.projection_bias, rows, width, width, transposed, kept.projected, threads);
+    product(normal, width, 1, prepared.joint, rows, width, 3 * width, prepared.bias, kept.joint, threads);
+    if (cache) {
+        const int64_t end = cache->begin + tokens;
+        shape.samples([&](int64_t b, int64_t at, int64_t) {
+            float *place = cache->rows + (b * cache->capacity + cache->begin) * 3 * width;
+            memcpy(place, kept.joint + 3 * at, sizeof(float) * tokens * 3 * width);
+        });
+        attention_forward(cache->rows, prepared.scale, kept.attended, kept.log_sum, shape.batch, shape.heads(), &end, 1,
+                          threads, cache->begin, cache->capacity);
+    } else {
+        attention_forward(kept.joint, prepared.scale, kept.attended, kept.log_sum, shape.batch, shape.heads(), shape.ends,
+                          shape.scales, threads, 0, tokens);
+    }
+    product(kept.attended, width, 1, prepared.projection, rows, width, width, weights.projection_bias, kept.projected, threads);
     shape.samples([&](int64_t b, int64_t at, int64_t row) {
         const float *m = modulation + b * 6 * width;
         gated_add(x + at, kept.projected + at, m, tokens, width, kept.middle + at);
         modulate(kept.middle + at, m + 3 * width, m + 5 * width, tokens, width, normal + at, statistics + 2 * row);
     });
-    linear(normal, weights.expand, weights.expand_bias, rows, width, hidden, transposed, kept.hidden, threads);
+    product(normal, width, 1, prepared.expand, rows, width, hidden, weights.expand_bias, kept.hidden, threads);
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < rows * hidden; i += LANES) {
         const Vector h = load_vector(kept.hidden + i);
         store(h * logistic(h), activated + i);
     }
-    linear(activated, weights.contract, weights.contract_bias, rows, hidden, width, transposed, kept.contracted, threads);
+    product(activated, hidden, 1, prepared.contract, rows, hidden, width, weights.contract_bias, kept.contracted, threads);
     shape.samples([&](int64_t b, int64_t at, int64_t) {
         gated_add(kept.middle + at, kept.contracted + at, modulation + b * 6 * width + width, tokens, width, output + at);
     });
@@ -320,16 +359,47 @@ void backward(const Shape &shape, const float *x, const float *modulation, const
 
 }  // namespace
 
-// memory: what `backward` needs; outputs: of all blocks, one after the other; unless `keep`, both have room for one block
+// memory: what `backward` needs; outputs: of all blocks, one after the other
 extern "C" void blocks_forward(const float *x, const float *modulation, const Weights *weights, float *memory, float *space,
-                               float *outputs, int64_t keep, int64_t blocks, int64_t batch, int64_t width, int64_t hidden,
+                               float *outputs, int64_t blocks, int64_t batch, int64_t width, int64_t hidden,
                                const int64_t *ends, int64_t scales, int64_t threads, float log_limit) {
     const Shape shape{batch, width, hidden, ends, scales, threads, log_limit};
     for (int64_t i = 0; i < blocks; i++) {
-        const int64_t place = keep ? i : 0;
-        float *output = outputs + place * shape.rows() * width;
-        forward(shape, x, modulation + i * batch * 6 * width, weights[i], memory + place * shape.kept(), space, output);
+        float *output = outputs + i * shape.rows() * width;
+        const Prepared prepared = prepare(shape, weights[i], space);
+        forward(shape, x, modulation + i * batch * 6 * width, weights[i], prepared, nullptr, memory + i * shape.kept(),
+                space + Prepared::floats(width, hidden), output);
         x = output;
+    }
+}
+
+// Without a backward pass: each thread takes `at_once` samples through all blocks, so that they stay in its cache.
+// output: of the last block; caches: of each block, for `capacity` tokens of which `begin` are filled, or null;
+// prepared, space: room for all blocks, and for each thread's samples
+extern "C" void blocks_without_gradients(const float *x, const float *modulation, const Weights *weights, float *const *caches,
+                                         int64_t begin, int64_t capacity, int64_t at_once, float *prepared, float *space,
+                                         float *output, int64_t blocks, int64_t batch, int64_t width, int64_t hidden,
+                                         const int64_t *ends, int64_t scales, int64_t threads, float log_limit) {
+    const Shape all{batch, width, hidden, ends, scales, 1, log_limit}, most{at_once, width, hidden, ends, scales, 1, log_limit};
+    const int64_t tokens = all.tokens(), matrices = Prepared::floats(width, hidden);
+    const int64_t part_space = most.kept() + most.rows() * (width + hidden + 2);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int64_t i = 0; i < blocks; i++) prepare(all, weights[i], prepared + i * matrices);
+        float *memory = space + omp_get_thread_num() * part_space;
+#pragma omp for schedule(dynamic)
+        for (int64_t first = 0; first < batch; first += at_once) {
+            const Shape part{batch - first < at_once ? batch - first : at_once, width, hidden, ends, scales, 1, log_limit};
+            const float *input = x + first * tokens * width;
+            float *result = output + first * tokens * width;
+            for (int64_t i = 0; i < blocks; i++, input = result) {
+                const Cache cache{caches ? caches[i] + first * capacity * 3 * width : nullptr, begin, capacity};
+                forward(part, input, modulation + (i * batch + first) * 6 * width, weights[i],
+                        Prepared(prepared + i * matrices, width, hidden), caches ? &cache : nullptr, memory,
+                        memory + most.kept(), result);
+            }
+        }
     }
 }
 

@@ -16,9 +16,12 @@ from torch.autograd import Function
 from torch.utils.flop_counter import register_flop_formula
 
 from varscale.kernels import building
+from varscale.kernels.attend import KeyValueCache
 
 MOST_CHANNELS = 128
 """Width up to which the block's own products, which keep no panels in cache, are faster than the library's."""
+ROWS_AT_ONCE = 512
+"""Tokens that a thread takes through all blocks at a time where nothing is kept: they stay in its cache."""
 _LANES = 8
 
 
@@ -29,7 +32,12 @@ def fits(width: int, hidden: int, heads: int) -> bool:
 
 
 def native_blocks(
-    x_BLC: Tensor, modulation_DB6C: Tensor, log_limit: float, ends: Sequence[int], weights: Sequence[Tensor]
+    x_BLC: Tensor,
+    modulation_DB6C: Tensor,
+    log_limit: float,
+    ends: Sequence[int],
+    weights: Sequence[Tensor],
+    caches: Sequence[KeyValueCache] = (),
 ) -> Tensor:
     """The residual stream after all D blocks (B, L, C).
 
@@ -41,11 +49,17 @@ def native_blocks(
         weights: Ten tensors a block: of queries, keys and values (3·C, C), the biases of queries and of values, the
             logarithms of the heads' factors on logits of queries and keys of length 1; and weight and bias of the
             projection and of the two feed-forward layers.
+        caches: One a block, only without gradients: the L tokens are one scale that sees all that was cached, and
+            are added to it.
     """
     if torch.is_grad_enabled():
+        assert not caches, "a cache is for sampling"
         return cast(Tensor, _Blocks.apply(x_BLC, modulation_DB6C, log_limit, tuple(ends), *weights))
+    batch, tokens, width = x_BLC.shape
+    begin = caches[0].length if caches else 0
+    rows = [cache.reserve(batch, tokens, 3 * width, x_BLC) for cache in caches]
     inputs = (x_BLC.contiguous(), modulation_DB6C.contiguous())
-    return cast(Tensor, torch.ops.varscale.blocks(*inputs, weights, log_limit, ends, False)[0][-1])
+    return cast(Tensor, torch.ops.varscale.blocks_without_gradients(*inputs, weights, rows, log_limit, ends, begin))
 
 
 class _Blocks(Function):
@@ -54,7 +68,7 @@ class _Blocks(Function):
         ctx: Any, x_BLC: Tensor, modulation_DB6C: Tensor, log_limit: float, ends: tuple[int, ...], *weights: Tensor
     ) -> Tensor:
         inputs = (x_BLC.contiguous(), modulation_DB6C.contiguous())
-        outputs_DBLC, memory = torch.ops.varscale.blocks(*inputs, weights, log_limit, ends, True)
+        outputs_DBLC, memory = torch.ops.varscale.blocks(*inputs, weights, log_limit, ends)
         ctx.save_for_backward(*inputs, outputs_DBLC, memory, *weights)
         ctx.log_limit, ctx.ends = log_limit, ends
         return cast(Tensor, outputs_DBLC[-1])
@@ -71,7 +85,11 @@ class _Blocks(Function):
 # operators make FLOPs countable; without the wrapping of torch.library.custom_op, which costs more than a narrow block
 _operators = torch.library.Library("varscale", "FRAGMENT")
 _operators.define(
-    "blocks(Tensor x, Tensor modulation, Tensor[] weights, float log_limit, int[] ends, bool keep) -> (Tensor, Tensor)"
+    "blocks(Tensor x, Tensor modulation, Tensor[] weights, float log_limit, int[] ends) -> (Tensor, Tensor)"
+)
+_operators.define(
+    "blocks_without_gradients(Tensor x, Tensor modulation, Tensor[] weights, Tensor(a!)[] caches, float log_limit, "
+    "int[] ends, int begin) -> Tensor"
 )
 _operators.define(
     "blocks_backward(Tensor x, Tensor modulation, Tensor[] weights, Tensor memory, Tensor outputs, Tensor gradient, "
@@ -80,21 +98,57 @@ _operators.define(
 
 
 def _forward(
-    x_BLC: Tensor, modulation_DB6C: Tensor, weights: list[Tensor], log_limit: float, ends: list[int], keep: bool
+    x_BLC: Tensor, modulation_DB6C: Tensor, weights: list[Tensor], log_limit: float, ends: list[int]
 ) -> tuple[Tensor, Tensor]:
     (rows, width), hidden, heads = x_BLC.flatten(0, 1).shape, len(weights[7]), len(weights[3])
-    blocks = len(modulation_DB6C) if keep else 1
-    memory = x_BLC.new_empty(blocks * rows * (7 * width + hidden + heads))
-    space = x_BLC.new_empty(width * (max(hidden, 3 * width) + 4) + rows * (width + hidden + 2))
+    blocks = len(modulation_DB6C)
+    memory = x_BLC.new_empty(blocks * rows * _kept_floats(width, hidden, heads))
+    space = x_BLC.new_empty(_matrix_floats(width, hidden) + rows * (width + hidden + 2))
     outputs_DBLC = x_BLC.new_empty(blocks, *x_BLC.shape)
     _library_of(width // heads).blocks_forward(
         *_pointers(x_BLC, modulation_DB6C),
         _array(weights),
         *_pointers(memory, space, outputs_DBLC),
-        ctypes.c_int64(keep),
         *_sizes(modulation_DB6C, hidden, ends, log_limit),
     )
     return outputs_DBLC, memory
+
+
+def _without_gradients(
+    x_BLC: Tensor,
+    modulation_DB6C: Tensor,
+    weights: list[Tensor],
+    caches: list[Tensor],
+    log_limit: float,
+    ends: list[int],
+    begin: int,
+) -> Tensor:
+    (batch, tokens, width), hidden, heads = x_BLC.shape, len(weights[7]), len(weights[3])
+    threads = torch.get_num_threads()
+    at_once = max(1, min(ROWS_AT_ONCE // tokens, -(-batch // threads)))
+    floats = at_once * tokens * (_kept_floats(width, hidden, heads) + width + hidden + 2)
+    prepared = x_BLC.new_empty(len(modulation_DB6C) * _matrix_floats(width, hidden))
+    space, output_BLC = x_BLC.new_empty(threads * floats), torch.empty_like(x_BLC)
+    integers = map(ctypes.c_int64, (begin, caches[0].shape[1] if caches else 0, at_once))
+    _library_of(width // heads).blocks_without_gradients(
+        *_pointers(x_BLC, modulation_DB6C),
+        _array(weights),
+        _array(caches) if caches else None,
+        *integers,
+        *_pointers(prepared, space, output_BLC),
+        *_sizes(modulation_DB6C, hidden, ends, log_limit),
+    )
+    return output_BLC
+
+
+def _kept_floats(width: int, hidden: int, heads: int) -> int:
+    """Of a token: what the operator keeps of a block."""
+    return 7 * width + hidden + heads
+
+
+def _matrix_floats(width: int, hidden: int) -> int:
+    """Of a block's matrices and biases as the operator reads them."""
+    return width * (4 * width + 2 * hidden + 4)
 
 
 def _backward(
@@ -123,6 +177,7 @@ def _backward(
 
 
 _operators.impl("blocks", _forward, "CPU")
+_operators.impl("blocks_without_gradients", _without_gradients, "CPU")
 _operators.impl("blocks_backward", _backward, "CPU")
 
 
@@ -134,6 +189,16 @@ def _forward_flops(
     products = sum(math.prod(shape) for shape in weights if len(shape) == 2)
     pairs = modulation_shape[0] * tokens**2  # all, as everywhere in the project
     return 2 * batch * tokens * products + 4 * batch * pairs * width
+
+
+@register_flop_formula(torch.ops.varscale.blocks_without_gradients)
+def _flops_without_gradients(
+    x_shape: Sequence[int], modulation_shape: Sequence[int], weights: Any, *others: Any, **_: object
+) -> int:
+    batch, tokens, width = x_shape
+    begin: int = others[-1]
+    cached = 4 * batch * modulation_shape[0] * tokens * begin * width  # pairs with the tokens before these
+    return _forward_flops(x_shape, modulation_shape, weights) + cached
 
 
 @register_flop_formula(torch.ops.varscale.blocks_backward)

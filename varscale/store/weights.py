@@ -78,6 +78,21 @@ def load_tensors(
     return tensors, metadata
 
 
+def stored_checksum(path: Path) -> str:
+    """What tells a file of `save_tensors` from all others: the checksum that it was written with, not compared.
+
+    Raises:
+        CheckpointError: There is no such file, or `save_tensors` did not write it.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(json.loads((file.metadata() or {})[_DESCRIPTION])["checksum"])
+    except Exception:  # random bytes raise whatever they lead to
+        raise CheckpointError(f"{path}: not a readable .safetensors file of varscale") from None
+
+
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Give a model, which may be on the meta device, its weights from a file.
 

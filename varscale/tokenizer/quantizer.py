@@ -128,21 +128,19 @@ class MultiScaleQuantizer(nn.Module):
             return torch.cat(inputs, dim=1)
 
     @torch.no_grad()
-    def accumulate(
-        self, features_hat_BChw: Tensor | None, tokens_BL: Tensor, scale: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def accumulate(self, features_hat_BChw: Tensor | None, tokens: Tensor, scale: int) -> tuple[Tensor, Tensor | None]:
         """Add one scale's tokens to the running sum, as sampling does scale after scale.
 
         Args:
             features_hat_BChw: The sum so far; None before the first scale.
-            tokens_BL: int64 (B, p²), the tokens of this scale.
+            tokens: int64 (B, p²), the tokens of this scale; or mixtures of codes in their place, float32 (B, p², c).
             scale: Which scale they are, from 0.
 
         Returns:
             The new sum (B, c, h, w); the transformer's input for the next scale (B, p_next², c), None after the last.
         """
-        with full_float32(tokens_BL.device):
-            contribution_BChw = self._contribution(tokens_BL, scale)
+        with full_float32(tokens.device):
+            contribution_BChw = self._contribution(tokens, scale)
             new_BChw = contribution_BChw if features_hat_BChw is None else features_hat_BChw + contribution_BChw
             if scale + 1 == len(self.patch_nums):
                 return new_BChw, None
@@ -207,14 +205,14 @@ class MultiScaleQuantizer(nn.Module):
         distance_NV = torch.addmm(codebook_Vc.square().sum(1), vectors_Nc, codebook_Vc.T, alpha=-2)
         return distance_NV.argmin(1)
 
-    def _upsampled(self, tokens_BL: Tensor, scale: int) -> Tensor:
-        side = self.patch_nums[scale]
-        codes_BLc = F.embedding(tokens_BL.long(), self.codebook_Vc.float())
-        codes_BCpp = codes_BLc.transpose(1, 2).reshape(len(tokens_BL), self.latent_channels, side, side)
+    def _upsampled(self, tokens: Tensor, scale: int) -> Tensor:
+        side, mixed = self.patch_nums[scale], tokens.is_floating_point()
+        codes_BLc = tokens if mixed else F.embedding(tokens.long(), self.codebook_Vc.float())
+        codes_BCpp = codes_BLc.transpose(1, 2).reshape(len(tokens), self.latent_channels, side, side)
         return resize(codes_BCpp, self.latent_size, "bicubic")
 
-    def _contribution(self, tokens_BL: Tensor, scale: int) -> Tensor:
-        return self._refine(self._upsampled(tokens_BL, scale), self.phi_of_scale[scale])
+    def _contribution(self, tokens: Tensor, scale: int) -> Tensor:
+        return self._refine(self._upsampled(tokens, scale), self.phi_of_scale[scale])
 
     def _refine(self, upsampled_BChw: Tensor, phi_index: int) -> Tensor:
         # φ(h) = (1 - r)·h + r·conv(h): undoes some of what upsampling blurred

@@ -110,7 +110,7 @@ class VARConfig(ModelDescription, VARArchitecture):
         """Sampling one image in K passes, without the tokenizer's decoder.
 
         Args:
-            guidance: Also compute the branch without class (at the first scale without its output layer).
+            guidance: Also compute the branch without class (with a shared output layer); it grows from 0.
             cache: Keep keys and values; else each pass computes all scales so far anew.
         """
         branches = 2 if guidance else 1
@@ -121,8 +121,10 @@ class VARConfig(ModelDescription, VARArchitecture):
             rows = added if cache else end
             blocks = self._blocks(rows) + self._attention(rows * end)
             blocks += 0 if self.shared_adaln else self._modulation()
-            predictions = branches if index else 1
-            total += branches * blocks + predictions * self._head(added) + (self._embedding(added) if index else 0)
+            total += branches * blocks + self._head(added) + (self._embedding(added) if index else 0)
+            total += (
+                4 * self.width**2 * (branches - 1 if index else 0)
+            )  # the head mixes both branches' modulated inputs
         return total
 
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:

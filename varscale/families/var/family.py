@@ -21,6 +21,8 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 class VARFamily(Family):
     """Tian et al. 2024: every scale's tokens at once, from the coarser scales."""
 
+    can_smooth = True
+
     def build(self, description: VARConfig) -> VAR:
         """The transformer."""
         return VAR(description)

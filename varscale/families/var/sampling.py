@@ -1,6 +1,6 @@
 """Drawing images from VAR, scale after scale, with a key-value cache and classifier-free guidance.
 
-Tian et al. 2024, section 3.2 and appendix; the guidance grows linearly over the scales, as in the reference code.
+Tian et al. 2024, section 3.2 and appendix; by default guidance grows linearly over the scales, as in the reference.
 
 Letters in tensor names: B batch, K scales, M tokens of one scale, C width, c latent channels, V vocabulary.
 """
@@ -8,40 +8,84 @@ Letters in tensor names: B batch, K scales, M tokens of one scale, C width, c la
 import torch
 from torch import Tensor
 
-from varscale.families.base import SamplingOptions
-from varscale.families.models import Sample, draw, evaluating
+from varscale.families.base import GuidanceSchedule, SamplingOptions
+from varscale.families.models import Sample, draw, evaluating, pictures, smooth_weights
 from varscale.families.var.transformer import VAR
+from varscale.numerics.precision import full_float32
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
+
+SMOOTHED_NUMBERS = 2**22
+"""Random numbers that smoothing draws at once."""
 
 
 def sample_scales(
     var: VAR, tokenizer: MultiScaleTokenizer, labels_B: Tensor, options: SamplingOptions, indices_B: Tensor
 ) -> Sample:
     """Draw one image a label; see `Family.sample`."""
+    features_hat_BChw, tokens = sample_features(var, tokenizer, labels_B, options, indices_B)
+    with torch.no_grad(), evaluating(tokenizer):
+        return Sample(pictures(tokenizer, features_hat_BChw), tokens)
+
+
+def sample_features(
+    var: VAR, tokenizer: MultiScaleTokenizer, labels_B: Tensor, options: SamplingOptions, indices_B: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """What `sample_scales` decodes, (B, c, h, w), and the tokens of each scale."""
     with torch.no_grad(), evaluating(var, tokenizer), torch.compiler.set_stance("force_eager"):
-        predictor = ScalePredictor(var, labels_B, options.guidance, use_cache=options.use_cache)
+        predictor = ScalePredictor(
+            var, labels_B, options.guidance, schedule=options.guidance_schedule, use_cache=options.use_cache
+        )
         tokens: list[Tensor] = []
         features_hat_BChw, inputs_BMc = None, None
         for k in range(len(var.config.patch_nums)):
             logits_BMV = predictor.predict(inputs_BMc)
-            uniform_BM = uniform(options.seed, "sampling", k, indices_B, logits_BMV.shape[1])
-            tokens.append(draw(logits_BMV, uniform_BM, top_k=options.top_k, top_p=options.top_p))
-            features_hat_BChw, inputs_BMc = tokenizer.quantizer.accumulate(features_hat_BChw, tokens[-1], k)
+            if options.smooth:
+                tokens_BM, codes = _smoothed(logits_BMV, tokenizer, k, indices_B, options)
+            else:
+                uniform_BM = uniform(options.seed, "sampling", k, indices_B, logits_BMV.shape[1])
+                tokens_BM = codes = draw(logits_BMV, uniform_BM, **options.cut)
+            tokens.append(tokens_BM)
+            features_hat_BChw, inputs_BMc = tokenizer.quantizer.accumulate(features_hat_BChw, codes, k)
         assert features_hat_BChw is not None
-        images_B3HW = tokenizer.decode_features(features_hat_BChw).float()
-        return Sample(images_B3HW.add(1).mul(0.5), tokens)
+        return features_hat_BChw, tokens
+
+
+def _smoothed(
+    logits_BMV: Tensor, tokenizer: MultiScaleTokenizer, scale: int, indices_B: Tensor, options: SamplingOptions
+) -> tuple[Tensor, Tensor]:
+    """The heaviest code at each place (B, M), and the mixtures (B, M, c); in parts, since each weight has its noise."""
+    _, places, codes = logits_BMV.shape
+    progress = scale / max(len(tokenizer.patch_nums) - 1, 1)
+    tokens, mixtures = [], []
+    at_once = max(1, SMOOTHED_NUMBERS // (places * codes))
+    for part_BMV, part_B in zip(logits_BMV.split(at_once), indices_B.split(at_once), strict=True):
+        uniform_BMV = uniform(options.seed, "smoothing", scale, part_B, places * codes).view_as(part_BMV)
+        weights_BMV = smooth_weights(part_BMV, uniform_BMV, progress, **options.cut)
+        tokens.append(weights_BMV.argmax(-1))
+        with full_float32(weights_BMV.device):
+            mixtures.append(weights_BMV @ tokenizer.quantizer.codebook_Vc.float())
+    return torch.cat(tokens), torch.cat(mixtures)
 
 
 class ScalePredictor:
     """The guided logits of one scale after the other, each from the inputs that the scale before it made.
 
-    The guidance is that of the last scale; with 0 the branch without class is not computed.
+    With guidance 0 the branch without class is not computed.
     """
 
-    def __init__(self, var: VAR, labels_B: Tensor, guidance: float, *, use_cache: bool = True) -> None:
+    def __init__(
+        self,
+        var: VAR,
+        labels_B: Tensor,
+        guidance: float,
+        *,
+        schedule: GuidanceSchedule = "ramp",
+        use_cache: bool = True,
+    ) -> None:
         """Start at the first scale."""
-        self.var, self.batch, self.guidance, self.scale = var, len(labels_B), guidance, 0
+        self.var, self.batch, self.scale = var, len(labels_B), 0
+        self.options = SamplingOptions(guidance, guidance_schedule=schedule)
         if guidance > 0:
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, var.config.num_classes)))
         self.condition_BC, self.modulation = var.condition(labels_B)
@@ -59,9 +103,8 @@ class ScalePredictor:
         if self.caches is None:
             x_BMC = self.embedded_BMC = torch.cat((self.embedded_BMC, x_BMC), dim=1)
         x_BMC = self.var.transform(x_BMC, self.modulation, caches=self.caches)[:, begin - end :]
-        guidance = self.guidance * self.scale / max(len(self.var.config.patch_nums) - 1, 1)
+        guidance = self.options.guidance_at(self.scale, len(self.var.config.patch_nums))
         self.scale += 1
         if guidance == 0:  # the branch without class was needed for its keys and values, but not its logits
             return self.var.logits(x_BMC[: self.batch], self.condition_BC[: self.batch])
-        conditional_BMV, unconditional_BMV = self.var.logits(x_BMC, self.condition_BC).chunk(2)
-        return (1 + guidance) * conditional_BMV - guidance * unconditional_BMV
+        return self.var.logits(x_BMC, self.condition_BC, guidance=guidance)

@@ -125,13 +125,23 @@ class VAR(FamilyModel):
         level_L = level_of_tokens(self.config.patch_nums, self.position_LC.device)
         return F.embedding(level_L[begin:end], self.level_KC) + self.position_LC[begin:end]
 
-    def logits(self, x_BMC: Tensor, condition_BC: Tensor) -> Tensor:
-        """The output layer: float32 logits (B, M, V), also under autocast."""
+    def logits(self, x_BMC: Tensor, condition_BC: Tensor, *, guidance: float = 0.0) -> Tensor:
+        """The output layer: float32 logits (B, M, V), also under autocast.
+
+        Args:
+            x_BMC: The residual stream.
+            condition_BC: The class embedding.
+            guidance: t > 0: of 2·B rows, the first half has a class and the second none, and the logits are
+                (1 + t)·the first's - t·the second's. The head is linear, so it is applied once, to this mixture.
+        """
         with without_autocast(x_BMC.device):
             # .float() does nothing unless sharding keeps the weights themselves in lower precision
             modulation_BC = F.linear(F.silu(condition_BC.float()), *_float32(self.head_modulation))
             scale_BC, shift_BC = modulation_BC.chunk(2, dim=1)
             normalised_BMC = modulate(x_BMC.float(), scale_BC.unsqueeze(1), shift_BC.unsqueeze(1))
+            if guidance:
+                conditional_BMC, unconditional_BMC = normalised_BMC.chunk(2)
+                normalised_BMC = torch.lerp(unconditional_BMC, conditional_BMC, 1 + guidance)
             return F.linear(normalised_BMC, *_float32(self.head))
 
     def new_caches(self) -> list[KeyValueCache]:
@@ -157,8 +167,8 @@ class VAR(FamilyModel):
         Returns:
             The residual stream (B, M, C), float32, for `logits`.
         """
-        if caches is None and self._fits_native(x_BMC):
-            return self._by_native_kernel(x_BMC, modulation, keep_D2B)
+        if self._fits_native(x_BMC) and not (caches and torch.is_grad_enabled()):
+            return self._by_native_kernel(x_BMC, modulation, keep_D2B, caches or ())
         mask_MM = None
         if caches is None:
             mask_MM = block_causal_mask(self.config.patch_nums, x_BMC.device)[: x_BMC.shape[1], : x_BMC.shape[1]]
@@ -180,7 +190,9 @@ class VAR(FamilyModel):
             return False
         return fits(config.width, config.hidden, config.heads) and all(block.plain for block in self._layers)
 
-    def _by_native_kernel(self, x_BMC: Tensor, modulation: Tensor, keep_D2B: Tensor | None) -> Tensor:
+    def _by_native_kernel(
+        self, x_BMC: Tensor, modulation: Tensor, keep_D2B: Tensor | None, caches: Sequence[KeyValueCache]
+    ) -> Tensor:
         blocks = self._layers
         if self.shared_modulation is None:
             weight_DJC = torch.stack([block.modulation.weight for block in blocks if block.modulation is not None])
@@ -193,9 +205,10 @@ class VAR(FamilyModel):
         if keep_D2B is not None:
             gates_DB2C = modulation_DB6C[:, :, :2] * keep_D2B.to(x_BMC.dtype).transpose(1, 2).unsqueeze(3)
             modulation_DB6C = torch.cat((gates_DB2C, modulation_DB6C[:, :, 2:]), dim=2)
-        ends = [end for _, end in self.scale_bounds if end <= x_BMC.shape[1]]
+        tokens = x_BMC.shape[1]
+        ends = [tokens] if caches else [end for _, end in self.scale_bounds if end <= tokens]
         weights = [weight for block in blocks for weight in block.weights()]
-        return native_blocks(x_BMC, modulation_DB6C, math.log(LARGEST_SCALE), ends, weights)
+        return native_blocks(x_BMC, modulation_DB6C, math.log(LARGEST_SCALE), ends, weights, caches)
 
 
 def _float32(linear: nn.Linear) -> tuple[Tensor, Tensor]:
