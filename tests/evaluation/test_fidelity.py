@@ -119,10 +119,10 @@ def test_distances_are_ordered(rings: Extractor) -> None:
     for name in ("fid", "mind", "kid", "fid_extrapolated"):
         half, some, nothing = (figure[name] for figure in figures)
         assert half < some < nothing, name
-    for name in ("precision", "recall"):
+    for name in ("image_precision", "image_recall"):
         assert figures[0][name] > 0.8 > 0.2 > figures[2][name], name
     for figure in figures:
-        for name in ("fid", "mind", "kid", "precision", "recall", "inception_score"):
+        for name in ("fid", "mind", "kid", "image_precision", "image_recall", "inception_score"):
             assert figure[f"{name}_low"] <= figure[name] <= figure[f"{name}_high"]
     assert figures[0]["fid_high"] < figures[1]["fid_low"], "the intervals tell them apart"
 

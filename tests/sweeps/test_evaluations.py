@@ -21,7 +21,7 @@ from varscale.store.layout import Store
 from varscale.store.records import read_result
 
 FIDELITY: dict[str, Any] = {"samples": 120, "reference_images": 200, "bootstrap_draws": 3}
-FIGURES = ("fid", "kid", "mind", "precision", "recall")
+FIGURES = ("fid", "kid", "mind", "image_precision", "image_recall")
 
 
 def measured(**fidelity: Any) -> Experiment:

@@ -26,8 +26,8 @@ def measure(drawn: FeatureSet, reference: FeatureSet, *, draws: int) -> dict[str
     """All figures of a set of images, each with a 95% bootstrap interval as `…_low` and `…_high`.
 
     `fid` is against all of the reference, and so is `fid_extrapolated`, to infinitely many images, without interval.
-    `kid`, `mind`, `precision` and `recall` are against as many images of the reference as are measured, evenly spread.
-    `inception_score` is there where the extractor has a classifier.
+    `kid`, `mind`, `image_precision` and `image_recall` are against as many images of the reference as are measured,
+    evenly spread. `inception_score` is there where the extractor has a classifier.
 
     Args:
         drawn: The images that are measured.
@@ -55,8 +55,8 @@ def measure(drawn: FeatureSet, reference: FeatureSet, *, draws: int) -> dict[str
         "fid": (fid(drawn, reference), frechet),
         "kid": (kid[KEY_METRIC_KID_MEAN], distances.kernel(features_ND, nearest_ND)),
         "mind": (mind, distances.mind(features_ND, nearest_ND, projections=_PROJECTIONS_OF_DRAWS)),
-        "precision": (shares[KEY_METRIC_PRECISION], distances.precision(features_ND, nearest_ND)),
-        "recall": (shares[KEY_METRIC_RECALL], distances.recall(features_ND, nearest_ND)),
+        "image_precision": (shares[KEY_METRIC_PRECISION], distances.precision(features_ND, nearest_ND)),
+        "image_recall": (shares[KEY_METRIC_RECALL], distances.recall(features_ND, nearest_ND)),
     }
     if drawn.logits_NC is not None:
         logits_NC = drawn.logits_NC

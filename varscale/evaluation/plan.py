@@ -76,10 +76,10 @@ class FidelityPlan:
         drawn = self.settings.model_dump(mode="json", include={"samples", "guidance", "top_k", "top_p", "seed"})
         images = drawn if subject == "cell" else {"images": self.floor}
         of = run.fingerprint if run else ""
-        print_of = fingerprint(kind="evaluation", evaluator=EVALUATOR, subject=subject, of=of, **measured, **images)
+        identity = fingerprint(kind="evaluation", evaluator=EVALUATOR, subject=subject, of=of, **measured, **images)
         name = run.folder.name.removesuffix(f"-{of}") if run else self.floor.rpartition("-")[0]
         return RunKey(
-            "evaluations", f"{name}-{f'g{self.settings.guidance:g}' if subject == 'cell' else subject}", print_of
+            "evaluations", f"{name}-{f'g{self.settings.guidance:g}' if subject == 'cell' else subject}", identity
         )
 
     def columns(self) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
 
 def reference_features(plan: FidelityPlan, extractor: Extractor, data: DataSection, store: Store) -> FeatureSet:
     """Features of the reference's images: from the store, or made now and kept there for all evaluations."""
-    print_of = fingerprint(kind="features", reference=plan.reference, extractor=plan.extractor)
-    files = store.run(RunKey("evaluations", f"reference-{plan.reference.rpartition('-')[0]}", print_of))
+    identity = fingerprint(kind="features", reference=plan.reference, extractor=plan.extractor)
+    files = store.run(RunKey("evaluations", f"reference-{plan.reference.rpartition('-')[0]}", identity))
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
         try:

@@ -126,7 +126,7 @@ class Trunk:
     def key(self, tokens_fingerprint: str) -> RunKey:
         """Identity: every setting that changes the trunk's results, and its tokens' fingerprint."""
         optim = self.experiment.optim
-        print_of = fingerprint(
+        identity = fingerprint(
             kind="trunk",
             tokens=tokens_fingerprint,
             model=self.model.model_dump(mode="json"),
@@ -139,7 +139,7 @@ class Trunk:
             grad_clip=optim.grad_clip,
             warmup_images=self.warmup_images,
         )
-        return RunKey("trunks", f"{self.model.family}-d{self.depth}-s{self.seed}", print_of)
+        return RunKey("trunks", f"{self.model.family}-d{self.depth}-s{self.seed}", identity)
 
     def parameters(self) -> dict[str, Any]:
         """What describes the trunk, under the names of the runs table."""
@@ -211,7 +211,7 @@ class Cell:
         Neither the study's name for it nor its nominal budget counts: two studies that contain it share it.
         """
         trunk, optim = self.trunk, self.trunk.experiment.optim
-        print_of = fingerprint(
+        identity = fingerprint(
             kind="cell",
             trunk=trunk.key(tokens_fingerprint).fingerprint,
             images=self.images,
@@ -221,7 +221,7 @@ class Cell:
             final_weight_decay=optim.final_weight_decay,
         )
         name = f"{trunk.model.family}-d{trunk.depth}-c{_short(self.train_flops)}-s{trunk.seed}"
-        return RunKey("cells", name, print_of)
+        return RunKey("cells", name, identity)
 
     def parameters(self) -> dict[str, Any]:
         """What describes the cell in any study, under the names of the runs table."""
