@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sweeps.evaluation_job import EvaluationJob
     from varscale.config import Experiment
 
-_SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "precision", "recall")
+_SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image_recall")
 
 
 def evaluate(

@@ -53,7 +53,7 @@ class Drawable:
             CheckpointError: Weights are missing or damaged.
         """
         device = best_device()
-        prints: tuple[str | None, str | None] = None, None
+        fingerprints: tuple[str | None, str | None] = None, None
         if place.suffix == ".safetensors":
             if tokenizer_file is None:
                 raise ExperimentError(f"{place}: name its tokenizer's file by --tokenizer, or name the cell's folder")
@@ -63,9 +63,9 @@ class Drawable:
                 raise ExperimentError("--tokenizer: only for a model's .safetensors file; a cell has its own")
             cell, tokenizer_run = _files_of_cell(place)
             files = cell.weights, tokenizer_run.weights
-            prints = cell.fingerprint, tokenizer_run.fingerprint
-        model = load_model(files[0], prints[0]).to(device)
-        tokenizer = load_tokenizer(files[1], prints[1]).to(device)
+            fingerprints = cell.fingerprint, tokenizer_run.fingerprint
+        model = load_model(files[0], fingerprints[0]).to(device)
+        tokenizer = load_tokenizer(files[1], fingerprints[1]).to(device)
         return cls(place, model, tokenizer, *map(stored_checksum, files))
 
     def training_labels(self) -> NDArray[np.int64]:
