@@ -86,9 +86,9 @@ def cifar_distance(extractor: Extractor, count: int) -> tuple[FeatureSet, Featur
         torch.set_num_threads(before)
 
 
+@pytest.mark.fid
 @pytest.mark.timeout(1800)
 def test_fid_of_500_images_of_cifar10(inception: Extractor) -> None:
-    """The only test that takes minutes: there is no smaller reference value."""
     train, test = cifar_distance(inception, 500)
     assert fid(train, test) == pytest.approx(75.8789, abs=1e-2)
     ours = frechet(train.features_ND, test.features_ND)(torch.arange(500))

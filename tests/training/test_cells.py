@@ -155,6 +155,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.guidance": 3.0,
     "evaluation.top_k": 5,
     "evaluation.top_p": 0.5,
+    "evaluation.fidelity": {"samples": 100},
     "runtime.compile": "on",
     "runtime.micro_batch": 3,
     "runtime.threads": 3,
