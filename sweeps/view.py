@@ -45,6 +45,7 @@ class SweepView:
         self._reported: dict[str, float] = {}
         self._states: dict[str, str] = {}
         self._losses: dict[str, float | None] = {}
+        self._evaluations: dict[str, bool] = {}  # whether each is over
         self._training = False
         self._stage_started: dict[str, float] = {}
         self._stage_first: dict[str, tuple[float, int]] = {}
@@ -64,12 +65,13 @@ class SweepView:
         elif stage not in self._stage_first:
             self._say(f"{text} … {_duration(now - self._stage_started[stage])}")
 
-    def stage_done(self, stage: str) -> None:
+    def stage_done(self, stage: str, *, well: bool = True) -> None:
         """A stage is over."""
         seconds = time.monotonic() - self._stage_started.get(stage, time.monotonic())
         self.clear()
         if seconds > 1:
-            self._console.print(f"[green]✓[/green] {_stage_text(stage)}, {_duration(seconds)}")
+            mark = "[green]✓[/green]" if well else "[red]✗[/red]"
+            self._console.print(f"{mark} {_stage_text(stage)}, {_duration(seconds)}")
         self._printed = time.monotonic() if self._patient else 0.0
 
     def note(self, text: str) -> None:
@@ -84,6 +86,7 @@ class SweepView:
             first, last = job.images
             self._total[job.flops_per_image] += last - first
         missing = {job.key for job in jobs}
+        self._evaluations = {key: False for key in missing if key.startswith("evaluation")}
         trunks = {f"trunk {cell.trunk.label}" for cell in study.cells}
         self._states = dict.fromkeys(trunks - missing, "done")
 
@@ -120,7 +123,8 @@ class SweepView:
         """A job is over, well or in another `state`."""
         if not job.flops_per_image or self._study is None:
             if not self._training:
-                self.stage_done(job.key if not job.flops_per_image else job.title)
+                self.stage_done(job.key if not job.flops_per_image else job.title, well=state == "done")
+            self._evaluations |= {key: True for key in self._evaluations if key == job.key}
             if state == "done" and (outcome := job.outcome()):
                 self._console.print(Text(outcome))
             return
@@ -189,6 +193,8 @@ class SweepView:
         share = sum(size * images for (size, _), images in self._done.items()) / max(flops, 1)
         finished = sum(map(self._has_result, self._study.cells))
         text = f"{finished} of {len(self._study.cells)} cells, {share:.0%} of training FLOPs"
+        if self._evaluations:
+            text += f", {sum(self._evaluations.values())} of {len(self._evaluations)} evaluations"
         text += f", {_duration(seconds)} passed"
         done, before = (
             sum(self._pace.seconds(size) * images for (size, _), images in counts.items())

@@ -8,8 +8,9 @@ from rich.console import Console
 from toy_sweep import toy_experiment
 
 from sweeps import view
+from sweeps.evaluation_job import evaluation_jobs
 from sweeps.grid import grid_cells
-from sweeps.jobs import BranchJob, StudyPlace, TrunkJob
+from sweeps.jobs import BranchJob, StudyPlace, TokenizerJob, TrunkJob
 from sweeps.study import Study, trunks_of
 from sweeps.view import SweepView
 from varscale.config import Experiment
@@ -177,6 +178,34 @@ def test_stages_say_how_long(clock: Clock) -> None:
         "training the tokenizer: 2,000 of 5,000 images (40%, 1 min 00 s left)",
         "✓ training the tokenizer, 1 min 30 s",
     ]
+
+
+def test_a_stage_that_failed_has_no_tick(clock: Clock, tmp_path: Path) -> None:
+    console = log()
+    shown, job = (
+        SweepView(console),
+        TokenizerJob(toy_experiment(), StudyPlace.of(make_study(tmp_path, toy_experiment()))),
+    )
+    shown.started(job)
+    clock.now += 5
+    shown.ended(job, "failed")
+    assert "✗ training the tokenizer, 5 s" in console.export_text()
+
+
+def test_evaluations_beside_training_are_counted(tmp_path: Path, clock: Clock) -> None:
+    fidelity = {"samples": 100, "reference_images": 100}
+    study, console = make_study(tmp_path, toy_experiment(evaluation={"fidelity": fidelity})), log()
+    _, branches = jobs_of(study)
+    evaluations = evaluation_jobs(study, all_of_them=True)
+    shown = SweepView(console)
+    shown.begin(study, [*branches, *evaluations])
+    shown.started(branches[0])
+    shown.started(evaluations[0])
+    shown.ended(evaluations[0], "done")
+    clock.now += 100
+    shown.refresh()
+    assert f"1 of {len(evaluations)} evaluations" in console.export_text()
+    assert len(evaluations) == len(study.cells) + 2  # and two floors
 
 
 def test_notes_are_shown_as_they_are() -> None:
