@@ -13,9 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sweeps.evaluation_job import EvaluationJob
 from sweeps.executors.base import Executor, HereExecutor
-from sweeps.jobs import BranchJob, TrunkJob, single_jobs, study_jobs
+from sweeps.jobs.evaluation import EvaluationJob
+from sweeps.jobs.graph import single_jobs, study_jobs
+from sweeps.jobs.training import BranchJob, TrunkJob
 from sweeps.study import Study
 from sweeps.view import SweepView
 from varscale.data.tokens.manifest import MANIFEST, read_manifest

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.jobs import Job
+from sweeps.jobs.base import Job
 from sweeps.pace import Pace
 from sweeps.study import Study
 from varscale.training.cells import Cell

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.jobs import Job, Resources
+from sweeps.jobs.base import Job, Resources
 from varscale.errors import DataError, Diverged
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles

@@ -13,7 +13,7 @@ from toy_sweep import Finished
 
 from sweeps.executors.base import Executor, Graph, Listener, portable
 from sweeps.grid import grid_cells
-from sweeps.jobs import Job
+from sweeps.jobs.base import Job
 from sweeps.orchestrator import Orchestrator, Outcome
 from sweeps.study import Study
 from sweeps.view import SweepView

@@ -1,6 +1,7 @@
 """Rules of the code that ruff doesn't know: small constructors, a name for each class, and where a name may appear."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,3 +57,16 @@ def test_a_setting_of_the_model_is_named_in_few_places() -> None:
     naming = [path for path in files() if "normalise_queries_keys" in path.read_text()]
     named = [str(path.relative_to(ROOT)) for path in naming if path.is_relative_to(ROOT / "varscale")]
     assert 0 < len(named) <= 4, named
+
+
+def test_documents_name_files_that_exist() -> None:
+    """A path in a document, such as `sweeps/grid.py`, is where the reader finds what the sentence is about."""
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    folders = "varscale|sweeps|analysis|tests|experiments|benchmarks|docs"
+    named = [
+        (document.name, path)
+        for document in documents
+        for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", document.read_text())
+    ]
+    assert len(named) > 50  # they were found
+    assert [(document, path) for document, path in named if not (ROOT / path).exists()] == []

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
-from sweeps.jobs import BranchJob, Job, TrunkJob
+from sweeps.jobs.base import Job
+from sweeps.jobs.training import BranchJob, TrunkJob
 from varscale.errors import Diverged, UserError
 from varscale.numerics.machine import MachineShares
 

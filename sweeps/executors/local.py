@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.executors.base import Executor, Graph, JobCrashed, Listener, portable
-from sweeps.jobs import Job
+from sweeps.jobs.base import Job
 from varscale.errors import UserError
 from varscale.numerics.machine import MachineShares, Share
 

@@ -14,7 +14,7 @@ from command_calls import Call
 from PIL import Image
 from toy_sweep import Finished, cell_folder, numbers_of, results, write_toy
 
-from sweeps.jobs import JobRecord
+from sweeps.jobs.base import JobRecord
 from varscale.config import RuntimeConfig
 from varscale.numerics import machine
 from varscale.store.layout import RunFiles

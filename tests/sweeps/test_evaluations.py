@@ -9,9 +9,11 @@ import pytest
 from sweep_here import Sweeping
 from toy_sweep import Finished, results, toy_experiment
 
-from sweeps.evaluation_job import EvaluationJob, evaluation_jobs
 from sweeps.grid import grid_cells
-from sweeps.jobs import BranchJob, Job, JobRecord, read_job
+from sweeps.jobs.base import Job, JobRecord
+from sweeps.jobs.evaluation import EvaluationJob, evaluation_jobs
+from sweeps.jobs.graph import read_job
+from sweeps.jobs.training import BranchJob
 from sweeps.study import Study, study_table
 from varscale.config import Experiment
 from varscale.errors import Diverged

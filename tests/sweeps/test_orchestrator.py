@@ -9,7 +9,9 @@ from filelock import FileLock
 from sweep_here import Sweeping
 from toy_sweep import BUDGETS, Finished, cell_folder, numbers_of, results, toy_experiment
 
-from sweeps.jobs import BranchJob, ExecutionJob, Job, TokenizerJob, TokensJob, TrunkJob
+from sweeps.jobs.base import Job
+from sweeps.jobs.preparation import ExecutionJob, TokenizerJob, TokensJob
+from sweeps.jobs.training import BranchJob, TrunkJob
 from varscale.errors import ExperimentError, SweepError
 from varscale.store.records import Result, StudyRecord
 

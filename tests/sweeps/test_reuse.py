@@ -9,7 +9,8 @@ import pytest
 from sweep_here import Sweeping
 from toy_sweep import BUDGETS, Finished, cell_folder, numbers_of, results, start, toy_experiment, write_toy
 
-from sweeps.jobs import ExecutionJob, TokenizerJob, TokensJob, TrunkJob
+from sweeps.jobs.preparation import ExecutionJob, TokenizerJob, TokensJob
+from sweeps.jobs.training import TrunkJob
 from sweeps.study import study_table
 from varscale.store.layout import Store
 from varscale.store.records import StudyRecord, TokensSummary

@@ -8,7 +8,7 @@ from sweep_here import Sweeping
 from toy_sweep import toy_experiment
 
 from sweeps.grid import grid_cells
-from sweeps.jobs import TokenizerJob
+from sweeps.jobs.preparation import TokenizerJob
 from sweeps.study import Study
 from varscale.errors import SweepError, TokenizerRejected
 from varscale.store.layout import RunFiles, Store

@@ -8,9 +8,11 @@ from rich.console import Console
 from toy_sweep import toy_experiment
 
 from sweeps import view
-from sweeps.evaluation_job import evaluation_jobs
 from sweeps.grid import grid_cells
-from sweeps.jobs import BranchJob, StudyPlace, TokenizerJob, TrunkJob
+from sweeps.jobs.base import StudyPlace
+from sweeps.jobs.evaluation import evaluation_jobs
+from sweeps.jobs.preparation import TokenizerJob
+from sweeps.jobs.training import BranchJob, TrunkJob
 from sweeps.study import Study, trunks_of
 from sweeps.view import SweepView
 from varscale.config import Experiment

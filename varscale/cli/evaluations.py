@@ -9,7 +9,7 @@ from varscale.cli.options import RUNS, Overrides, RunsDir, load, open_store
 from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from sweeps.evaluation_job import EvaluationJob
+    from sweeps.jobs.evaluation import EvaluationJob
     from varscale.config import Experiment
 
 _SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image_recall")
@@ -38,9 +38,10 @@ def evaluate(
 
 def _jobs(what: str, changes: dict[str, Any], overrides: list[str] | None, runs_dir: str) -> "list[EvaluationJob]":
     """Those of a cell, or of all finished cells of an experiment's study and of its floors."""
-    from sweeps.evaluation_job import EvaluationJob, evaluation_jobs
     from sweeps.grid import grid_cells
-    from sweeps.jobs import BranchJob, read_job
+    from sweeps.jobs.evaluation import EvaluationJob, evaluation_jobs
+    from sweeps.jobs.graph import read_job
+    from sweeps.jobs.training import BranchJob
     from sweeps.study import Study
     from varscale.evaluation.plan import FidelityPlan
 

@@ -22,7 +22,7 @@ from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
     from sweeps.executors.base import HereExecutor
-    from sweeps.jobs import Job
+    from sweeps.jobs.base import Job
     from sweeps.view import SweepView
     from varscale.config import Experiment
     from varscale.families.base import SamplingOptions
@@ -55,7 +55,8 @@ def train(
 
 def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
     """Train and measure the tokenizer."""
-    from sweeps.jobs import StudyPlace, TokenizerJob
+    from sweeps.jobs.base import StudyPlace
+    from sweeps.jobs.preparation import TokenizerJob
     from sweeps.study import Study
 
     study = Study.of(load(experiment, set_), open_store(runs_dir), ())
@@ -65,7 +66,8 @@ def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir
 
 def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
     """Encode the images into the token store."""
-    from sweeps.jobs import StudyPlace, TokenizerJob, TokensJob
+    from sweeps.jobs.base import StudyPlace
+    from sweeps.jobs.preparation import TokenizerJob, TokensJob
     from sweeps.single import study_of_tokens
 
     study = study_of_tokens(load(experiment, set_), open_store(runs_dir))
@@ -77,7 +79,7 @@ def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsD
 
 def run_job(file: Annotated[Path, typer.Argument(help="A run's job.json.")]) -> None:
     """Run one job of a study by itself, such as one that failed."""
-    from sweeps.jobs import read_job
+    from sweeps.jobs.graph import read_job
 
     job = read_job(file)
     if job.done():

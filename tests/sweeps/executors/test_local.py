@@ -16,7 +16,7 @@ from toy_sweep import toy_experiment, wait_for
 from sweeps.executors import local
 from sweeps.executors.base import Graph
 from sweeps.executors.local import LocalExecutor
-from sweeps.jobs import Job, StudyPlace
+from sweeps.jobs.base import Job, StudyPlace
 from varscale.numerics.machine import MachineShares, Share
 from varscale.store.layout import RunFiles, Store, TokenFiles
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sweeps.jobs import Job, Report, StudyPlace, trunk_fields
+from sweeps.jobs.base import Job, Report, StudyPlace, set_threads, trunk_fields
 from sweeps.study import Study
 from varscale.evaluation.plan import FEW_IMAGES, FidelityPlan, Subject, number_of
 from varscale.numerics.machine import Share
@@ -55,11 +55,9 @@ class EvaluationJob(Job):
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
-        import torch
-
         from varscale.evaluation.subjects import Evaluated, evaluate
 
-        torch.set_num_threads(share.threads)
+        set_threads(share)
         cell = self.place.cell(self.cell) if self.cell else None
         what = Evaluated(self.subject, self.title, self.experiment.data, self.place.tokenizer, cell)
         evaluate(self.plan, what, self.files, self.place.store, report)

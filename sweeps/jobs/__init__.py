@@ -1,0 +1,1 @@
+"""The jobs that a study is a graph of: tokenizer, tokens, execution, trunks, branches, evaluations."""

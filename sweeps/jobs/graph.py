@@ -1,0 +1,86 @@
+"""A study as a graph of jobs, and a job read back from its file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sweeps.grid import images_by_trunk
+from sweeps.jobs.base import Job, JobRecord, StudyPlace
+from sweeps.jobs.evaluation import EvaluationJob, evaluation_jobs
+from sweeps.jobs.preparation import ExecutionJob, TokenizerJob, TokensJob
+from sweeps.jobs.training import BranchJob, TrunkJob
+from sweeps.study import Study, trunks_of
+from varscale.config.yaml import validate
+from varscale.errors import ExperimentError
+from varscale.evaluation.plan import FidelityPlan
+from varscale.store.layout import RunFiles, Store, TokenFiles
+from varscale.training.cells import Cell, Trunk
+
+
+def study_jobs(study: Study, missing: Sequence[Cell]) -> list[Job]:
+    """The graph of what a study's missing cells and evaluations need; jobs that are done are left out."""
+    experiment, place = study.experiment, StudyPlace.of(study)
+    evaluations = evaluation_jobs(study)
+    if not missing:
+        needed: list[Job] = [TokenizerJob(experiment, place), *evaluations] if evaluations else []
+        return [job for job in needed if not job.done()]
+    trunks = [TrunkJob(trunk.experiment, place, trunk, milestones) for trunk, milestones in trunks_of(missing).values()]
+    jobs: list[Job] = [
+        TokenizerJob(experiment, place),
+        TokensJob(experiment, place, study.train_images),
+        ExecutionJob(experiment, place, tuple(images_by_trunk(study.cells))),
+        *trunks,
+        *(BranchJob(cell.trunk.experiment, place, cell) for cell in missing),
+        *evaluations,
+    ]
+    return [job for job in jobs if not job.done()]
+
+
+def single_jobs(study: Study) -> list[Job]:
+    """The graph of a study's one cell, trained from start to end without trunk and branch."""
+    (cell,) = study.cells
+    experiment, place = study.experiment, StudyPlace.of(study)
+    jobs: list[Job] = [
+        TokenizerJob(experiment, place),
+        TokensJob(experiment, place, study.train_images),
+        ExecutionJob(experiment, place, ((cell.trunk, cell.images),)),
+        BranchJob(cell.trunk.experiment, place, cell, from_trunk=False),
+    ]
+    return [job for job in jobs if not job.done()]
+
+
+def read_job(path: Path) -> Job:
+    """The job in a file.
+
+    Raises:
+        ExperimentError: There is no such file, or it is none that this version of varscale can run.
+    """
+    record = JobRecord.read(path)
+    if record is None:
+        raise ExperimentError(f"{path}: no job that can be read; a run's folder has its job.json")
+    experiment = validate(record.experiment, str(path))
+    store = Store(Path(record.runs))
+    place = StudyPlace(
+        store,
+        store.study(experiment.name),
+        RunFiles(store.runs / "tokenizers" / record.tokenizer),
+        TokenFiles(store.runs / "tokens" / record.tokens),
+    )
+    trunk = Trunk(experiment, record.depth, record.seed, record.smallest_budget, record.variant)
+    match record.job:
+        case "tokenizer":
+            return TokenizerJob(experiment, place)
+        case "tokens":
+            return TokensJob(experiment, place, record.train_images)
+        case "execution":
+            sizes = ((Trunk(experiment, depth, seed, least), images) for depth, seed, least, images in record.sizes)
+            return ExecutionJob(experiment, place, tuple(sizes))
+        case "trunk":
+            return TrunkJob(experiment, place, trunk, tuple(record.milestones))
+        case "branch":
+            return BranchJob(experiment, place, trunk.cell(record.budget), record.from_trunk)
+        case "evaluation":
+            plan = FidelityPlan.of(experiment)
+            if plan is None:
+                raise ExperimentError(f"{path}: experiment.evaluation.fidelity: missing; expected what is measured")
+            cell = trunk.cell(record.budget) if record.subject == "cell" else None
+            return EvaluationJob(experiment, place, plan, record.subject, cell)

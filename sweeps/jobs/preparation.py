@@ -1,0 +1,133 @@
+"""The jobs that come before any model: tokenizer, tokens, and how this machine carries out the study's runs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.jobs.base import Job, Report, Resources, set_threads
+from varscale.errors import TokenizerRejected
+from varscale.numerics.machine import Share
+from varscale.store.layout import RunFiles
+from varscale.store.records import encoded_images
+from varscale.training.cells import Trunk
+
+
+@dataclass(frozen=True)
+class TokenizerJob(Job):
+    """Train and measure the tokenizer; while its figures speak against it, it fails (unless `tokenizer.accept`)."""
+
+    key = "tokenizer"
+    title = "tokenizer"
+    resources = Resources(whole_machine=True)
+
+    @property
+    def files(self) -> RunFiles:
+        """The tokenizer's."""
+        return self.place.tokenizer
+
+    def done(self) -> bool:
+        """Whether its result is there, its weights are intact, and it is fit for use."""
+        from varscale.evaluation.verdict import check_tokenizer
+        from varscale.tokenizer.training import tokenizer_ready
+
+        try:
+            check_tokenizer(self.files, self.experiment.tokenizer)
+        except TokenizerRejected:
+            return False
+        return self.files.weights.exists() and tokenizer_ready(self.files)
+
+    def run(self, share: Share, report: Report) -> None:
+        """Do it."""
+        from varscale.evaluation.verdict import check_tokenizer
+        from varscale.tokenizer.training import train_tokenizer
+
+        set_threads(share)
+        train_tokenizer(self.experiment, self.files, report)
+        check_tokenizer(self.files, self.experiment.tokenizer)
+
+    def outcome(self) -> str:
+        """Its figures."""
+        from varscale.evaluation.verdict import described
+
+        return described(self.files, self.experiment.tokenizer)
+
+    def described(self) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {"job": "tokenizer"}
+
+
+@dataclass(frozen=True)
+class TokensJob(Job):
+    """Encode the training and validation images."""
+
+    train_images: int
+
+    key = "tokens"
+    title = "tokens"
+    needs = ("tokenizer",)
+    resources = Resources(whole_machine=True)
+
+    @property
+    def files(self) -> RunFiles:
+        """The token stores'."""
+        return self.place.tokens
+
+    def done(self) -> bool:
+        """Whether intact stores of so many training images are there."""
+        from varscale.tokenizer.training import tokens_ready
+
+        return encoded_images(self.place.tokens) >= self.train_images and tokens_ready(
+            self.place.tokens, self.train_images
+        )
+
+    def run(self, share: Share, report: Report) -> None:
+        """Do it."""
+        from varscale.tokenizer.training import encode_tokens
+
+        set_threads(share)
+        encode_tokens(self.experiment, self.place.tokenizer, self.place.tokens, self.train_images, report)
+
+    def described(self) -> dict[str, Any]:
+        """How many images."""
+        return {"job": "tokens", "train_images": self.train_images}
+
+
+@dataclass(frozen=True)
+class ExecutionJob(Job):
+    """Decide how this machine carries out the study's runs, and refuse sizes that don't fit into its memory."""
+
+    sizes: tuple[tuple[Trunk, int], ...]
+    """Each trunk, with the images that all of its runs take together."""
+
+    key = "execution"
+    title = "execution"
+    needs = ("tokenizer",)
+
+    @property
+    def files(self) -> RunFiles:
+        """The study's own folder."""
+        return RunFiles(self.place.study.folder)
+
+    def done(self) -> bool:
+        """Whether it was decided on this machine, as the settings allow."""
+        from varscale.training.execution import ExecutionRecord
+
+        record = ExecutionRecord.read(self.place.study.execution)
+        return record is not None and record.allowed(self.experiment.runtime)
+
+    def run(self, share: Share, report: Report) -> None:
+        """Do it."""
+        from varscale.tokenizer.storage import load_tokenizer
+        from varscale.training.execution import decide_execution
+
+        set_threads(share)
+        for trunk, _ in self.sizes:
+            trunk.check_memory(share.memory_bytes())
+        if not self.done():
+            tokenizer = load_tokenizer(self.place.tokenizer.weights, self.place.tokenizer.fingerprint)
+            decided = decide_execution(self.sizes, self.experiment.runtime, share, tokenizer)
+            decided.write(self.place.study.execution)
+
+    def described(self) -> dict[str, Any]:
+        """The sizes."""
+        sizes = [(trunk.depth, trunk.seed, trunk.smallest_budget, images) for trunk, images in self.sizes]
+        return {"job": "execution", "sizes": sizes}
