@@ -1,6 +1,7 @@
 """The verbs together, and what their errors look like."""
 
 import logging
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer.core
 
 from varscale.cli import evaluations, laws, single_runs, studies
 from varscale.cli.options import MENDABLE
+from varscale.errors import ExperimentError
 
 VERBS = (
     *(studies.sweep, studies.plan, studies.status),
@@ -27,7 +29,14 @@ VERBS = (
 
 
 class _Commands(typer.core.TyperGroup):
-    """The verbs; an interrupted one says so, which Typer alone doesn't."""
+    """The verbs; an interrupted one says so, and an empty argument is a mistake, which Typer alone doesn't see."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, argument in zip(("varscale", *args), args, strict=False):
+            if not argument.strip() or re.fullmatch("--[a-z-]+=", argument):  # --out "$UNSET" would be this folder
+                option = argument.rstrip("=").strip() or before
+                raise ExperimentError(f"{option}: an empty value follows; is a variable of the shell unset?")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -55,8 +55,6 @@ def open_store(runs_dir: str, *, writing: bool = True) -> Store:
     Raises:
         ExperimentError: It can't be one.
     """
-    if not runs_dir.strip():
-        raise ExperimentError("--runs-dir: name a folder, such as runs")
     store = Store(Path(runs_dir))
     store.check(writing=writing)
     for study in store.old_studies():
