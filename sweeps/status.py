@@ -13,11 +13,12 @@ from varscale.errors import DataError
 from varscale.store.curves import read_curve
 from varscale.store.layout import Store
 from varscale.store.records import RunIdentity
+from varscale.tokenizer.shape import TokenizerShape
 from varscale.training.cells import Cell
 
 
 def plan_table(experiment: Experiment, store: Store) -> Table:
-    """Each cell's parameters, FLOPs, steps and memory, and its hours where the machine's speed is known from runs.
+    """Parameters, FLOPs, steps and memory of the tokenizer and of each cell; hours where runs told the machine's speed.
 
     Raises:
         ExperimentError: Cells that are too short.
@@ -34,6 +35,13 @@ def plan_table(experiment: Experiment, store: Store) -> Table:
         table.caption += "; hours follow once a size of this study was trained here"
     elif not {cell.trunk.flops_per_image for cell in cells} <= measured:
         table.caption += "; ~ hours of sizes that were not trained yet"
+    tokenizer, training = experiment.tokenizer, experiment.tokenizer.training
+    if tokenizer.checkpoint is None:
+        shape = TokenizerShape(tokenizer.architecture)
+        flops = f"{shape.training_flops() * training.total_images:.3g}"
+        counts = f"{training.steps:,}", f"{training.total_images:,}"
+        gib = f"{shape.step_bytes(training.batch_size) / 2**30:.2g}"
+        table.add_row("tokenizer", "", _count(shape.parameters()), flops, *counts, gib, "")
     for cell in cells:
         model, batch = cell.trunk.model, cell.trunk.batch_size
         hours = cell.images * pace.seconds(cell.trunk.flops_per_image) / 3600
@@ -41,7 +49,7 @@ def plan_table(experiment: Experiment, store: Store) -> Table:
         table.add_row(
             cell.trunk.label,
             f"{model.columns().get('width', '')}",
-            f"{model.parameters():.3g}" if model.parameters() >= 1e7 else f"{model.parameters():,}",
+            _count(model.parameters()),
             f"{cell.budget_flops:.3g}",
             f"{cell.steps:,}",
             f"{cell.images:,}",
@@ -72,6 +80,10 @@ def status_table(experiment: Experiment, store: Store) -> Table:
         state = _state(study, cell) if result is None else result.status
         table.add_row(cell.label, state, loss, str(log) if log.exists() else "")
     return table
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters:.3g}" if parameters >= 1e7 else f"{parameters:,}"
 
 
 def _state(study: Study, cell: Cell) -> str:

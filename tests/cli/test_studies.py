@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from command_calls import NOWHERE, Call
 from filelock import FileLock
+from safetensors.torch import load_file
 from toy_sweep import Finished, cell_folder, child_seconds, numbers_of, results, varscale, write_toy
 
 from varscale.store.layout import Store
@@ -180,6 +181,17 @@ def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) 
     assert float(row.split()[-1]) == pytest.approx(196 / rate / 3600, rel=0.06)
     marked = [line.split()[0] for line in output.splitlines() if " ~" in line and "-s0" in line]
     assert marked == ["d1-s0"] * 4
+
+
+def test_plan_and_result_show_the_tokenizer_apart(call: Call, finished: Finished) -> None:
+    (row,) = [line.split() for line in call("plan", finished.yaml).output.splitlines() if "tokenizer" in line]
+    folder = next(path.parent for path in finished.runs.glob("tokenizers/*/weights.safetensors"))
+    weights = load_file(folder / "weights.safetensors")
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    parameters = sum(tensor.numel() for name, tensor in weights.items() if tensor.is_floating_point())
+    assert row[1] == f"{parameters:,}"
+    assert float(row[2]) == pytest.approx(metrics["train_flops"], rel=0.005)
+    assert metrics["train_flops"] > 160 * 3 * metrics["decode_flops"] > 160 * 3 * metrics["encode_flops"] / 2 > 0
 
 
 def test_status(call: Call, copy: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

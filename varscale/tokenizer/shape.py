@@ -49,10 +49,6 @@ class TokenizerShape:
         """Forward and backward pass of one image: 3 × forward."""
         return 3 * self.forward_flops()
 
-    def next_scale_flops(self) -> int:
-        """Tokens to the transformer's inputs."""
-        return self._contributions(last=False) + sum(self._resizing(side) for side in self.architecture.patch_nums[1:])
-
     def training_state_bytes(self) -> int:
         """Float32 weights, gradients, AdamW's two moments and the averaged weights."""
         return self.parameters() * TRAINING_COPIES * FLOAT32_BYTES

@@ -77,6 +77,9 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
         if settings.checkpoint is None:
             images = min(trained_images, len(training_source(experiment.data, trained_images)))
             figures["feature_vectors"] = float(images * settings.tokens_per_image)
+            figures["train_flops"] = TokenizerShape(settings.architecture).training_flops() * trained_images
+        shape = TokenizerShape(tokenizer.architecture)
+        figures.update(encode_flops=shape.encode_flops(), decode_flops=shape.decode_flops())  # of one image
         figures["faults"] = float(len(tokenizer_faults(figures, settings)))
         Result(
             fingerprint=files.fingerprint,
