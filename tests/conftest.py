@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for requirements.py
 from sweep_here import sweeping  # noqa: F401  # a fixture of sweeps' tests
 from toy_sweep import finished  # noqa: F401  # a fixture of sweeps' and the command's tests
 
+hypothesis_settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis_settings.load_profile("untimed")
 _KERNELS = os.environ.get("VARSCALE_NATIVE")
 
 

@@ -59,6 +59,19 @@ def test_a_setting_of_the_model_is_named_in_few_places() -> None:
     assert 0 < len(named) <= 4, named
 
 
+def test_the_size_of_a_model_is_named_in_few_places() -> None:
+    """From the YAML to `laws.json`, and in the single runs, reference files and MLflow's columns beside that way."""
+
+    def names(node: ast.AST) -> set[object]:
+        text = node.value if isinstance(node, ast.Constant) and node.value in ("depth", "depths") else None
+        return {getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "arg", None), text}
+
+    trees = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in files()}
+    naming = [path for path, tree in trees.items() if any({"depth", "depths"} & names(node) for node in ast.walk(tree))]
+    beside = ("varscale/official", "varscale/tracking", "varscale/cli/single_runs.py", "sweeps/single.py")
+    assert 0 < len([path for path in naming if not path.startswith(beside)]) <= 18, naming
+
+
 def test_documents_name_files_that_exist() -> None:
     """A path in a document, such as `sweeps/grid.py`, is where the reader finds what the sentence is about."""
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]

@@ -108,23 +108,23 @@ class _Reader:
     def __init__(self, frame: pd.DataFrame, columns: dict[str, str]) -> None:
         self.frame, self.columns = frame, columns
 
-    def condition(self, node: ast.expr, depth: int) -> _Truth:
+    def condition(self, node: ast.expr, level: int) -> _Truth:
         """Truth of a node that says yes or no."""
-        _check_depth(depth)
+        _check_level(level)
         if isinstance(node, ast.BoolOp):
-            parts = [self.condition(each, depth + 1) for each in node.values]
+            parts = [self.condition(each, level + 1) for each in node.values]
             all_of = isinstance(node.op, ast.And)
             join, other = (np.logical_and, np.logical_or) if all_of else (np.logical_or, np.logical_and)
             return _Truth(join.reduce([each.true_n for each in parts]), other.reduce([each.false_n for each in parts]))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.Invert):
-            inner = self.condition(node.operand, depth + 1)
+            inner = self.condition(node.operand, level + 1)
             return _Truth(inner.false_n, inner.true_n)
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             parts = [
-                self._membership(left, right, isinstance(sign, ast.In), depth + 1)
+                self._membership(left, right, isinstance(sign, ast.In), level + 1)
                 if isinstance(sign, ast.In | ast.NotIn)
-                else self._comparison(left, right, sign, depth + 1)
+                else self._comparison(left, right, sign, level + 1)
                 for left, sign, right in zip(sides, node.ops, sides[1:], strict=False)
             ]
             true_n = np.logical_and.reduce([each.true_n for each in parts])
@@ -140,25 +140,25 @@ class _Reader:
             _refuse(node)
         raise TableError(f"this is not a condition that is true or false for each row; {_HINT}")
 
-    def value(self, node: ast.expr, depth: int) -> Any:
+    def value(self, node: ast.expr, level: int) -> Any:
         """A column, or one number or text."""
-        _check_depth(depth)
+        _check_level(level)
         if isinstance(node, ast.Name):
             return self._column(node.id)
         if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str):
             return node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            inner = self._number(node.operand, depth + 1)
+            inner = self._number(node.operand, level + 1)
             return -inner if isinstance(node.op, ast.USub) else inner
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            left, right = (self._number(each, depth + 1) for each in (node.left, node.right))
+            left, right = (self._number(each, level + 1) for each in (node.left, node.right))
             with np.errstate(all="ignore"):
                 return _ARITHMETIC[type(node.op)](left, right)
         _refuse(node)
 
-    def _number(self, node: ast.expr, depth: int) -> Any:
+    def _number(self, node: ast.expr, level: int) -> Any:
         """A part of a sum or product, in float64, so that no power of whole numbers grows without end."""
-        value = self.value(node, depth)
+        value = self.value(node, level)
         kind = value.dtype if isinstance(value, pd.Series) else type(value)
         if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind):
             raise TableError(f"only columns of numbers, and numbers, can be calculated with; {_HINT}")
@@ -166,20 +166,20 @@ class _Reader:
             return value.astype("float64")
         return np.float64(value)
 
-    def _comparison(self, left_node: ast.expr, right_node: ast.expr, sign: ast.cmpop, depth: int) -> _Truth:
+    def _comparison(self, left_node: ast.expr, right_node: ast.expr, sign: ast.cmpop, level: int) -> _Truth:
         if type(sign) not in _COMPARISONS:
             raise TableError(f"`is` compares nothing here; {_HINT}")
-        left, right = self.value(left_node, depth), self.value(right_node, depth)
+        left, right = self.value(left_node, level), self.value(right_node, level)
         for values, other in ((left, right), (right, left)):
             if isinstance(values, pd.Series) and not isinstance(other, pd.Series | bool):
                 _check_alike(values, other)
         return self._truth(_COMPARISONS[type(sign)](left, right), left, right)
 
-    def _membership(self, node: ast.expr, members: ast.expr, inside: bool, depth: int) -> _Truth:
+    def _membership(self, node: ast.expr, members: ast.expr, inside: bool, level: int) -> _Truth:
         if not isinstance(members, ast.List | ast.Tuple):
             raise TableError("`in` needs a list of numbers or quoted texts, such as depth in [4, 8]")
-        values = self.value(node, depth)
-        listed = [self.value(each, depth + 1) for each in members.elts]
+        values = self.value(node, level)
+        listed = [self.value(each, level + 1) for each in members.elts]
         if any(isinstance(each, pd.Series) for each in listed) or not isinstance(values, pd.Series):
             raise TableError("`in` compares a column with numbers or quoted texts, such as depth in [4, 8]")
         found = self._truth(values.isin(listed), values)
@@ -210,8 +210,8 @@ def _check_alike(values: "pd.Series[Any]", other: Any) -> None:
         raise TableError(f"column {values.name!r} holds texts, not numbers such as {other:g}")
 
 
-def _check_depth(depth: int) -> None:
-    if depth > DEEPEST:
+def _check_level(level: int) -> None:
+    if level > DEEPEST:
         raise TableError(f"nested more than {DEEPEST} deep; filter the table itself")
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from small_experiment import SMALL
 
@@ -178,7 +177,6 @@ def leaves(settings: Any, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
 
 
 @given(SETTINGS, SETTINGS)
-@hypothesis_settings(deadline=None)
 def test_a_merge_keeps_what_the_change_does_not_say(base: dict[str, Any], change: dict[str, Any]) -> None:
     from varscale.config.yaml import _merged
 

@@ -119,7 +119,7 @@ def test_hostile_texts_are_refused_quickly(text: str, expected: str) -> None:
 @given(
     st.text(st.characters(codec="utf-8") | st.sampled_from("[]{}:,-?&*!|>'\"%@`#\n \t_0123456789.eE+<~="), max_size=60)
 )
-@hypothesis_settings(max_examples=500, deadline=None)
+@hypothesis_settings(max_examples=500)
 @example("!!omap [a: 1, a: 2]")
 @example("%TAG ! tag:yaml.org,2002:\n--- !set {a}")
 @example("- |9\n a")
@@ -164,7 +164,7 @@ LOOKALIKES = st.sampled_from(
         max_leaves=12,
     )
 )
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 @example({"?0": ["?0", "?", ": ", "a: ?"]})
 def test_plain_values_survive_writing(values: Any) -> None:
     assert read_yaml(write_yaml(values)) == values

@@ -17,7 +17,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(width=st.integers(5, 90), height=st.integers(5, 90), target=st.integers(8, 40))
 def test_resize_is_torchvisions_lanczos(width, height, target):
     picture = noise(width, height)

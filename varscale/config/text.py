@@ -1,6 +1,6 @@
 """YAML 1.2 text to plain values and back: dictionaries, lists, texts, numbers, booleans and None.
 
-The text may come from anyone: no tags make objects of it, and neither its depth nor anchors that stand for each other
+The text may come from anyone: no tags make objects of it, and neither its nesting nor anchors that stand for each other
 many times over exhaust time or memory.
 """
 
@@ -97,17 +97,17 @@ class _PlainComposer(Composer):
         for _ in range(MOST_VALUES):
             if not waiting:
                 return root
-            node, depth = waiting.pop()
-            waiting += [(below, depth + 1) for below in _checked(node, depth)]
+            node, level = waiting.pop()
+            waiting += [(below, level + 1) for below in _checked(node, level)]
         raise _refused(f"more than {MOST_VALUES} values, those that aliases repeat counted each time", root)
 
 
-def _checked(node: Node, depth: int) -> list[Node]:
+def _checked(node: Node, level: int) -> list[Node]:
     """The nodes below one that is a plain value."""
     tag = str(node.tag)
     if tag not in _TAGS:
         raise _refused(f"the tag {tag.replace('tag:yaml.org,2002:', '!!')} is not allowed; write plain values", node)
-    if depth > DEEPEST:
+    if level > DEEPEST:
         raise _refused(f"more than {DEEPEST} levels deep", node)
     if isinstance(node, ScalarNode):
         if tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:

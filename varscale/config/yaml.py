@@ -189,10 +189,10 @@ def _set(settings: Mapping[str, Any], key: str, value: Any, source: str) -> dict
     """A copy of plain values, in which one is another."""
     changed_settings = target = dict(settings)
     *sections, last = key.split(".")
-    for depth, section in enumerate(sections):
+    for place, section in enumerate(sections):
         below = target.get(section, {})
         if not isinstance(below, dict):
-            raise ExperimentError(f"{source}: {'.'.join(sections[: depth + 1])} is a value, not a section")
+            raise ExperimentError(f"{source}: {'.'.join(sections[: place + 1])} is a value, not a section")
         target[section] = target = dict(below)
     target[last] = value
     return changed_settings

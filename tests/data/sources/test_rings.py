@@ -64,7 +64,7 @@ def test_bytes_are_the_same_on_every_machine():
     assert digest == "037d505b696f89b139f55d34935bf634c33695b042dd04ee11bf7fcb56589b51"
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @given(st.integers(-(2**63), 2**64), st.lists(st.integers(0, 2**62), max_size=80), st.integers(0, 80))
 def test_an_image_does_not_depend_on_its_company(seed, indices, cut):
     with warnings.catch_warnings():

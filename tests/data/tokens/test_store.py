@@ -37,7 +37,7 @@ def all_tokens():
     return torch.cat(brightness_encoder(to_model_range(pixels)), dim=1), torch.from_numpy(labels)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(indices=st.lists(st.integers(0, 49), max_size=40))
 def test_tokens_are_the_encoders_in_the_order_asked_for(store, indices):
     tokens_BL, labels_B = store.tokens(indices)
