@@ -99,7 +99,7 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
         cuda = best_device().type == "cuda"
         network = create_feature_extractor(
             name, wanted, cuda=cuda, feature_extractor_weights_path=weights, verbose=False
-        )
+        ).to(memory_format=torch.channels_last)  # Inception takes 0.75 of the time on CPUs; only rounding differs
     except (
         AttributeError,
         EOFError,
