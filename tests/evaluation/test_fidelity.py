@@ -126,7 +126,7 @@ def test_distances_are_ordered(rings: Extractor) -> None:
 
 
 def test_every_feature_counts(rings: Extractor) -> None:
-    """Of images that the classifier was not trained on, no direction of the features has much more variance than others.
+    """Of images not trained on, too, no direction of the features has much more variance than another.
 
     As they come out of the network, one direction has nine tenths of it, and FID looked at that one alone.
     """
