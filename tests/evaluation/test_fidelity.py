@@ -86,6 +86,7 @@ def cifar_distance(extractor: Extractor, count: int) -> tuple[FeatureSet, Featur
         torch.set_num_threads(before)
 
 
+@pytest.mark.timeout(1800)
 def test_fid_of_500_images_of_cifar10(inception: Extractor) -> None:
     train, test = cifar_distance(inception, 500)
     assert fid(train, test) == pytest.approx(75.8789, abs=1e-2)
@@ -97,6 +98,7 @@ def test_fid_of_500_images_of_cifar10(inception: Extractor) -> None:
 
 @pytest.mark.fid
 @pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 def test_fid_of_5000_images_of_cifar10(inception: Extractor) -> None:
     train, test = cifar_distance(inception, 5000)
     assert fid(train, test) == pytest.approx(10.3233274, abs=1e-4)
