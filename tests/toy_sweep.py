@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from sweeps.grid import grid_cells
 from varscale.config import Experiment
@@ -187,8 +188,13 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("finished")
-    path = write_toy(folder)
-    process = varscale("sweep", path, cwd=folder)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return Finished(folder, path, process)
+    """One for all processes of pytest-xdist: a test that changes anything in it takes a copy."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    said = folder / "said.json"
+    with FileLock(f"{folder}.lock"):
+        if not said.exists():
+            process = varscale("sweep", write_toy(folder), cwd=folder)
+            assert process.returncode == 0, process.stdout + process.stderr
+            said.write_text(json.dumps([process.stdout, process.stderr]))
+    return Finished(folder, folder / "toy.yaml", subprocess.CompletedProcess([], 0, *json.loads(said.read_text())))

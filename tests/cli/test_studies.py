@@ -47,12 +47,12 @@ def test_mlflow_has_what_the_files_have(finished: Finished) -> None:
     assert {*tracked.columns, "fingerprint"} == {*table.columns} - roles
 
 
-def test_second_call_trains_nothing(finished: Finished) -> None:
-    before, seconds = modification_times(finished.runs / "cells"), child_seconds()
-    process = varscale("sweep", finished.yaml, cwd=finished.folder)
+def test_second_call_trains_nothing(copy: Path, finished: Finished) -> None:
+    before, seconds = modification_times(copy / "cells"), child_seconds()
+    process = varscale("sweep", finished.yaml, cwd=copy.parent)
     assert process.returncode == 0
     assert process.stdout.splitlines()[-2:] == finished.process.stdout.splitlines()[-2:]
-    assert modification_times(finished.runs / "cells") == before
+    assert modification_times(copy / "cells") == before
     assert "training" not in process.stdout
     assert child_seconds() - seconds < 20
 

@@ -22,7 +22,7 @@ from varscale.evaluation.plan import RINGS_TRAINING
 from varscale.store.layout import Store
 from varscale.store.records import read_result
 
-FIDELITY: dict[str, Any] = {"samples": 120, "reference_images": 200, "bootstrap_draws": 3}
+FIDELITY: dict[str, Any] = {"samples": 120, "reference_images": 200, "bootstrap_draws": 3, "guidance": 1.5}
 FIGURES = ("fid", "kid", "mind", "image_precision", "image_recall")
 
 

@@ -168,8 +168,9 @@ class FidelityConfig(Section):
     """Real images that the drawn ones are compared with; the floors take the others."""
     reference_images: Annotated[Whole, Field(ge=100, le=2**24)] | None = 10_000
     """How many of them, spread evenly; None: all (procedural images: a number is needed)."""
-    guidance: Annotated[Real, Field(ge=0, le=1e6)] = 1.5
-    """Classifier-free guidance of the last scale, ramped up from 0."""
+    guidance: Annotated[Real, Field(ge=0, le=1e6)] = 0.0
+    """Classifier-free guidance of the last scale, ramped up from 0. At 0 images are of the distribution that was
+    learnt, as the loss is."""
     top_k: Annotated[Whole, Field(ge=0, le=2**24)] = 0
     """Sample among the k likeliest tokens; 0: all."""
     top_p: Fraction = 0.0

@@ -4,7 +4,7 @@ Letters: N images, b images of a batch, D features, C classes, s side of an imag
 """
 
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +99,7 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
         cuda = best_device().type == "cuda"
         network = create_feature_extractor(
             name, wanted, cuda=cuda, feature_extractor_weights_path=weights, verbose=False
-        )
+        ).to(memory_format=torch.channels_last)  # Inception takes 0.75 of the time on CPUs; only rounding differs
     except (
         AttributeError,
         EOFError,
@@ -122,20 +122,44 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
 
 
 class RingsClassifier(nn.Module):
-    """A small network that counts rings; what its last layer reads are its features."""
+    """A small network that counts rings. Its features are its layers' mean activations, whitened.
 
-    def __init__(self, width: int, classes: int) -> None:
+    Left as they are, 94% of the activations' variance lie in one direction, and a Fréchet distance sees that one alone.
+
+    Letter: L mean activations.
+    """
+
+    mean_L: Tensor
+    whitening_LD: Tensor
+
+    def __init__(self, width: int, features: int, classes: int) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, width, 5, 2, 2), nn.Conv2d(width, 2 * width, 3, 2, 1)
         self.third, self.last = nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.Linear(2 * width, classes)
+        self.register_buffer("mean_L", torch.zeros(5 * width))
+        self.register_buffer("whitening_LD", torch.zeros(5 * width, features))
 
     def forward(self, images_b3ss: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (b, 2 · width) and logits (b, classes) of uint8 images."""
-        hidden = images_b3ss.float() / 127.5 - 1
+        """Features (b, D) and logits (b, classes) of uint8 images."""
+        activations_bL = self._activations(images_b3ss)
+        logits_bC = self.last(activations_bL[:, -self.last.in_features :])
+        return (activations_bL - self.mean_L) @ self.whitening_LD, logits_bC
+
+    @torch.no_grad()
+    def whiten(self, batches: Iterable[Tensor]) -> None:
+        """From now on features are the first principal components of these images, each of variance 1."""
+        activations_NL = torch.cat([self._activations(images_b3ss) for images_b3ss in batches]).double()
+        variance_L, directions_LL = torch.linalg.eigh(torch.cov(activations_NL.T))
+        variance_L.clamp_(min=1e-6 * float(variance_L[-1]))  # less is rounding, not to be scaled up
+        self.mean_L.copy_(activations_NL.mean(0))
+        self.whitening_LD.copy_((directions_LL / variance_L.sqrt())[:, -self.whitening_LD.shape[1] :])
+
+    def _activations(self, images_b3ss: Tensor) -> Tensor:
+        hidden, means = images_b3ss.float() / 127.5 - 1, []
         for layer in (self.first, self.second, self.third):
             hidden = F.silu(layer(hidden))
-        features_bD = hidden.mean((2, 3))
-        return features_bD, self.last(features_bD)
+            means.append(hidden.mean((2, 3)))
+        return torch.cat(means, 1)
 
 
 def _rings_classifier(data: DataSection, identity: str, store: Store) -> RingsClassifier:
@@ -144,7 +168,7 @@ def _rings_classifier(data: DataSection, identity: str, store: Store) -> RingsCl
     settings = RINGS_TRAINING
     with torch.random.fork_rng():
         torch.manual_seed(int(settings["seed"]))
-        classifier = RingsClassifier(int(settings["width"]), data.num_classes)
+        classifier = RingsClassifier(int(settings["width"]), int(settings["features"]), data.num_classes)
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
         try:
@@ -159,11 +183,17 @@ def _rings_classifier(data: DataSection, identity: str, store: Store) -> RingsCl
 def _train(classifier: RingsClassifier, data: DataSection) -> None:
     images, batch = int(RINGS_TRAINING["images"]), int(RINGS_TRAINING["batch_size"])
     source = training_source(data, images)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=float(RINGS_TRAINING["lr"]))
-    with torch.enable_grad():
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, images, batch):
             pixels_b3ss, labels_b = source.load_batch(range(start, start + batch), [0] * batch)
-            _, logits_bC = classifier(torch.from_numpy(pixels_b3ss))
+            yield torch.from_numpy(pixels_b3ss), torch.from_numpy(labels_b)
+
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=float(RINGS_TRAINING["lr"]))
+    with torch.enable_grad():
+        for images_b3ss, labels_b in batches():
+            _, logits_bC = classifier(images_b3ss)
             optimizer.zero_grad()
-            F.cross_entropy(logits_bC, torch.from_numpy(labels_b)).backward()
+            F.cross_entropy(logits_bC, labels_b).backward()
             optimizer.step()
+    classifier.whiten(images_b3ss for images_b3ss, _ in batches())

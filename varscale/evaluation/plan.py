@@ -18,7 +18,7 @@ from varscale.store.layout import RunFiles, RunKey
 EVALUATOR = "fidelity-1"
 """Raised when code changes the figures by more than rounding."""
 INCEPTION, RINGS_CLASSIFIER = "inception-v3-compat", "rings-classifier"
-RINGS_TRAINING = {"images": 12_800, "batch_size": 64, "lr": 2e-3, "width": 32, "seed": 0}
+RINGS_TRAINING = {"images": 12_800, "batch_size": 64, "lr": 2e-3, "width": 32, "features": 32, "seed": 0}
 """Of the classifier of rings: part of its identity."""
 FEWEST_IMAGES, FEW_IMAGES = 100, 2048
 """Fewer are refused; fewer give a warning."""
