@@ -17,7 +17,6 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
 from analysis.grids.side_by_side import SizesAtBudget
 from analysis.options import FitOptions
-from analysis.tables.evaluations import settings_by_target
 from analysis.tables.table import RunsTable, hash_rows
 
 SCHEMA = 1
@@ -169,13 +168,13 @@ class LawsResult:
                     "sources": list(self.table.sources),
                     "sha256": self.table.sha256,
                     "n_rows": self.table.n_source,
-                    "n_kept": len(self.table.frame),
+                    "n_kept": len(self.table.measured),
                     "columns": self.table.columns,
                     "units": {name: asdict(unit) for name, unit in self.table.units.items()},
                     "filters": list(self.table.filters),
                     "exclusions": [asdict(each) for each in self.table.exclusions],
                     "notes": list(self.table.notes),
-                    "evaluations": settings_by_target(self.table.frame, self.table.targets),
+                    "evaluations": self.table.settings,
                 },
                 "fits": [entry.as_json() for entry in self.fits],
                 "frontier": {name: _frontier_json(grid.frontier) for name, grid in self.grids.items()},
@@ -195,7 +194,7 @@ class LawsResult:
 
 def finite(value: Any) -> Any:
     """The value without NaN, infinity and numpy's types, which JSON has not."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]

@@ -30,7 +30,7 @@ class EvaluationJob(Job):
     @property
     def key(self) -> str:
         """Begins with "evaluation", which its cell's key doesn't."""
-        return f"evaluation {f'{self.cell.label} g{self.plan.guidance}' if self.cell else self.subject}"
+        return f"evaluation {f'{self.cell.label} g{self.plan.guidance:.12g}' if self.cell else self.subject}"
 
     @property
     def title(self) -> str:
