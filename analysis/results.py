@@ -15,6 +15,7 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Prediction, Uncertainty
 from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
+from analysis.grids.guidance import GuidanceCurve
 from analysis.grids.side_by_side import SizesAtBudget
 from analysis.options import FitOptions
 from analysis.tables.table import RunsTable, hash_rows
@@ -113,6 +114,7 @@ class LawsResult:
         forecasts: of the largest budget, by the same names.
         allocations: by the same names, one an approach.
         sizes: best sizes by loss, FID and the like, budget by budget, for each group ("" where there are none).
+        guidance: FID and its like against guidance, for each cell with several.
         comparisons: of groups, pairwise.
         warnings: of the table and all fits.
         version: of varscale.
@@ -126,6 +128,7 @@ class LawsResult:
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     allocations: Mapping[str, tuple[Allocation, ...]] = field(default_factory=dict)
     sizes: Mapping[str, tuple[SizesAtBudget, ...]] = field(default_factory=dict)
+    guidance: tuple[GuidanceCurve, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     warnings: tuple[LawWarning, ...] = ()
     version: str = ""
@@ -183,6 +186,7 @@ class LawsResult:
                 "best_sizes": [
                     {"group": group or None, **asdict(each)} for group, found in self.sizes.items() for each in found
                 ],
+                "guidance": [asdict(each) for each in self.guidance],
                 "predictions": [_check_json(check) for check in self.checks.values()],
                 "seed_noise": {name: asdict(grid.noise) for name, grid in self.grids.items() if grid.noise},
                 "comparisons": [asdict(each) for each in self.comparisons],

@@ -35,6 +35,7 @@ def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
         rolled=rolled,
         allocations=tables.allocation_tables(result),
         sizes=tables.sizes_tables(result),
+        guidance=tables.guidance_tables(result),
         frontiers=tables.frontier_tables(result),
     )
 

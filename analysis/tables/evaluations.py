@@ -30,16 +30,22 @@ _COMPANIONS = ("low", "high", "floor")
 _NAMES = re.compile(r"(fid|kid|mind)(?![a-z])")
 _OTHER_NAMES = ("image_precision", "image_recall", "inception_score")
 """Of images, too, but better the higher they are."""
+_GUIDANCE, _BEST = "_guidance_", "best"
 _LARGEST_LOSS = 100.0
 """A larger loss isn't in nats a token, and has no perplexity."""
 _ROWS = 3
-"""Fewer rows of a guidance are no law."""
+"""Fewer rows of a guidance are no law, and fewer guidances no curve."""
 _SAME_FLOOR = 1.05
 
 
 def is_evaluation(target: str) -> bool:
     """Whether a column holds FID, KID or MIND, by its name: `fid`, `FID-50k`, `mind`."""
     return _NAMES.match(plain_name(target)) is not None
+
+
+def is_further_guidance(target: str) -> bool:
+    """Whether a column was made for a guidance that fewer runs have than the commonest, such as `fid_guidance_2`."""
+    return _GUIDANCE in target and not target.endswith(_BEST)
 
 
 def companions(frame: pd.DataFrame, targets: Sequence[str]) -> list[str]:
@@ -83,6 +89,32 @@ def runs(frame: pd.DataFrame, targets: Sequence[str]) -> "pd.Series[int]":
     keys["copy"] = keys.groupby(list(keys.columns), dropna=False).cumcount()
     numbers: pd.Series[int] = keys.groupby([*alike, "copy"], dropna=False, sort=False).ngroup()
     return numbers
+
+
+def at_several_guidances(frame: pd.DataFrame, targets: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each run that was evaluated at three or more guidances, and otherwise alike.
+
+    Args:
+        frame: rows of which a run has one for each way in which it was evaluated.
+        targets: the columns to fit.
+
+    Returns:
+        How the rows were evaluated apart from guidance, in words, and the rows in order of `guidance`, one for each.
+    """
+    guidances = _named(frame, _GUIDANCES)
+    if not guidances:
+        return []
+    columns = _named(frame, _EVALUATORS)
+    rows = frame.assign(guidance=pd.to_numeric(frame[guidances[0]], errors="coerce"))
+    rows = rows[rows["guidance"].notna() & rows[list(targets)].notna().any(axis="columns")]
+    by = [runs(frame, targets)[rows.index], _texts(rows, columns)]
+    found = []
+    for _, group in rows.groupby(by, sort=False):
+        ordered = group.drop_duplicates("guidance").sort_values("guidance")
+        if len(ordered) >= _ROWS:
+            said = [f"{name} = {_shown(ordered[name].iloc[0])}" for name in columns]
+            found.append((", ".join(said), ordered))
+    return found
 
 
 def kept_apart(frame: pd.DataFrame, targets: Sequence[str], loss: str = "") -> Apart:
@@ -168,13 +200,13 @@ def _of_one_guidance(frame: pd.DataFrame, target: str) -> tuple[list[str], list[
     for level in levels[1:]:
         rows = has_value & (texts == level)
         if rows.sum() >= _ROWS:
-            further.append(f"{target}_guidance_{level}")
+            further.append(f"{target}{_GUIDANCE}{level}")
             _keep(frame, target, further[-1], rows)
         else:
             few += frame["row"][rows].tolist()
     best = _best_of_each_cell(frame, target)
     if is_evaluation(target) and best.sum() >= _ROWS:
-        further.append(f"{target}_guidance_best")
+        further.append(f"{target}{_GUIDANCE}{_BEST}")
         _keep(frame, target, further[-1], best)
     _keep(frame, target, target, texts == levels[0])
     message = f"{target}: holds the rows of {', '.join(columns)} = {levels[0]}"

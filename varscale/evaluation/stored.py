@@ -69,14 +69,15 @@ class StoredEvaluations:
 
         Args:
             cell: The cell's result.
-            own: Folders of the evaluations that come first; after them come those at the default guidance.
+            own: Folders of the evaluations that come first; then come those at the default guidance, of most images first.
         """
         usual = FidelityConfig().guidance[0]
         places = {folder: place for place, folder in enumerate(own)}
 
         def order(each: StoredEvaluation) -> tuple[Any, ...]:
-            rest = (each.how["guidance"] != usual, *(each.how[name] for name in SETTINGS), each.folder)
-            return places.get(each.folder, len(own)), rest
+            how = each.how
+            first = how["guidance"] != usual, -how["samples"]
+            return places.get(each.folder, len(own)), first, *(how[name] for name in SETTINGS), each.folder
 
         rows: dict[tuple[Any, ...], Row] = {}
         for each in sorted(self._of("cell", cell.fingerprint), key=order):
