@@ -84,10 +84,10 @@ def best_guidance(guidance: "pd.Series[float]", values: "pd.Series[float]") -> B
     if place in (0, len(x) - 1):
         return BestGuidance(lowest, float(y[place]), lowest, bracketed=False)
     near = slice(place - 1, place + 2)
-    parabola = np.polynomial.Polynomial.fit(x[near], np.log(y[near]), 2).convert(domain=(-1, 1))
-    _, slope, curvature = parabola.coef
-    at = -slope / (2 * curvature) if curvature > 0 else lowest  # equal values have none
-    return BestGuidance(float(at), float(np.exp(parabola(at))), lowest, bracketed=True)
+    curvature, slope, constant = map(float, np.polyfit(x[near] - lowest, np.log(y[near]), 2))
+    shift = -slope / (2 * curvature)
+    value = float(np.exp(constant + shift * slope / 2))
+    return BestGuidance(lowest + shift, value, lowest, bracketed=True)
 
 
 def _known(row: "pd.Series[float]", names: list[str]) -> dict[str, float]:

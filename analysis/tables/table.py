@@ -123,8 +123,8 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     _need_rows(source, log)
     columns, targets = mapping.columns, mapping.targets
     others = [name for name in options.x if name not in ROLES]
-    measured = (*targets, *others, *companions(source, targets))
-    frame = _with_roles(source, columns, measured, mapping.units)
+    wanted = (*targets, *others, *companions(source, targets))
+    frame = _with_roles(source, columns, wanted, mapping.units)
     roles = [role for role in columns if role in ROLES]
     frame = _leave_out_missing(frame, [*roles, *(["group"] if "group" in columns else [])], targets, log)
     _need_rows(frame, log)

@@ -56,12 +56,16 @@ def _of_cell(folder: Path, changes: dict[str, Any]) -> "list[EvaluationJob]":
     from sweeps.evaluation_job import cell_evaluations
     from sweeps.jobs import BranchJob, read_job
     from varscale.evaluation.plan import FidelityPlan
+    from varscale.store.records import read_result
 
     job = read_job(folder / "job.json")
     if not isinstance(job, BranchJob):
         raise ExperimentError(f"{folder}: not a cell's folder; only cells draw images")
     if not job.done():
         raise ExperimentError(f"{folder}: this cell is not finished; `varscale status` shows how far it is")
+    result = read_result(job.files)
+    if result is not None and result.status == "diverged":
+        raise ExperimentError(f"{folder}: this cell diverged: it has no weights to draw images from")
     plan = FidelityPlan.of(_with_fidelity(job.experiment, changes, str(folder)))
     assert plan is not None
     return cell_evaluations(job.place, plan, [job.cell])

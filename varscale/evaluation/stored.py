@@ -69,7 +69,7 @@ class StoredEvaluations:
 
         Args:
             cell: The cell's result.
-            own: Folders of the evaluations that come first; then come those at the default guidance, of most images first.
+            own: Folders of the evaluations that come first; then come those at the default guidance, most images first.
         """
         usual = FidelityConfig().guidance[0]
         places = {folder: place for place, folder in enumerate(own)}

@@ -223,6 +223,7 @@ def drawn_alone(out: str) -> Iterator[None]:
         ExperimentError: One does.
     """
     path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
