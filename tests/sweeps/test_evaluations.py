@@ -82,7 +82,7 @@ def test_measuring_trains_nothing(with_cells: Sweeping) -> None:
 
 
 def test_other_settings_are_other_figures_and_never_mixed(with_cells: Sweeping) -> None:
-    """A cell's first row has the settings of the latest sweep; each earlier way of measuring it has a row of its own."""
+    """A cell's first row has the settings of the latest sweep; each other way of measuring it has its own row."""
     first = with_cells(measured())
     stronger = with_cells(measured(guidance=4.0))
     assert len(with_cells.executor.of(EvaluationJob)) == 2, "the floors are the same"
