@@ -175,7 +175,7 @@ def against_guidance(result: LawsResult, settings: str, name: str) -> Drawing:
                 colour = colours.get(curve.sizes.get(by, 0.0), BLUE)
                 axes.plot(*curve.column(target), "o-", color=colour, lw=0.8, ms=2.5)
                 if (best := curve.best.get(target)) and best.bracketed:
-                    axes.plot(best.guidance, best.value, "D", mfc="none", mec=VERMILION, ms=4.5, mew=0.8, zorder=5)
+                    axes.plot(best.guidance, best.value, "D", mfc="none", mec=VERMILION, ms=3.5, mew=0.7, zorder=5)
             value_axis(axes, pd.Series([value for curve in curves for value in curve.column(target)[1]]))
             axes.set(ylabel=label(result.table, target))
         if shares:
@@ -190,7 +190,7 @@ def against_guidance(result: LawsResult, settings: str, name: str) -> Drawing:
                 one = next(curve.sizes for curve in curves if curve.sizes.get(by) == level)
                 shown = size_name(pd.DataFrame([one])) if by == "params" else f"{si(level)} FLOPs"
                 rows[-1].plot([], [], "o-", color=colour, lw=0.8, ms=2.5, label=shown)
-        rows[-1].plot([], [], "D", mfc="none", mec=VERMILION, ms=4.5, mew=0.8, label="best, by a parabola")
+        rows[-1].plot([], [], "D", mfc="none", mec=VERMILION, ms=3.5, mew=0.7, label="best, by a parabola")
         rows[-1].set(xlabel="classifier-free guidance")
         figure.align_ylabels()
         legend_below(figure, rows[-1])

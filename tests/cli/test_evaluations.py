@@ -23,6 +23,7 @@ def test_a_study_and_a_cell(call: Call, copy: Path, finished: Finished, tmp_path
     cell = cell_folder(copy, 2, 2e7)
     alone = call("evaluate", cell, "--samples", "120", "--guidance", "3")
     assert alone.code == 0, alone.error
+    assert Path(alone.output.splitlines()[-1]).is_relative_to(copy), "in the folder where the cell lies"
     again = call("evaluate", yaml)
     assert again.code == 0
     assert {path: path.stat().st_mtime_ns for path in paths} == before

@@ -111,7 +111,8 @@ def test_several_guidances_are_an_evaluation_each(with_cells: Sweeping) -> None:
     for rows in (outcome.rows[:3], outcome.rows[3:]):
         assert len({row["fid"] for row in rows}) == 3
         assert {row["fid_floor"] for row in rows} == {outcome.rows[0]["fid_floor"]}
-        of_images = {*FIGURES, *(f"{name}_{end}" for name in FIGURES for end in ("low", "high"))}
+        figures = (*FIGURES, "inception_score")
+        of_images = {*figures, *(f"{name}_{end}" for name in figures for end in ("low", "high"))}
         of_images |= {"guidance", "fid_extrapolated"}
         assert {frozenset((name, row[name]) for name in row.keys() - of_images) for row in rows} == {
             frozenset((name, rows[0][name]) for name in rows[0].keys() - of_images)
@@ -182,11 +183,12 @@ def test_an_evaluation_of_nobody_is_named_and_left_out(with_cells: Sweeping, cap
 def test_the_best_cell_of_each_budget(sweeping: Sweeping, finished: Finished) -> None:
     shutil.copytree(finished.runs / "cells", sweeping.runs / "cells")
     study = Study.of(toy_experiment(), Store(sweeping.runs), grid_cells(toy_experiment()))
-    losses = {cell: study.result(cell).metrics["loss"] for cell in study.cells}  # type: ignore[union-attr]
+    losses = {cell.label: study.result(cell).metrics["loss"] for cell in study.cells}  # type: ignore[union-attr]
     best = study.best_cells()
     assert [cell.budget_flops for cell in best] == [2e7, 3e7, 4e7, 6e7]
     for cell in best:
-        assert losses[cell] == min(loss for each, loss in losses.items() if each.budget_flops == cell.budget_flops)
+        alike = [each.label for each in study.cells if each.budget_flops == cell.budget_flops]
+        assert losses[cell.label] == min(losses[label] for label in alike)
 
 
 def test_the_same_images_whatever_the_batch(with_cells: Sweeping, tmp_path: Path) -> None:

@@ -54,21 +54,26 @@ def evaluate(
 
 def _of_cell(folder: Path, changes: dict[str, Any]) -> "list[EvaluationJob]":
     from sweeps.evaluation_job import cell_evaluations
-    from sweeps.jobs import BranchJob, read_job
+    from sweeps.jobs import BranchJob, StudyPlace, read_job
     from varscale.evaluation.plan import FidelityPlan
+    from varscale.store.layout import RunFiles, Store, TokenFiles
     from varscale.store.records import read_result
 
-    job = read_job(folder / "job.json")
+    job, cell = read_job(folder / "job.json"), RunFiles(folder.resolve())
     if not isinstance(job, BranchJob):
         raise ExperimentError(f"{folder}: not a cell's folder; only cells draw images")
-    if not job.done():
+    result = read_result(cell)
+    if result is None:
         raise ExperimentError(f"{folder}: this cell is not finished; `varscale status` shows how far it is")
-    result = read_result(job.files)
-    if result is not None and result.status == "diverged":
+    if result.status == "diverged":
         raise ExperimentError(f"{folder}: this cell diverged: it has no weights to draw images from")
     plan = FidelityPlan.of(_with_fidelity(job.experiment, changes, str(folder)))
     assert plan is not None
-    return cell_evaluations(job.place, plan, [job.cell])
+    runs = cell.folder.parents[1]  # a copied runs folder is not the one in which the job was written
+    tokenizer = RunFiles(runs / "tokenizers" / job.place.tokenizer.folder.name)
+    tokens = TokenFiles(runs / "tokens" / job.place.tokens.folder.name)
+    place = StudyPlace(Store(runs), Store(runs).study(job.experiment.name), tokenizer, tokens)
+    return cell_evaluations(place, plan, [job.cell])
 
 
 def _of_experiment(
