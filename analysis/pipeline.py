@@ -29,12 +29,13 @@ from analysis.fitting.newton import Objective
 from analysis.grids.allocation import Allocation, FlopsPerToken, from_law
 from analysis.grids.frontier import with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
+from analysis.grids.guidance import guidance_curves
 from analysis.grids.rows import PlannedFit, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.conditions import meets
-from analysis.tables.evaluations import is_evaluation, measured_floor
+from analysis.tables.evaluations import is_evaluation, is_further_guidance, measured_floor
 from analysis.tables.roles import some
 from analysis.tables.table import RunsTable, prepare
 
@@ -65,7 +66,8 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
     if not result.fits:
         reasons = [warning.message for warning in result.warnings if warning.code == "law-skipped"]
         raise TableError("no law could be fitted: " + "; ".join(dict.fromkeys(reasons)))
-    return replace(result, exclusion_effect=_exclusion_effect(runs, options, result))
+    effect = _exclusion_effect(runs, options, result)
+    return replace(result, exclusion_effect=effect, guidance=guidance_curves(table))
 
 
 def _groups(table: RunsTable) -> dict[str, RunsTable]:
@@ -252,8 +254,15 @@ def _law_name(planned: PlannedFit, floor: float | None, options: FitOptions) -> 
 
 
 def _sized(table: RunsTable) -> list[str]:
-    """The targets whose best sizes are compared: the first, which is a loss as a rule, and evaluations."""
-    return [target for target in table.targets if target == table.targets[0] or is_evaluation(target)]
+    """The targets whose best sizes are compared: the first, which is a loss as a rule, and evaluations.
+
+    Of several guidances these are the commonest, and each cell's best.
+    """
+    return [
+        target
+        for target in table.targets
+        if target == table.targets[0] or (is_evaluation(target) and not is_further_guidance(target))
+    ]
 
 
 def _without_companions(fits: list[FitEntry]) -> list[FitEntry]:

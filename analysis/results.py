@@ -15,9 +15,9 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Prediction, Uncertainty
 from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
+from analysis.grids.guidance import GuidanceCurve
 from analysis.grids.side_by_side import SizesAtBudget
 from analysis.options import FitOptions
-from analysis.tables.evaluations import settings_by_target
 from analysis.tables.table import RunsTable, hash_rows
 
 SCHEMA = 1
@@ -114,6 +114,7 @@ class LawsResult:
         forecasts: of the largest budget, by the same names.
         allocations: by the same names, one an approach.
         sizes: best sizes by loss, FID and the like, budget by budget, for each group ("" where there are none).
+        guidance: FID and its like against guidance, for each cell with several.
         comparisons: of groups, pairwise.
         warnings: of the table and all fits.
         version: of varscale.
@@ -127,6 +128,7 @@ class LawsResult:
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     allocations: Mapping[str, tuple[Allocation, ...]] = field(default_factory=dict)
     sizes: Mapping[str, tuple[SizesAtBudget, ...]] = field(default_factory=dict)
+    guidance: tuple[GuidanceCurve, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     warnings: tuple[LawWarning, ...] = ()
     version: str = ""
@@ -169,13 +171,13 @@ class LawsResult:
                     "sources": list(self.table.sources),
                     "sha256": self.table.sha256,
                     "n_rows": self.table.n_source,
-                    "n_kept": len(self.table.frame),
+                    "n_kept": len(self.table.measured),
                     "columns": self.table.columns,
                     "units": {name: asdict(unit) for name, unit in self.table.units.items()},
                     "filters": list(self.table.filters),
                     "exclusions": [asdict(each) for each in self.table.exclusions],
                     "notes": list(self.table.notes),
-                    "evaluations": settings_by_target(self.table.frame, self.table.targets),
+                    "evaluations": self.table.settings,
                 },
                 "fits": [entry.as_json() for entry in self.fits],
                 "frontier": {name: _frontier_json(grid.frontier) for name, grid in self.grids.items()},
@@ -184,6 +186,7 @@ class LawsResult:
                 "best_sizes": [
                     {"group": group or None, **asdict(each)} for group, found in self.sizes.items() for each in found
                 ],
+                "guidance": [asdict(each) for each in self.guidance],
                 "predictions": [_check_json(check) for check in self.checks.values()],
                 "seed_noise": {name: asdict(grid.noise) for name, grid in self.grids.items() if grid.noise},
                 "comparisons": [asdict(each) for each in self.comparisons],
@@ -195,7 +198,7 @@ class LawsResult:
 
 def finite(value: Any) -> Any:
     """The value without NaN, infinity and numpy's types, which JSON has not."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]

@@ -35,7 +35,7 @@ class Outcome:
     """What a sweep came to."""
 
     rows: list[dict[str, Any]]
-    """The runs table, a row a finished or diverged cell."""
+    """The runs table of finished and diverged cells: a row each, and one more for each further evaluation of it."""
     failed: dict[str, str]
     """Cells, and evaluations, that crashed more often than `runtime.retries`: title → why."""
     trained: int
@@ -143,8 +143,9 @@ class Orchestrator:
                 )
 
 
-def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _remarks(table: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader of the table must know: poor tokenizers, cells that learnt nothing about images, repeated data."""
+    rows = list({row["run"]: row for row in table}.values())
     unlearnt = [row["run"] for row in rows if row.get("loss", 0.0) >= (row["unigram_entropy"] or math.inf)]
     repeated = [row["run"] for row in rows if (row["epochs"] or 0.0) > MOST_EPOCHS]
     remarks = []

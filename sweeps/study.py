@@ -11,9 +11,10 @@ from filelock import FileLock
 from varscale.config import Experiment
 from varscale.data.sources.of_experiment import data_identity
 from varscale.evaluation.plan import FidelityPlan
+from varscale.evaluation.stored import StoredEvaluations
 from varscale.store.fingerprint import DataIdentity, fingerprint, tokenizer_fingerprint, tokens_fingerprint
 from varscale.store.layout import RunFiles, RunKey, Store, StudyFiles, TokenFiles
-from varscale.store.records import Result, StudyCell, StudyRecord, encoded_images, evaluated, read_result
+from varscale.store.records import Result, StudyCell, StudyRecord, encoded_images, read_result
 from varscale.training.cells import Cell, Trunk
 
 
@@ -104,14 +105,24 @@ class Study:
         return weights + sum(milestones.values()) + sum(in_flight.values()) + self._bytes_of_tokens()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The runs table: a row a cell that ended, under the study's own name and budgets."""
-        ended = ((cell, self.result(cell)) for cell in self.cells)
+        """The runs table, under the study's own name and budgets; see `cell_rows`."""
+        ended, stored = ((cell, self.result(cell)) for cell in self.cells), StoredEvaluations(self.store)
         return [
-            table_row(result, cell.labels())
-            | evaluated(self.store, (*self._floors, self._evaluation(self.cell_files(cell))))
+            row
             for cell, result in ended
             if result is not None
+            for row in cell_rows(result, cell.labels(), stored, self._evaluations(self.cell_files(cell)))
         ]
+
+    def best_cells(self) -> tuple[Cell, ...]:
+        """The finished cell of the lowest validation loss at each budget; variants of the recipe are left out."""
+        best: dict[float, tuple[float, Cell]] = {}
+        for cell in self.cells:
+            result = self.result(cell)
+            if result is not None and result.status == "finished" and not cell.trunk.variant:
+                scored = (result.metrics["loss"], cell)
+                best[cell.budget_flops] = min(best.get(cell.budget_flops, scored), scored, key=lambda each: each[0])
+        return tuple(cell for _, cell in best.values())
 
     @property
     def recipe(self) -> str:
@@ -133,8 +144,8 @@ class Study:
             cells = {cell.folder: cell for cell in (earlier.cells if earlier else ())}
             cells |= {cell.folder: cell for cell in map(self._described, self.cells)}
             for folder, cell in cells.items():
-                evaluation = self._evaluation(RunFiles(self.store.runs / "cells" / folder))
-                cells[folder] = cell.model_copy(update={"evaluation": evaluation})
+                evaluations = self._evaluations(RunFiles(self.store.runs / "cells" / folder))
+                cells[folder] = cell.model_copy(update={"evaluations": evaluations})
             if status is None:
                 status, ended = (earlier.status, earlier.ended) if earlier else ("RUNNING", None)
             else:
@@ -147,7 +158,6 @@ class Study:
                 tokens=self.tokens.folder.name,
                 recipe=self.recipe,
                 cells=tuple(cells.values()),
-                floors=self._floors,
                 status=status,  # type: ignore[arg-type]  # validated
                 ended=ended,
             )
@@ -163,15 +173,10 @@ class Study:
             recipe=self.recipe,
         )
 
-    def _evaluation(self, cell: RunFiles) -> str | None:
-        """Folder of a cell's evaluation."""
-        return self.fidelity.key("cell", cell).folder if self.fidelity is not None else None
-
-    @property
-    def _floors(self) -> tuple[str, ...]:
-        if self.fidelity is None or not self.fidelity.has_floors:
-            return ()
-        return self.fidelity.key("real", None).folder, self.fidelity.key("reconstructed", self.tokenizer).folder
+    def _evaluations(self, cell: RunFiles) -> tuple[str, ...]:
+        """Folders of the evaluations of a cell that the study's settings ask for."""
+        plans = self.fidelity.at_each_guidance() if self.fidelity is not None else ()
+        return tuple(plan.key("cell", cell).folder for plan in plans)
 
     @property
     def _data_name(self) -> str:
@@ -205,19 +210,28 @@ def study_table(store: Store, name: str) -> StudyTable | None:
         return None
     results = [(cell, read_result(RunFiles(store.runs / "cells" / cell.folder))) for cell in record.cells]
     ours = [(cell, result) for cell, result in results if cell.recipe == record.recipe]
+    stored = StoredEvaluations(store)
     rows = [
-        table_row(result, cell.labels) | evaluated(store, (*record.floors, cell.evaluation))
+        row
         for cell, result in ours
         if result is not None
+        for row in cell_rows(result, cell.labels, stored, cell.evaluations)
     ]
     missing = [cell.title for cell, result in ours if result is None]
     others = sum(result is not None for cell, result in results if cell.recipe != record.recipe)
     return StudyTable(rows, missing, others)
 
 
-def table_row(result: Result, labels: dict[str, Any]) -> dict[str, Any]:
-    """A row of the runs table: the result, how it was carried out, and what the study calls it."""
-    return {"run": result.row.get("run"), **labels, **result.row, **result.provenance, **labels}
+def cell_rows(
+    result: Result, labels: dict[str, Any], stored: StoredEvaluations, own: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A cell's rows of the runs table: the result, how it was carried out, what the study calls it, and its images.
+
+    There is one row for each way in which the store has measured its images (`stored`), first that of the study's own
+    settings (`own`); they differ in nothing else.
+    """
+    row = {"run": result.row.get("run"), **labels, **result.row, **result.provenance, **labels}
+    return [{**row, **images} for images in stored.rows(result, own) or [{}]]
 
 
 def trunks_of(cells: Iterable[Cell]) -> dict[str, tuple[Trunk, tuple[int, ...]]]:

@@ -88,7 +88,7 @@ def table_warnings(table: RunsTable, grid: pd.DataFrame | None, checkpoints: boo
         for each in table.exclusions
     ]
     if table.missing:
-        share = f"{len(table.missing)} of {len(table.missing) + table.n_source} runs have no result"
+        share = f"{len(table.missing)} of {len(table.missing) + table.n_runs} runs have no result"
         message = f"{share}, perhaps the best ones of their budgets: {some(table.missing)}"
         found.append(LawWarning("missing-runs", message))
     found += [LawWarning("own-column", text) for text in table.own]

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.fitting.intervals import predict
+from analysis.grids.guidance import SHARES
 from analysis.report.drawing import (
     BLUE,
     GREEN,
@@ -22,6 +23,7 @@ from analysis.report.drawing import (
     render,
     sentence,
     shades,
+    si,
     size_name,
     value_axis,
 )
@@ -122,8 +124,8 @@ def sizes(result: LawsResult, group: str, name: str) -> Drawing:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for place, target in enumerate(names[:4]):
-            colour, marker = (INK, BLUE, VERMILION, ORANGE)[place], "osD^"[place]
+        for place, target in enumerate(names[:5]):
+            colour, marker = (INK, BLUE, VERMILION, ORANGE, GREEN)[place], "osD^v"[place]
             found = [(each.budget * 1.03**place, each.targets[target]) for each in budgets if target in each.targets]
             for budget, size in found:
                 if size.minimum is not None and size.minimum_ci95 is not None:
@@ -154,6 +156,52 @@ def sizes(result: LawsResult, group: str, name: str) -> Drawing:
         "hollow: the best cell, where the sizes bracket no minimum."
     )
     return render(name, caption, draw, height=2.7)
+
+
+def against_guidance(result: LawsResult, settings: str, name: str) -> Drawing:
+    """FID and the like, precision and recall of the cells that were evaluated at several guidances under a setting."""
+    curves = [curve for curve in result.guidance if curve.settings == settings]
+    targets = list(dict.fromkeys(target for curve in curves for target in curve.best))
+    shares = any(name in point for curve in curves for point in curve.points for name in SHARES)
+    by = "params" if len({curve.sizes.get("params") for curve in curves}) > 1 else "budget"
+    levels = sorted({curve.sizes[by] for curve in curves if by in curve.sizes})
+    colours = dict(zip(levels, shades(len(levels)), strict=True))
+    panels = len(targets) + shares
+
+    def draw(figure: Figure) -> None:
+        rows = np.atleast_1d(figure.subplots(panels, sharex=True))
+        for axes, target in zip(rows, targets, strict=False):
+            for curve in curves:
+                colour = colours.get(curve.sizes.get(by, 0.0), BLUE)
+                axes.plot(*curve.column(target), "o-", color=colour, lw=0.8, ms=2.5)
+                if (best := curve.best.get(target)) and best.bracketed:
+                    axes.plot(best.guidance, best.value, "D", mfc="none", mec=VERMILION, ms=3.5, mew=0.7, zorder=5)
+            value_axis(axes, pd.Series([value for curve in curves for value in curve.column(target)[1]]))
+            axes.set(ylabel=label(result.table, target))
+        if shares:
+            for share, style in zip(SHARES, ("-", "--"), strict=True):
+                for curve in curves:
+                    colour = colours.get(curve.sizes.get(by, 0.0), BLUE)
+                    rows[-1].plot(*curve.column(share), style, color=colour, lw=0.8)
+                rows[-1].plot([], [], style, color=INK, lw=0.8, label=share.removeprefix("image_"))
+            rows[-1].set(ylabel="share of images")
+        for level, colour in colours.items():
+            if len(levels) <= 9 or level in (levels[0], levels[-1]):
+                one = next(curve.sizes for curve in curves if curve.sizes.get(by) == level)
+                shown = size_name(pd.DataFrame([one])) if by == "params" else f"{si(level)} FLOPs"
+                rows[-1].plot([], [], "o-", color=colour, lw=0.8, ms=2.5, label=shown)
+        rows[-1].plot([], [], "D", mfc="none", mec=VERMILION, ms=3.5, mew=0.7, label="best, by a parabola")
+        rows[-1].set(xlabel="classifier-free guidance")
+        figure.align_ylabels()
+        legend_below(figure, rows[-1])
+
+    measures = " and ".join(sentence(result.table, target) for target in targets)
+    caption = (
+        f"{measures} against guidance, a line for each of {len(curves)} cells ({settings}). "
+        "Diamonds: minimum of a parabola in the logarithm through the lowest point and its neighbours; none where the "
+        "lowest is at an end." + (" Below: precision (solid) and recall (dashed)." if shares else "")
+    )
+    return render(name, caption, draw, height=1.0 + 1.35 * panels)
 
 
 def _words(entry: FitEntry) -> str:

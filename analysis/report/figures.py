@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from analysis.report.curve_figures import against, against_compute, groups, isoflop
 from analysis.report.drawing import Drawing
-from analysis.report.evaluation_figures import against_loss, sizes
+from analysis.report.evaluation_figures import against_guidance, against_loss, sizes
 from analysis.report.fit_figures import clouds, contour, holdout, residuals
 from analysis.report.published import published
 from analysis.results import LawsResult
@@ -22,6 +22,8 @@ def draw_all(result: LawsResult) -> list[Drawing]:
     for target in evaluations:
         for key, group in _keys(result, target):
             drawings += _of_group(group, _of_evaluation(result, key, group, target))
+    for settings in dict.fromkeys(curve.settings for curve in result.guidance):
+        drawings.append(against_guidance(result, settings, "quality_vs_guidance"))
     for group in result.sizes:
         drawings += _of_group(group, [sizes(result, group, f"best_sizes{_suffix(group)}")])
     for key, group in _keys(result, main):

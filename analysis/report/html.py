@@ -13,7 +13,6 @@ from analysis.report import tables
 from analysis.report.drawing import Drawing
 from analysis.report.tables import check_sentence, comparison_sentence, doubts, headline, number
 from analysis.results import LawsResult
-from analysis.tables.evaluations import settings_by_target
 
 
 def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
@@ -28,7 +27,7 @@ def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
         definitions=tables.definitions(result.table),
         units=tables.units(result.table),
         codes=CODES,
-        evaluations=settings_by_target(result.table.frame, result.table.targets),
+        evaluations=result.table.settings,
         methods=sorted({entry.uncertainty.method for entry in result.fits}),
         laws=tables.laws_table(result),
         predictions=tables.predictions_table(result),
@@ -36,6 +35,7 @@ def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
         rolled=rolled,
         allocations=tables.allocation_tables(result),
         sizes=tables.sizes_tables(result),
+        guidance=tables.guidance_tables(result),
         frontiers=tables.frontier_tables(result),
     )
 

@@ -7,6 +7,7 @@ from analysis.checks.compare import Comparison
 from analysis.checks.forecast import LargestBudgetCheck
 from analysis.checks.holdout import Heldout
 from analysis.grids.allocation import Allocation
+from analysis.grids.guidance import SHARES, GuidanceCurve
 from analysis.grids.side_by_side import OptimalSize
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.evaluations import LIKELIHOOD
@@ -164,6 +165,25 @@ def sizes_tables(result: LawsResult) -> list[ReportTable]:
     return tables
 
 
+def guidance_tables(result: LawsResult) -> list[ReportTable]:
+    """The best guidance of each cell by each measure; one table a setting."""
+    names = list(dict.fromkeys(target for curve in result.guidance for target in curve.best))
+    headings = ("cell", "N", "guidances", *(f"best by {name}" for name in names), "precision", "recall")
+    rows: dict[str, list[tuple[tuple[str, ...], ...]]] = {}
+    for curve in result.guidance:
+        guidances, _ = curve.column("guidance")
+        rows.setdefault(curve.settings, []).append(
+            (
+                (curve.run,),
+                (number(curve.sizes.get("params")),),
+                (f"{len(guidances)} from {number(guidances[0])} to {number(guidances[-1])}",),
+                *(_best_guidance(curve, name) for name in names),
+                *(_from_end_to_end(curve, name) for name in SHARES),
+            )
+        )
+    return [ReportTable(headings, found, settings, frozenset(headings[1:])) for settings, found in rows.items()]
+
+
 def frontier_tables(result: LawsResult) -> list[ReportTable]:
     """Best cells and IsoFLOP minima, budget by budget."""
     headings = ("budget (FLOPs)", "sizes", "best value", "its N", "minimum at N", "95%", "value there", "remark")
@@ -293,6 +313,20 @@ def _optimal_size(found: OptimalSize | None) -> tuple[str, ...]:
     end = ", an end of the sizes" if found.at_end else ""
     cell = f"cell {number(found.params)} of {found.sizes}{end}"
     return (cell,) if found.minimum is None else (f"{number(found.minimum)} {interval(found.minimum_ci95)}", cell)
+
+
+def _best_guidance(curve: GuidanceCurve, target: str) -> tuple[str, ...]:
+    """Where the parabola has its minimum, or at which end the lowest is."""
+    found = curve.best.get(target)
+    if found is None:
+        return ("–",)
+    where = "by a parabola" if found.bracketed else "an end of the range: not bracketed"
+    return number(found.guidance), f"{number(found.value)}, {where}"
+
+
+def _from_end_to_end(curve: GuidanceCurve, name: str) -> tuple[str, ...]:
+    _, values = curve.column(name)
+    return (f"{number(values[0])} → {number(values[-1])}" if values else "–",)
 
 
 def _size_exponent(result: LawsResult, key: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def write(result: LawsResult, out_dir: Path) -> WrittenLaws:
     for drawing in drawings:
         for suffix, content in (("svg", drawing.svg.encode()), ("png", drawing.png)):
             figures.append(_replace(out_dir / f"{drawing.name}.{suffix}", content))
-    runs_csv = _replace(out_dir / "runs.csv", result.table.frame.to_csv(index=False).encode())
+    runs_csv = _replace(out_dir / "runs.csv", result.table.measured.to_csv(index=False).encode())
     report_html = _replace(out_dir / "report.html", render(result, drawings).encode())
     text = json.dumps(result.as_json(), indent=2, allow_nan=False)
     laws_json = _replace(out_dir / "laws.json", (text + "\n").encode())

@@ -3,10 +3,12 @@
 A column `fid` may have companions: `fid_low` and `fid_high`, its 95% interval, and `fid_floor`, what real images have
 against real images. Rows whose evaluations differ in a setting (extractor, reference set, number of images, guidance)
 don't compare. A column of the table holds only those of one setting; others get columns of their own, or are left out.
+Rows that agree in all but that are one run, evaluated in several ways: it becomes one row.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -17,22 +19,33 @@ LIKELIHOOD = "exp(-loss)"
 """Column with the geometric mean of a token's probability, one over the perplexity: it rises where loss falls."""
 RECONSTRUCTIONS = "rfid"
 """Column with the FID of the tokenizer's reconstructions."""
-EVALUATORS = ("evaluator", "extractor", "reference_set", "samples", "sample_count", "n_samples", "num_samples")
+EVALUATORS = (
+    *("evaluator", "extractor", "reference_set", "samples", "sample_count", "n_samples", "num_samples"),
+    *("top_k", "top_p", "sampling_seed"),
+)
 GUIDANCES = ("guidance", "cfg", "cfg_scale")
 _EVALUATORS = (*EVALUATORS, "evaluation_extractor", "evaluation_reference", "evaluation_samples")
 _GUIDANCES = (*GUIDANCES, "evaluation_guidance")
 _COMPANIONS = ("low", "high", "floor")
 _NAMES = re.compile(r"(fid|kid|mind)(?![a-z])")
+_OTHER_NAMES = ("image_precision", "image_recall", "inception_score")
+"""Of images, too, but better the higher they are."""
+_GUIDANCE, _BEST = "_guidance_", "best"
 _LARGEST_LOSS = 100.0
 """A larger loss isn't in nats a token, and has no perplexity."""
 _ROWS = 3
-"""Fewer rows of a guidance are no law."""
+"""Fewer rows of a guidance are no law, and fewer guidances no curve."""
 _SAME_FLOOR = 1.05
 
 
 def is_evaluation(target: str) -> bool:
     """Whether a column holds FID, KID or MIND, by its name: `fid`, `FID-50k`, `mind`."""
     return _NAMES.match(plain_name(target)) is not None
+
+
+def is_further_guidance(target: str) -> bool:
+    """Whether a column was made for a guidance that fewer runs have than the commonest, such as `fid_guidance_2`."""
+    return _GUIDANCE in target and not target.endswith(_BEST)
 
 
 def companions(frame: pd.DataFrame, targets: Sequence[str]) -> list[str]:
@@ -42,77 +55,124 @@ def companions(frame: pd.DataFrame, targets: Sequence[str]) -> list[str]:
     return [name for name in names if name in frame.columns and name not in targets]
 
 
-def settings(frame: pd.DataFrame, targets: Sequence[str]) -> "pd.Series[str]":
-    """How each row was evaluated, as text; the same text for all rows where no target is an evaluation."""
-    columns = _named(frame, (*_EVALUATORS, *_GUIDANCES))
-    return _texts(frame, columns if any(map(is_evaluation, targets)) else [])
-
-
-def settings_by_target(frame: pd.DataFrame, targets: Sequence[str]) -> dict[str, dict[str, str]]:
-    """How the values of each evaluation among the targets were made: each setting's values, and the floor."""
-    found = {}
-    for target in filter(is_evaluation, targets):
-        rows = frame[frame[target].notna()]
-        columns = _named(frame, (*_EVALUATORS, *_GUIDANCES))
-        found[target] = {name: some(tuple(_texts(rows, [name]).unique())) for name in columns}
-        floor = measured_floor(frame, target)
-        found[target] |= {} if floor is None else {f"{target}_floor": f"{floor:.6g}"}
-    return found
-
-
 def measured_floor(frame: pd.DataFrame, target: str) -> float | None:
     """The floor of a target: the median of its column; None where none was measured."""
     floors = _floors(frame, target)
     return float(np.median(floors)) if len(floors) else None
 
 
-def kept_apart(
-    frame: pd.DataFrame, targets: Sequence[str], loss: str = ""
-) -> tuple[pd.DataFrame, list[str], list[tuple[str, str]]]:
-    """Evaluations of one setting a column, by blank values and further columns.
+@dataclass(frozen=True)
+class Apart:
+    """A table whose evaluations are kept apart.
 
-    Of extractors, reference sets and numbers of images the one with most rows is kept. A guidance with fewer rows than
-    the commonest gets columns of its own, such as `fid_guidance_2`; where cells were evaluated at several,
-    `fid_guidance_best` holds each one's lowest value. A run's further rows then hold another evaluation, no other loss.
+    Attributes:
+        frame: one row a run.
+        targets: the columns to fit.
+        settings: how the values of each evaluation among them were made: each setting's values, and the floor.
+        found: what was left out or kept apart, each with the code of its warning.
+    """
+
+    frame: pd.DataFrame
+    targets: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    found: tuple[tuple[str, str], ...] = ()
+
+
+def runs(frame: pd.DataFrame, targets: Sequence[str]) -> "pd.Series[int]":
+    """A number for each row, the same for rows of one run that was evaluated in several ways.
+
+    They agree in their roles and labels and in all targets that are no evaluations, and differ in how they were
+    evaluated. Rows that don't are copies, or runs of their own.
+    """
+    alike = [name for name in (*ROLES, *LABELS, *targets) if name in frame.columns and not _of_images(name)]
+    keys = frame[alike].assign(settings=_texts(frame, _settings(frame)))
+    keys["copy"] = keys.groupby(list(keys.columns), dropna=False).cumcount()
+    numbers: pd.Series[int] = keys.groupby([*alike, "copy"], dropna=False, sort=False).ngroup()
+    return numbers
+
+
+def at_several_guidances(frame: pd.DataFrame, targets: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each run that was evaluated at three or more guidances, and otherwise alike.
 
     Args:
-        frame: rows with their roles and targets.
+        frame: rows of which a run has one for each way in which it was evaluated.
         targets: the columns to fit.
-        loss: the target that is a loss in nats a token, if there is one.
 
     Returns:
-        The frame, its targets, and what was left out or kept apart, each with the code of its warning.
+        How the rows were evaluated apart from guidance, in words, and the rows in order of `guidance`, one for each.
     """
-    found: list[tuple[str, str]] = []
-    if not any(map(is_evaluation, targets)):
-        return frame, list(targets), found
+    guidances = _named(frame, _GUIDANCES)
+    if not guidances:
+        return []
+    columns = _named(frame, _EVALUATORS)
+    rows = frame.assign(guidance=pd.to_numeric(frame[guidances[0]], errors="coerce"))
+    rows = rows[rows["guidance"].notna() & rows[list(targets)].notna().any(axis="columns")]
+    by = [runs(frame, targets)[rows.index], _texts(rows, columns)]
+    found = []
+    for _, group in rows.groupby(by, sort=False):
+        ordered = group.drop_duplicates("guidance").sort_values("guidance")
+        if len(ordered) >= _ROWS:
+            said = [f"{name} = {_shown(ordered[name].iloc[0])}" for name in columns]
+            found.append((", ".join(said), ordered))
+    return found
+
+
+def kept_apart(frame: pd.DataFrame, targets: Sequence[str], loss: str = "") -> Apart:
+    """Evaluations of one setting a column, by blank values and further columns, and one row a run.
+
+    Of extractors, reference sets and numbers of images the one of most runs is kept. A guidance of fewer runs than
+    the commonest gets columns of its own, such as `fid_guidance_2`; where cells were evaluated at several,
+    `fid_guidance_best` holds each one's lowest value.
+
+    Args:
+        frame: rows with their roles and targets; a run has one for each way in which it was evaluated.
+        targets: the columns to fit.
+        loss: the target that is a loss in nats a token, if there is one.
+    """
+    numbers = runs(frame, targets)
+    if not any(map(_of_images, targets)):
+        return Apart(frame[~numbers.duplicated()].reset_index(drop=True), tuple(targets))
     frame = frame.copy()
-    if loss and not is_evaluation(loss) and frame[loss].max() <= _LARGEST_LOSS:
+    if any(map(is_evaluation, targets)) and loss and not is_evaluation(loss) and frame[loss].max() <= _LARGEST_LOSS:
         frame[LIKELIHOOD] = np.exp(-frame[loss])
-    others = [target for target in targets if not is_evaluation(target)]
-    alike = [name for name in (*ROLES, *LABELS, *others) if name in frame.columns]
-    made = frame[alike].assign(settings=settings(frame, targets))
-    again = made.duplicated(alike) & ~made.duplicated()
-    frame.loc[again, others] = np.nan
-    every = list(targets)
-    for target in targets:
-        if is_evaluation(target):
-            missing = frame["row"][frame[target].isna()]
-            if len(missing):
-                message = f"{target}: {len(missing)} rows without a value are left out of its fits"
-                found.append(("rows-excluded", f"{message} (rows {_rows(missing)})"))
-            found += _of_one_evaluator(frame, target)
-            further, said = _of_one_guidance(frame, target)
-            every[every.index(target) + 1 : every.index(target) + 1] = further
-            found += said
-            floors = _floors(frame, target)
-            if len(floors) and floors.max() > _SAME_FLOOR * floors.min():
-                message = f"{target}: its measured floors go from {floors.min():.4g} to {floors.max():.4g}"
-                found.append(("mixed-evaluators", f"{message}; laws are held at their median, {np.median(floors):.4g}"))
-    return frame, every, found
+    every, found = list(targets), []
+    for target in filter(_of_images, targets):
+        missing = frame["row"][(frame[target].groupby(numbers).transform("count") == 0) & ~numbers.duplicated()]
+        if len(missing):
+            message = f"{target}: {len(missing)} rows without a value are left out of its fits"
+            found.append(("rows-excluded", f"{message} (rows {_rows(missing)})"))
+        found += _of_one_evaluator(frame, target, numbers)
+        further, said = _of_one_guidance(frame, target)
+        every[every.index(target) + 1 : every.index(target) + 1] = further
+        found += said
+        floors = _floors(frame, target)
+        if len(floors) and floors.max() > _SAME_FLOOR * floors.min():
+            message = f"{target}: its measured floors go from {floors.min():.4g} to {floors.max():.4g}"
+            found.append(("mixed-evaluators", f"{message}; laws are held at their median, {np.median(floors):.4g}"))
+    settings = {target: _described(frame, target) for target in every if is_evaluation(target)}
+    return Apart(_one_row_a_run(frame, every, numbers), tuple(every), settings, tuple(found))
 
 
-def _of_one_evaluator(frame: pd.DataFrame, target: str) -> list[tuple[str, str]]:
+def _described(frame: pd.DataFrame, target: str) -> dict[str, str]:
+    rows = frame[frame[target].notna()]
+    floor = measured_floor(frame, target)
+    described = {name: some(tuple(_texts(rows, [name]).unique())) for name in _settings(frame)}
+    return described | ({} if floor is None else {f"{target}_floor": f"{floor:.6g}"})
+
+
+def _one_row_a_run(frame: pd.DataFrame, targets: Sequence[str], numbers: "pd.Series[int]") -> pd.DataFrame:
+    """The first row of each run, with the values that its other rows have of evaluations."""
+    first = ~numbers.duplicated()
+    if first.all():
+        return frame
+    rows = frame[first].copy()
+    measured = [target for target in targets if _of_images(target)]
+    for name in (*measured, *companions(frame, measured)):
+        rows[name] = frame[name].groupby(numbers).first().loc[numbers[first]].to_numpy()
+    return rows.reset_index(drop=True)
+
+
+def _of_one_evaluator(frame: pd.DataFrame, target: str, numbers: "pd.Series[int]") -> list[tuple[str, str]]:
     """Blanks the values of all but the commonest extractor, reference set and number of images."""
     has_value = frame[target].notna()
     columns = _named(frame, _EVALUATORS)
@@ -120,7 +180,8 @@ def _of_one_evaluator(frame: pd.DataFrame, target: str) -> list[tuple[str, str]]
     if not varied:
         return []
     texts = _texts(frame, varied)
-    commonest = _by_count(texts[has_value])[0]
+    once = ~pd.DataFrame({"run": numbers, "texts": texts}).duplicated()
+    commonest = _by_count(texts[has_value & once])[0]
     other = has_value & (texts != commonest)
     _keep(frame, target, target, ~other)
     message = f"{target}: fitted to the rows of {', '.join(varied)} = {commonest}, of which there are most"
@@ -139,13 +200,13 @@ def _of_one_guidance(frame: pd.DataFrame, target: str) -> tuple[list[str], list[
     for level in levels[1:]:
         rows = has_value & (texts == level)
         if rows.sum() >= _ROWS:
-            further.append(f"{target}_guidance_{level}")
+            further.append(f"{target}{_GUIDANCE}{level}")
             _keep(frame, target, further[-1], rows)
         else:
             few += frame["row"][rows].tolist()
     best = _best_of_each_cell(frame, target)
-    if best.sum() >= _ROWS:
-        further.append(f"{target}_guidance_best")
+    if is_evaluation(target) and best.sum() >= _ROWS:
+        further.append(f"{target}{_GUIDANCE}{_BEST}")
         _keep(frame, target, further[-1], best)
     _keep(frame, target, target, texts == levels[0])
     message = f"{target}: holds the rows of {', '.join(columns)} = {levels[0]}"
@@ -168,6 +229,8 @@ def _keep(frame: pd.DataFrame, source: str, name: str, rows: "pd.Series[bool]") 
     for each in _COMPANIONS:
         if f"{source}_{each}" in frame.columns:
             frame[f"{name}_{each}"] = frame[f"{source}_{each}"].where(rows)
+    if name == "fid" and RECONSTRUCTIONS in frame.columns:
+        frame[RECONSTRUCTIONS] = frame[RECONSTRUCTIONS].where(rows)
 
 
 def _floors(frame: pd.DataFrame, target: str) -> "pd.Series[float]":
@@ -176,6 +239,16 @@ def _floors(frame: pd.DataFrame, target: str) -> "pd.Series[float]":
         return pd.Series(dtype=float)
     floors: pd.Series[float] = frame.loc[frame[target].notna(), name]
     return floors[np.isfinite(floors) & (floors > 0)]
+
+
+def _of_images(target: str) -> bool:
+    """Whether a column measures images, so that values of different settings don't compare."""
+    return is_evaluation(target) or plain_name(target).startswith(_OTHER_NAMES)
+
+
+def _settings(frame: pd.DataFrame) -> list[str]:
+    """Columns that say how images were drawn and measured."""
+    return _named(frame, (*_EVALUATORS, *_GUIDANCES))
 
 
 def _named(frame: pd.DataFrame, names: tuple[str, ...]) -> list[str]:

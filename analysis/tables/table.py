@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.tables.conditions import meets
-from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, settings
+from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, runs
 from analysis.tables.roles import LABELS, ROLES, map_columns, numbers, plain_name, rows_text, some
 from analysis.tables.units import Unit
 
@@ -50,7 +50,7 @@ class RunsTable:
     """A checked table.
 
     Attributes:
-        frame: the rows kept; `row` holds the place in the source.
+        frame: the runs kept, a row each; `row` holds the place in the source.
         columns: which source column plays each role.
         targets: the columns to fit that exist.
         units: by role or column, as they were given; values here are multiplied by their factors already.
@@ -61,8 +61,11 @@ class RunsTable:
         sha256: hash of the kept rows' values.
         sources: names of the files.
         n_source: number of rows before any exclusion.
+        n_runs: number of runs before any exclusion; a run has a row for each way in which it was evaluated.
         missing: runs that belong to the table and have no result.
         evaluations: which rows are left out of the fits of FID and its like alone, or fitted apart, by warning code.
+        settings: of evaluations among the targets, how their values were made.
+        measured: the rows kept, of which a run has one for each way in which it was evaluated.
     """
 
     frame: pd.DataFrame
@@ -76,8 +79,11 @@ class RunsTable:
     sha256: str = ""
     sources: tuple[str, ...] = ()
     n_source: int = 0
+    n_runs: int = 0
     missing: tuple[str, ...] = ()
     evaluations: tuple[tuple[str, str], ...] = ()
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    measured: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""
@@ -91,24 +97,25 @@ class _Log:
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
+def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     """Maps columns to roles, filters, checks. Pure: the frame given stays as it is.
 
     Raises:
         TableError: naming the column and the rows, with what would be right.
     """
-    if not len(runs):
+    if not len(given):
         raise TableError("the table of runs is empty")
-    names = pd.Index([str(name) for name in runs.columns])
+    names = pd.Index([str(name) for name in given.columns])
     if names.has_duplicates:
         raise TableError(f"the table has two columns named {str(names[names.duplicated()][0])!r}")
     log = _Log()
-    source = runs.set_axis(names, axis="columns").reset_index(drop=True)
+    source = given.set_axis(names, axis="columns").reset_index(drop=True)
     if "row" not in source.columns or not source["row"].is_unique or source["row"].isna().any():
         source = source.rename(columns={"row": "source row"})
         source["row"] = [str(number) for number in range(1, len(source) + 1)]
     mapping = map_columns(source, options)
-    log.notes += [*runs.attrs.get("notes", ()), *mapping.notes]
+    ids = source[mapping.columns["run_id"]] if "run_id" in mapping.columns else source["row"]
+    log.notes += [*given.attrs.get("notes", ()), *mapping.notes]
     if mapping.is_sweep:
         source = _leave_out_unfinished(source, log)
     for condition in options.where:
@@ -116,37 +123,43 @@ def prepare(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
     _need_rows(source, log)
     columns, targets = mapping.columns, mapping.targets
     others = [name for name in options.x if name not in ROLES]
-    measured = (*targets, *others, *companions(source, targets))
-    frame = _with_roles(source, columns, measured, mapping.units)
+    wanted = (*targets, *others, *companions(source, targets))
+    frame = _with_roles(source, columns, wanted, mapping.units)
     roles = [role for role in columns if role in ROLES]
     frame = _leave_out_missing(frame, [*roles, *(["group"] if "group" in columns else [])], targets, log)
     _need_rows(frame, log)
     _check_positive(frame, [*roles, *targets, *others], columns)
     frame = _derive(frame, columns, options, log)
     if options.drop_highest:
-        frame = _drop_highest(frame, targets[0], options.drop_highest, log)
-    _check_run_ids(frame, targets, options)
-    kept = [name for name in (*ROLES, *LABELS, *targets) if name in frame.columns]
-    repeated = frame.duplicated(subset=[name for name in kept if name != "run_id"])
+        frame = _drop_highest(frame, targets, options.drop_highest, log)
+    measured = frame.reset_index(drop=True)
+    loss = options.loss or "loss"
+    apart = kept_apart(measured, targets, loss if loss in targets else "")
+    _check_run_ids(apart.frame, options)
+    kept = [name for name in (*ROLES, *LABELS, *targets) if name in measured.columns]
+    repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
     if repeated.any():
         log.notes.append(f"{int(repeated.sum())} {REPEATED}")
-    log.notes += [text for code, text in mixtures(frame) if not code]
-    loss = options.loss or "loss"
-    frame, every, evaluations = kept_apart(frame.reset_index(drop=True), targets, loss if loss in targets else "")
+    if further := len(measured) - len(apart.frame):
+        log.notes.append(f"{further} rows are further evaluations of runs that other rows have")
+    log.notes += [text for code, text in mixtures(apart.frame) if not code]
     return RunsTable(
-        frame=frame,
+        frame=apart.frame,
         columns=columns,
-        targets=tuple(every),
+        targets=apart.targets,
         filters=tuple(log.filters),
         exclusions=tuple(log.exclusions),
         notes=tuple(log.notes),
         own=mapping.own,
         units=mapping.units,
-        sha256=hash_rows(frame[kept]),
-        sources=tuple(runs.attrs.get("sources", ())),
-        n_source=len(runs),
-        missing=tuple(runs.attrs.get("missing", ())),
-        evaluations=tuple(evaluations),
+        sha256=hash_rows(measured[kept]),
+        sources=tuple(given.attrs.get("sources", ())),
+        n_source=len(given),
+        n_runs=len(given) if options.checkpoints else ids.nunique(),
+        missing=tuple(given.attrs.get("missing", ())),
+        evaluations=apart.found,
+        settings=apart.settings,
+        measured=measured,
     )
 
 
@@ -208,12 +221,14 @@ def _where(frame: pd.DataFrame, condition: str, log: _Log) -> pd.DataFrame:
     return _exclude(frame, ~keep, f"where {condition}", log)
 
 
-def _drop_highest(frame: pd.DataFrame, target: str, count: int, log: _Log) -> pd.DataFrame:
-    if count >= len(frame):
-        raise TableError(f"--drop-highest {count} leaves none of the {len(frame)} rows")
-    worst = frame[target].sort_values(ascending=False, kind="stable").index[:count]
+def _drop_highest(frame: pd.DataFrame, targets: Sequence[str], count: int, log: _Log) -> pd.DataFrame:
+    target, numbers = targets[0], runs(frame, targets)
+    if count >= numbers.nunique():
+        raise TableError(f"--drop-highest {count} leaves none of the {numbers.nunique()} rows")
+    worst = frame[target].sort_values(ascending=False, kind="stable").index
+    highest = numbers.loc[worst].drop_duplicates()[:count]
     log.filters.append(f"drop-highest {count} ({target})")
-    return _exclude(frame, frame.index.isin(worst), f"one of the {count} highest values of {target}", log)
+    return _exclude(frame, numbers.isin(highest), f"one of the {count} highest values of {target}", log)
 
 
 def _exclude(frame: pd.DataFrame, bad: Any, reason: str, log: _Log) -> pd.DataFrame:
@@ -262,14 +277,12 @@ def _derive(frame: pd.DataFrame, columns: dict[str, str], options: FitOptions, l
     return frame
 
 
-def _check_run_ids(frame: pd.DataFrame, targets: Sequence[str], options: FitOptions) -> None:
-    """A run has one row, or one for each way in which it was evaluated."""
+def _check_run_ids(frame: pd.DataFrame, options: FitOptions) -> None:
     if options.checkpoints and "run_id" not in frame.columns:
         raise TableError("--checkpoints needs --run-id: rows of one run are drawn together")
     if "run_id" not in frame.columns or options.checkpoints:
         return
-    evaluated = frame[["run_id"]].assign(settings=settings(frame, targets))
-    repeated = evaluated.duplicated(keep=False) & frame["run_id"].notna()
+    repeated = frame["run_id"].duplicated(keep=False) & frame["run_id"].notna()
     if repeated.any():
         names = ", ".join(repr(name) for name in frame["run_id"][repeated].unique()[:3])
         raise TableError(

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sweeps.jobs.base import Job
 from sweeps.jobs.training import BranchJob, TrunkJob
-from varscale.errors import Diverged, UserError
+from varscale.errors import Diverged, TokenizerRejected, UserError
 from varscale.numerics.machine import MachineShares
 
 
@@ -127,7 +127,8 @@ class Graph:
             self._waiting.append(job)
             return
         diverged = isinstance(error, Diverged) and isinstance(job, TrunkJob | BranchJob)
-        self._listener.note(f"{job.title} {'diverged' if diverged else 'failed'}: {error}")
+        if not isinstance(error, TokenizerRejected):  # whoever ran the graph raises it again, and so it is printed
+            self._listener.note(f"{job.title} {'diverged' if diverged else 'failed'}: {error}")
         for lost in (job, *self._lost_with(job)):
             if not diverged:
                 self.failed.append((lost, str(error)))

@@ -1,12 +1,14 @@
 """Evaluations as jobs: adding one trains nothing again, and a cell's starts when its branch has ended."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from sweeps.jobs.base import Job, Report, StudyPlace, set_threads, trunk_fields
 from sweeps.study import Study
+from varscale.config import Experiment
 from varscale.evaluation.plan import FEW_IMAGES, FidelityPlan, Subject, number_of
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles
@@ -28,12 +30,13 @@ class EvaluationJob(Job):
     @property
     def key(self) -> str:
         """Begins with "evaluation", which its cell's key doesn't."""
-        return f"evaluation {self.cell.label if self.cell else self.subject}"
+        return f"evaluation {f'{self.cell.label} g{self.plan.guidance:.12g}' if self.cell else self.subject}"
 
     @property
     def title(self) -> str:
         """For people."""
-        return f"images · {self.cell.title if self.cell else self.subject}"
+        of = f"{self.cell.title} · guidance {self.plan.guidance:g}" if self.cell else self.subject
+        return f"images · {of}"
 
     @cached_property
     def files(self) -> RunFiles:
@@ -74,12 +77,21 @@ class EvaluationJob(Job):
         return self.place.tokenizer if self.subject == "reconstructed" else None
 
 
+def cell_evaluations(place: StudyPlace, plan: FidelityPlan, cells: Sequence[Cell]) -> list[EvaluationJob]:
+    """One job for each guidance and cell; all cells at the plan's first guidance come first."""
+    return [
+        EvaluationJob(_measured_by(each, cell.trunk.experiment), place, each, "cell", cell)
+        for each in plan.at_each_guidance()
+        for cell in cells
+    ]
+
+
 def evaluation_jobs(study: Study, *, all_of_them: bool = False) -> list[EvaluationJob]:
-    """What a study's `evaluation.fidelity` asks for and is not done, or all: the floors first, then each cell."""
+    """What a study's `evaluation.fidelity` asks for and is not done, or all: the floors first, then the cells."""
     plan, experiment, place = study.fidelity, study.experiment, StudyPlace.of(study)
     if plan is None:
         return []
-    jobs = [EvaluationJob(cell.trunk.experiment, place, plan, "cell", cell) for cell in study.cells]
+    jobs = cell_evaluations(place, plan, study.cells)
     if plan.has_floors:
         floors: tuple[Subject, ...] = ("real", "reconstructed")
         jobs = [*(EvaluationJob(experiment, place, plan, subject) for subject in floors), *jobs]
@@ -99,3 +111,9 @@ def evaluation_jobs(study: Study, *, all_of_them: bool = False) -> list[Evaluati
             number_of(plan.floor),
         )
     return jobs if all_of_them else missing
+
+
+def _measured_by(plan: FidelityPlan, experiment: Experiment) -> Experiment:
+    """The experiment with the plan's settings: what a job's file says is what the job does."""
+    evaluation = experiment.evaluation.model_copy(update={"fidelity": plan.settings})
+    return experiment.model_copy(update={"evaluation": evaluation})

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from command_calls import Call
+import pandas as pd
+from command_calls import ONE_QUICK_LAW, Call
 from toy_sweep import Finished, cell_folder, write_toy
 
 FIDELITY = {"samples": 120, "reference_images": 200, "bootstrap_draws": 3}
@@ -22,10 +23,36 @@ def test_a_study_and_a_cell(call: Call, copy: Path, finished: Finished, tmp_path
     cell = cell_folder(copy, 2, 2e7)
     alone = call("evaluate", cell, "--samples", "120", "--guidance", "3")
     assert alone.code == 0, alone.error
+    assert Path(alone.output.splitlines()[-1]).is_relative_to(copy), "in the folder where the cell lies"
     again = call("evaluate", yaml)
     assert again.code == 0
     assert {path: path.stat().st_mtime_ns for path in paths} == before
     assert {path: path.stat().st_mtime_ns for path in copy.glob("cells/*/result.json")} == cells
+
+
+def test_several_guidances_of_the_best_cells_reach_the_laws(call: Call, copy: Path, tmp_path: Path) -> None:
+    """Although the experiment has no `evaluation.fidelity`; each evaluation is a row, and the losses count once."""
+    fidelity = [f"evaluation.fidelity.{name}={value}" for name, value in FIDELITY.items()]
+    sets = [part for each in fidelity for part in ("--set", each)]
+    yaml = write_toy(tmp_path / "here")
+    measured = call("evaluate", yaml, "--cells", "best", "--guidance", "0,1.5,3", *sets)
+    assert measured.code == 0, measured.error
+    rows = [line.split() for line in measured.output.splitlines() if line.strip().startswith("depth")]
+    assert len(rows) == 12, "four budgets, three guidances"
+    assert [float(row[8]) for row in rows] == [0] * 4 + [1.5] * 4 + [3] * 4
+    assert call("fit-laws", "toy", *ONE_QUICK_LAW).code == 0
+    laws = copy / "studies" / "toy" / "laws"
+    table, content = pd.read_csv(laws / "runs.csv"), json.loads((laws / "laws.json").read_text())
+    assert table["fid"].notna().sum() == 12
+    assert len(table) == 8 + 2 * 4
+    assert content["seed_noise"] == {}
+    assert not {"repeated-rows", "mixed-evaluators"} & {each["code"] for each in content["warnings"]}
+    assert next(fit for fit in content["fits"] if fit["x"] == "flops")["data"]["n_runs"] == 4
+    assert call("fit-laws", "toy", "--law", "power", "--bootstrap-draws", "50").code == 0
+    content = json.loads((laws / "laws.json").read_text())
+    assert len(content["guidance"]) == 4
+    assert {len(curve["points"]) for curve in content["guidance"]} == {3}
+    assert (laws / "quality_vs_guidance.png").exists()
 
 
 def test_mistakes(call: Call, copy: Path, finished: Finished) -> None:
@@ -36,7 +63,15 @@ def test_mistakes(call: Call, copy: Path, finished: Finished) -> None:
     assert "6726825d" in missing.error
     for arguments, said in (
         ((finished.yaml, "--samples", "120", "--extractor", "none"), "evaluation.fidelity.extractor"),
+        ((finished.yaml, "--samples", "50"), "evaluation.fidelity.samples"),
+        ((cell, "--samples", "50"), "evaluation.fidelity.samples"),
         ((finished.yaml, "--guidance", "-1"), "evaluation.fidelity.guidance"),
+        ((finished.yaml, "--guidance", "1,1"), "evaluation.fidelity.guidance"),
+        ((cell, "--guidance", "1,inf"), "evaluation.fidelity.guidance"),
+        ((cell, "--guidance", ""), "--guidance ''"),
+        ((cell, "--guidance", "1,,2"), "--guidance '1,,2'"),
+        ((finished.yaml, "--guidance", "high"), "--guidance 'high': expected numbers"),
+        ((cell, "--cells", "best"), "--cells"),
         ((cell, "--set", "optim.lr=1"), "--set"),
         ((next(copy.glob("trunks/*/job.json")).parent,), "not a cell's folder"),
         (("no-such-experiment",), "no experiment"),

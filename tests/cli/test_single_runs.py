@@ -11,6 +11,7 @@ import pytest
 import torch
 from architectures import architecture
 from command_calls import Call
+from filelock import FileLock
 from PIL import Image
 from toy_sweep import Finished, cell_folder, numbers_of, results, write_toy
 
@@ -151,6 +152,10 @@ def test_sample_many(call: Call, copy: Path) -> None:
     before = Path("new/pictures/000000.png").stat().st_mtime_ns
     assert call("sample", cell, *options, "--out", "new/pictures/").code == 0  # it is there already
     assert Path("new/pictures/000000.png").stat().st_mtime_ns == before
+    with FileLock("new/.pictures.lock"):
+        alone = call("sample", cell, *options, "--out", "new/pictures/")
+    assert (alone.code, len(alone.error.strip().splitlines())) == (1, 1)
+    assert "another process draws into it" in alone.error
     other = call("sample", cell, *options, "--out", "new/pictures", "--smooth")
     assert other.error == (
         "varscale: --out new/pictures: was begun with smooth False, not True; name another, or go on with the same"

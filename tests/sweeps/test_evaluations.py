@@ -16,11 +16,11 @@ from sweeps.jobs.graph import read_job
 from sweeps.jobs.training import BranchJob
 from sweeps.study import Study, study_table
 from varscale.config import Experiment
-from varscale.errors import Diverged
+from varscale.errors import Diverged, ExperimentError
 from varscale.evaluation import subjects
 from varscale.evaluation.plan import RINGS_TRAINING
-from varscale.store.layout import Store
-from varscale.store.records import read_result
+from varscale.store.layout import RunFiles, Store
+from varscale.store.records import RunIdentity, read_result
 
 FIDELITY: dict[str, Any] = {"samples": 120, "reference_images": 200, "bootstrap_draws": 3, "guidance": 1.5}
 FIGURES = ("fid", "kid", "mind", "image_precision", "image_recall")
@@ -84,17 +84,113 @@ def test_measuring_trains_nothing(with_cells: Sweeping) -> None:
 
 
 def test_other_settings_are_other_figures_and_never_mixed(with_cells: Sweeping) -> None:
+    """A cell's first row has the settings of the latest sweep; each other way of measuring it has its own row."""
     first = with_cells(measured())
     stronger = with_cells(measured(guidance=4.0))
     assert len(with_cells.executor.of(EvaluationJob)) == 2, "the floors are the same"
-    assert [row["guidance"] for row in stronger.rows] == [4.0, 4.0]
+    assert [row["guidance"] for row in stronger.rows] == [4.0, 1.5, 4.0, 1.5]
+    assert [row for row in stronger.rows if row["guidance"] == 1.5] == first.rows
     assert stronger.rows[0]["fid"] != first.rows[0]["fid"]
     assert stronger.rows[0]["fid_floor"] == first.rows[0]["fid_floor"]
     wider = measured(guidance=2.0).model_copy(update={"grid": toy_experiment(grid={"depths": [3]}).grid})
     with_cells(wider)
     table = study_table(Store(with_cells.runs), "toy")
     assert table is not None
-    assert {row.get("guidance") for row in table.rows} == {2.0, None}, "cells of earlier sweeps are not measured so"
+    shown = {(row["depth"], row["guidance"]) for row in table.rows}
+    assert shown == {(2, 1.5), (2, 4.0), (3, 2.0)}, "cells of earlier sweeps were not measured so"
+
+
+def test_several_guidances_are_an_evaluation_each(with_cells: Sweeping) -> None:
+    with_cells(measured())
+    before = {path: path.stat().st_mtime_ns for path in with_cells.runs.glob("evaluations/*/result.json")}
+    several = measured(guidance=[3, 0, 1.5])
+    outcome = with_cells(several)
+    jobs = with_cells.executor.of(EvaluationJob)
+    assert [job.plan.guidance for job in jobs] == [3.0, 3.0, 0.0, 0.0], "what was measured at one guidance is found"
+    assert len({job.title for job in jobs}) == len({job.key for job in jobs}) == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [row["guidance"] for row in outcome.rows] == [3.0, 0.0, 1.5] * 2
+    for rows in (outcome.rows[:3], outcome.rows[3:]):
+        assert len({row["fid"] for row in rows}) == 3
+        assert {row["fid_floor"] for row in rows} == {outcome.rows[0]["fid_floor"]}
+        figures = (*FIGURES, "inception_score")
+        of_images = {*figures, *(f"{name}_{end}" for name in figures for end in ("low", "high"))}
+        of_images |= {"guidance", "fid_extrapolated"}
+        assert {frozenset((name, row[name]) for name in row.keys() - of_images) for row in rows} == {
+            frozenset((name, rows[0][name]) for name in rows[0].keys() - of_images)
+        }, "they differ in nothing else"
+    for job in jobs:
+        read = read_job(job.files.job)
+        assert read.files.folder == job.files.folder.absolute()
+
+
+@pytest.mark.parametrize(
+    "wrong", [-1, [1.5, -0.1], [1.5, 1.5], [], [float("inf")], [float("nan")], "much", [[1.0]], True]
+)
+def test_guidances_that_are_none(wrong: Any) -> None:
+    with pytest.raises(ExperimentError, match=r"evaluation\.fidelity\.guidance") as caught:
+        measured(guidance=wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluations_that_the_settings_never_asked_for_are_in_the_table(with_cells: Sweeping) -> None:
+    """Those of `varscale evaluate` with other settings, or of an experiment without the section."""
+    with_cells(measured(guidance=3.0, top_k=5))
+    with_cells(measured(samples=150))
+    plain = with_cells(toy_experiment(grid={"depths": [2], "budgets": [2e7, 3e7]}))
+    assert not with_cells.executor.started
+    shown = [(row["guidance"], row["samples"], row["top_k"], row["fid_floor"]) for row in plain.rows]
+    floors = {row["samples"]: row["fid_floor"] for row in plain.rows}
+    assert floors[120] != floors[150]
+    assert shown == [(1.5, 150, 0, floors[150]), (3.0, 120, 5, floors[120])] * 2
+    more_draws = with_cells(measured(samples=150, bootstrap_draws=4))
+    assert len(with_cells.executor.of(EvaluationJob)) == 4
+    assert len(more_draws.rows) == 4, "bootstrap draws are no other way of measuring"
+
+
+def test_evaluations_of_an_earlier_version_are_found(with_cells: Sweeping) -> None:
+    """They didn't say whose they were, nor how tokens were chosen."""
+    outcome = with_cells(measured())
+    for path in with_cells.runs.glob("evaluations/*/result.json"):
+        files = RunFiles(path.parent)
+        identity, result, job = RunIdentity.read(files.identity), read_result(files), JobRecord.read(files.job)
+        assert identity is not None
+        assert result is not None
+        assert job is not None
+        unsaid = ("of", "top_k", "top_p", "sampling_seed", "bootstrap_draws", "fingerprint", "tokenizer_fingerprint")
+        params = {name: value for name, value in identity.params.items() if name not in unsaid}
+        identity.model_copy(update={"params": params}).write(files.identity)
+        row = {name: value for name, value in result.row.items() if name not in unsaid}
+        result.model_copy(update={"row": row}).write(files.result)
+        job.experiment["evaluation"]["fidelity"]["guidance"] = 1.5  # type: ignore[index,call-overload]
+        job.write(files.job)
+    table = study_table(Store(with_cells.runs), "toy")
+    assert table is not None
+    assert table.rows == outcome.rows
+    assert not evaluation_jobs(Study.of(measured(), Store(with_cells.runs), grid_cells(measured())))
+
+
+def test_an_evaluation_of_nobody_is_named_and_left_out(with_cells: Sweeping, caplog: pytest.LogCaptureFixture) -> None:
+    outcome = with_cells(measured())
+    path = next(with_cells.runs.glob("evaluations/*-g1.5-*/run.json"))
+    identity = RunIdentity.read(path)
+    assert identity is not None
+    identity.model_copy(update={"params": {"subject": "cell"}}).write(path)
+    table = study_table(Store(with_cells.runs), "toy")
+    assert table is not None
+    assert sum("fid" in row for row in table.rows) == len(outcome.rows) - 1
+    assert "whose evaluation this is can't be told" in caplog.text
+
+
+def test_the_best_cell_of_each_budget(sweeping: Sweeping, finished: Finished) -> None:
+    shutil.copytree(finished.runs / "cells", sweeping.runs / "cells")
+    study = Study.of(toy_experiment(), Store(sweeping.runs), grid_cells(toy_experiment()))
+    losses = {cell.label: study.result(cell).metrics["loss"] for cell in study.cells}  # type: ignore[union-attr]
+    best = study.best_cells()
+    assert [cell.budget_flops for cell in best] == [2e7, 3e7, 4e7, 6e7]
+    for cell in best:
+        alike = [each.label for each in study.cells if each.budget_flops == cell.budget_flops]
+        assert losses[cell.label] == min(losses[label] for label in alike)
 
 
 def test_the_same_images_whatever_the_batch(with_cells: Sweeping, tmp_path: Path) -> None:
@@ -175,4 +271,10 @@ def test_a_result_says_what_it_is(with_cells: Sweeping) -> None:
         result = read_result(job.files)
         assert result is not None
         assert set(FIGURES) <= set(result.metrics)
+        if job.cell is not None:
+            assert result.row["fingerprint"] == identity["params"]["of"] == study.cell_files(job.cell).fingerprint
+        elif job.subject == "reconstructed":
+            assert result.row["tokenizer_fingerprint"] == identity["params"]["of"] == study.tokenizer.fingerprint
+        else:
+            assert identity["params"]["of"] == ""
     assert results(with_cells.runs)

@@ -53,6 +53,7 @@ def test_it_stops_before_any_cell(collapsed: Sweeping) -> None:
         assert "\n" not in message
         assert "tokenizer.training.lr (now 0.005)" in message
         assert message.endswith("tokenizer.accept: true goes on regardless")
+        assert "no model should be trained" not in collapsed.output, "the command prints it, once"
         assert [type(job) for job in collapsed.executor.jobs] == ([] if call else [TokenizerJob])
     assert not list(collapsed.runs.glob("cells/*"))
     result = Result.read(tokenizer_files(collapsed.runs).result)

@@ -1,7 +1,7 @@
 """The verb that measures the images of cells that are trained."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,17 +17,33 @@ _SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image
 
 def evaluate(
     what: Annotated[str, typer.Argument(metavar="EXPERIMENT|CELL", help="An experiment, or a finished cell's folder.")],
-    samples: Annotated[int | None, typer.Option(min=100, help="Images drawn of each cell.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images drawn of each cell, 100 or more.")] = None,
     extractor: Annotated[str | None, typer.Option(help="What makes features, such as inception-v3-compat.")] = None,
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance at the last scale.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="Classifier-free guidance at the last scale; several, such as 0,1.5,3, are measured each."),
+    ] = None,
+    cells: Annotated[
+        Literal["all", "best"], typer.Option(help="Of an experiment: all, or those of the lowest loss at each budget.")
+    ] = "all",
     set_: Overrides = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Measure images of finished cells against real ones: FID, KID, MIND, precision, recall. Trains nothing."""
-    given = {"samples": samples, "extractor": extractor, "weights": weights and str(weights), "guidance": guidance}
+    given = {
+        "samples": samples,
+        "extractor": extractor,
+        "weights": weights and str(weights),
+        "guidance": None if guidance is None else _numbers("--guidance", guidance),
+    }
     changes = {name: value for name, value in given.items() if value is not None}
-    jobs = _jobs(what, changes, set_, runs_dir)
+    if (Path(what) / "job.json").is_file():
+        if set_ or cells != "all":
+            raise ExperimentError(f"{'--set' if set_ else '--cells'}: only for an experiment, and {what} is a cell")
+        jobs = _of_cell(Path(what), changes)
+    else:
+        jobs = _of_experiment(what, changes, set_, runs_dir, best=cells == "best")
     failed = _run([job for job in jobs if not job.done()])
     _print(jobs)
     for title, reason in failed.items():
@@ -36,39 +52,61 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _jobs(what: str, changes: dict[str, Any], overrides: list[str] | None, runs_dir: str) -> "list[EvaluationJob]":
-    """Those of a cell, or of all finished cells of an experiment's study and of its floors."""
-    from sweeps.grid import grid_cells
-    from sweeps.jobs.evaluation import EvaluationJob, evaluation_jobs
+def _of_cell(folder: Path, changes: dict[str, Any]) -> "list[EvaluationJob]":
+    from sweeps.jobs.base import StudyPlace
+    from sweeps.jobs.evaluation import cell_evaluations
     from sweeps.jobs.graph import read_job
     from sweeps.jobs.training import BranchJob
-    from sweeps.study import Study
     from varscale.evaluation.plan import FidelityPlan
+    from varscale.store.layout import RunFiles, Store, TokenFiles
+    from varscale.store.records import read_result
 
-    folder = Path(what)
-    if (folder / "job.json").is_file():
-        if overrides:
-            raise ExperimentError(f"--set: {what} is a cell, whose settings stand; --samples and the like say how")
-        job = read_job(folder / "job.json")
-        if not isinstance(job, BranchJob):
-            raise ExperimentError(f"{what}: not a cell's folder; only cells draw images")
-        if not job.done():
-            raise ExperimentError(f"{what}: this cell is not finished; `varscale status` shows how far it is")
-        experiment = _with_fidelity(job.experiment, changes, what)
-        plan = FidelityPlan.of(experiment)
-        assert plan is not None
-        return [EvaluationJob(experiment, job.place, plan, "cell", job.cell)]
-    settings = [f"evaluation.fidelity.{name}={value}" for name, value in changes.items()]
-    asked = load(what, [*(overrides or ()), *settings])
-    experiment = _with_fidelity(asked, {}, what)
+    job, cell = read_job(folder / "job.json"), RunFiles(folder.resolve())
+    if not isinstance(job, BranchJob):
+        raise ExperimentError(f"{folder}: not a cell's folder; only cells draw images")
+    result = read_result(cell)
+    if result is None:
+        raise ExperimentError(f"{folder}: this cell is not finished; `varscale status` shows how far it is")
+    if result.status == "diverged":
+        raise ExperimentError(f"{folder}: this cell diverged: it has no weights to draw images from")
+    plan = FidelityPlan.of(_with_fidelity(job.experiment, changes, str(folder)))
+    assert plan is not None
+    runs = cell.folder.parents[1]  # a copied runs folder is not the one in which the job was written
+    tokenizer = RunFiles(runs / "tokenizers" / job.place.tokenizer.folder.name)
+    tokens = TokenFiles(runs / "tokens" / job.place.tokens.folder.name)
+    place = StudyPlace(Store(runs), Store(runs).study(job.experiment.name), tokenizer, tokens)
+    return cell_evaluations(place, plan, [job.cell])
+
+
+def _of_experiment(
+    what: str, changes: dict[str, Any], overrides: list[str] | None, runs_dir: str, *, best: bool
+) -> "list[EvaluationJob]":
+    """Those of the finished cells of an experiment's study, or of the best of these, and of its floors."""
+    from sweeps.grid import grid_cells
+    from sweeps.jobs.evaluation import evaluation_jobs
+    from sweeps.study import Study
+
+    asked = load(what, overrides)
+    experiment = _with_fidelity(asked, changes, what)
     study = Study.of(experiment, open_store(runs_dir), grid_cells(experiment))
-    unfinished = {cell.title for cell in study.missing}
+    unfinished = study.missing
     if len(unfinished) == len(study.cells):
         raise ExperimentError(f"{what}: none of its cells is finished; `varscale sweep` trains them")
-    if study.files.record.exists() and experiment == asked and not (changes or overrides):
-        study.record(None)  # from now on its table has the figures
+    if best and unfinished:
+        typer.echo(f"{len(unfinished)} cells are not finished; the best of the others are measured", err=True)
+    if study.files.record.exists() and experiment == asked and not overrides:
+        study.record(None)  # from now on these evaluations come first in its table
+    chosen = study.best_cells() if best else [cell for cell in study.cells if cell not in unfinished]
     jobs = evaluation_jobs(study, all_of_them=True)
-    return [job for job in jobs if job.cell is None or job.cell.title not in unfinished]
+    return [job for job in jobs if job.cell is None or job.cell in chosen]
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Numbers of an option such as 0,1.5,3."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ExperimentError(f"{option} {text[:100]!r}: expected numbers from 0 up, such as 0,1.5,3") from None
 
 
 def _with_fidelity(experiment: "Experiment", changes: dict[str, Any], what: str) -> "Experiment":
@@ -107,9 +145,11 @@ def _print(jobs: "list[EvaluationJob]") -> None:
     from varscale.store.records import read_result
 
     results = [(job, result) for job in jobs if (result := read_result(job.files)) is not None]
-    table = Table("images", *_SHOWN, box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table("images", "guidance", *_SHOWN, box=SIMPLE, padding=(0, 1, 0, 0))
     for job, result in results:
-        table.add_row(job.title, *(f"{result.metrics[name]:.4g}" if name in result.metrics else "" for name in _SHOWN))
+        guidance = f"{job.plan.guidance:g}" if job.cell else ""
+        figures = (f"{result.metrics[name]:.4g}" if name in result.metrics else "" for name in _SHOWN)
+        table.add_row(job.cell.title if job.cell else job.subject, guidance, *figures)
     console = Console()
     console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).maximum)
     console.print(table)

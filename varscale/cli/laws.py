@@ -116,7 +116,8 @@ def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyF
         written = _fit(table, FitOptions(title=files.name), files.laws)
     except TableError as error:
         write_atomically(files.laws / "runs.csv", table.to_csv(index=False).encode())
-        raise ExperimentError(f"{len(rows)} cells are in {files.laws / 'runs.csv'}, but {error}") from error
+        cells = len({row["run"] for row in rows})
+        raise ExperimentError(f"{cells} cells are in {files.laws / 'runs.csv'}, but {error}") from error
     _fitted_laws(fitted, files.laws).write(files.fitted)
     return written
 

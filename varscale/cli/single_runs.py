@@ -173,10 +173,10 @@ def _sample_many(
     out: str,
 ) -> None:
     from varscale.generation.bulk import draw_collection, labels_in_proportion, labels_in_turn
-    from varscale.generation.collection import Collection
+    from varscale.generation.collection import Collection, drawn_alone
     from varscale.generation.from_files import Drawable
 
-    collection = Collection.at(out)
+    Collection.at(out)  # what can't be is said before anything is done
     if count is None:
         raise ExperimentError(f"--out {out}: say by --count how many images to draw")
     drawable, view = Drawable.load(*files), _view()
@@ -188,7 +188,9 @@ def _sample_many(
         raise ExperimentError(f"--labels {labels}: expected balanced, as-training, or classes such as 0,1,2")
     else:
         labels_N = labels_in_turn(whole_numbers("--labels", labels), count)
-    draw_collection(drawable, labels_N, options, collection, partial(view.stage, "drawing"), batch_size=batch)
+    with drawn_alone(out):
+        collection, progress = Collection.at(out), partial(view.stage, "drawing")
+        draw_collection(drawable, labels_N, options, collection, progress, batch_size=batch)
     view.stage_done("drawing")
 
 

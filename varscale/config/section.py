@@ -6,7 +6,7 @@ keyboard is an error and not a machine out of memory.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -134,6 +134,22 @@ class GridConfig(Section):
         return self
 
 
+def _several(value: Any) -> Any:
+    """One number stands for a list of it alone."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _different(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"repeated values in {list(values)}")
+    return values
+
+
+Guidance = Annotated[Real, Field(ge=0, le=1e6)]
+Guidances = Annotated[
+    tuple[Guidance, ...], Field(min_length=1, max_length=1024), AfterValidator(_different), BeforeValidator(_several)
+]
+
 FeatureExtractor = Literal[
     "inception-v3-compat",
     "rings-classifier",
@@ -168,9 +184,10 @@ class FidelityConfig(Section):
     """Real images that the drawn ones are compared with; the floors take the others."""
     reference_images: Annotated[Whole, Field(ge=100, le=2**24)] | None = 10_000
     """How many of them, spread evenly; None: all (procedural images: a number is needed)."""
-    guidance: Annotated[Real, Field(ge=0, le=1e6)] = 0.0
-    """Classifier-free guidance of the last scale, ramped up from 0. At 0 images are of the distribution that was
-    learnt, as the loss is."""
+    guidance: Guidances = (0.0,)
+    """Classifier-free guidance of the last scale, ramped up from 0: one number, or a list of those at which each cell
+    is measured, the first of which is in a cell's own row of the runs table. At 0 images are of the distribution that
+    was learnt, as the loss is."""
     top_k: Annotated[Whole, Field(ge=0, le=2**24)] = 0
     """Sample among the k likeliest tokens; 0: all."""
     top_p: Fraction = 0.0
@@ -192,7 +209,7 @@ class EvaluationConfig(Section):
     """Sampled images a class in the sample grid; 0: none."""
     sample_classes: Classes = 8
     """Classes shown in the sample grid, at most."""
-    guidance: Annotated[Real, Field(ge=0, le=1e6)] = 1.5
+    guidance: Guidance = 1.5
     """Classifier-free guidance of the last scale, ramped up from 0."""
     top_k: Annotated[Whole, Field(ge=0, le=2**24)] = 0
     """Sample among the k likeliest tokens; 0: all."""

@@ -1,11 +1,12 @@
 """What an evaluation of images is told apart by: what is measured, how, and against which images. Without torch.
 
-Figures that differ in any of it (extractor and its weights, reference, number of images, guidance) are never mixed, so
-all of it is in an evaluation's fingerprint, and beside its figures in the runs table.
+Figures that differ in any of it (extractor and its weights, reference, number of images, guidance and other choices of
+drawing) are never mixed, so all of it is in an evaluation's fingerprint, and beside its figures in the runs table.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,26 +71,61 @@ class FidelityPlan:
         """The extractor's name alone."""
         return self.extractor.partition(":")[0]
 
-    def key(self, subject: Subject, run: RunFiles | None) -> RunKey:
-        """Identity of an evaluation, `run` being the cell or the tokenizer; None for real images."""
-        measured = {"extractor": self.extractor, "reference": self.reference, "draws": self.settings.bootstrap_draws}
-        drawn = self.settings.model_dump(mode="json", include={"samples", "guidance", "top_k", "top_p", "seed"})
-        images = drawn if subject == "cell" else {"images": self.floor}
-        of = run.fingerprint if run else ""
-        identity = fingerprint(kind="evaluation", evaluator=EVALUATOR, subject=subject, of=of, **measured, **images)
-        name = run.folder.name.removesuffix(f"-{of}") if run else self.floor.rpartition("-")[0]
-        return RunKey(
-            "evaluations", f"{name}-{f'g{self.settings.guidance:g}' if subject == 'cell' else subject}", identity
+    @property
+    def guidance(self) -> float:
+        """At which a cell's images are drawn; of several the first."""
+        return self.settings.guidance[0]
+
+    def at_each_guidance(self) -> "tuple[FidelityPlan, ...]":
+        """One plan for each guidance: an evaluation is at one."""
+        return tuple(
+            replace(self, settings=self.settings.model_copy(update={"guidance": (guidance,)}))
+            for guidance in self.settings.guidance
         )
 
+    def key(self, subject: Subject, run: RunFiles | None) -> RunKey:
+        """Identity of an evaluation, `run` being the cell or the tokenizer; None for real images."""
+        of = run.fingerprint if run else ""
+        identity = evaluation_fingerprint(subject, of, self.floor, self.columns(), self.settings.bootstrap_draws)
+        name = run.folder.name.removesuffix(f"-{of}") if run else self.floor.rpartition("-")[0]
+        return RunKey("evaluations", f"{name}-{f'g{self.guidance:g}' if subject == 'cell' else subject}", identity)
+
     def columns(self) -> dict[str, Any]:
-        """What the runs table says beside a cell's figures."""
+        """What the runs table says beside a cell's figures: two that differ in any of it don't compare."""
         return {
             "evaluator": EVALUATOR,
             "extractor": self.extractor,
             "reference_set": self.reference,
-            **self.settings.model_dump(include={"samples", "guidance"}),
+            "samples": self.settings.samples,
+            "guidance": self.guidance,
+            "top_k": self.settings.top_k,
+            "top_p": self.settings.top_p,
+            "sampling_seed": self.settings.seed,
         }
+
+
+def evaluation_fingerprint(subject: Subject, of: str, floor: str, columns: Mapping[str, Any], draws: int) -> str:
+    """Identity of an evaluation.
+
+    Args:
+        subject: What is measured.
+        of: Fingerprint of the cell or the tokenizer; "" for real images.
+        floor: See `FidelityPlan.floor`.
+        columns: See `FidelityPlan.columns`.
+        draws: Bootstrap draws.
+    """
+    drawn = {name: columns[name] for name in ("samples", "guidance", "top_k", "top_p")}
+    images = {**drawn, "seed": columns["sampling_seed"]} if subject == "cell" else {"images": floor}
+    return fingerprint(
+        kind="evaluation",
+        evaluator=columns["evaluator"],
+        subject=subject,
+        of=of,
+        extractor=columns["extractor"],
+        reference=columns["reference_set"],
+        draws=draws,
+        **images,
+    )
 
 
 def number_of(images: str) -> int:

@@ -50,6 +50,13 @@ class Evaluated:
     cell: RunFiles | None = None
     """The cell, where one is measured."""
 
+    @property
+    def of(self) -> dict[str, str]:
+        """Whose images these are, under the runs table's name for it; nobody's where they are real."""
+        if self.cell is not None:
+            return {"fingerprint": self.cell.fingerprint}
+        return {"tokenizer_fingerprint": self.tokenizer.fingerprint} if self.subject == "reconstructed" else {}
+
 
 def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store, report: Report) -> None:
     """Measure images, and write the result last.
@@ -73,7 +80,7 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
             status="finished",
             time=time.time(),
             metrics={**figures, "wall_seconds": time.time() - started},
-            row={**_columns(what.subject, figures), **(plan.columns() if what.subject == "cell" else {})},
+            row={**_columns(what.subject, figures), **what.of, **(plan.columns() if what.subject == "cell" else {})},
             provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         ).write(files.result)
 
@@ -105,7 +112,7 @@ def _batches(plan: FidelityPlan, what: Evaluated) -> Iterator[Tensor]:
     tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
     model = load_model(what.cell.weights, what.cell.fingerprint).to(device)
     labels_N = torch.arange(settings.samples, device=device) % model.config.num_classes  # as many of each class
-    options = SamplingOptions(settings.guidance, settings.top_k, settings.top_p, settings.seed)
+    options = SamplingOptions(plan.guidance, settings.top_k, settings.top_p, settings.seed)
     return drawn_batches(model, tokenizer, labels_N, options, batch_size=settings.batch_size)
 
 
@@ -137,7 +144,8 @@ def _reported(batches: Iterator[Tensor], total: int, report: Report) -> Iterator
 
 
 def _described(plan: FidelityPlan, what: Evaluated) -> dict[str, Any]:
-    return {"subject": what.subject, "title": what.title, "floor": plan.floor, **plan.columns()}
+    described = {"subject": what.subject, "title": what.title, "of": next(iter(what.of.values()), "")}
+    return {**described, "floor": plan.floor, **plan.columns(), "bootstrap_draws": plan.settings.bootstrap_draws}
 
 
 def _columns(subject: Subject, figures: dict[str, float]) -> dict[str, float]:

@@ -12,12 +12,14 @@ import shutil
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import FiniteFloat
@@ -211,6 +213,24 @@ class _Parquet(Collection):
         with replaced(self.out) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
             for part in self._part_paths():
                 writer.write_table(pq.read_table(part))
+
+
+@contextmanager
+def drawn_alone(out: str) -> Iterator[None]:
+    """No other process draws into this collection meanwhile.
+
+    Raises:
+        ExperimentError: One does.
+    """
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ExperimentError(f"--out {out}: another process draws into it; wait for it, or name another") from None
+    with lock:
+        yield
 
 
 def is_folder(out: str) -> bool:

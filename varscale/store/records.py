@@ -8,14 +8,13 @@ folder, because file names in it are plain names.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from varscale.store.atomic import write_json
-from varscale.store.layout import RunFiles, Store, TokenFiles
+from varscale.store.layout import RunFiles, TokenFiles
 
 LARGEST_FILE = 256 * 2**20
 """Bytes; a larger file is none of ours."""
@@ -127,8 +126,8 @@ class StudyCell(BaseModel):
     """Columns of the runs table that are the study's: its name, the variant, the nominal budget."""
     recipe: str
     """Fingerprint of what all cells of a law have in common."""
-    evaluation: PlainName | None = None
-    """Its folder among the evaluations; None where its images are not measured."""
+    evaluations: tuple[PlainName, ...] = ()
+    """Folders among the evaluations of those that the study's own settings ask for; others of the cell come after."""
 
 
 class StudyRecord(Record):
@@ -147,8 +146,6 @@ class StudyRecord(Record):
     """Of the latest sweep: cells of other recipes are left out of the laws."""
     cells: tuple[StudyCell, ...]
     """Of all sweeps, the latest recipe's and others'."""
-    floors: tuple[PlainName, ...] = ()
-    """Folders among the evaluations: of real images and of the tokenizer's reconstructions."""
     status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"] = "RUNNING"
     ended: FiniteFloat | None = None
     """Unix seconds."""
@@ -166,12 +163,6 @@ def read_result(files: RunFiles) -> Result | None:
         _warn(files.result, ValueError(f"it belongs to another run, {result.fingerprint}"))
         return None
     return result
-
-
-def evaluated(store: Store, folders: Iterable[str | None]) -> Row:
-    """Columns of the runs table that evaluations give; empty of those that are not done."""
-    found = (read_result(RunFiles(store.runs / "evaluations" / folder)) for folder in folders if folder)
-    return {name: value for result in found if result is not None for name, value in result.row.items()}
 
 
 def encoded_images(files: TokenFiles) -> int:

@@ -1,6 +1,7 @@
 """What is new in the files of studies and their runs, given to an MLflow store."""
 
 import json
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from varscale.evaluation.stored import SETTINGS, StoredEvaluations
 from varscale.store.curves import read_curve
 from varscale.store.layout import Kind, RunFiles, Store, StudyFiles
-from varscale.store.records import Result, RunIdentity, StudyCell, StudyRecord, read_result
+from varscale.store.records import Result, Row, RunIdentity, StudyCell, StudyRecord, read_result
 from varscale.tracking.client import LONGEST_TAG, MLflowStore, RunDeletedError, is_rejection
 from varscale.tracking.positions import (
     OPEN,
@@ -27,7 +29,8 @@ from varscale.tracking.positions import (
 
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 ROW_TAG, LABELS_TAG, EVALUATIONS_TAG = "row", "labels", "evaluations"
-"""A cell's columns of the runs table, JSON: those of its result, of the study, and of its images."""
+"""A cell's columns of the runs table, JSON: those of its result, of the study, and of its images (`rows`: a list, one
+for each way in which they were measured)."""
 MISSING_TAG = "missing"
 """Titles of the study's cells that have no result, a line each."""
 SORTABLE = ("train_flops", "params_total", "params_active", "images_seen")
@@ -54,6 +57,7 @@ class Delivery:
         self._verified: dict[Path, str] = {}
         self._settled: dict[Path, object] = {}
         self._ended: set[Path] = set()
+        self._evaluations = StoredEvaluations(store)
         self._deadline = 0.0
         self._refused: list[Exception] = []
 
@@ -65,6 +69,7 @@ class Delivery:
             Exception: The store does not answer, or refused something (raised after all others were tried).
         """
         self._deadline, self._refused = deadline, []
+        self._evaluations.refresh()
         for study in studies:
             if (record := StudyRecord.read(study.record)) is not None:
                 self._study(study, record)
@@ -101,9 +106,8 @@ class Delivery:
         self, study: StudyFiles, record: StudyRecord, parent: str, kind: Kind, run: RunFiles, cell: StudyCell | None
     ) -> None:
         file = study.delivery(kind, run.folder.name)
-        measured = (*record.floors, cell.evaluation) if cell else ()
-        evaluations = [RunFiles(self._store.runs / "evaluations" / folder) for folder in measured if folder]
-        stamps = [_stamp(file) for file in (run.metrics, run.result, *(each.result for each in evaluations))]
+        measured = self._evaluations.stamps(run.fingerprint) if cell else []
+        stamps = [_stamp(run.metrics), _stamp(run.result), measured]
         signature = (*map(str, stamps), record.status, record.ended, cell, parent)
         if self._settled.get(file) == signature:
             return
@@ -128,7 +132,9 @@ class Delivery:
                 shown.json_tag(LABELS_TAG, labels)
             shown.curve(run.metrics)
             shown.result(run, result, {*params, *tags})
-            shown.evaluations(evaluations)
+            if cell and result is not None:
+                rows = self._evaluations.rows(result, cell.evaluations)
+                shown.evaluations(rows, self._evaluations.ended(run.fingerprint))
             if result is None:
                 shown.end(record.status, milliseconds(record.ended or 0))
             else:
@@ -238,20 +244,27 @@ class _ShownRun:
             self.json_tag(ROW_TAG, row)
         self.position.result = checksum
 
-    def evaluations(self, runs: Sequence[RunFiles]) -> None:
-        """Deliver what was measured of a cell's images: the numbers as metrics, all of it as columns of its row."""
-        results = [result for run in runs if (result := read_result(run)) is not None]
-        columns = {name: value for result in results for name, value in result.row.items()}
-        checksum = zlib.crc32(repr([result_checksum(result) for result in results]).encode()) if results else 0
+    def evaluations(self, rows: Sequence[Row], ended: float) -> None:
+        """Deliver what was measured of a cell's images: numbers as metrics, and all of it for the runs table.
+
+        Metrics of the first row have the columns' own names; those of further rows say how they were measured
+        otherwise, such as `fid_guidance_3`.
+        """
+        checksum = zlib.crc32(json.dumps(rows).encode()) if rows else 0
         if checksum == self.position.evaluations:
             return
-        numbers = {name: value for name, value in columns.items() if isinstance(value, float)}
+        first = rows[0] if rows else {}
+        numbers = {
+            f"{name}{_difference(first, row)}": value
+            for row in rows
+            for name, value in row.items()
+            if isinstance(value, float) and name not in SETTINGS
+        }
         images = int(max(self.position.steps.values(), default=0))
         if numbers:
-            ended = max(result.time for result in results)
             self.mlflow.log_points(self.position.run_id, [Point(milliseconds(ended), images, numbers)])
-        self.tag({name: str(value) for name, value in columns.items() if name not in numbers})
-        self.json_tag(EVALUATIONS_TAG, columns)
+        self.tag({name: str(first[name]) for name in SETTINGS if name in first})
+        self.json_tag(EVALUATIONS_TAG, {"rows": list(rows)})
         self.position.evaluations = checksum
 
     def upload(self, file: Path, folder: str | None = None) -> None:
@@ -288,6 +301,13 @@ def joined(tags: Mapping[str, str], tag: str) -> dict[str, Any]:
     parts = {int(key[len(tag) + 1 :] or 0): text for key, text in tags.items() if key.split(".")[0] == tag}
     content = json.loads("".join(parts[number] for number in sorted(parts)) or "{}")
     return content if isinstance(content, dict) else {}
+
+
+def _difference(first: Row, row: Row) -> str:
+    """What a further evaluation's metrics are called beside the first one's: the settings that differ."""
+    differing = ((name, row[name]) for name in SETTINGS if row[name] != first[name])
+    texts = (f"{name}_{value:.12g}" if isinstance(value, float) else f"{name}_{value}" for name, value in differing)
+    return "".join("_" + re.sub(r"[^\w.-]", "-", text) for text in texts)
 
 
 def _stamp(file: Path) -> list[int] | None:

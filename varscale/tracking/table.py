@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def runs_table(tracking_uri: str, study: str) -> "pandas.DataFrame":
-    """One row a cell of the study's latest recipe that ended, in the columns and types of runs.csv.
+    """The rows of each cell of the study's latest recipe that ended, in the columns and types of runs.csv.
 
     The frame's `attrs` have `missing`, titles of the study's cells that have no result, and `others`, how many cells of
     other recipes ended.
@@ -27,22 +27,18 @@ def runs_table(tracking_uri: str, study: str) -> "pandas.DataFrame":
         studies = [run.data.tags for run in store.search(study, "tags.role = 'study'")]
         cells = [run for run in store.search(study, "tags.role = 'cell'") if run.data.tags.get("status")]
     latest = studies[-1] if studies else {}  # none where its run was deleted in MLflow
-    rows = [_row(run) for run in cells if latest.get("recipe") in (None, run.data.tags.get("recipe"))]
-    if not rows:
+    ours = [run for run in cells if latest.get("recipe") in (None, run.data.tags.get("recipe"))]
+    if not ours:
         raise TrackingError(f"MLflow at {masked(tracking_uri)} holds no finished cell of a study {study!r}")
-    table = pandas.DataFrame(rows)
+    table = pandas.DataFrame([row for run in ours for row in _rows(run)])
     missing = tuple(latest.get(MISSING_TAG, "").splitlines())
-    table.attrs |= {"missing": missing, "others": len(cells) - len(rows)}
+    table.attrs |= {"missing": missing, "others": len(cells) - len(ours)}
     return table
 
 
-def _row(run: Any) -> dict[str, Any]:
+def _rows(run: Any) -> list[dict[str, Any]]:
+    """One for each way in which the cell's images were measured, or one without."""
     tags = run.data.tags
     names = {"run": run.info.run_name, "fingerprint": tags.get("fingerprint", "")}
-    return {
-        **names,
-        **joined(tags, ROW_TAG),
-        **joined(tags, LABELS_TAG),
-        **joined(tags, EVALUATIONS_TAG),
-        "status": tags["status"],
-    }
+    row = {**names, **joined(tags, ROW_TAG), **joined(tags, LABELS_TAG), "status": tags["status"]}
+    return [{**row, **images} for images in joined(tags, EVALUATIONS_TAG).get("rows") or [{}]]

@@ -1,0 +1,144 @@
+"""The evaluations that a store has and whose they are, read off their files alone."""
+
+import glob
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from varscale.config.section import FidelityConfig
+from varscale.evaluation.plan import Subject, evaluation_fingerprint
+from varscale.store.layout import RunFiles, Store
+from varscale.store.records import Record, Result, Row, RunIdentity, read_result
+
+SETTINGS = ("evaluator", "extractor", "reference_set", "samples", "guidance", "top_k", "top_p", "sampling_seed")
+"""Columns of the runs table that say how images were drawn and measured."""
+_OF_FLOORS = ("evaluator", "extractor", "reference_set", "samples", "floor")
+"""What a floor has in common with the evaluations that it is a floor of."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """An evaluation that is done."""
+
+    folder: str
+    subject: Subject
+    of: str
+    """Fingerprint of the cell or the tokenizer; "" of real images."""
+    how: dict[str, Any]
+    """`SETTINGS`, and `floor`: which real images the floor is of."""
+    result: Result
+
+    @property
+    def columns(self) -> Row:
+        """What it says in the runs table."""
+        settings = {name: self.how[name] for name in SETTINGS} if self.subject == "cell" else {}
+        return {**self.result.row, **settings}
+
+
+class StoredEvaluations:
+    """Those of a runs folder; each is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read: dict[Path, tuple[tuple[int, int], StoredEvaluation | None]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what is new, and forget what is gone."""
+        read = {}
+        for path in sorted((self._store.runs / "evaluations").glob("*/result.json")):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            stamp, known = (stat.st_size, stat.st_mtime_ns), self._read.get(path)
+            read[path] = known if known and known[0] == stamp else (stamp, _read(self._store, RunFiles(path.parent)))
+        self._read = read
+
+    def rows(self, cell: Result, own: Sequence[str]) -> list[Row]:
+        """Columns of the runs table, one row for each way in which a cell's images were measured; none: not at all.
+
+        Each has the floors that were measured in its way. Evaluations that differ in nothing but the number of
+        bootstrap draws are one.
+
+        Args:
+            cell: The cell's result.
+            own: Folders of the evaluations that come first; then come those at the default guidance, most images first.
+        """
+        usual = FidelityConfig().guidance[0]
+        places = {folder: place for place, folder in enumerate(own)}
+
+        def order(each: StoredEvaluation) -> tuple[Any, ...]:
+            how = each.how
+            first = how["guidance"] != usual, -how["samples"]
+            return places.get(each.folder, len(own)), first, *(how[name] for name in SETTINGS), each.folder
+
+        rows: dict[tuple[Any, ...], Row] = {}
+        for each in sorted(self._of("cell", cell.fingerprint), key=order):
+            floors = [
+                *self._floors("real", "", each),
+                *self._floors("reconstructed", str(cell.row.get("tokenizer_fingerprint")), each),
+            ]
+            merged = {name: value for one in (*floors, each) for name, value in one.columns.items()}
+            rows.setdefault(tuple(each.how[name] for name in SETTINGS), merged)
+        return list(rows.values())
+
+    def stamps(self, cell: str) -> list[tuple[int, int]]:
+        """Sizes and times of the files that `rows` are made of: they change when these do."""
+        return [stamp for stamp, each in self._read.values() if each and (each.subject != "cell" or each.of == cell)]
+
+    def ended(self, cell: str) -> float:
+        """When the last evaluation of a cell ended, Unix seconds; 0: there is none."""
+        return max((each.result.time for each in self._of("cell", cell)), default=0.0)
+
+    def _of(self, subject: Subject, of: str) -> Iterator[StoredEvaluation]:
+        known = (each for _, each in self._read.values() if each is not None)
+        return (each for each in known if (each.subject, each.of) == (subject, of))
+
+    def _floors(self, subject: Subject, of: str, cell: StoredEvaluation) -> list[StoredEvaluation]:
+        alike = (each for each in self._of(subject, of) if all(each.how[name] == cell.how[name] for name in _OF_FLOORS))
+        return list(alike)[:1]
+
+
+class _Job(Record):
+    """What is needed of an evaluation's job.json."""
+
+    experiment: dict[str, JsonValue]
+
+
+def _read(store: Store, files: RunFiles) -> StoredEvaluation | None:
+    """The evaluation in a folder; None, with a warning, where its files don't say what it is."""
+    identity, result = RunIdentity.read(files.identity), read_result(files)
+    if identity is None or result is None:
+        return None
+    how: dict[str, Any] = {**identity.params}
+    try:
+        if "of" not in how:
+            how |= _of_an_earlier_version(store, files, how)
+        wanted = {name: how[name] for name in (*SETTINGS, "floor")}
+        return StoredEvaluation(files.folder.name, how["subject"], how["of"], wanted, result)
+    except (LookupError, TypeError, ValueError) as error:
+        _log.warning("%s: whose evaluation this is can't be told (%s); no table has it", files.folder, error)
+        return None
+
+
+def _of_an_earlier_version(store: Store, files: RunFiles, how: dict[str, Any]) -> dict[str, Any]:
+    """What such a one doesn't say. Its fingerprint tells which of the runs that are named alike it is of."""
+    job = _Job.read(files.job)
+    settings: Any = job.experiment if job else {}
+    fidelity = FidelityConfig.model_validate(settings["evaluation"]["fidelity"])
+    how = {**how, "top_k": fidelity.top_k, "top_p": fidelity.top_p, "sampling_seed": fidelity.seed}
+    subject, kind = how["subject"], "cells" if how["subject"] == "cell" else "tokenizers"
+    end = f"g{how['guidance']:g}" if subject == "cell" else subject
+    name = files.folder.name.removesuffix(f"-{end}-{files.fingerprint}")
+    alike = () if subject == "real" else (store.runs / kind).glob(f"{glob.escape(name)}-*")
+    for of in ("", *(RunFiles(folder).fingerprint for folder in alike)):
+        if evaluation_fingerprint(subject, of, how["floor"], how, fidelity.bootstrap_draws) == files.fingerprint:
+            return {**how, "of": of}
+    raise LookupError("its cell or tokenizer is not in this runs folder")
