@@ -19,7 +19,7 @@ from varscale.config import Experiment
 from varscale.errors import Diverged, ExperimentError
 from varscale.evaluation import subjects
 from varscale.evaluation.plan import RINGS_TRAINING
-from varscale.store.layout import RunFiles, Store
+from varscale.store.layout import Store
 from varscale.store.records import RunIdentity, read_result
 
 FIDELITY: dict[str, Any] = {"samples": 120, "reference_images": 200, "bootstrap_draws": 3, "guidance": 1.5}
@@ -146,28 +146,6 @@ def test_evaluations_that_the_settings_never_asked_for_are_in_the_table(with_cel
     more_draws = with_cells(measured(samples=150, bootstrap_draws=4))
     assert len(with_cells.executor.of(EvaluationJob)) == 4
     assert len(more_draws.rows) == 4, "bootstrap draws are no other way of measuring"
-
-
-def test_evaluations_of_an_earlier_version_are_found(with_cells: Sweeping) -> None:
-    """They didn't say whose they were, nor how tokens were chosen."""
-    outcome = with_cells(measured())
-    for path in with_cells.runs.glob("evaluations/*/result.json"):
-        files = RunFiles(path.parent)
-        identity, result, job = RunIdentity.read(files.identity), read_result(files), JobRecord.read(files.job)
-        assert identity is not None
-        assert result is not None
-        assert job is not None
-        unsaid = ("of", "top_k", "top_p", "sampling_seed", "bootstrap_draws", "fingerprint", "tokenizer_fingerprint")
-        params = {name: value for name, value in identity.params.items() if name not in unsaid}
-        identity.model_copy(update={"params": params}).write(files.identity)
-        row = {name: value for name, value in result.row.items() if name not in unsaid}
-        result.model_copy(update={"row": row}).write(files.result)
-        job.experiment["evaluation"]["fidelity"]["guidance"] = 1.5  # type: ignore[index,call-overload]
-        job.write(files.job)
-    table = study_table(Store(with_cells.runs), "toy")
-    assert table is not None
-    assert table.rows == outcome.rows
-    assert not evaluation_jobs(Study.of(measured(), Store(with_cells.runs), grid_cells(measured())))
 
 
 def test_an_evaluation_of_nobody_is_named_and_left_out(with_cells: Sweeping, caplog: pytest.LogCaptureFixture) -> None:

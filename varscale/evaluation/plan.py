@@ -5,7 +5,6 @@ drawing) are never mixed, so all of it is in an evaluation's fingerprint, and be
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from varscale.errors import CheckpointError, ExperimentError
 from varscale.store.fingerprint import fingerprint
 from varscale.store.layout import RunFiles, RunKey
 
-EVALUATOR = "fidelity-1"
+EVALUATOR = "fidelity-2"
 """Raised when code changes the figures by more than rounding."""
 INCEPTION, RINGS_CLASSIFIER = "inception-v3-compat", "rings-classifier"
 RINGS_TRAINING = {"images": 12_800, "batch_size": 64, "lr": 2e-3, "width": 32, "features": 32, "seed": 0}
@@ -85,8 +84,11 @@ class FidelityPlan:
 
     def key(self, subject: Subject, run: RunFiles | None) -> RunKey:
         """Identity of an evaluation, `run` being the cell or the tokenizer; None for real images."""
-        of = run.fingerprint if run else ""
-        identity = evaluation_fingerprint(subject, of, self.floor, self.columns(), self.settings.bootstrap_draws)
+        of, how = run.fingerprint if run else "", self.columns()
+        measured = {name: how.pop(name) for name in ("evaluator", "extractor", "reference_set")}
+        images = how if subject == "cell" else {"images": self.floor}
+        draws = self.settings.bootstrap_draws
+        identity = fingerprint(kind="evaluation", subject=subject, of=of, draws=draws, **measured, **images)
         name = run.folder.name.removesuffix(f"-{of}") if run else self.floor.rpartition("-")[0]
         return RunKey("evaluations", f"{name}-{f'g{self.guidance:g}' if subject == 'cell' else subject}", identity)
 
@@ -102,30 +104,6 @@ class FidelityPlan:
             "top_p": self.settings.top_p,
             "sampling_seed": self.settings.seed,
         }
-
-
-def evaluation_fingerprint(subject: Subject, of: str, floor: str, columns: Mapping[str, Any], draws: int) -> str:
-    """Identity of an evaluation.
-
-    Args:
-        subject: What is measured.
-        of: Fingerprint of the cell or the tokenizer; "" for real images.
-        floor: See `FidelityPlan.floor`.
-        columns: See `FidelityPlan.columns`.
-        draws: Bootstrap draws.
-    """
-    drawn = {name: columns[name] for name in ("samples", "guidance", "top_k", "top_p")}
-    images = {**drawn, "seed": columns["sampling_seed"]} if subject == "cell" else {"images": floor}
-    return fingerprint(
-        kind="evaluation",
-        evaluator=columns["evaluator"],
-        subject=subject,
-        of=of,
-        extractor=columns["extractor"],
-        reference=columns["reference_set"],
-        draws=draws,
-        **images,
-    )
 
 
 def number_of(images: str) -> int:

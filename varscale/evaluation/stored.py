@@ -1,18 +1,15 @@
 """The evaluations that a store has and whose they are, read off their files alone."""
 
-import glob
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
-
 from varscale.config.section import FidelityConfig
-from varscale.evaluation.plan import Subject, evaluation_fingerprint
+from varscale.evaluation.plan import Subject
 from varscale.store.layout import RunFiles, Store
-from varscale.store.records import Record, Result, Row, RunIdentity, read_result
+from varscale.store.records import Result, Row, RunIdentity, read_result
 
 SETTINGS = ("evaluator", "extractor", "reference_set", "samples", "guidance", "top_k", "top_p", "sampling_seed")
 """Columns of the runs table that say how images were drawn and measured."""
@@ -58,7 +55,7 @@ class StoredEvaluations:
             except FileNotFoundError:
                 continue
             stamp, known = (stat.st_size, stat.st_mtime_ns), self._read.get(path)
-            read[path] = known if known and known[0] == stamp else (stamp, _read(self._store, RunFiles(path.parent)))
+            read[path] = known if known and known[0] == stamp else (stamp, _read(RunFiles(path.parent)))
         self._read = read
 
     def rows(self, cell: Result, own: Sequence[str]) -> list[Row]:
@@ -106,39 +103,15 @@ class StoredEvaluations:
         return list(alike)[:1]
 
 
-class _Job(Record):
-    """What is needed of an evaluation's job.json."""
-
-    experiment: dict[str, JsonValue]
-
-
-def _read(store: Store, files: RunFiles) -> StoredEvaluation | None:
+def _read(files: RunFiles) -> StoredEvaluation | None:
     """The evaluation in a folder; None, with a warning, where its files don't say what it is."""
     identity, result = RunIdentity.read(files.identity), read_result(files)
     if identity is None or result is None:
         return None
-    how: dict[str, Any] = {**identity.params}
+    how: Any = identity.params
     try:
-        if "of" not in how:
-            how |= _of_an_earlier_version(store, files, how)
         wanted = {name: how[name] for name in (*SETTINGS, "floor")}
         return StoredEvaluation(files.folder.name, how["subject"], how["of"], wanted, result)
     except (LookupError, TypeError, ValueError) as error:
         _log.warning("%s: whose evaluation this is can't be told (%s); no table has it", files.folder, error)
         return None
-
-
-def _of_an_earlier_version(store: Store, files: RunFiles, how: dict[str, Any]) -> dict[str, Any]:
-    """What such a one doesn't say. Its fingerprint tells which of the runs that are named alike it is of."""
-    job = _Job.read(files.job)
-    settings: Any = job.experiment if job else {}
-    fidelity = FidelityConfig.model_validate(settings["evaluation"]["fidelity"])
-    how = {**how, "top_k": fidelity.top_k, "top_p": fidelity.top_p, "sampling_seed": fidelity.seed}
-    subject, kind = how["subject"], "cells" if how["subject"] == "cell" else "tokenizers"
-    end = f"g{how['guidance']:g}" if subject == "cell" else subject
-    name = files.folder.name.removesuffix(f"-{end}-{files.fingerprint}")
-    alike = () if subject == "real" else (store.runs / kind).glob(f"{glob.escape(name)}-*")
-    for of in ("", *(RunFiles(folder).fingerprint for folder in alike)):
-        if evaluation_fingerprint(subject, of, how["floor"], how, fidelity.bootstrap_draws) == files.fingerprint:
-            return {**how, "of": of}
-    raise LookupError("its cell or tokenizer is not in this runs folder")
