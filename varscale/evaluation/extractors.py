@@ -124,7 +124,7 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
 class RingsClassifier(nn.Module):
     """A small network that counts rings. Its features are its layers' mean activations, whitened.
 
-    Left as they are, 94% of the activations' variance lie in one direction, and a Fréchet distance sees that one alone.
+    As they are, the last layer's have 94% of their variance in one direction, all that a Fréchet distance sees.
 
     Letter: L mean activations.
     """
