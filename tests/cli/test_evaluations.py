@@ -68,7 +68,7 @@ def test_mistakes(call: Call, copy: Path, finished: Finished) -> None:
         ((finished.yaml, "--guidance", "-1"), "evaluation.fidelity.guidance"),
         ((finished.yaml, "--guidance", "1,1"), "evaluation.fidelity.guidance"),
         ((cell, "--guidance", "1,inf"), "evaluation.fidelity.guidance"),
-        ((cell, "--guidance", ""), "--guidance ''"),
+        ((cell, "--guidance", ""), "--guidance: an empty value follows"),
         ((cell, "--guidance", "1,,2"), "--guidance '1,,2'"),
         ((finished.yaml, "--guidance", "high"), "--guidance 'high': expected numbers"),
         ((cell, "--cells", "best"), "--cells"),

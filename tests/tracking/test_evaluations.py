@@ -18,7 +18,7 @@ from varscale.tracking import deliver_all, runs_table
 
 SETTINGS = {
     **{"evaluator": EVALUATOR, "extractor": "rings-classifier:0123", "reference_set": "train-200-ab", "samples": 120},
-    **{"guidance": 1.5, "top_k": 0, "top_p": 0.0, "sampling_seed": 0},
+    **{"guidance": 0.0, "top_k": 0, "top_p": 0.0, "sampling_seed": 0},
 }
 
 
@@ -77,8 +77,8 @@ def test_several_evaluations_of_a_cell_stand_beside_each_other(store: Store, cel
     found = metrics_of(store, cells[0])
     assert found == {
         **{"fid": [30.0], "fid_low": [29.0], "mind": [300.0], "fid_floor": [0.5], "rfid": [0.7]},
-        **{"fid_guidance_1.5": [20.0], "fid_low_guidance_1.5": [19.0], "mind_guidance_1.5": [200.0]},
-        **{"fid_floor_guidance_1.5": [0.5], "rfid_guidance_1.5": [0.7]},
+        **{"fid_guidance_0": [20.0], "fid_low_guidance_0": [19.0], "mind_guidance_0": [200.0]},
+        **{"fid_floor_guidance_0": [0.5], "rfid_guidance_0": [0.7]},
         **{f"{name}_samples_5000_guidance_3": [value] for name, value in (("fid", 10.0), ("fid_low", 9.0))},
         "mind_samples_5000_guidance_3": [100.0],
     }
@@ -94,7 +94,7 @@ def test_the_table_has_a_row_for_each(store: Store, cells: list[RunFiles]) -> No
     assert result is not None
     own = "cell-g2-0000000000000003"
     rows = stored.rows(result, [own])
-    assert [row["guidance"] for row in rows] == [2.0, 1.5, 3.0]
+    assert [row["guidance"] for row in rows] == [2.0, 0.0, 3.0]
     for column in ("fid", "guidance", "samples", "fid_floor", "rfid"):
         expected = pandas.Series([row.get(column) for row in rows], dtype=float)
         pandas.testing.assert_series_equal(ours[column].astype(float), expected, check_names=False, check_index=False)
@@ -122,7 +122,7 @@ def test_one_that_is_added_later_is_delivered_and_nothing_twice(store: Store, ce
 
 def test_one_that_is_gone_or_torn_is_taken_back(store: Store, cells: list[RunFiles]) -> None:
     deliver_all(store, store.tracking_uri)
-    shutil.rmtree(store.runs / "evaluations" / "cell-g1.5-0000000000000004")
+    shutil.rmtree(store.runs / "evaluations" / "cell-g0-0000000000000004")
     torn = store.runs / "evaluations" / "cell-g3-0000000000000005" / "result.json"
     torn.write_text(torn.read_text()[:-30])
     os.utime(torn, (START, START))
