@@ -108,14 +108,14 @@ def test_one_that_is_added_later_is_delivered_and_nothing_twice(store: Store, ce
     before = metrics_of(store, cells[0])
     deliver_all(store, store.tracking_uri)
     assert metrics_of(store, cells[0]) == before
-    evaluated(store, cells[0], 6, 25.0, guidance=0.0)
+    evaluated(store, cells[0], 6, 25.0, guidance=1.5)
     evaluated(store, cells[1], 7, 5.0)
     deliver_all(store, store.tracking_uri)
     after = metrics_of(store, cells[0])
     assert {name: values[-1] for name, values in after.items() if name in before} == {
         name: values[-1] for name, values in before.items()
     }
-    assert after["fid_guidance_0"] == [25.0]
+    assert after["fid_guidance_1.5"] == [25.0]
     assert metrics_of(store, cells[1])["fid"] == [5.0]
     assert sorted(table_of(store)["fid"]) == [5.0, 10.0, 20.0, 25.0, 30.0]
 
