@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -244,24 +245,26 @@ def _images_of_a_step(flops_per_image: int, batch_size: int, precision: str) -> 
 def _seconds_of_an_image(
     module: "LightningModule", batch: "dict[str, torch.Tensor]", files: RunFiles, precision: str
 ) -> float:
-    """Of steps as a run takes them, the first left out."""
+    """Of steps as a run takes them: the median, the first step left out."""
+    from lightning.pytorch import Callback
     from torch.utils.data import IterableDataset
 
     from varscale.numerics.device import deterministic
-    from varscale.training.callbacks import Throughput
     from varscale.training.trainer import Loader, make_trainer
 
-    class Repeated(IterableDataset["dict[str, torch.Tensor]"]):
+    ends: list[float] = []
+
+    class StepEnds(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            ends.append(time.perf_counter())  # a step looks at its loss, so a GPU has done its work by then
+
+    class RepeatedBatch(IterableDataset["dict[str, torch.Tensor]"]):
         def __iter__(self) -> "Iterator[dict[str, torch.Tensor]]":
-            yield batch
-            yield batch
-            began = time.perf_counter()
-            while time.perf_counter() - began < _SECONDS:
+            while len(ends) < 2 or ends[-1] < ends[0] + _SECONDS:
                 yield batch
 
     images = len(next(iter(batch.values())))
-    throughput = Throughput(images, 2**62, 0.0, math.nan, lambda: 0.0)
-    trainer = make_trainer(files, images, [throughput], precision=precision)
+    trainer = make_trainer(files, images, [StepEnds()], precision=precision)
     with deterministic():
-        trainer.fit(module, Loader(Repeated()))
-    return 1 / throughput.figures["images_per_second"]
+        trainer.fit(module, Loader(RepeatedBatch()))
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(ends)) / images
