@@ -1,14 +1,17 @@
 """What a study is planned for: a named GPU by its data sheet, or this machine by what was measured on it."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from sweeps.costs import Arithmetic, StudyCosts, Work
 from sweeps.pace import Pace
 from varscale.config import Experiment, RuntimeConfig
-from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
+from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.errors import ExperimentError
 from varscale.store.curves import read_curve
 from varscale.store.layout import Store
@@ -139,15 +142,15 @@ def recorded_paces(store: Store) -> Paces:
         if rates and isinstance(size, int | float) and size > 0:
             models.add(int(size), 1, 1 / statistics.median(rates))
     for run in store.begun("tokenizers"):
-        identity, result = RunIdentity.read(run.identity), read_result(run)
-        if identity is None or result is None or result.provenance.get("device") != device_name():
-            continue
-        made = {name: value for name, value in identity.params.items() if name in TokenizerArchitecture.model_fields}
-        length = {name: identity.params.get(name) for name in ("images", "batch_size")}
-        images = TokenizerTraining.model_validate({**length, "warmup_images": 0}).total_images
-        size = TokenizerShape(TokenizerArchitecture.model_validate(made)).training_flops()
-        if not identity.params.get("checkpoint"):
-            tokenizers.add(size, images, result.metrics["wall_seconds"])
+        result, points = read_result(run), list(read_curve(run.metrics))
+        paces = [
+            (later.time - earlier.time) / (later.images - earlier.images)
+            for earlier, later in itertools.pairwise(points)
+            if later.images > earlier.images
+        ]
+        size = _tokenizer_flops(RunIdentity.read(run.identity))
+        if size and paces and result is not None and result.provenance.get("device") == device_name():
+            tokenizers.add(size, 1, statistics.median(paces))
     if not models.sizes:
         return Paces(models, tokenizers)
     return Paces(models, tokenizers, f"of sizes that were trained in {store.runs}; ~ is estimated from these by FLOPs")
@@ -170,3 +173,13 @@ def planned_device(experiment: Experiment, store: Store, name: str, utilisation:
     if name == THIS:
         return this_machine(experiment.runtime, recorded_paces(store))
     return named_device(name, DEFAULT_UTILISATION if utilisation is None else utilisation, experiment.runtime)
+
+
+def _tokenizer_flops(identity: RunIdentity | None) -> int:
+    """Training FLOPs of an image; 0 where the run doesn't say what was trained."""
+    try:
+        params = identity.params if identity is not None else {}
+        made = {name: value for name, value in params.items() if name in TokenizerArchitecture.model_fields}
+        return TokenizerShape(TokenizerArchitecture.model_validate(made)).training_flops()
+    except ValidationError:
+        return 0
