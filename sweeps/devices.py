@@ -151,9 +151,9 @@ def recorded_paces(store: Store) -> Paces:
         size = _tokenizer_flops(RunIdentity.read(run.identity))
         if size and paces and result is not None and result.provenance.get("device") == device_name():
             tokenizers.add(size, 1, statistics.median(paces))
-    if not models.sizes:
-        return Paces(models, tokenizers)
-    return Paces(models, tokenizers, f"of sizes that were trained in {store.runs}; ~ is estimated from these by FLOPs")
+    known = models.sizes or tokenizers.sizes
+    basis = f"of what was trained in {store.runs}; ~ is estimated from that by FLOPs" if known else ""
+    return Paces(models, tokenizers, basis)
 
 
 def check_device(name: str, utilisation: float | None, *, calibrate: bool) -> None:

@@ -56,6 +56,11 @@ class StudyPlan:
         """Its settings."""
         return self.cells[0].trunk.experiment
 
+    @property
+    def missing(self) -> tuple[Cell, ...]:
+        """Cells without a result."""
+        return tuple(cell for size in self.left.sizes for cell in size.cells)
+
 
 def plan_of(experiment: Experiment, store: Store, cells: tuple[Cell, ...], device: Device) -> StudyPlan:
     """Count everything. Without data, tokens and what is there already stay unknown."""
@@ -132,6 +137,8 @@ def print_cells(plan: StudyPlan, console: Console) -> None:
         )
     _widen(console, table)
     console.print(table)
+    for line in _cannot_run(plan):
+        console.print(Text(line))
 
 
 def _left(size: SizeCosts, study: Study) -> SizeCosts:
@@ -166,7 +173,7 @@ def _sizes_table(plan: StudyPlan) -> Table:
         disk = _gib(plan.encoded * (experiment.tokenizer.tokens_per_image + 1) * 2)
         row = f"{_flops(costs.encoding):.3g}", images, "", "", "", _hours(device, costs.encoding), disk, done
         table.add_row("tokens", "", *row)
-    missing = {cell.label for size in plan.left.sizes for cell in size.cells}
+    missing = {cell.label for cell in plan.missing}
     for size in costs.sizes:
         trunk, model, images_seen = size.trunk, size.trunk.model, size.trunk_images + size.branch_images
         work = training_work(trunk, images_seen)
@@ -193,7 +200,7 @@ def _sizes_table(plan: StudyPlan) -> Table:
 
 def _schedule(plan: StudyPlan) -> Text:
     """Each trunk along its FLOPs, with marks where branches leave, and the images that it has seen there."""
-    missing = {cell.label for size in plan.left.sizes for cell in size.cells}
+    missing = {cell.label for cell in plan.missing}
     longest = max(size.trunk_images * size.trunk.flops_per_image for size in plan.costs.sizes)
     width = max(len(size.trunk.label) for size in plan.costs.sizes)
     lines = ["trunks along their FLOPs; ┬ a checkpoint from which a branch leaves, ● one whose cell is finished"]
@@ -228,33 +235,42 @@ def _remarks(plan: StudyPlan) -> Iterable[str]:
     if plan.study is not None and left != costs:
         rest = device.seconds(left.all)
         hours = f", {_number(rest.seconds)} {device.unit}" if rest else ""
-        yield f"Left to do: {len(plan.study.missing)} of {len(plan.cells)} cells, {_flops(left.all):.3g} FLOPs{hours}."
-    if plan.study is not None and plan.study.missing:
-        yield f"Disk: up to {plan.study.bytes_to_write(plan.study.missing) / 2**30:.2g} GiB more while it runs."
+        yield f"Left to do: {len(plan.missing)} of {len(plan.cells)} cells, {_flops(left.all):.3g} FLOPs{hours}."
+    if plan.study is not None and plan.missing:
+        yield f"Disk: up to {plan.study.bytes_to_write(plan.missing) / 2**30:.2g} GiB more while it runs."
     yield f"Hours are {_basis(plan)}."
     if apart := _not_counted(plan):
         yield f"Not counted: {'; '.join(apart)}."
     if plan.unknown:
         yield f"Not known: {plan.unknown}"
+    yield from _cannot_run(plan)
+
+
+def _cannot_run(plan: StudyPlan) -> Iterable[str]:
+    """What the device's memory is too small for."""
     shape, training = TokenizerShape(plan.experiment.tokenizer.architecture), plan.experiment.tokenizer.training
     needed = shape.step_bytes(training.micro_batch or training.batch_size)
-    if costs.tokenizer and 0.75 * needed > device.memory_bytes:
+    if plan.costs.tokenizer and 0.75 * needed > plan.device.memory_bytes:
         yield f"The tokenizer can't run: a step needs about {_gib(needed)} GiB; lower tokenizer.training.micro_batch."
-    if unfit := unfit_sizes(plan.cells, device.memory_bytes):
+    if unfit := unfit_sizes(plan.cells, plan.device.memory_bytes):
         yield f"These can't run: {unfit} there."
 
 
 def _not_counted(plan: StudyPlan) -> list[str]:
-    experiment, training = plan.experiment, plan.experiment.tokenizer.training
+    costs, device, training = plan.costs, plan.device, plan.experiment.tokenizer.training
     names = {"LPIPS": training.perceptual_weight, "the discriminator": training.adversarial_weight}
-    added = [name for name, weight in names.items() if weight and plan.costs.tokenizer]
+    added = [name for name, weight in names.items() if weight and costs.tokenizer]
     found = [f"FLOPs of {' and '.join(added)} beside the tokenizer's"] if added else []
-    if extractor_flops(experiment) is None:
+    if extractor_flops(plan.experiment) is None:
         found.append("the extractor of evaluation.fidelity")
-    elif extractor_flops(experiment) and plan.device.seconds(plan.costs.evaluations[-1:]) is None:
-        found.append("hours of the extractor of evaluation.fidelity")
-    if plan.costs.tokenizer and plan.device.seconds(plan.costs.tokenizer) is None:
-        found.append("hours of the tokenizer, of encoding and of decoding")
+    works: dict[str, Sequence[Work]] = {
+        "the tokenizer and encoding": (*costs.tokenizer, *costs.encoding),
+        "the models": costs.trunks,
+        "the extractor": [work for work in costs.evaluations if work.network == "extractor" and work.flops],
+    }
+    unknown = [name for name, parts in works.items() if parts and device.seconds(parts) is None]
+    if unknown and device.seconds(costs.all) is not None:
+        found.append(f"hours of {', of '.join(unknown)}")
     return found
 
 

@@ -210,7 +210,7 @@ def test_plan_of_a_finished_study(call: Call, finished: Finished) -> None:
     assert "Left to do: 0 of 8 cells, 0 FLOPs." in output
     drawn = [line for line in output.splitlines() if line.startswith("d") and "images" in line]
     assert [line.count("●") for line in drawn] == [4, 4]
-    assert "Hours are of sizes that were trained in" in output
+    assert "Hours are of what was trained in" in output
 
 
 def test_plan_counts_what_is_left(call: Call, copy: Path, finished: Finished) -> None:

@@ -18,6 +18,7 @@ from varscale.cli.options import (
     open_store,
     tracking_store,
 )
+from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
     from sweeps.executors.local import LocalExecutor
@@ -141,7 +142,6 @@ def _workers(study: "Study") -> "LocalExecutor":
     """
     from sweeps.executors.local import LocalExecutor
     from sweeps.grid import unfit_sizes
-    from varscale.errors import ExperimentError
     from varscale.numerics.machine import MachineShares
 
     shares = MachineShares.of(study.experiment.runtime)
