@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from toy_sweep import toy_experiment
 
+from sweeps import calibration
 from sweeps.calibration import MeasuredSpeed, MeasuringTokenizer, MeasuringTrunk
 from sweeps.costs import StudyCosts, encoding_work, size_costs, tokenizer_work, training_work
 from sweeps.devices import Paces, named_device, this_machine
@@ -92,3 +93,10 @@ def test_what_a_calibration_measures(tmp_path: Path) -> None:
         assert speed is not None
         assert speed.size == expected
         assert 1e-5 < speed.seconds < 10
+
+
+@pytest.mark.parametrize(("flops", "images"), [(10**6, 64), (10**8, 5), (2 * 10**9, 1), (4 * 10**9, 0)])
+def test_a_calibration_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch, flops: int, images: int) -> None:
+    """Half a second at a peak of 1e9 FLOPs a second, a single image three; larger sizes are estimated."""
+    monkeypatch.setattr("varscale.training.execution.measure_matmul_peak", lambda precision: 1e9)
+    assert calibration._images_of_a_step(flops, 64, "float32") == images
