@@ -106,7 +106,7 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     table = _sizes_table(plan)
     _widen(console, table)
     console.print(table)
-    console.print(_schedule(plan))
+    console.print(_schedule(plan), soft_wrap=True)
     console.print()
     for line in _remarks(plan):
         console.print(Text(line))
@@ -160,18 +160,19 @@ def _sizes_table(plan: StudyPlan) -> Table:
         "images, FLOPs and hours of a size: its trunk and branches; GiB: of a whole step; at once: images that pass "
         "then; disk: GiB that stay"
     )
+    stays = sum(size.bytes for size in costs.sizes)
     if costs.tokenizer:
         shape, training = TokenizerShape(experiment.tokenizer.architecture), experiment.tokenizer.training
         images, parts = f"{training.total_images:,}", training.micro_batch or training.batch_size
         memory = _gib(shape.step_bytes(training.batch_size)), f"{parts:,}"
         counts = _count(shape.parameters()), f"{_flops(costs.tokenizer):.3g}", images, ""
-        disk = _gib(shape.parameters() * 4)
+        stays += (weights := shape.parameters() * 4)
         done = "" if study is None else "no" if plan.left.tokenizer else "yes"
-        table.add_row("tokenizer", *counts, *memory, _hours(device, costs.tokenizer), disk, done)
+        table.add_row("tokenizer", *counts, *memory, _hours(device, costs.tokenizer), _gib(weights), done)
     if study is not None:
         images, done = f"{plan.encoded:,}", "no" if plan.left.encoding else "yes"
-        disk = _gib(plan.encoded * (experiment.tokenizer.tokens_per_image + 1) * 2)
-        row = f"{_flops(costs.encoding):.3g}", images, "", "", "", _hours(device, costs.encoding), disk, done
+        stays += (tokens := plan.encoded * (experiment.tokenizer.tokens_per_image + 1) * 2)  # and a label
+        row = f"{_flops(costs.encoding):.3g}", images, "", "", "", _hours(device, costs.encoding), _gib(tokens), done
         table.add_row("tokens", "", *row)
     missing = {cell.label for cell in plan.missing}
     for size in costs.sizes:
@@ -193,7 +194,7 @@ def _sizes_table(plan: StudyPlan) -> Table:
     table.add_section()
     totals = {"trunks": costs.trunks, "branches": costs.branches, "evaluations": costs.evaluations, "all": costs.all}
     for name, works in totals.items():
-        disk = _gib(sum(size.bytes for size in costs.sizes)) if name == "all" else ""
+        disk = _gib(stays) if name == "all" else ""
         table.add_row(name, "", f"{_flops(works):.3g}", "", "", "", "", _hours(device, works), disk, "")
     return table
 
@@ -214,7 +215,7 @@ def _schedule(plan: StudyPlan) -> Text:
             line[place(cell.branch_images) - 1] = "┬" if cell.label in missing else "●"
         seen = " · ".join(_short(images) for images in sorted({cell.branch_images for cell in size.cells}))
         lines.append(f"{size.trunk.label:<{width}} {''.join(line):<{_DRAWING_WIDTH}} {seen} images")
-    return Text("\n".join(lines), no_wrap=True)
+    return Text("\n".join(lines))
 
 
 def _remarks(plan: StudyPlan) -> Iterable[str]:
