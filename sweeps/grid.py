@@ -48,11 +48,12 @@ def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
     short = [cell for cell in cells if cell.steps < min_steps]
     if short:
         worst = min(short, key=lambda cell: cell.steps)
-        # shown with three digits: one per cent more is enough, however they are rounded
-        needed = 1.01 * min_steps * worst.trunk.flops_per_image * worst.trunk.batch_size
+        needed = [min_steps * cell.trunk.flops_per_image * cell.trunk.batch_size for cell in (worst, *short)]
         raise ExperimentError(
             f"grid.budgets: {len(short)} of the cells have fewer than grid.min_steps = {min_steps} steps; depth "
-            f"{worst.trunk.depth} at {worst.budget_flops:.3g} FLOPs has {worst.steps} and needs {needed:.3g} FLOPs"
+            f"{worst.trunk.depth} at {worst.budget_flops:.3g} FLOPs has {worst.steps} and needs "
+            f"{_rounded_up(needed[0])}; the smallest budget that every size can hold needs {_rounded_up(max(needed))} "
+            "FLOPs"
         )
     for cell in cells:
         optim = cell.trunk.experiment.optim
@@ -68,6 +69,18 @@ def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
             )
 
 
+def unfit_sizes(cells: Iterable[Cell], memory_bytes: float) -> str:
+    """Names the sizes of which not even one image fits into the memory that a run has; "" where all fit."""
+    trunks = {cell.trunk.depth: cell.trunk for cell in cells if not cell.trunk.fits(memory_bytes)}
+    if not trunks:
+        return ""
+    needs = ", ".join(
+        f"depth {depth} needs {trunk.model.step_bytes(1, element_bytes=trunk.element_bytes) / 2**30:.1f} GiB"
+        for depth, trunk in sorted(trunks.items())
+    )
+    return f"grid.depths: for a step of one image {needs}, and a run has {memory_bytes / 2**30:.1f} GiB"
+
+
 def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
     """Each trunk of the cells with the images that it and its branches take together."""
     trunks: dict[str, Trunk] = {}
@@ -79,6 +92,12 @@ def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
         longest[label] = max(longest[label], cell.branch_images)
         branches[label] += cell.decay_images
     return [(trunk, longest[label] + branches[label]) for label, trunk in trunks.items()]
+
+
+def _rounded_up(flops: int) -> str:
+    """With three digits, and no less."""
+    digit = 10 ** max(0, len(str(flops)) - 3)
+    return f"{-(-flops // digit) * digit:.3g}"
 
 
 def _check_schedule(experiment: Experiment, key: str) -> None:

@@ -20,13 +20,18 @@ class Pace:
         self._images[flops_per_image] += images
         self._seconds[flops_per_image] += seconds
 
+    @property
+    def sizes(self) -> frozenset[int]:
+        """The sizes that were measured."""
+        return frozenset(size for size, seconds in self._seconds.items() if seconds > 0 and self._images[size] > 0)
+
     def seconds(self, flops_per_image: int) -> float:
         """An image of this size: as measured, or between the sizes measured.
 
         Beyond them a larger size takes more in proportion to its FLOPs and a smaller one as long as the smallest
         measured, since little of that is arithmetic. Where nothing is measured, FLOPs stand for seconds.
         """
-        known = sorted(size for size, seconds in self._seconds.items() if seconds > 0 and self._images[size] > 0)
+        known = sorted(self.sizes)
         if not known:
             return float(flops_per_image)
         measured = [self._seconds[size] / self._images[size] for size in known]

@@ -96,6 +96,26 @@ def test_mistakes_are_one_clear_line(call: Call, tmp_path: Path, finished: Finis
     assert [path for path in tmp_path.rglob("*.*") if path.name != ".sweep.lock"] == []  # nothing of MLflow's either
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--device", "b200"], "--device b200: unknown; expected h100, h200, a100, 4090 or this"),
+        (["--device", "h100", "--utilisation", "0"], "--utilisation 0: expected a share of the peak above 0 and up to"),
+        (["--device", "h100", "--utilisation", "1.1"], "--utilisation 1.1: expected a share"),
+        (["--device", "h100", "--utilisation", "nan"], "--utilisation nan: expected a share"),
+        (["--utilisation", "0.3"], "--utilisation: this machine's speed is measured; name a --device"),
+        (["--device", "a100", "--calibrate"], "--calibrate measures this machine, not a100"),
+        (["--workers", "0"], "--workers 0: expected 1 or more"),
+    ],
+)
+def test_mistakes_of_plans(call: Call, tmp_path: Path, finished: Finished, arguments: list[str], expected: str) -> None:
+    result = call("plan", finished.yaml, *arguments)
+    assert result.code != 0
+    (line,) = result.error.splitlines()
+    assert line.startswith(f"varscale: {expected}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes_in_a_file_name_the_file(call: Call, tmp_path: Path) -> None:
     path = write_toy(tmp_path, optim={"lrr": 1.0})
     assert call("sweep", path).error.startswith(f"varscale: {path}: optim.lrr: unknown key; did you mean lr?")

@@ -12,10 +12,14 @@ import pytest
 from command_calls import NOWHERE, Call
 from filelock import FileLock
 from safetensors.torch import load_file
-from toy_sweep import Finished, cell_folder, child_seconds, numbers_of, results, varscale, write_toy
+from toy_sweep import Finished, cell_folder, child_seconds, numbers_of, results, toy_experiment, varscale, write_toy
 
+from sweeps.grid import grid_cells
+from varscale.numerics.machine import Share
 from varscale.store.layout import Store
 from varscale.tracking import deliver_all, runs_table
+
+CELLS = {depth: grid_cells(toy_experiment(grid={"depths": [depth]})) for depth in (2, 3)}
 
 
 def modification_times(root: Path) -> dict[Path, int]:
@@ -157,23 +161,26 @@ def test_a_full_disk_refuses_only_what_is_missing(
 def test_depths_restrict_variants_too(call: Call, tmp_path: Path) -> None:
     variant = {"name": "twice", "depths": [2, 3], "budgets": [2e7], "settings": {"optim.lr": 1e-2}}
     path = write_toy(tmp_path, grid={"budgets": [2e7, 3e7], "variants": [variant]})
-    output = call("plan", path, "--depths", "3").output
+    output = call("plan", path, "--depths", "3", "--cells").output
     assert output.count("d3-s0") == 3
     assert "d2-s0" not in output
 
 
-@pytest.mark.parametrize("arguments", [("plan",), ("sweep", "--dry-run")])
-def test_plan_writes_nothing(call: Call, tmp_path: Path, finished: Finished, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("arguments", "rows"), [(("plan", "--cells"), 4), (("plan",), 2), (("sweep", "--dry-run"), 2)])
+def test_plan_writes_nothing(
+    call: Call, tmp_path: Path, finished: Finished, arguments: tuple[str, ...], rows: int
+) -> None:
+    """A line a cell, or a line a size and another in the drawing."""
     result = call(*arguments, finished.yaml, "--depths", "3,4", "--set", "optim.batch_size=2")
     assert result.code == 0
-    assert result.output.count("d3-s0") == result.output.count("d4-s0") == 4
+    assert result.output.count("d3-s0") == result.output.count("d4-s0") == rows
     assert "d2-s0" not in result.output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) -> None:
     """As fast as their trunks were; those of another size are marked."""
-    output = call("plan", finished.yaml, "--runs-dir", finished.runs, "--depths", "1,2,3").output
+    output = call("plan", finished.yaml, "--runs-dir", finished.runs, "--depths", "1,2,3", "--cells").output
     (row,) = [line for line in output.splitlines() if "196" in line]
     (curves,) = finished.runs.glob(f"trunks/*{row.split()[0]}-*/metrics.jsonl")
     points = [json.loads(line)["metrics"] for line in curves.read_text().splitlines()]
@@ -184,7 +191,9 @@ def test_plan_knows_the_hours_of_sizes_that_ran(call: Call, finished: Finished) 
 
 
 def test_plan_and_result_show_the_tokenizer_apart(call: Call, finished: Finished) -> None:
-    (row,) = [line.split() for line in call("plan", finished.yaml).output.splitlines() if "tokenizer" in line]
+    (row,) = [
+        line.split() for line in call("plan", finished.yaml, "--cells").output.splitlines() if "tokenizer" in line
+    ]
     folder = next(path.parent for path in finished.runs.glob("tokenizers/*/weights.safetensors"))
     weights = load_file(folder / "weights.safetensors")
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
@@ -192,6 +201,84 @@ def test_plan_and_result_show_the_tokenizer_apart(call: Call, finished: Finished
     assert row[1] == f"{parameters:,}"
     assert float(row[2]) == pytest.approx(metrics["train_flops"], rel=0.005)
     assert metrics["train_flops"] > 160 * 3 * metrics["decode_flops"] > 160 * 3 * metrics["encode_flops"] / 2 > 0
+
+
+def test_plan_of_a_finished_study(call: Call, finished: Finished) -> None:
+    output = call("plan", finished.yaml, "--runs-dir", finished.runs).output
+    rows = {line.split()[0]: line.split() for line in output.splitlines() if line.strip()}
+    assert (rows["tokenizer"][-1], rows["tokens"][-1]) == ("yes", "yes")
+    assert "Left to do: 0 of 8 cells, 0 FLOPs." in output
+    drawn = [line for line in output.splitlines() if line.startswith("d") and "images" in line]
+    assert [line.count("●") for line in drawn] == [4, 4]
+    assert "Hours are of what was trained in" in output
+
+
+def test_plan_counts_what_is_left(call: Call, copy: Path, finished: Finished) -> None:
+    """A branch from a checkpoint that is there; and two with the part of their trunk that is gone."""
+    for budget in (3e7, 4e7, 6e7):
+        shutil.rmtree(cell_folder(copy, 2, budget) if budget > 3e7 else cell_folder(copy, 3, budget))
+    trunk = next((copy / "trunks").glob("var-d2-*"))
+    milestones = sorted(trunk.glob("images-*.ckpt"), key=lambda path: int(path.stem.removeprefix("images-")))
+    for path in milestones[2:]:
+        path.unlink()
+    small, large = (toy_cells[0].trunk for toy_cells in (CELLS[2], CELLS[3]))
+    images = [cell.branch_images for cell in CELLS[2]]
+    assert [path.name for path in milestones] == [f"images-{seen}.ckpt" for seen in images]
+    left = (images[3] - images[1] + sum(cell.decay_images for cell in CELLS[2][2:])) * small.flops_per_image
+    left += CELLS[3][1].decay_images * large.flops_per_image
+    output = call("plan", finished.yaml, "--set", "evaluation.samples_per_class=0").output
+    (line,) = [line for line in output.splitlines() if line.startswith("Left to do: 3 of 8 cells, ")]
+    evaluated = 32 * (2 * small.model.forward_flops() + large.model.forward_flops())
+    assert float(line.split(", ")[1].split()[0]) == pytest.approx(left + evaluated, rel=0.005)
+    drawn = [line for line in output.splitlines() if line.startswith("d") and "images" in line]
+    assert [(line.count("●"), line.count("┬")) for line in drawn] == [(2, 2), (3, 1)]
+
+
+def test_plan_for_a_named_device(call: Call, finished: Finished) -> None:
+    """Hours by hand: executed FLOPs at half of an A100's 19.5 TFLOP/s in float32."""
+    arguments = ("--device", "a100", "--utilisation", "0.5", "--workers", "4")
+    output = call("plan", finished.yaml, "--depths", "3", *arguments).output
+    (row,) = [line.split() for line in output.splitlines() if "d3-s0" in line and "images" not in line]
+    cells = CELLS[3]
+    images = cells[-1].branch_images + sum(cell.decay_images for cell in cells)
+    seconds = images * cells[0].trunk.model.executed_training_flops() / (0.5 * 19.5e12)
+    assert float(row[-3]) == pytest.approx(seconds / 3600, rel=0.06)
+    assert "GPU-hours" in output
+    assert "4 workers: " in output
+    assert "computed, not measured" in output
+    assert "utilisation of 0.5" in output
+    default = call("plan", finished.yaml, "--device", "a100").output
+    assert "utilisation of 0.3" in default
+
+
+def test_plan_without_data_says_what_is_not_known(call: Call) -> None:
+    output = call("plan", "imagenet256", "--device", "h200").output
+    assert "Not known: epochs, tokens, " in output
+    assert "data/imagenet/train" in output
+    assert "Not counted: FLOPs of LPIPS and the discriminator" in output
+    assert output.count("d30-s0") == 2
+    assert "These can't run" not in output
+
+
+def test_sizes_that_do_not_fit_are_named_before_anything_runs(
+    call: Call, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Share, "memory_bytes", lambda _: 1e3)
+    assert "These can't run: grid.depths: for a step of one image depth 2 needs " in call("plan", finished.yaml).output
+    result = call("sweep", finished.yaml)
+    assert result.code == 1
+    (line,) = result.error.splitlines()
+    assert line.startswith("varscale: grid.depths: for a step of one image depth 2 needs 0.0 GiB, depth 3 needs ")
+    assert not (tmp_path / "runs" / "tokenizers").exists()
+
+
+def test_plan_measures_a_few_steps(call: Call, finished: Finished) -> None:
+    output = call("plan", finished.yaml, "--depths", "2", "--calibrate").output
+    (row,) = [line.split() for line in output.splitlines() if "d2-s0" in line and "images" not in line]
+    assert float(row[-3]) > 0  # exact: without ~
+    (row,) = [line.split() for line in output.splitlines() if line.startswith(" tokenizer")]
+    assert float(row[-3]) > 0
+    assert "measured now, 1 at once, eager" in output
 
 
 def test_status(call: Call, copy: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

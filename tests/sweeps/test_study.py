@@ -131,3 +131,15 @@ def test_the_budget_that_is_asked_for_is_enough() -> None:
     needed = float(str(raised.value).rpartition("needs ")[2].removesuffix(" FLOPs"))
     (cell,) = grid_cells(toy_experiment(grid={"depths": [3], "budgets": [needed], "min_steps": 17}))
     assert cell.steps in (17, 18)
+
+
+def test_one_advice_satisfies_every_size() -> None:
+    """Although the cell that is named, the shortest, is of another size than the one that needs most."""
+    deep = {"name": "deep", "depths": [5], "budgets": [6e7]}
+    with pytest.raises(ExperimentError, match=r"depth 2 at 1e\+06 FLOPs has 0 and needs \S+; the smallest") as raised:
+        grid_cells(toy_experiment(grid={"depths": [2], "budgets": [1e6], "min_steps": 17, "variants": [deep]}))
+    needed = float(str(raised.value).rpartition("needs ")[2].removesuffix(" FLOPs"))
+    settings: dict[str, Any] = {"depths": [2, 5], "min_steps": 17}
+    assert min(cell.steps for cell in grid_cells(toy_experiment(grid={**settings, "budgets": [needed]}))) == 17
+    with pytest.raises(ExperimentError, match="1 of the cells"):
+        grid_cells(toy_experiment(grid={**settings, "budgets": [needed * 0.99]}))

@@ -18,10 +18,13 @@ from varscale.cli.options import (
     open_store,
     tracking_store,
 )
+from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
     from sweeps.executors.local import LocalExecutor
+    from sweeps.study import Study
     from varscale.config import Experiment
+    from varscale.store.layout import Store
 
 
 def sweep(
@@ -36,7 +39,7 @@ def sweep(
     """Train the grid (what is finished is not trained again), then fit the laws."""
     settings = load(experiment, set_, depths, workers)
     if dry_run:
-        _print_plan(settings, runs_dir)
+        _print_plan(settings, open_store(runs_dir, writing=False))
         return
     from rich.console import Console
 
@@ -51,7 +54,7 @@ def sweep(
     uri = tracking_store(tracking_uri, store)
     forwarder = Forwarder(uri, store, settings.name, notify=partial(console.print, markup=False))
     study = Study.of(settings, store, grid_cells(settings))
-    outcome = Orchestrator(study, SweepView(console), forwarder).sweep(lambda: _workers(settings))
+    outcome = Orchestrator(study, SweepView(console), forwarder).sweep(lambda: _workers(study))
     try:
         for title, reason in outcome.failed.items():
             console.print(f"failed: {title}: {reason}", style="red", markup=False, highlight=False)
@@ -66,9 +69,27 @@ def sweep(
         raise typer.Exit(1)
 
 
-def plan(experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
-    """Show the cells: parameters, FLOPs, steps, memory, and hours where the machine was measured."""
-    _print_plan(load(experiment, set_, depths), runs_dir)
+def plan(
+    experiment: ExperimentName,
+    depths: Depths = None,
+    device: Annotated[
+        str, typer.Option(help="What it would run on: h100, h200, a100, 4090, or this machine.")
+    ] = "this",
+    workers: Workers = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few steps of each size here.")] = False,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of a named GPU's peak that is reached; default: 0.3.")
+    ] = None,
+    cells: Annotated[bool, typer.Option("--cells", help="A line a cell instead of a line a size.")] = False,
+    set_: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Show what the study costs: parameters, FLOPs, images, memory, hours and disk, before anything runs."""
+    from sweeps.devices import check_device
+
+    check_device(device, utilisation, calibrate=calibrate)
+    settings = load(experiment, set_, depths, workers)
+    _print_plan(settings, open_store(runs_dir, writing=False), device, utilisation, calibrate=calibrate, cells=cells)
 
 
 def status(experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
@@ -113,16 +134,42 @@ def sync(runs_dir: RunsDir = RUNS, tracking_uri: TrackingUri = None) -> None:
     typer.echo("MLflow has everything")
 
 
-def _workers(settings: "Experiment") -> "LocalExecutor":
+def _workers(study: "Study") -> "LocalExecutor":
+    """Worker processes.
+
+    Raises:
+        ExperimentError: A size doesn't fit into a worker's memory.
+    """
     from sweeps.executors.local import LocalExecutor
+    from sweeps.grid import unfit_sizes
     from varscale.numerics.machine import MachineShares
 
-    return LocalExecutor(MachineShares.of(settings.runtime))
+    shares = MachineShares.of(study.experiment.runtime)
+    if unfit := unfit_sizes(study.missing, shares.worker.memory_bytes()):
+        raise ExperimentError(f"{unfit} here: leave them out, or plan for another --device")
+    return LocalExecutor(shares)
 
 
-def _print_plan(experiment: "Experiment", runs_dir: str) -> None:
+def _print_plan(
+    experiment: "Experiment",
+    store: "Store",
+    device: str = "this",
+    utilisation: float | None = None,
+    *,
+    calibrate: bool = False,
+    cells: bool = False,
+) -> None:
     from rich.console import Console
 
-    from sweeps.status import plan_table
+    from sweeps.devices import planned_device, this_machine
+    from sweeps.grid import grid_cells
+    from sweeps.plan import plan_of, print_cells, print_plan
 
-    Console().print(plan_table(experiment, open_store(runs_dir, writing=False)))
+    planned = grid_cells(experiment)
+    if calibrate:
+        from sweeps.calibration import calibrate as measure
+
+        on = this_machine(experiment.runtime, measure(experiment, planned, store, Console(stderr=True)))
+    else:
+        on = planned_device(experiment, store, device, utilisation)
+    (print_cells if cells else print_plan)(plan_of(experiment, store, planned, on), Console())

@@ -79,6 +79,10 @@ class ModelDescription(TokenSpace, ABC):
     def executed_forward_flops(self) -> int:
         """The same with only the pairs that the fastest kernel computes; for utilisation."""
 
+    def sampling_flops(self, *, guidance: bool = True) -> int:
+        """Drawing one image's tokens, at the least one pass of all of them, and with guidance one without class."""
+        return (2 if guidance else 1) * self.forward_flops()
+
     @abstractmethod
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
         """An estimate, to within a third, of what a training step of so many images keeps for its backward pass.

@@ -101,9 +101,13 @@ class Trunk:
         most = self.experiment.runtime.micro_batch or fitting
         return math.ceil(self.batch_size / math.ceil(self.batch_size / most))
 
+    def fits(self, memory_bytes: float) -> bool:
+        """Whether at least one image fits, or the experiment says how many pass at once."""
+        return bool(self.experiment.runtime.micro_batch) or self._spare_images(memory_bytes) >= 1
+
     def check_memory(self, memory_bytes: float) -> None:
         """Raise `ExperimentError` where not even one image fits, unless the experiment says how many pass at once."""
-        if not self.experiment.runtime.micro_batch and self._spare_images(memory_bytes) < 1:
+        if not self.fits(memory_bytes):
             needed = self.model.step_bytes(1, element_bytes=self.element_bytes)
             raise ExperimentError(
                 f"grid.depths: depth {self.depth} needs {needed / 2**30:.1f} GiB for a step of one image, and a run "
