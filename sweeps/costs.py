@@ -143,7 +143,7 @@ def validation_work(cells: Iterable[Cell], images: int) -> list[Work]:
 
 
 def fidelity_work(experiment: Experiment, drawn: Sequence[tuple[Cell, float]], *, floors: bool) -> list[Work]:
-    """What `evaluation.fidelity` draws of each cell at a guidance and passes through the extractor, and the floors' images.
+    """What `evaluation.fidelity` draws of cells, each at a guidance, and passes through the extractor; and the floors.
 
     All of the reference is counted where its number is stated. The extractor is in it where its FLOPs are known.
     """
@@ -169,7 +169,8 @@ def extractor_flops(experiment: Experiment) -> int | None:
         sides = [side := -(-side // 2) for _ in range(3)]
         products = 3 * 25 * width, width * 9 * 2 * width, 2 * width * 9 * 2 * width
         layers = sum(each * side**2 for each, side in zip(products, sides, strict=True))
-        return 2 * (layers + 2 * width * data.num_classes)
+        whitening = 5 * width * int(RINGS_TRAINING["features"])
+        return 2 * (layers + whitening + 2 * width * data.num_classes)
     return INCEPTION_FLOPS if name == INCEPTION else None
 
 

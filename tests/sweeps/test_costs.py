@@ -122,8 +122,9 @@ def test_flops_of_extractors() -> None:
         fidelity = {"samples": 100}
         tokenizer = {"patch_nums": [1, 2, side // 2]}
         experiment = toy_experiment(data={"image_size": side}, tokenizer=tokenizer, evaluation={"fidelity": fidelity})
+        width, features = int(RINGS_TRAINING["width"]), int(RINGS_TRAINING["features"])
         with FlopCounterMode(display=False) as counter:
-            RingsClassifier(int(RINGS_TRAINING["width"]), 2)(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+            RingsClassifier(width, features, 2)(torch.zeros(1, 3, side, side, dtype=torch.uint8))
         assert extractor_flops(experiment) == counter.get_total_flops()
     inception = torchvision.models.inception_v3(init_weights=False, aux_logits=False).to("meta").eval()
     with FlopCounterMode(display=False) as counter:
