@@ -105,8 +105,8 @@ def test_evaluations_are_counted_for_each_cell() -> None:
     assert flops(validation_work(cells, 32)) == passed
     assert flops(encoding_work(experiment, 7)) == 7 * shape.encode_flops()
     drawn = sum(
-        100 * (3 * model.forward_flops() + 2 * shape.decode_flops()) for model in models
-    )  # with guidance 2 passes
+        100 * (model.sampling_flops(guidance=guided) + shape.decode_flops()) for model in models for guided in (0, 1)
+    )
     seen = (2 * len(cells) + 2) * 100 + 300  # each cell's twice, real ones, their reconstructions, and the reference
     every = [(cell, guidance) for guidance in (0.0, 2.0) for cell in cells]
     extractor = extractor_flops(experiment)
