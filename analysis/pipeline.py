@@ -35,7 +35,7 @@ from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.conditions import meets
-from analysis.tables.evaluations import is_evaluation, is_further_guidance, measured_floor
+from analysis.tables.evaluations import is_evaluation, measured_floor
 from analysis.tables.roles import some
 from analysis.tables.table import RunsTable, prepare
 
@@ -254,15 +254,8 @@ def _law_name(planned: PlannedFit, floor: float | None, options: FitOptions) -> 
 
 
 def _sized(table: RunsTable) -> list[str]:
-    """The targets whose best sizes are compared: the first, which is a loss as a rule, and evaluations.
-
-    Of several guidances these are the commonest, and each cell's best.
-    """
-    return [
-        target
-        for target in table.targets
-        if target == table.targets[0] or (is_evaluation(target) and not is_further_guidance(target))
-    ]
+    """The targets whose best sizes are compared: the first, which is a loss as a rule, and evaluations."""
+    return [target for target in table.targets if target == table.targets[0] or is_evaluation(target)]
 
 
 def _without_companions(fits: list[FitEntry]) -> list[FitEntry]:

@@ -78,9 +78,9 @@ def _label(table: RunsTable, column: str) -> str:
         return plain(f"{column} ({table.units[column].noun})")
     if column in EVALUATION_NAMES:
         return EVALUATION_NAMES[column]
-    measure, _, guidance = column.partition("_guidance_")
-    if measure in EVALUATION_NAMES and guidance:
-        return f"{EVALUATION_NAMES[measure]} at {'the best guidance' if guidance == 'best' else f'guidance {guidance}'}"
+    measure, best, _ = column.partition("_guidance_best")
+    if measure in EVALUATION_NAMES and best:
+        return f"{EVALUATION_NAMES[measure]} at the best guidance"
     own = table.columns.get("budget") == SWEEP_COLUMNS["budget"]
     return SWEEP_NAMES.get(column, plain(column)) if own else plain(column)
 

@@ -2,7 +2,7 @@
 
 A column `fid` may have companions: `fid_low` and `fid_high`, its 95% interval, and `fid_floor`, what real images have
 against real images. Rows whose evaluations differ in a setting (extractor, reference set, number of images, guidance)
-don't compare. A column of the table holds only those of one setting; others get columns of their own, or are left out.
+don't compare. A column of the table holds only those of one setting.
 Rows that agree in all but that are one run, evaluated in several ways: it becomes one row.
 """
 
@@ -30,7 +30,7 @@ _COMPANIONS = ("low", "high", "floor")
 _NAMES = re.compile(r"(fid|kid|mind)(?![a-z])")
 _OTHER_NAMES = ("image_precision", "image_recall", "inception_score")
 """Of images, too, but better the higher they are."""
-_GUIDANCE, _BEST = "_guidance_", "best"
+_BEST = "_guidance_best"
 _LARGEST_LOSS = 100.0
 """A larger loss isn't in nats a token, and has no perplexity."""
 _ROWS = 3
@@ -41,11 +41,6 @@ _SAME_FLOOR = 1.05
 def is_evaluation(target: str) -> bool:
     """Whether a column holds FID, KID or MIND, by its name: `fid`, `FID-50k`, `mind`."""
     return _NAMES.match(plain_name(target)) is not None
-
-
-def is_further_guidance(target: str) -> bool:
-    """Whether a column was made for a guidance that fewer runs have than the commonest, such as `fid_guidance_2`."""
-    return _GUIDANCE in target and not target.endswith(_BEST)
 
 
 def companions(frame: pd.DataFrame, targets: Sequence[str]) -> list[str]:
@@ -120,9 +115,8 @@ def at_several_guidances(frame: pd.DataFrame, targets: Sequence[str]) -> list[tu
 def kept_apart(frame: pd.DataFrame, targets: Sequence[str], loss: str = "") -> Apart:
     """Evaluations of one setting a column, by blank values and further columns, and one row a run.
 
-    Of extractors, reference sets and numbers of images the one of most runs is kept. A guidance of fewer runs than
-    the commonest gets columns of its own, such as `fid_guidance_2`; where cells were evaluated at several,
-    `fid_guidance_best` holds each one's lowest value.
+    Of extractors, reference sets, numbers of images and guidances the one of most runs is kept; where cells were
+    evaluated at several guidances, `fid_guidance_best` holds each one's lowest value.
 
     Args:
         frame: rows with their roles and targets; a run has one for each way in which it was evaluated.
@@ -189,30 +183,23 @@ def _of_one_evaluator(frame: pd.DataFrame, target: str, numbers: "pd.Series[int]
 
 
 def _of_one_guidance(frame: pd.DataFrame, target: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Leaves the commonest guidance in the column, and gives others columns of their own."""
+    """Leaves the commonest guidance in the column, and puts each cell's lowest value into one of its own."""
     columns = _named(frame, _GUIDANCES)
     has_value = frame[target].notna()
     texts = _texts(frame, columns)
     levels = _by_count(texts[has_value])
     if len(levels) < 2:
         return [], []
-    further, few = [], []
-    for level in levels[1:]:
-        rows = has_value & (texts == level)
-        if rows.sum() >= _ROWS:
-            further.append(f"{target}{_GUIDANCE}{level}")
-            _keep(frame, target, further[-1], rows)
-        else:
-            few += frame["row"][rows].tolist()
-    best = _best_of_each_cell(frame, target)
-    if is_evaluation(target) and best.sum() >= _ROWS:
-        further.append(f"{target}{_GUIDANCE}{_BEST}")
-        _keep(frame, target, further[-1], best)
+    name, best = f"{target}{_BEST}", _best_of_each_cell(frame, target)
+    fitted = is_evaluation(target) and best.sum() >= _ROWS
+    if fitted:
+        _keep(frame, target, name, best)
+    others = frame["row"][has_value & (texts != levels[0])]
     _keep(frame, target, target, texts == levels[0])
-    message = f"{target}: holds the rows of {', '.join(columns)} = {levels[0]}"
-    message += f"; others are fitted apart, as {', '.join(further)}" if further else ""
-    message += f"; too few for a law: rows {some(tuple(map(str, few)))}" if few else ""
-    return further, [("mixed-evaluators", message)]
+    message = f"{target}: fitted to the rows of {', '.join(columns)} = {levels[0]}, of which there are most"
+    message += f", and apart from these to each cell's lowest value, as {name}" if fitted else ""
+    message += f"; {len(others)} rows have another guidance (rows {_rows(others)})"
+    return [name] if fitted else [], [("mixed-evaluators", message)]
 
 
 def _best_of_each_cell(frame: pd.DataFrame, target: str) -> "pd.Series[bool]":
