@@ -18,7 +18,7 @@ class BestGuidance:
 
     Attributes:
         guidance: the minimum of a parabola in the measure's logarithm through the lowest value and its neighbours;
-            where the lowest is at an end of the guidances, that end.
+            where the lowest is at an end of the guidances, or not above 0, that guidance itself.
         value: the measure there.
         lowest_at: the guidance of the lowest value measured.
         bracketed: whether there are values on either side of the lowest. Otherwise the best may lie beyond the range.
@@ -81,9 +81,9 @@ def best_guidance(guidance: "pd.Series[float]", values: "pd.Series[float]") -> B
         return None
     place = int(y.argmin())
     lowest = float(x[place])
-    if place in (0, len(x) - 1):
-        return BestGuidance(lowest, float(y[place]), lowest, bracketed=False)
-    near = slice(place - 1, place + 2)
+    bracketed, near = 0 < place < len(x) - 1, slice(max(place - 1, 0), place + 2)
+    if not bracketed or y[place] <= 0:  # KID may be below 0, where it has no logarithm
+        return BestGuidance(lowest, float(y[place]), lowest, bracketed)
     curvature, slope, constant = map(float, np.polyfit(x[near] - lowest, np.log(y[near]), 2))
     shift = -slope / (2 * curvature)
     value = float(np.exp(constant + shift * slope / 2))
@@ -91,5 +91,5 @@ def best_guidance(guidance: "pd.Series[float]", values: "pd.Series[float]") -> B
 
 
 def _known(row: "pd.Series[float]", names: list[str]) -> dict[str, float]:
-    numbers = pd.to_numeric(row[names], errors="coerce")
-    return {name: float(value) for name, value in numbers.items() if np.isfinite(value)}  # type: ignore[misc]
+    numbers = pd.to_numeric(row[names], errors="coerce").to_numpy(dtype=float)
+    return {name: float(value) for name, value in zip(names, numbers, strict=True) if np.isfinite(value)}

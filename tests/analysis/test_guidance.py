@@ -61,6 +61,13 @@ def test_the_best_lies_between_the_neighbours_of_the_lowest(seed):
         assert found.guidance == pytest.approx(-coefficients[1] / (2 * coefficients[0]))
 
 
+@pytest.mark.parametrize("lowest", [-0.001, 0.0])
+def test_values_without_a_logarithm_are_taken_as_they_are(lowest):
+    """KID, an unbiased estimate, may be below 0."""
+    found = best_guidance(pd.Series([0.0, 1.0, 3.0]), pd.Series([0.004, lowest, 0.002]))
+    assert (found.guidance, found.value, found.lowest_at, found.bracketed) == (1.0, lowest, 1.0, True)
+
+
 def test_equal_values_and_few_values():
     assert best_guidance(pd.Series([0.0, 1.0, 2.0]), pd.Series([2.0, 2.0, 2.0])).bracketed is False
     flat = best_guidance(pd.Series([0.0, 1.0, 2.0, 3.0]), pd.Series([3.0, 2.0, 2.0, 3.0]))
