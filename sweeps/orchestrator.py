@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -23,7 +23,6 @@ from varscale.data.tokens.manifest import MANIFEST, read_manifest
 from varscale.errors import SweepError
 from varscale.evaluation.verdict import check_tokenizer
 from varscale.store.layout import TokenFiles
-from varscale.tracking import Forwarder
 from varscale.training.cells import Cell
 
 MOST_EPOCHS = 4
@@ -40,12 +39,24 @@ class Outcome:
     """Cells, and evaluations, that crashed more often than `runtime.retries`: title → why."""
     trained: int
     """Cells trained by this call."""
+    left: int = 0
+    """Jobs that a scheduler goes on with after this call."""
+
+
+class Delivery(Protocol):
+    """Delivers to MLflow beside the runs, such as `varscale.tracking.Forwarder`."""
+
+    def start(self) -> object:
+        """Begin, in the background."""
+
+    def stop(self) -> object:
+        """Deliver the rest, and end."""
 
 
 class Orchestrator:
     """Runs one study at a time; what it does is shown by a view and delivered to MLflow."""
 
-    def __init__(self, study: Study, view: SweepView, forwarder: Forwarder) -> None:
+    def __init__(self, study: Study, view: SweepView, forwarder: Delivery) -> None:
         self._study, self._view, self._forwarder = study, view, forwarder
 
     def sweep(self, executor: Callable[[], Executor]) -> Outcome:
@@ -73,17 +84,21 @@ class Orchestrator:
             study.record("RUNNING")
             self._forwarder.start()
             try:
-                failed = self._run(executor, missing)
+                failed, left = self._run(executor, missing)
             except BaseException:
                 study.record("KILLED")
                 self._forwarder.stop()
                 raise
-            study.record("FAILED" if failed else "FINISHED")
+            study.record("RUNNING" if left else "FAILED" if failed else "FINISHED")
         rows = study.rows()
         for remark in _remarks(rows):
             self._view.note(remark)
-        trained = sum(cell.title not in failed for cell in missing)
-        return Outcome(rows, failed, trained)
+        trained = (
+            sum(study.result(cell) is not None for cell in missing)
+            if left
+            else sum(cell.title not in failed for cell in missing)
+        )
+        return Outcome(rows, failed, trained, left)
 
     def single(self, executor: HereExecutor) -> None:
         """Train the study's one cell from start to end, in this process."""
@@ -97,10 +112,11 @@ class Orchestrator:
             self._study.record(status)
             self._forwarder.stop()
 
-    def _run(self, executor: Callable[[], Executor], missing: Sequence[Cell]) -> dict[str, str]:
+    def _run(self, executor: Callable[[], Executor], missing: Sequence[Cell]) -> tuple[dict[str, str], int]:
+        """What failed, and how many jobs are left to a scheduler."""
         jobs = study_jobs(self._study, missing)
         if not jobs:
-            return {}
+            return {}, 0
         check = partial(check_tokenizer, self._study.tokenizer, self._study.experiment.tokenizer)
         check()  # an earlier call may have stopped at it
         running = executor()
@@ -118,7 +134,8 @@ class Orchestrator:
                 raise SweepError(f"{job.title}: {reason}")
         cells = {job.title: reason for job, reason in graph.failed if isinstance(job, BranchJob)}
         apart = [(job, reason) for job, reason in graph.failed if isinstance(job, EvaluationJob)]
-        return cells | {job.title: reason for job, reason in apart if not job.cell or job.cell.title not in cells}
+        failed = cells | {job.title: reason for job, reason in apart if not job.cell or job.cell.title not in cells}
+        return failed, len(graph.left)
 
     def _check_space(self, missing: Sequence[Cell]) -> None:
         """Raise `SweepError` when what is still missing will not fit on the disk."""

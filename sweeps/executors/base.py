@@ -98,6 +98,15 @@ class Graph:
         """Whether nothing runs and nothing can start."""
         return not self._running and not self.startable()
 
+    @property
+    def left(self) -> tuple[Job, ...]:
+        """What waits or runs."""
+        return (*self._waiting, *self._running)
+
+    def is_running(self, job: Job) -> bool:
+        """Whether it was started and has not ended."""
+        return job in self._running
+
     def startable(self) -> list[Job]:
         """Jobs that may start now, the longest way to go first."""
         left = {job.key for job in (*self._waiting, *self._running)}
@@ -116,6 +125,20 @@ class Graph:
         """A job ended well."""
         self._running.remove(job)
         self._listener.ended(job, "done")
+
+    def resume(self, job: Job, attempts: int, error: Exception | None) -> None:
+        """Take over how often a job failed before, and by what, if that was final."""
+        if error is None and attempts <= self._retries:
+            self._attempts[job.key] = attempts
+            return
+        self._attempts[job.key] = max(attempts - 1, self._retries)
+        self.start(job)
+        self.fail(job, error or JobCrashed(f"it failed {attempts} times"))
+
+    def postpone(self, job: Job) -> None:
+        """A job was interrupted, through no fault of its own: it waits again."""
+        self._running.remove(job)
+        self._waiting.append(job)
 
     def fail(self, job: Job, error: Exception) -> None:
         """A job ended by an error: it is tried again, or lost with all that waits for it."""

@@ -210,7 +210,7 @@ def _work(connection: Connection) -> None:
         job, share = taken
         try:
             job.write()
-            _redirect_output(job.files.log)
+            redirect_output(job.files.log)
             job.run(share, lambda done, total: send(Progress(done, total)))
         except Exception as error:
             if not isinstance(error, UserError):
@@ -236,7 +236,7 @@ def _receive(connection: Connection, jobs: "queue.SimpleQueue[tuple[Job, Share] 
         os._exit(1)
 
 
-def _redirect_output(path: Path) -> None:
+def redirect_output(path: Path) -> None:
     """Let a job's output, of libraries in C too, go to its log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

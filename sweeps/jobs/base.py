@@ -150,16 +150,21 @@ class Job(ABC):
     def described(self) -> dict[str, Any]:
         """Its own fields of a `JobRecord`."""
 
-    def write(self) -> Path:
-        """Write it down where it writes its files."""
+    @property
+    def record(self) -> JobRecord:
+        """What it takes to run it in another process."""
         place = self.place
-        JobRecord(
+        return JobRecord(
             experiment=self.experiment.model_dump(mode="json"),
             runs=str(place.store.runs.absolute()),
             tokenizer=place.tokenizer.folder.name,
             tokens=place.tokens.folder.name,
             **self.described(),
-        ).write(self.files.job)
+        )
+
+    def write(self) -> Path:
+        """Write it down where it writes its files."""
+        self.record.write(self.files.job)
         return self.files.job
 
 

@@ -59,11 +59,12 @@ class EvaluationJob(Job):
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
         from varscale.evaluation.subjects import Evaluated, evaluate
+        from varscale.training.interruption import STOP
 
         set_threads(share)
         cell = self.place.cell(self.cell) if self.cell else None
         what = Evaluated(self.subject, self.title, self.experiment.data, self.place.tokenizer, cell)
-        evaluate(self.plan, what, self.files, self.place.store, report)
+        evaluate(self.plan, what, self.files, self.place.store, STOP.checked(report))
 
     def described(self) -> dict[str, Any]:
         """What is measured."""

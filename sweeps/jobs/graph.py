@@ -57,6 +57,11 @@ def read_job(path: Path) -> Job:
     record = JobRecord.read(path)
     if record is None:
         raise ExperimentError(f"{path}: no job that can be read; a run's folder has its job.json")
+    return job_of(record, path)
+
+
+def job_of(record: JobRecord, path: Path) -> Job:
+    """The job that a record describes; errors name the file that it came from."""
     experiment = validate(record.experiment, str(path))
     store = Store(Path(record.runs))
     place = StudyPlace(

@@ -82,9 +82,11 @@ class TokensJob(Job):
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
         from varscale.tokenizer.training import encode_tokens
+        from varscale.training.interruption import STOP
 
         set_threads(share)
-        encode_tokens(self.experiment, self.place.tokenizer, self.place.tokens, self.train_images, report)
+        checked = STOP.checked(report)
+        encode_tokens(self.experiment, self.place.tokenizer, self.place.tokens, self.train_images, checked)
 
     def described(self) -> dict[str, Any]:
         """How many images."""

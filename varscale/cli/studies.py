@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from varscale.cli.launchers import Launch
 from varscale.cli.laws import fit_sweep
 from varscale.cli.options import (
     RUNS,
@@ -18,11 +19,8 @@ from varscale.cli.options import (
     open_store,
     tracking_store,
 )
-from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from sweeps.executors.local import LocalExecutor
-    from sweeps.study import Study
     from varscale.config import Experiment
     from varscale.store.layout import Store
 
@@ -31,15 +29,27 @@ def sweep(
     experiment: ExperimentName,
     depths: Depths = None,
     workers: Workers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    launcher: Annotated[Literal["local", "slurm"], typer.Option(help="What carries the runs out.")] = "local",
+    site: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE[:NAME]", help="Of Slurm: a site of ~/.config/varscale/sites.yaml, or a file."),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit to Slurm, whose last job fits the laws.")] = False,
+    campaign: Annotated[str, typer.Option(hidden=True)] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, write the scripts for Slurm, and stop.")
+    ] = False,
     set_: Overrides = None,
     runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Train the grid (what is finished is not trained again), then fit the laws."""
     settings = load(experiment, set_, depths, workers)
+    launch = Launch.of(launcher, site, campaign, detach=detach)
+    launch.check()
     if dry_run:
         _print_plan(settings, open_store(runs_dir, writing=False))
+        launch.write_scripts(settings, runs_dir)
         return
     from rich.console import Console
 
@@ -52,10 +62,16 @@ def sweep(
     store = open_store(runs_dir)
     console = Console()
     uri = tracking_store(tracking_uri, store)
-    forwarder = Forwarder(uri, store, settings.name, notify=partial(console.print, markup=False))
+    forwarder = launch.forwarder(uri) or Forwarder(
+        uri, store, settings.name, notify=partial(console.print, markup=False)
+    )
     study = Study.of(settings, store, grid_cells(settings))
-    outcome = Orchestrator(study, SweepView(console), forwarder).sweep(lambda: _workers(study))
+    outcome = Orchestrator(study, SweepView(console), forwarder).sweep(lambda: launch.executor(study))
     try:
+        if outcome.left:
+            launch.call_again(experiment, depths, set_ or (), runs_dir, tracking_uri)
+            console.print(f"{outcome.left} runs are with Slurm; varscale status {experiment} shows how far they are")
+            return
         for title, reason in outcome.failed.items():
             console.print(f"failed: {title}: {reason}", style="red", markup=False, highlight=False)
         if not outcome.rows:
@@ -132,22 +148,6 @@ def sync(runs_dir: RunsDir = RUNS, tracking_uri: TrackingUri = None) -> None:
     if state.problem or state.pending:
         raise typer.Exit(1)  # the reason was printed
     typer.echo("MLflow has everything")
-
-
-def _workers(study: "Study") -> "LocalExecutor":
-    """Worker processes.
-
-    Raises:
-        ExperimentError: A size doesn't fit into a worker's memory.
-    """
-    from sweeps.executors.local import LocalExecutor
-    from sweeps.grid import unfit_sizes
-    from varscale.numerics.machine import MachineShares
-
-    shares = MachineShares.of(study.experiment.runtime)
-    if unfit := unfit_sizes(study.missing, shares.worker.memory_bytes()):
-        raise ExperimentError(f"{unfit} here: leave them out, or plan for another --device")
-    return LocalExecutor(shares)
 
 
 def _print_plan(

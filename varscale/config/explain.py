@@ -43,6 +43,19 @@ def explain(error: ValidationError, place: Place) -> str:
     return "; ".join(problems)
 
 
+def explain_section(error: ValidationError, section: type[Section], source: str) -> str:
+    """The same of a section that stands by itself and has none below it."""
+    problems = []
+    for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
+        key = ".".join(map(str, detail["loc"]))
+        if detail["type"] == "extra_forbidden":
+            problem = f"unknown key{nearest(key, sorted(section.model_fields))}"
+        else:
+            problem = f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {reprlib.repr(detail['input'])}"
+        problems.append(f"{source}: {shortened(key)}: {problem}")
+    return "; ".join(problems)
+
+
 def nearest(word: str, choices: Sequence[str]) -> str:
     """`; did you mean …?`, or nothing where no choice is like the word."""
     within = [choice for choice in choices if choice.endswith(f"/{word}")]

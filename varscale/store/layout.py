@@ -5,7 +5,7 @@
     runs/trunks/<name>-<fingerprint>/       images-<n>.ckpt, where branches start
     runs/cells/<name>-<fingerprint>/        weights.safetensors, samples.png
     runs/evaluations/<name>-<fingerprint>/
-    runs/studies/<study>/                   study.json, execution.json, mlflow/, laws/{laws.json, report.html, …}
+    runs/studies/<study>/                   study.json, execution.json, mlflow/, slurm/, laws/{laws.json, …}
     runs/mlflow.db                          MLflow's store, unless another one is named
 
 All studies share the first five. The folder of a run (a tokenizer, tokens, a trunk, a cell, an evaluation) has job.json
@@ -115,6 +115,8 @@ class StudyFiles:
     """Held while a sweep of the study runs."""
     laws = _Below("laws")
     """Folder of fits, figures and report."""
+    slurm = _Below("slurm")
+    """Folder of what was submitted to Slurm: a folder a job array, with its script, logs and state."""
     fitted = _Below("laws/fitted.json")
     """Which results the laws of the last sweep were fitted to."""
 

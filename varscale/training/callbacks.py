@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from varscale.errors import Diverged
+from varscale.training.interruption import STOP
 from varscale.training.schedules import Schedule
 
 
@@ -19,7 +20,8 @@ class Checkpoints(Callback):
     """Saves `last.ckpt` at least every `seconds`, and a milestone after each of the given numbers of images.
 
     Files are written beside their place and renamed, so a reader or a killed process never leaves half a checkpoint.
-    Whether a checkpoint is due is decided by rank 0 and shared, since all ranks take part in sharded saving.
+    After a request to stop (`interruption`) it saves once more and raises `Interrupted`. Whether a checkpoint is due is
+    decided by rank 0 and shared, since all ranks take part in sharded saving.
     """
 
     def __init__(self, last: Path, seconds: float, milestones: Mapping[int, Path]) -> None:
@@ -28,9 +30,14 @@ class Checkpoints(Callback):
         self._milestones = milestones
         self._saved = time.monotonic()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning has installed its handlers of signals just now."""
+        STOP.listen_on()
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save what is due after the step before, whose metrics are written by now."""
         self._save_due(trainer, pl_module)
+        STOP.check()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due after the last step."""
@@ -40,7 +47,7 @@ class Checkpoints(Callback):
         images = pl_module.images_seen
         if images in self._milestones and not self._milestones[images].exists():
             _save(trainer, self._milestones[images])
-        due = time.monotonic() - self._saved >= self._seconds
+        due = STOP.made or time.monotonic() - self._saved >= self._seconds
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)
         if due:

@@ -1,0 +1,214 @@
+"""What runs on a node: the jobs of one unit, one after another, until all are done or a signal asks to stop."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.executors.base import Graph, JobCrashed, portable
+from sweeps.executors.local import redirect_output
+from sweeps.executors.slurm.records import Failure, UnitFiles, UnitState
+from sweeps.jobs.base import Job
+from varscale.errors import UserError
+from varscale.numerics.machine import Share, processors
+
+_WRITE_SECONDS = 2.0
+_LONGEST_WAIT_SECONDS = 3600.0
+"""For the end that Slurm announced."""
+
+
+@dataclass(frozen=True)
+class RunUnit:
+    """Runs a unit; submitit sends this to the node."""
+
+    folder: str
+    index: int
+    minutes: float
+    """The time limit."""
+    signal_seconds: float
+
+    def __call__(self) -> None:
+        """Run what is not done yet.
+
+        Raises:
+            JobCrashed: Something failed: Slurm then holds back what waits for this unit.
+        """
+        from varscale.training.interruption import STOP, Interrupted
+
+        STOP.listen()
+        started, files = time.monotonic(), UnitFiles(Path(self.folder), self.index)
+        jobs = files.jobs()
+        state = _StateFile(files)
+        graph = Graph(jobs, state, retries=0)
+        share = Share(_threads(jobs))
+        try:
+            while startable := graph.startable():
+                STOP.check()
+                _run(startable[0], graph, share, state)
+        except Interrupted:
+            state.close(stopped=STOP.signal)
+            in_time = time.monotonic() - started < 60 * self.minutes - self.signal_seconds - 30
+            if not in_time and not state.advanced:
+                state.fail_all(f"no step was made within the time limit of {self.minutes:g} minutes")
+                raise JobCrashed("the time limit is too short") from None
+            _wait_for_the_end(requeue=STOP.signal == "SIGUSR2")
+            raise JobCrashed("it was asked to stop") from None
+        state.close()
+        if graph.failed or state.failures:
+            raise JobCrashed("; ".join(reason for _, reason in graph.failed) or "failed")
+
+
+@dataclass(frozen=True)
+class CallAgain:
+    """Calls the varscale command again, on a node, after a study's jobs have ended."""
+
+    command: tuple[str, ...]
+    folder: str
+
+    def __call__(self) -> None:
+        """Call it; its output goes to Slurm's log."""
+        subprocess.run([sys.executable, "-m", "varscale.cli", *self.command], cwd=self.folder, check=True)
+
+
+def _run(job: Job, graph: Graph, share: Share, state: "_StateFile") -> None:
+    from varscale.training.interruption import Interrupted
+
+    graph.start(job)
+    try:
+        if not job.done():
+            job.write()
+            redirect_output(job.files.log)
+            job.run(share, lambda done, total: state.progress(job, done, total))
+    except Interrupted:
+        raise
+    except Exception as error:
+        if not isinstance(error, UserError):
+            with suppress(OSError):
+                traceback.print_exc()
+        told = portable(error)
+        state.failures[job.key] = Failure.of(told)
+        graph.fail(job, told)
+    else:
+        graph.succeed(job)
+
+
+class _StateFile:
+    """Listens to the unit's graph, and writes how far it is, now and then, from a thread of its own."""
+
+    def __init__(self, files: UnitFiles) -> None:
+        before = UnitState.read(files.state)  # of the same unit, before it was requeued
+        self.failures: dict[str, Failure] = {}
+        self.advanced = False
+        """Whether any job reported progress beyond where it began."""
+        self._files, self._ended = files, list(before.ended) if before else []
+        self._running, self._done, self._total = "", 0, 0
+        self._first: int | None = None
+        self._stopped, self._over = "", False
+        self._changed, self._closing = threading.Event(), threading.Event()
+        self._write()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+        self._running, self._done, self._total, self._first = job.key, 0, 0, None
+        _show_name(f"{job.experiment.name} {job.key}")
+        self._changed.set()
+
+    def progress(self, job: Job, done: int, total: int) -> None:
+        """A job is at `done` of `total` images."""
+        self._first = done if self._first is None else self._first
+        self.advanced = self.advanced or done > self._first
+        self._done, self._total = done, total
+        self._changed.set()
+
+    def ended(self, job: Job, state: str) -> None:
+        """A job is over."""
+        self._running = ""
+        if state == "done":
+            self.advanced = True
+            self._ended.append(job.key)
+        self._changed.set()
+
+    def note(self, text: str) -> None:
+        """Goes to the log."""
+        print(text, file=sys.stderr)
+
+    def refresh(self) -> None:
+        """Time passes by itself here."""
+
+    def fail_all(self, reason: str) -> None:
+        """Nothing of the unit can be done like this."""
+        failure = Failure(kind="UserError", reason=reason, final=True)
+        keys = [job.key for job in self._files.jobs()]
+        self.failures |= {key: failure for key in keys if key not in self._ended}
+        self._stopped = ""
+        self._write()
+
+    def close(self, stopped: str = "") -> None:
+        """Write for the last time."""
+        self._closing.set()
+        self._stopped, self._over = stopped, not stopped
+        self._write()
+
+    def _keep(self) -> None:
+        from varscale.training.interruption import STOP
+
+        while not self._closing.wait(_WRITE_SECONDS):
+            if STOP.made:  # a run that waits, for a lock or a compiler, may not come to its next step in time
+                self._stopped = STOP.signal
+            if self._changed.is_set() or self._stopped:
+                self._changed.clear()
+                with suppress(OSError):
+                    self._write()
+
+    def _write(self) -> None:
+        UnitState(
+            slurm_job=slurm_id(),
+            node=socket.gethostname(),
+            running=self._running,
+            done=self._done,
+            total=self._total,
+            ended=list(self._ended),
+            failures=dict(self.failures),
+            stopped=self._stopped,
+            over=self._over,
+        ).write(self._files.state)
+
+
+def slurm_id() -> str:
+    """This process's job of Slurm, as scontrol takes it."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _wait_for_the_end(*, requeue: bool) -> None:
+    """Ask Slurm for another turn, and wait until it ends this one; a job that ended by itself gets no other.
+
+    After SIGTERM Slurm knows already what it will do: preempt, requeue or cancel.
+    """
+    if requeue:
+        _scontrol("requeue", slurm_id())
+    time.sleep(_LONGEST_WAIT_SECONDS)
+
+
+def _show_name(name: str) -> None:
+    """Let squeue show what runs now; a site that forbids it shows the array's name."""
+    _scontrol("update", f"JobId={slurm_id()}", f"JobName={name}")
+
+
+def _scontrol(*arguments: str) -> None:
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["scontrol", *arguments], check=False, timeout=60, capture_output=True)
+
+
+def _threads(jobs: Sequence[Job]) -> int:
+    stated: Any = jobs[0].experiment.runtime.threads if jobs else 0
+    return int(stated or os.environ.get("SLURM_CPUS_PER_TASK") or processors())
