@@ -20,7 +20,10 @@ from sweeps.jobs.base import Job
 from varscale.errors import UserError
 from varscale.numerics.machine import Share, processors
 
-_WRITE_SECONDS = 2.0
+_WRITE_SECONDS = 1.0
+_EARLY_SECONDS = 60.0
+"""How much earlier than asked for Slurm may signal that the time limit comes near."""
+_MOST_BARREN = 3
 _LONGEST_WAIT_SECONDS = 3600.0
 """For the end that Slurm announced."""
 
@@ -54,10 +57,9 @@ class RunUnit:
                 STOP.check()
                 _run(startable[0], graph, share, state)
         except Interrupted:
-            state.close(stopped=STOP.signal)
-            in_time = time.monotonic() - started < 60 * self.minutes - self.signal_seconds - 30
-            if not in_time and not state.advanced:
-                state.fail_all(f"no step was made within the time limit of {self.minutes:g} minutes")
+            preempted = time.monotonic() - started < 60 * self.minutes - self.signal_seconds - _EARLY_SECONDS
+            if state.close_stopped(STOP.signal, preempted=preempted) >= _MOST_BARREN:
+                state.fail_all(f"{_MOST_BARREN} times no step was made within the time limit, {self.minutes:g} minutes")
                 raise JobCrashed("the time limit is too short") from None
             _wait_for_the_end(requeue=STOP.signal == "SIGUSR2")
             raise JobCrashed("it was asked to stop") from None
@@ -111,7 +113,7 @@ class _StateFile:
         self._files, self._ended = files, list(before.ended) if before else []
         self._running, self._done, self._total = "", 0, 0
         self._first: int | None = None
-        self._stopped, self._over = "", False
+        self._stopped, self._over, self._barren = "", False, before.barren if before else 0
         self._changed, self._closing = threading.Event(), threading.Event()
         self._write()
         threading.Thread(target=self._keep, daemon=True).start()
@@ -152,11 +154,18 @@ class _StateFile:
         self._stopped = ""
         self._write()
 
-    def close(self, stopped: str = "") -> None:
-        """Write for the last time."""
+    def close(self) -> None:
+        """All is over."""
         self._closing.set()
-        self._stopped, self._over = stopped, not stopped
+        self._over = True
         self._write()
+
+    def close_stopped(self, by: str, *, preempted: bool) -> int:
+        """A signal ended this turn; how many turns before had their whole time and made no step, this one included."""
+        self._closing.set()
+        self._stopped, self._barren = by, 0 if self.advanced else self._barren + (not preempted)
+        self._write()
+        return self._barren
 
     def _keep(self) -> None:
         from varscale.training.interruption import STOP
@@ -179,6 +188,7 @@ class _StateFile:
             ended=list(self._ended),
             failures=dict(self.failures),
             stopped=self._stopped,
+            barren=self._barren,
             over=self._over,
         ).write(self._files.state)
 

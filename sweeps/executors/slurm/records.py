@@ -91,6 +91,8 @@ class UnitState(Record):
     """Keys of those that didn't."""
     stopped: str = ""
     """The signal that asked it to stop."""
+    barren: int = 0
+    """How often, one after the other, its time limit came before any of its jobs did a step."""
     over: bool = False
 
 

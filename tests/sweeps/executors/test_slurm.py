@@ -1,0 +1,268 @@
+"""Sweeps on a real Slurm: what users see, and that no event of a cluster's life costs or changes a cell."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from filelock import FileLock, Timeout
+from one_box import OneBox, one_box, running  # noqa: F401  # a fixture
+from toy_sweep import Finished, environment, numbers_of, results, start, varscale, wait_for, write_toy
+
+from sweeps.executors.slurm.records import UnitState
+from varscale.store.curves import read_curve
+from varscale.store.records import StudyRecord
+
+SITE = {"cpus": 1, "poll_seconds": 0.5, "grace_seconds": 2, "pack_minutes": 0}
+GRID = {"grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 3e9], "min_steps": 5}, "evaluation": {"samples_per_class": 0}}
+ON_SLURM = ("--launcher", "slurm", "--site", "sites.yaml")
+
+
+def write_site(folder: Path, **settings: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sites.yaml").write_text(json.dumps({"onebox": {**SITE, **settings}}))
+
+
+@pytest.mark.timeout(900)
+def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> None:  # noqa: F811
+    quiet, runtime = tmp_path / "quiet", {"checkpoint_seconds": 1.0, "compile": "off", "threads": 1}
+    runtime |= {"tokenizer_threads": 1, "log_every_steps": 50, "workers": 2}
+    write_toy(quiet, **GRID, runtime=runtime)
+    undisturbed = varscale("sweep", "toy.yaml", cwd=quiet, timeout=600)
+    assert undisturbed.returncode in (0, 1), undisturbed.stderr
+
+    folder, study = tmp_path / "slurm", tmp_path / "slurm" / "runs" / "studies" / "toy"
+    write_toy(folder, **GRID, runtime=runtime)
+    write_site(folder, signal_seconds=30)
+    sweep = start("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
+
+    def strike(what: str, act: Callable[[str], object]) -> None:
+        """Do something to the first running job whose key begins like this and that has done some steps."""
+        hit: list[UnitState] = []
+
+        def found() -> bool:
+            hit[:] = [state for key, state in running(study).items() if key.startswith(what) and state.done > 0]
+            return bool(hit) and bool(one_box.node_of(hit[0].slurm_job))
+
+        wait_for(found, 240)
+        act(hit[0].slurm_job)
+
+    def shorten(slurm_job: str) -> None:
+        """Its time limit comes near."""
+        one_box.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=1")
+        wait_for(lambda: all(state.slurm_job != slurm_job for state in running(study).values()), 120)
+        one_box.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=60")
+
+    strike("trunk", shorten)
+    strike("trunk", lambda slurm_job: one_box.preempt(one_box.node_of(slurm_job)))
+    wait_for(lambda: any(each["name"] == "urgent" and each["state"] == "RUNNING" for each in one_box.queue()), 60)
+    strike("trunk", lambda slurm_job: one_box.run("scontrol", "requeue", slurm_job))
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+    killed = []
+    strike("", lambda slurm_job: killed.append(one_box.node_of(slurm_job)))
+    one_box.kill_node(killed[0])
+    sweep = start("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
+    wait_for(lambda: is_locked(study / ".sweep.lock"), 60, sweep)
+    second = varscale("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
+    strike("d", lambda slurm_job: one_box.run("scancel", slurm_job))
+    one_box.revive_node(killed[0])
+    output, _ = sweep.communicate(timeout=500)
+    assert "another sweep of this study is running" in second.stderr
+    assert "in Slurm's queue already" in output
+    assert "Traceback" not in output
+
+    record = StudyRecord.read(study / "study.json")
+    assert record is not None
+    assert record.status == "FINISHED", output
+    assert sweep.returncode == undisturbed.returncode
+    ours, theirs = results(folder / "runs"), results(quiet / "runs")
+    assert len(ours) == 6
+    assert {name: numbers_of(row) for name, row in ours.items()} == {
+        name: numbers_of(row) for name, row in theirs.items()
+    }
+    curves = {
+        path.relative_to(runs): [(point.images, point.metrics["train_loss"]) for point in read_curve(path)]
+        for runs in (folder / "runs", quiet / "runs")
+        for path in sorted(runs.glob("*/*/metrics.jsonl"))
+        if path.parts[-3] in ("trunks", "cells")
+    }
+    for path, points in curves.items():
+        other = [(point.images, point.metrics["train_loss"]) for point in read_curve(quiet / "runs" / path)]
+        assert sorted(set(points)) == other, path
+    assert delivered(folder) == delivered(quiet)
+    assert not one_box.queue()
+
+
+def is_locked(path: Path) -> bool:
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
+
+
+def delivered(folder: Path) -> dict[str, list[int]]:
+    """Steps of each run's training curve in MLflow."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'toy'")
+    runs = client.search_runs([experiment.experiment_id])
+    return {
+        run.data.tags["fingerprint"]: [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")]
+        for run in runs
+        if "fingerprint" in run.data.tags
+    }
+
+
+def copy_with_missing_cells(finished: Finished, folder: Path) -> list[Path]:
+    """The finished sweep without laws and without two of its cells."""
+    shutil.copytree(finished.runs, folder / "runs", ignore=shutil.ignore_patterns("mlflow*", "laws"))
+    write_toy(folder)
+    removed = [folder / "runs" / "cells" / name for name in sorted(results(finished.runs))[:2]]
+    for path in removed:
+        shutil.rmtree(path)
+    return removed
+
+
+def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    removed = copy_with_missing_cells(finished, tmp_path)
+    write_site(tmp_path)
+    said = varscale("sweep", "toy.yaml", *ON_SLURM, "--detach", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "will fit the laws when they have ended" in said.stdout
+    names = {each["name"] for each in one_box.queue()}
+    assert "toy laws" in names
+    assert all(name.startswith("toy ") for name in names)
+    again = varscale("sweep", "toy.yaml", *ON_SLURM, "--detach", cwd=tmp_path)  # adopts, and submits nothing twice
+    assert again.returncode == 0, again.stderr
+    database = tmp_path / "runs" / "mlflow.db"
+    before = database.stat().st_mtime_ns
+    laws = tmp_path / "runs" / "studies" / "toy" / "laws" / "laws.json"
+    wait_for(laws.exists, 240)
+    wait_for(lambda: not one_box.queue(), 120)
+    assert all((path / "result.json").exists() for path in removed)
+    assert {name: numbers_of(row) for name, row in results(tmp_path / "runs").items()} == {
+        name: numbers_of(row) for name, row in results(finished.runs).items()
+    }
+    slurm = tmp_path / "runs" / "studies" / "toy" / "slurm"
+    submitted = Counter(
+        key
+        for path in slurm.glob("*/units.json")
+        for unit in json.loads(path.read_text())["units"]
+        for key in unit["keys"]
+    )
+    assert max(submitted.values()) == 1
+    assert database.stat().st_mtime_ns == before  # compute nodes never open it
+    assert varscale("sync", cwd=tmp_path).returncode == 0
+    assert database.stat().st_mtime_ns > before
+
+
+def test_a_job_that_can_only_fail_is_tried_and_then_named(
+    one_box: OneBox,  # noqa: F811
+    finished: Finished,
+    tmp_path: Path,
+) -> None:
+    copy_with_missing_cells(finished, tmp_path)
+    write_site(tmp_path, setup=["exit 3"])
+    said = varscale("sweep", "toy.yaml", *ON_SLURM, "--set", "runtime.retries=1", cwd=tmp_path)
+    assert said.returncode == 1
+    assert said.stdout.count("left the queue before it began") >= 2
+    assert "trying again" in said.stdout
+    status = varscale("status", "toy.yaml", cwd=tmp_path).stdout
+    assert status.count("finished") == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "expected"),
+    [
+        ({"partition": "gpus"}, ON_SLURM, "its partitions are main, urgent"),
+        ({}, ("--launcher", "slurm", "--site", "sites.yaml:other"), "sites.yaml has no site 'other'; it has onebox"),
+        ({}, ("--launcher", "slurm", "--site", "none.yaml"), "no file none.yaml"),
+        ({"patition": "main"}, ON_SLURM, "sites.yaml: onebox: patition: unknown key; did you mean partition?"),
+        ({"cpus": 0}, ON_SLURM, "sites.yaml: onebox: cpus: input should be greater than or equal to 1, got 0"),
+        ({"device": "h300"}, ON_SLURM, "sites.yaml: onebox: device: h300: unknown; expected one of h100"),
+        ({"cpus": 64}, ON_SLURM, "Slurm would not take a job"),
+        ({"sbatch": {"no-such-option": 1}}, ON_SLURM, "Slurm would not take a job"),
+        ({}, ("--site", "sites.yaml"), "--site: only for a cluster; add --launcher slurm"),
+        ({}, ("--detach",), "--detach: only for a cluster; add --launcher slurm"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_queued(
+    one_box: OneBox,  # noqa: F811
+    tmp_path: Path,
+    settings: dict[str, object],
+    arguments: tuple[str, ...],
+    expected: str,
+) -> None:
+    write_toy(tmp_path)
+    write_site(tmp_path, **settings)
+    said = varscale("sweep", "toy.yaml", *arguments, cwd=tmp_path)
+    assert said.returncode == 1
+    (line,) = said.stderr.splitlines()
+    assert expected in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    write_site(tmp_path)
+    said = subprocess.run(
+        [*start_command(), "sweep", "toy.yaml", *ON_SLURM],
+        cwd=tmp_path,
+        env={**environment(), "PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 1
+    assert said.stderr.splitlines() == [
+        "varscale: --launcher slurm: sbatch is not installed here; call it on a login node"
+    ]
+
+
+def start_command() -> list[str]:
+    from toy_sweep import command
+
+    return command()
+
+
+def test_an_interactive_shell_changes_nothing_of_a_local_run(finished: Finished, tmp_path: Path) -> None:
+    removed = copy_with_missing_cells(finished, tmp_path)
+    shell = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    said = subprocess.run(
+        [*start_command(), "sweep", "toy.yaml"],
+        cwd=tmp_path,
+        env={
+            **environment(),
+            **shell,
+            "SLURM_NODEID": "0",
+            "SLURM_JOB_NODELIST": "n[1-4]",
+            "SLURM_NTASKS_PER_NODE": "4",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    for path in removed:
+        ours, theirs = (results(runs)[path.name] for runs in (tmp_path / "runs", finished.runs))
+        assert numbers_of(ours) == numbers_of(theirs)
+
+
+def test_dry_run_writes_scripts_that_slurm_would_take(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    copy_with_missing_cells(finished, tmp_path)
+    write_site(tmp_path, account="abc", memory_gb=2, setup=["module load cuda"], prefix="apptainer exec image.sif")
+    said = varscale("sweep", "toy.yaml", *ON_SLURM, "--dry-run", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    paths = [Path(line) for line in said.stdout.splitlines() if line.endswith(".sh")]
+    (script,) = [(tmp_path / path).read_text() for path in paths]  # two branches of the same size
+    for part in ("--array=0-1", "--account=abc", "--mem=2048M", "\nmodule load cuda\n", "apptainer exec image.sif"):
+        assert part in script
+    assert not one_box.queue()
