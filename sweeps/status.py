@@ -3,6 +3,7 @@
 from rich.box import SIMPLE
 from rich.table import Table
 
+from sweeps.executors.slurm.records import last_jobs
 from sweeps.grid import grid_cells
 from sweeps.study import Study
 from varscale.config import Experiment
@@ -16,7 +17,9 @@ def status_table(experiment: Experiment, store: Store) -> Table:
     cells = grid_cells(experiment)
     files = store.study(experiment.name)
     title = f"{experiment.name} in {files.folder}"
-    table = Table("cell", "state", "loss", "log", title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    slurm_jobs = last_jobs(files.slurm)
+    columns = ("cell", "state", "loss", *(("Slurm job",) if slurm_jobs else ()), "log")
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     try:
         study = Study.of(experiment, store, cells)
     except DataError:
@@ -30,7 +33,11 @@ def status_table(experiment: Experiment, store: Store) -> Table:
         loss = f"{result.metrics['loss']:.4f}" if result is not None and "loss" in result.metrics else ""
         log = run.log if run.log.exists() else study.trunk_files(cell.trunk).log
         state = _state(study, cell) if result is None else result.status
-        table.add_row(cell.label, state, loss, str(log) if log.exists() else "")
+        keys = [f"trunk {cell.trunk.label}", cell.label]
+        if run.identity.exists():
+            keys.reverse()
+        slurm = (next((slurm_jobs[key] for key in keys if key in slurm_jobs), ""),) if slurm_jobs else ()
+        table.add_row(cell.label, state, loss, *slurm, str(log) if log.exists() else "")
     return table
 
 

@@ -121,14 +121,17 @@ def group_members(group: int) -> list[int]:
 
 
 def wait_for(
-    condition: Callable[[], Any], seconds: float = 120, process: "subprocess.Popen[str] | None" = None
+    condition: Callable[[], Any],
+    seconds: float = 120,
+    process: "subprocess.Popen[str] | None" = None,
+    interval: float = 0.002,
 ) -> None:
-    """Look every few milliseconds until something is so; fails when it takes too long, or the process ends first."""
+    """Look every `interval` seconds until something is so; fails when it takes too long, or the process ends first."""
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it never came to be"
         assert process is None or process.poll() is None, process.communicate()[0]
-        time.sleep(0.002)
+        time.sleep(interval)
 
 
 def child_seconds() -> float:

@@ -135,6 +135,22 @@ def submitted_file(folder: Path) -> Path:
     return folder / "submitted.json"
 
 
+def last_jobs(slurm: Path) -> dict[str, str]:
+    """Slurm's id of the job that each key was submitted in last, and its node where it began."""
+    found: dict[str, str] = {}
+    for folder, array in arrays(slurm):
+        submitted = SubmittedRecord.read(submitted_file(folder))
+        if submitted is None or len(submitted.ids) != len(array.units):
+            continue
+        for index, unit in enumerate(array.units):
+            state = UnitState.read(UnitFiles(folder, index).state)
+            told = submitted.ids[index] if state is None else f"{submitted.ids[index]} on {state.node}"
+            if state is not None and state.stopped:
+                told += f", stopped by {state.stopped}"
+            found |= dict.fromkeys(unit.keys, told)
+    return found
+
+
 def arrays(slurm: Path) -> Iterator[tuple[Path, ArrayRecord]]:
     """All arrays of a study, oldest first."""
     for path in sorted(slurm.glob("*/units.json")):
