@@ -19,8 +19,8 @@ class OneBox:
 
     def __init__(self, folder: Path, script: Path) -> None:
         self.folder, self._script = folder, script
-        self._port = 20_000 + os.getpid() % 1000 * 20
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PORT": str(self._port)}
+        port = 20_000 + os.getpid() % 600 * 20  # below those that the system gives away
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PORT": str(port)}
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

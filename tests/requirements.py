@@ -18,7 +18,7 @@ def shared_path(relative: str) -> Path:
 
 def require_program(name: str) -> str:
     """The path of an installed program, such as `chromium`."""
-    path = shutil.which(name)
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin")  # daemons, of users without root's PATH
     if path is None:
         _missing(f"the program {name} is not installed")
     return str(path)
