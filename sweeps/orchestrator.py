@@ -43,7 +43,7 @@ class Outcome:
     """Jobs that a scheduler goes on with after this call."""
 
 
-class Delivery(Protocol):
+class Deliverer(Protocol):
     """Delivers to MLflow beside the runs, such as `varscale.tracking.Forwarder`."""
 
     def start(self) -> object:
@@ -56,7 +56,7 @@ class Delivery(Protocol):
 class Orchestrator:
     """Runs one study at a time; what it does is shown by a view and delivered to MLflow."""
 
-    def __init__(self, study: Study, view: SweepView, forwarder: Delivery) -> None:
+    def __init__(self, study: Study, view: SweepView, forwarder: Deliverer) -> None:
         self._study, self._view, self._forwarder = study, view, forwarder
 
     def sweep(self, executor: Callable[[], Executor]) -> Outcome:
