@@ -93,11 +93,7 @@ class Orchestrator:
         rows = study.rows()
         for remark in _remarks(rows):
             self._view.note(remark)
-        trained = (
-            sum(study.result(cell) is not None for cell in missing)
-            if left
-            else sum(cell.title not in failed for cell in missing)
-        )
+        trained = sum(study.result(cell) is not None for cell in missing)
         return Outcome(rows, failed, trained, left)
 
     def single(self, executor: HereExecutor) -> None:

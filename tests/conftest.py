@@ -13,6 +13,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MPLBACKEND", "agg")
 sys.path.insert(0, str(Path(__file__).parent))  # for requirements.py
 
+from one_box import one_box  # noqa: F401  # a fixture of tests on Slurm
 from sweep_here import sweeping  # noqa: F401  # a fixture of sweeps' tests
 from toy_sweep import finished  # noqa: F401  # a fixture of sweeps' and the command's tests
 

@@ -168,7 +168,7 @@ class SlurmExecutor(Executor):
                 elif state is None and not unit.needs:
                     attempts.update(unit.keys)  # it never began, and waited for nothing
         for job in graph.left:
-            if job in graph.left and (job.key in final or attempts[job.key]):
+            if job in graph.left and (job.key in final or attempts[job.key]):  # others may be lost with one before
                 graph.resume(job, attempts[job.key], final.get(job.key))
 
     def _queue(self, listener: Listener) -> dict[tuple[str, int], Queued] | None:
@@ -300,7 +300,7 @@ class SlurmExecutor(Executor):
             RunUnit(str(folder.absolute()), index, minutes, self._site.signal_seconds) for index in range(len(packs))
         ]
         slurm_jobs = submit(calls, submission, self._site)
-        SubmittedRecord(slurm_job=slurm_jobs[0].partition("_")[0], ids=slurm_jobs).write(submitted_file(folder))
+        SubmittedRecord(ids=slurm_jobs).write(submitted_file(folder))
         for index, (pack, slurm_job) in enumerate(zip(packs, slurm_jobs, strict=True)):
             unit = _Unit(UnitFiles(folder, index), {job.key: job for job in pack.jobs}, slurm_job)
             self._units[unit.files.name] = unit

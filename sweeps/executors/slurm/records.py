@@ -10,7 +10,6 @@ A campaign is one call of the command, with all that it led to; jobs that crashe
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -20,8 +19,8 @@ from sweeps.jobs.graph import job_of
 from varscale.errors import Diverged, TokenizerRejected, UserError
 from varscale.store.records import Record
 
-Kind = Literal["Diverged", "TokenizerRejected", "UserError", "JobCrashed"]
-_ERRORS = {"Diverged": Diverged, "TokenizerRejected": TokenizerRejected, "UserError": UserError}
+_ERRORS: dict[str, type[UserError]] = {error.__name__: error for error in (Diverged, TokenizerRejected, UserError)}
+"""Those whose class decides what follows, the more special ones first."""
 
 
 class UnitRecord(Record):
@@ -46,7 +45,6 @@ class ArrayRecord(Record):
 class SubmittedRecord(Record):
     """Written once Slurm has taken an array."""
 
-    slurm_job: str
     ids: list[str]
     """Slurm's, of each element."""
 
@@ -54,7 +52,8 @@ class SubmittedRecord(Record):
 class Failure(Record):
     """Why a job failed on a node."""
 
-    kind: Kind
+    kind: str
+    """Its class, of those that decide what follows."""
     reason: str
     final: bool
     """Whether trying again would only repeat it."""
@@ -62,12 +61,8 @@ class Failure(Record):
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """Of an error as `portable` tells it."""
-        kind: Kind = "JobCrashed"
-        for name, known in _ERRORS.items():
-            if isinstance(error, known):
-                kind = name  # type: ignore[assignment]  # a key of the same names
-                break
-        final = kind != "JobCrashed" or (isinstance(error, JobCrashed) and error.final)
+        kind = next((name for name, known in _ERRORS.items() if isinstance(error, known)), JobCrashed.__name__)
+        final = kind in _ERRORS or (isinstance(error, JobCrashed) and error.final)
         return cls(kind=kind, reason=str(error), final=final)
 
     def error(self) -> Exception:

@@ -12,15 +12,15 @@ from pathlib import Path
 import mlflow
 import pytest
 from filelock import FileLock, Timeout
-from one_box import OneBox, one_box, running  # noqa: F401  # a fixture
-from toy_sweep import Finished, environment, numbers_of, results, start, varscale, wait_for, write_toy
+from one_box import OneBox, running
+from toy_sweep import Finished, command, environment, numbers_of, results, start, varscale, wait_for, write_toy
 
 from sweeps.executors.slurm.records import UnitState
 from varscale.store.curves import read_curve
 from varscale.store.records import StudyRecord
 
 SITE = {"cpus": 1, "poll_seconds": 0.5, "grace_seconds": 2, "pack_minutes": 0}
-GRID = {"grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 2e9], "min_steps": 5}, "evaluation": {"samples_per_class": 0}}
+GRID = {"grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 3e9], "min_steps": 5}, "evaluation": {"samples_per_class": 0}}
 ON_SLURM = ("--launcher", "slurm", "--site", "sites.yaml")
 
 
@@ -30,7 +30,7 @@ def write_site(folder: Path, **settings: object) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> None:  # noqa: F811
+def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> None:
     quiet, runtime = tmp_path / "quiet", {"checkpoint_seconds": 1.0, "compile": "off", "threads": 1}
     runtime |= {"tokenizer_threads": 1, "log_every_steps": 50, "workers": 2}
     write_toy(quiet, **GRID, runtime=runtime)
@@ -54,9 +54,9 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
         act(hit[0].slurm_job)
 
     def shorten(slurm_job: str) -> None:
-        """Its time limit comes near."""
+        """Its time limit comes near: it is asked to save, and does."""
         one_box.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=1")
-        wait_for(lambda: all(state.slurm_job != slurm_job for state in running(study).values()), 120, interval=0.2)
+        wait_for(lambda: "SIGUSR2" in stops(study), 120, interval=0.2)
         one_box.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=60")
 
     strike("trunk", shorten)
@@ -104,6 +104,12 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
     assert not one_box.queue()
 
 
+def stops(study: Path) -> set[str]:
+    """Signals that stopped what runs no more."""
+    states = [UnitState.read(path) for path in study.glob("slurm/*/state-*.json")]
+    return {state.stopped for state in states if state is not None}
+
+
 def is_locked(path: Path) -> bool:
     try:
         FileLock(path).acquire(timeout=0).lock.release()
@@ -134,7 +140,7 @@ def copy_with_missing_cells(finished: Finished, folder: Path, count: int = 1) ->
     return removed
 
 
-def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
     removed = copy_with_missing_cells(finished, tmp_path)
     write_site(tmp_path)
     said = varscale("sweep", "toy.yaml", *ON_SLURM, "--detach", cwd=tmp_path)
@@ -168,7 +174,7 @@ def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished
 
 
 def test_a_job_that_can_only_fail_is_tried_and_then_named(
-    one_box: OneBox,  # noqa: F811
+    one_box: OneBox,
     finished: Finished,
     tmp_path: Path,
 ) -> None:
@@ -199,7 +205,7 @@ def test_a_job_that_can_only_fail_is_tried_and_then_named(
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_queued(
-    one_box: OneBox,  # noqa: F811
+    one_box: OneBox,
     tmp_path: Path,
     settings: dict[str, object],
     arguments: tuple[str, ...],
@@ -214,11 +220,21 @@ def test_mistakes_are_one_line_before_anything_is_queued(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_time_limit_that_holds_no_step_is_said_before_anything_is_queued(one_box: OneBox, tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    write_site(tmp_path, device="h100", hours=0.02)  # 72 seconds, of which the last 90 are for saving
+    said = varscale("sweep", "toy.yaml", *ON_SLURM, cwd=tmp_path)
+    assert said.returncode == 1
+    (line,) = said.stderr.splitlines()
+    assert "site: hours: 0.02 is too short for trunk d2-s0" in line
+    assert not one_box.queue()
+
+
 def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
     write_toy(tmp_path)
     write_site(tmp_path)
     said = subprocess.run(
-        [*start_command(), "sweep", "toy.yaml", *ON_SLURM],
+        command("sweep", "toy.yaml", *ON_SLURM),
         cwd=tmp_path,
         env={**environment(), "PATH": "/nowhere"},
         capture_output=True,
@@ -231,17 +247,11 @@ def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
     ]
 
 
-def start_command() -> list[str]:
-    from toy_sweep import command
-
-    return command()
-
-
 def test_an_interactive_shell_changes_nothing_of_a_local_run(finished: Finished, tmp_path: Path) -> None:
     removed = copy_with_missing_cells(finished, tmp_path)
     shell = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     said = subprocess.run(
-        [*start_command(), "sweep", "toy.yaml"],
+        command("sweep", "toy.yaml"),
         cwd=tmp_path,
         env={
             **environment(),
@@ -261,7 +271,7 @@ def test_an_interactive_shell_changes_nothing_of_a_local_run(finished: Finished,
         assert numbers_of(ours) == numbers_of(theirs)
 
 
-def test_dry_run_writes_scripts_that_slurm_would_take(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+def test_dry_run_writes_scripts_that_slurm_would_take(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
     copy_with_missing_cells(finished, tmp_path, 2)
     write_site(tmp_path, account="abc", memory_gb=2, setup=["module load cuda"], prefix="apptainer exec image.sif")
     said = varscale("sweep", "toy.yaml", *ON_SLURM, "--dry-run", cwd=tmp_path)
