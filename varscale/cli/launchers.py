@@ -46,6 +46,11 @@ class Launch:
 
         return cls(load_site(site), site, campaign, detach)
 
+    @property
+    def device(self) -> str:
+        """What runs are on, as `varscale plan` calls it."""
+        return self.site.device or "this" if self.site is not None else "this"
+
     def check(self) -> None:
         """Raise `ExperimentError` where Slurm would take no job of the site."""
         if self.site is not None:

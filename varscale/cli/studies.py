@@ -48,7 +48,7 @@ def sweep(
     launch = Launch.of(launcher, site, campaign, detach=detach)
     launch.check()
     if dry_run:
-        _print_plan(settings, open_store(runs_dir, writing=False))
+        _print_plan(settings, open_store(runs_dir, writing=False), launch.device)
         launch.write_scripts(settings, runs_dir)
         return
     from rich.console import Console

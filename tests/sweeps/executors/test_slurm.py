@@ -13,14 +13,36 @@ import mlflow
 import pytest
 from filelock import FileLock, Timeout
 from one_box import OneBox, running
-from toy_sweep import Finished, command, environment, numbers_of, results, start, varscale, wait_for, write_toy
+from toy_sweep import (
+    Finished,
+    command,
+    environment,
+    numbers_of,
+    results,
+    start,
+    toy_experiment,
+    varscale,
+    wait_for,
+    write_toy,
+)
 
+from sweeps.devices import named_device
+from sweeps.executors.slurm.executor import SlurmExecutor
 from sweeps.executors.slurm.records import UnitState
+from sweeps.executors.slurm.site import Site
+from sweeps.grid import grid_cells
+from sweeps.jobs.graph import study_jobs
+from sweeps.study import Study
+from varscale.errors import ExperimentError
 from varscale.store.curves import read_curve
+from varscale.store.layout import Store
 from varscale.store.records import StudyRecord
 
 SITE = {"cpus": 1, "poll_seconds": 0.5, "grace_seconds": 2, "pack_minutes": 0}
 GRID = {"grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 3e9], "min_steps": 5}, "evaluation": {"samples_per_class": 0}}
+INTERACTIVE_SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0"}
+INTERACTIVE_SHELL |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n[1-4]"}
+"""What it leaves in the environment; a local sweep must neither hang nor change for it."""
 ON_SLURM = ("--launcher", "slurm", "--site", "sites.yaml")
 
 
@@ -34,12 +56,20 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
     quiet, runtime = tmp_path / "quiet", {"checkpoint_seconds": 1.0, "compile": "off", "threads": 1}
     runtime |= {"tokenizer_threads": 1, "log_every_steps": 50, "workers": 2}
     write_toy(quiet, **GRID, runtime=runtime)
-    undisturbed = varscale("sweep", "toy.yaml", cwd=quiet, timeout=600)
+    undisturbed = subprocess.run(
+        command("sweep", "toy.yaml"),
+        cwd=quiet,
+        env=environment() | INTERACTIVE_SHELL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert undisturbed.returncode in (0, 1), undisturbed.stderr
 
     folder, study = tmp_path / "slurm", tmp_path / "slurm" / "runs" / "studies" / "toy"
     write_toy(folder, **GRID, runtime=runtime)
-    write_site(folder, signal_seconds=30)
+    write_site(folder, signal_seconds=30, at_once=2)  # the branches of a size share a job
     sweep = start("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
 
     def strike(what: str, act: Callable[[str], object]) -> None:
@@ -220,14 +250,13 @@ def test_mistakes_are_one_line_before_anything_is_queued(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_time_limit_that_holds_no_step_is_said_before_anything_is_queued(one_box: OneBox, tmp_path: Path) -> None:
-    write_toy(tmp_path)
-    write_site(tmp_path, device="h100", hours=0.02)  # 72 seconds, of which the last 90 are for saving
-    said = varscale("sweep", "toy.yaml", *ON_SLURM, cwd=tmp_path)
-    assert said.returncode == 1
-    (line,) = said.stderr.splitlines()
-    assert "site: hours: 0.02 is too short for trunk d2-s0" in line
-    assert not one_box.queue()
+def test_a_time_limit_that_holds_no_step_is_refused(tmp_path: Path) -> None:
+    experiment = toy_experiment()
+    study = Study.of(experiment, Store(tmp_path / "runs"), grid_cells(experiment))
+    jobs, device = study_jobs(study, study.cells), named_device("h100", 0.3, experiment.runtime)
+    SlurmExecutor(tmp_path, Site(hours=0.03), device).check_times(jobs)  # 108 seconds, the last 90 for saving
+    with pytest.raises(ExperimentError, match=r"hours: 0.02 is too short for trunk d2-s0"):
+        SlurmExecutor(tmp_path, Site(hours=0.02), device).check_times(jobs)
 
 
 def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
@@ -247,35 +276,19 @@ def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
     ]
 
 
-def test_an_interactive_shell_changes_nothing_of_a_local_run(finished: Finished, tmp_path: Path) -> None:
-    removed = copy_with_missing_cells(finished, tmp_path)
-    shell = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    said = subprocess.run(
-        command("sweep", "toy.yaml"),
-        cwd=tmp_path,
-        env={
-            **environment(),
-            **shell,
-            "SLURM_NODEID": "0",
-            "SLURM_JOB_NODELIST": "n[1-4]",
-            "SLURM_NTASKS_PER_NODE": "4",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert said.returncode == 0, said.stderr
-    for path in removed:
-        ours, theirs = (results(runs)[path.name] for runs in (tmp_path / "runs", finished.runs))
-        assert numbers_of(ours) == numbers_of(theirs)
-
-
 def test_dry_run_writes_scripts_that_slurm_would_take(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
     copy_with_missing_cells(finished, tmp_path, 2)
-    write_site(tmp_path, account="abc", memory_gb=2, setup=["module load cuda"], prefix="apptainer exec image.sif")
+    write_site(
+        tmp_path,
+        account="abc",
+        memory_gb=2,
+        setup=["module load cuda"],
+        prefix="apptainer exec image.sif",
+        device="h100",
+    )
     said = varscale("sweep", "toy.yaml", *ON_SLURM, "--dry-run", cwd=tmp_path)
     assert said.returncode == 0, said.stderr
+    assert "toy on H100 SXM 80 GB" in said.stdout  # the plan is of the site's device
     paths = [Path(line) for line in said.stdout.splitlines() if line.endswith(".sh")]
     (script,) = [(tmp_path / path).read_text() for path in paths]  # two branches of the same size
     for part in ("--array=0-1", "--account=abc", "--mem=2048M", "\nmodule load cuda\n", "apptainer exec image.sif"):
