@@ -39,7 +39,10 @@ from varscale.store.layout import Store
 from varscale.store.records import StudyRecord
 
 SITE = {"cpus": 1, "poll_seconds": 0.5, "grace_seconds": 2, "pack_minutes": 0}
-GRID = {"grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 3e9], "min_steps": 5}, "evaluation": {"samples_per_class": 0}}
+GRID = {
+    "grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 1.5e9], "min_steps": 5},
+    "evaluation": {"samples_per_class": 0},
+}
 INTERACTIVE_SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0"}
 INTERACTIVE_SHELL |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n[1-4]"}
 """What it leaves in the environment; a local sweep must neither hang nor change for it."""
@@ -69,7 +72,7 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
 
     folder, study = tmp_path / "slurm", tmp_path / "slurm" / "runs" / "studies" / "toy"
     write_toy(folder, **GRID, runtime=runtime)
-    write_site(folder, signal_seconds=30, at_once=2)  # the branches of a size share a job
+    write_site(folder, signal_seconds=55, at_once=2)  # the branches of a size share a job
     sweep = start("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
 
     def strike(what: str, act: Callable[[str], object]) -> None:
@@ -83,20 +86,17 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
         wait_for(found, 240, interval=0.2)
         act(hit[0].slurm_job)
 
-    def shorten(slurm_job: str) -> None:
-        """Its time limit comes near: it is asked to save, and does."""
-        one_box.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=1")
-        wait_for(lambda: "SIGUSR2" in stops(study), 120, interval=0.2)
-        one_box.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=60")
-
-    strike("trunk", shorten)
-    strike("trunk", lambda slurm_job: one_box.preempt(one_box.node_of(slurm_job)))
+    limited: list[str] = []
+    strike("trunk", lambda slurm_job: (limited.append(slurm_job), one_box.hold_until_the_time_limit(slurm_job)))
+    wait_for(lambda: "SIGUSR2" in stops(study), 90, interval=0.2)
+    one_box.run("scontrol", "update", f"JobId={limited[0]}", "TimeLimit=60")
+    strike("", lambda slurm_job: one_box.preempt(one_box.node_of(slurm_job)))
     wait_for(
         lambda: any(each["name"] == "urgent" and each["state"] == "RUNNING" for each in one_box.queue()),
         60,
         interval=0.2,
     )
-    strike("trunk", lambda slurm_job: one_box.run("scontrol", "requeue", slurm_job))
+    strike("", lambda slurm_job: one_box.run("scontrol", "requeue", slurm_job))
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.communicate()
     killed = []
@@ -105,12 +105,17 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
     sweep = start("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
     wait_for(lambda: is_locked(study / ".sweep.lock"), 60, sweep, interval=0.1)
     second = varscale("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
+    assert sweep.stdout is not None
+    begun = ""
+    while "in Slurm's queue already" not in begun:
+        line = sweep.stdout.readline()
+        assert line, begun
+        begun += line
     strike("d", lambda slurm_job: one_box.run("scancel", slurm_job))
     one_box.revive_node(killed[0])
     output, _ = sweep.communicate(timeout=500)
     assert "another sweep of this study is running" in second.stderr
-    assert "in Slurm's queue already" in output
-    assert "Traceback" not in output
+    assert "Traceback" not in begun + output
 
     record = StudyRecord.read(study / "study.json")
     assert record is not None
