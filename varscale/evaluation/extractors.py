@@ -6,11 +6,13 @@ Letters: N images, b images of a batch, D features, C classes, s side of an imag
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from varscale.config import DataSection
 from varscale.data.sources.of_experiment import training_source
@@ -99,7 +101,9 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
         cuda = best_device().type == "cuda"
         network = create_feature_extractor(
             name, wanted, cuda=cuda, feature_extractor_weights_path=weights, verbose=False
-        ).to(memory_format=torch.channels_last)  # Inception takes 0.75 of the time on CPUs; only rounding differs
+        )
+        _fuse(network)
+        network.to(memory_format=torch.channels_last)
     except (
         AttributeError,
         EOFError,
@@ -119,6 +123,19 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
         return outputs[layer], outputs.get("logits_unbiased")
 
     return extract
+
+
+def _fuse(network: nn.Module) -> None:
+    """Let convolutions do what the normalisation after them does, as Inception has them; only rounding differs.
+
+    With it, and with channels last, Inception takes two thirds of the time on CPUs.
+    """
+    layer: Any  # torch-fidelity's, which share no class
+    for layer in network.modules():
+        if isinstance(getattr(layer, "conv", None), nn.Conv2d) and isinstance(
+            getattr(layer, "bn", None), nn.BatchNorm2d
+        ):
+            layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
 
 
 class RingsClassifier(nn.Module):
