@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sweeps.jobs.base import Job, Report, StudyPlace, set_threads, trunk_fields
+from sweeps.jobs.base import Job, Report, Resources, StudyPlace, set_threads, trunk_fields
 from sweeps.study import Study
 from varscale.config import Experiment
 from varscale.evaluation.plan import FEW_IMAGES, FidelityPlan, Subject, number_of
@@ -16,6 +16,41 @@ from varscale.store.records import read_result
 from varscale.training.cells import Cell
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReferenceJob(Job):
+    """Make the features of the reference's images, which all evaluations need."""
+
+    plan: FidelityPlan
+
+    key = "reference"
+    title = "images · reference"
+    resources = Resources(whole_machine=True)
+
+    @cached_property
+    def files(self) -> RunFiles:
+        """The features'."""
+        return self.place.store.run(self.plan.reference_key())
+
+    def done(self) -> bool:
+        """Whether they are there; damaged ones are made anew by the first evaluation."""
+        return self.files.weights.exists()
+
+    def run(self, share: Share, report: Report) -> None:
+        """Do it."""
+        from varscale.evaluation.extractors import open_extractor
+        from varscale.evaluation.subjects import reference_features
+        from varscale.training.interruption import STOP
+
+        set_threads(share)
+        data, store = self.experiment.data, self.place.store
+        extractor = open_extractor(self.plan, data, store)
+        reference_features(self.plan, extractor, data, store, STOP.checked(report))
+
+    def described(self) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {"job": "reference"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +80,9 @@ class EvaluationJob(Job):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The cell; of reconstructions the tokenizer."""
-        return (self.cell.label,) if self.cell else ("tokenizer",) if self.subject == "reconstructed" else ()
+        """The reference, and the cell; or of reconstructions the tokenizer."""
+        measured = (self.cell.label,) if self.cell else ("tokenizer",) if self.subject == "reconstructed" else ()
+        return (ReferenceJob.key, *measured)
 
     def done(self) -> bool:
         """Whether its result is there, or its cell diverged and has no images."""
@@ -112,6 +148,12 @@ def evaluation_jobs(study: Study, *, all_of_them: bool = False) -> list[Evaluati
             number_of(plan.floor),
         )
     return jobs if all_of_them else missing
+
+
+def reference_jobs(evaluations: Sequence[EvaluationJob]) -> list[ReferenceJob]:
+    """What must come before the evaluations of a study that are not done."""
+    jobs = [ReferenceJob(each.experiment, each.place, each.plan) for each in evaluations[:1]]
+    return [job for job in jobs if not job.done()]
 
 
 def _measured_by(plan: FidelityPlan, experiment: Experiment) -> Experiment:

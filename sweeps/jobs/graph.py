@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sweeps.grid import images_by_trunk
 from sweeps.jobs.base import Job, JobRecord, StudyPlace
-from sweeps.jobs.evaluation import EvaluationJob, evaluation_jobs
+from sweeps.jobs.evaluation import EvaluationJob, ReferenceJob, evaluation_jobs, reference_jobs
 from sweeps.jobs.preparation import ExecutionJob, TokenizerJob, TokensJob
 from sweeps.jobs.training import BranchJob, TrunkJob
 from sweeps.study import Study, trunks_of
@@ -21,7 +21,8 @@ def study_jobs(study: Study, missing: Sequence[Cell]) -> list[Job]:
     experiment, place = study.experiment, StudyPlace.of(study)
     evaluations = evaluation_jobs(study)
     if not missing:
-        needed: list[Job] = [TokenizerJob(experiment, place), *evaluations] if evaluations else []
+        before = TokenizerJob(experiment, place)
+        needed: list[Job] = [before, *reference_jobs(evaluations), *evaluations] if evaluations else []
         return [job for job in needed if not job.done()]
     trunks = [TrunkJob(trunk.experiment, place, trunk, milestones) for trunk, milestones in trunks_of(missing).values()]
     jobs: list[Job] = [
@@ -30,6 +31,7 @@ def study_jobs(study: Study, missing: Sequence[Cell]) -> list[Job]:
         ExecutionJob(experiment, place, tuple(images_by_trunk(study.cells))),
         *trunks,
         *(BranchJob(cell.trunk.experiment, place, cell) for cell in missing),
+        *reference_jobs(evaluations),
         *evaluations,
     ]
     return [job for job in jobs if not job.done()]
@@ -83,9 +85,11 @@ def job_of(record: JobRecord, path: Path) -> Job:
             return TrunkJob(experiment, place, trunk, tuple(record.milestones))
         case "branch":
             return BranchJob(experiment, place, trunk.cell(record.budget), record.from_trunk)
-        case "evaluation":
+        case "reference" | "evaluation":
             plan = FidelityPlan.of(experiment)
             if plan is None:
                 raise ExperimentError(f"{path}: experiment.evaluation.fidelity: missing; expected what is measured")
+            if record.job == "reference":
+                return ReferenceJob(experiment, place, plan)
             cell = trunk.cell(record.budget) if record.subject == "cell" else None
             return EvaluationJob(experiment, place, plan, record.subject, cell)

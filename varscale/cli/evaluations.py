@@ -123,6 +123,7 @@ def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
     from rich.console import Console
 
     from sweeps.executors.local import LocalExecutor
+    from sweeps.jobs.evaluation import reference_jobs
     from sweeps.view import SweepView
     from varscale.numerics.machine import MachineShares
 
@@ -130,7 +131,10 @@ def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
         return {}
     executor = LocalExecutor(MachineShares.of(jobs[0].experiment.runtime))
     try:
-        graph = executor.run(jobs, SweepView(Console(stderr=True), patient=True))
+        graph = executor.run(
+            [*reference_jobs([job for job in jobs if not job.done()]), *jobs],
+            SweepView(Console(stderr=True), patient=True),
+        )
     finally:
         executor.stop()
     return {job.title: reason for job, reason in graph.failed}

@@ -92,6 +92,11 @@ class FidelityPlan:
         name = run.folder.name.removesuffix(f"-{of}") if run else self.floor.rpartition("-")[0]
         return RunKey("evaluations", f"{name}-{f'g{self.guidance:g}' if subject == 'cell' else subject}", identity)
 
+    def reference_key(self) -> RunKey:
+        """Identity of the reference's features."""
+        identity = fingerprint(kind="features", reference=self.reference, extractor=self.extractor)
+        return RunKey("evaluations", f"reference-{self.reference.rpartition('-')[0]}", identity)
+
     def columns(self) -> dict[str, Any]:
         """What the runs table says beside a cell's figures: two that differ in any of it don't compare."""
         return {

@@ -24,8 +24,7 @@ from varscale.families.storage import load_model
 from varscale.generation.bulk import drawn_batches
 from varscale.numerics.device import best_device
 from varscale.numerics.machine import device_name, versions
-from varscale.store.fingerprint import fingerprint
-from varscale.store.layout import RunFiles, RunKey, Store
+from varscale.store.layout import RunFiles, Store
 from varscale.store.records import Result, RunIdentity, read_result
 from varscale.store.weights import load_tensors, save_tensors
 from varscale.tokenizer.storage import load_tokenizer
@@ -85,10 +84,11 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         ).write(files.result)
 
 
-def reference_features(plan: FidelityPlan, extractor: Extractor, data: DataSection, store: Store) -> FeatureSet:
+def reference_features(
+    plan: FidelityPlan, extractor: Extractor, data: DataSection, store: Store, report: Report = lambda done, total: None
+) -> FeatureSet:
     """Features of the reference's images: from the store, or made now and kept there for all evaluations."""
-    identity = fingerprint(kind="features", reference=plan.reference, extractor=plan.extractor)
-    files = store.run(RunKey("evaluations", f"reference-{plan.reference.rpartition('-')[0]}", identity))
+    files = store.run(plan.reference_key())
     files.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(files.lock):
         try:
@@ -96,7 +96,8 @@ def reference_features(plan: FidelityPlan, extractor: Extractor, data: DataSecti
             return FeatureSet(tensors["features"], extractor.identity, int(tensors["image_size"]))
         except (CheckpointError, KeyError):
             images = number_of(plan.reference)
-            made = extractor.features(_real(data, plan.settings.reference, images, plan.settings.batch_size))
+            real = _real(data, plan.settings.reference, images, plan.settings.batch_size)
+            made = extractor.features(_reported(real, images, report))
             tensors = {"features": made.features_ND, "image_size": torch.tensor(made.image_size)}
             save_tensors(files.weights, tensors, {"kind": _FEATURES, "fingerprint": files.fingerprint})
             return made
