@@ -75,8 +75,7 @@ def unfit_sizes(cells: Iterable[Cell], memory_bytes: float) -> str:
     if not trunks:
         return ""
     needs = ", ".join(
-        f"depth {depth} needs {trunk.model.step_bytes(1, element_bytes=trunk.element_bytes) / 2**30:.1f} GiB"
-        for depth, trunk in sorted(trunks.items())
+        f"depth {depth} needs {trunk.step_bytes(1) / 2**30:.1f} GiB" for depth, trunk in sorted(trunks.items())
     )
     return f"grid.depths: for a step of one image {needs}, and a run has {memory_bytes / 2**30:.1f} GiB"
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from sweeps.executors.base import Executor, HereExecutor
-from sweeps.jobs.evaluation import EvaluationJob
+from sweeps.executors.base import Executor
+from sweeps.executors.here import HereExecutor
+from sweeps.jobs.evaluation import EvaluationJob, ReferenceJob
 from sweeps.jobs.graph import single_jobs, study_jobs
 from sweeps.jobs.training import BranchJob, TrunkJob
 from sweeps.study import Study
@@ -126,7 +127,7 @@ class Orchestrator:
             self._note_undecodable(self._study.tokens)
         check()
         for job, reason in graph.failed:
-            if not isinstance(job, TrunkJob | BranchJob | EvaluationJob):
+            if not isinstance(job, TrunkJob | BranchJob | ReferenceJob | EvaluationJob):
                 raise SweepError(f"{job.title}: {reason}")
         cells = {job.title: reason for job, reason in graph.failed if isinstance(job, BranchJob)}
         apart = [(job, reason) for job, reason in graph.failed if isinstance(job, EvaluationJob)]

@@ -133,7 +133,7 @@ def print_cells(plan: StudyPlan, console: Console) -> None:
             f"{cell.budget_flops:.3g}",
             f"{cell.steps:,}",
             f"{cell.images:,}",
-            _gib(model.step_bytes(trunk.batch_size, element_bytes=trunk.element_bytes)),
+            _gib(trunk.step_bytes(trunk.batch_size // trunk.resources.processes)),
             _hours(device, (training_work(trunk, cell.images),)),
         )
     _widen(console, table)
@@ -186,7 +186,7 @@ def _sizes_table(plan: StudyPlan) -> Table:
             f"{work.flops:.3g}",
             f"{images_seen:,}",
             "" if study is None else f"{max(cell.images for cell in size.cells) / study.train_images:.2g}",
-            _gib(model.step_bytes(trunk.batch_size, element_bytes=trunk.element_bytes)),
+            _gib(trunk.step_bytes(trunk.batch_size // trunk.resources.processes)),
             f"{trunk.images_at_once(device.memory_bytes):,}" if trunk.fits(device.memory_bytes) else "none",
             _hours(device, (work,)),
             _gib(size.bytes),

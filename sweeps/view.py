@@ -134,7 +134,7 @@ class SweepView:
 
     def refresh(self) -> None:
         """Draw anew."""
-        if not self._training:
+        if not self._training or self._study is None:
             return
         if self._live is not None:
             self._live.update(self._render())

@@ -52,7 +52,7 @@ class OneBox:
         subprocess.run(["/usr/sbin/slurmd", "-N", node], env=self.environment, check=True)
 
     def hold_until_the_time_limit(self, slurm_job: str) -> None:
-        """Cut a job's time limit to a minute, and stop its process, which Slurm wakes to tell it: however fast it is."""
+        """Cut a job's time limit to a minute, and stop its process, however fast: Slurm wakes it to tell it."""
         os.kill(_process_of(slurm_job), signal.SIGSTOP)
         self.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=1")
 

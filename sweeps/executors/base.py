@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import Protocol
 
 from sweeps.jobs.base import Job
 from sweeps.jobs.training import BranchJob, TrunkJob
 from varscale.errors import Diverged, TokenizerRejected, UserError
-from varscale.numerics.machine import MachineShares
 
 
 class Listener(Protocol):
@@ -108,12 +106,12 @@ class Graph:
         return job in self._running
 
     def startable(self) -> list[Job]:
-        """Jobs that may start now, the longest way to go first."""
+        """Jobs that may start now: those that take the whole machine, and then the longest way to go, first."""
         left = {job.key for job in (*self._waiting, *self._running)}
         startable = [
             job for job in self._waiting if not left & (set(job.needs) - set(job.starts_within)) and job.ready()
         ]
-        return sorted(startable, key=lambda job: -job.flops)
+        return sorted(startable, key=lambda job: (not job.resources.whole_machine, -job.flops))
 
     def start(self, job: Job) -> None:
         """A job starts."""
@@ -168,32 +166,6 @@ class Graph:
             keys |= {each.key for each in found}
             self._waiting = [each for each in self._waiting if each not in found]
         return lost
-
-
-class HereExecutor(Executor):
-    """Runs jobs in this process, one after the other: single runs, and a job by itself."""
-
-    def __init__(self, shares: MachineShares) -> None:
-        self._shares = shares
-
-    def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 0) -> Graph:
-        """Run the graph; an error of a job ends it, and is raised."""
-        graph = Graph(jobs, listener, retries)
-        while startable := graph.startable():
-            job = startable[0]
-            graph.start(job)
-            job.write()
-            share = self._shares.whole if job.resources.whole_machine else self._shares.worker
-            job.run(share, partial(listener.progress, job))
-            graph.succeed(job)
-        return graph
-
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """None: what an earlier process ran ended with it."""
-        return []
-
-    def stop(self) -> None:
-        """Nothing runs between calls of `run`."""
 
 
 def _does_without(job: Job, keys: set[str]) -> bool:

@@ -5,12 +5,13 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any
 
 from sweeps.executors.base import Executor, Graph, JobCrashed, Listener, portable
 from sweeps.jobs.base import Job
-from varscale.errors import UserError
-from varscale.numerics.machine import MachineShares, Share
+from varscale.errors import ExperimentError, UserError
+from varscale.numerics.machine import MachineShares, Peers, Share
 
 FAREWELL_SECONDS = 15.0
 SIGN_OF_LIFE_SECONDS = 5.0
@@ -55,17 +56,24 @@ class Worker:
 
 
 class LocalExecutor(Executor):
-    """`workers` processes that take one job at a time; with GPUs, worker i sees GPU i only."""
+    """`workers` processes that take one job at a time, or a part of one; with GPUs, worker i sees GPU i only."""
 
     def __init__(self, shares: MachineShares) -> None:
         self._shares = shares
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
+        self._meeting_places = tempfile.TemporaryDirectory(prefix="varscale-", ignore_cleanup_errors=True)
+        self._meetings = 0
         self._turn = threading.RLock()  # `stop` may come from another thread than `run`
         self._stopped = False
 
     def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 2) -> Graph:
-        """Run the graph, until `stop`; the processes are started with the first job, and kept."""
+        """Run the graph, until `stop`; the processes are started with the first job, and kept.
+
+        Raises:
+            ExperimentError: A job takes more devices than there are workers.
+        """
+        check_devices(jobs, self._shares)
         graph = Graph(jobs, listener, retries)
         self._stopped = False
         if not self._workers and jobs:
@@ -74,7 +82,7 @@ class LocalExecutor(Executor):
             with self._turn:
                 self._hand_out(graph)
                 for worker, event in self._events(0.5):
-                    _tell(graph, listener, worker, event)
+                    self._tell(graph, listener, worker, event)
             listener.refresh()
         return graph
 
@@ -88,7 +96,9 @@ class LocalExecutor(Executor):
         with self._turn:
             workers, self._workers = self._workers, []
             for worker in workers:
-                if worker.job is not None:
+                if worker.job is not None and worker.job.resources.run.processes > 1:
+                    worker.process.kill()  # asked to end, it would wait for the others to take its next step
+                elif worker.job is not None:
                     worker.process.terminate()
                 else:
                     with suppress(OSError):
@@ -98,22 +108,28 @@ class LocalExecutor(Executor):
                 worker.connection.close()
 
     def _hand_out(self, graph: Graph) -> None:
-        """Give idle workers jobs; one that takes the whole machine waits until nothing else runs."""
-        for worker in self._workers:
-            running = [each.job for each in self._workers if each.job is not None]
-            if worker.job is not None or any(job.resources.whole_machine for job in running):
-                continue
+        """Give idle workers jobs; one that takes several, or the whole machine, waits until they are idle."""
+        while idle := [worker for worker in self._workers if worker.job is None]:
+            running = [worker.job for worker in self._workers if worker.job is not None]
+            if any(job.resources.whole_machine for job in running):
+                return
             startable = [job for job in graph.startable() if not (job.resources.whole_machine and running)]
-            if startable:
-                self._submit(worker, startable[0])
-                graph.start(startable[0])
+            if not startable or startable[0].resources.run.devices > len(idle):
+                return
+            self._submit(idle[: startable[0].resources.run.devices], startable[0])
+            graph.start(startable[0])
 
-    def _submit(self, worker: Worker, job: Job) -> None:
-        if not worker.process.is_alive():
-            self._replace(worker)
-        worker.job = job
-        with suppress(OSError):  # it died just now: `_events` will say so
-            worker.connection.send((job, self._shares.whole if job.resources.whole_machine else self._shares.worker))
+    def _submit(self, workers: Sequence[Worker], job: Job) -> None:
+        share = self._shares.whole if job.resources.whole_machine else self._shares.worker
+        self._meetings += 1
+        meeting = str(Path(self._meeting_places.name) / str(self._meetings))
+        for rank, worker in enumerate(workers):
+            if not worker.process.is_alive():
+                self._replace(worker)
+            worker.job = job
+            own = share if len(workers) == 1 else replace(share, peers=Peers(rank, len(workers), meeting))
+            with suppress(OSError):  # it died just now: `_events` will say so
+                worker.connection.send((job, own))
 
     def _events(self, timeout: float) -> Iterator[tuple[Worker, Progress | Ended]]:
         """What happened, waiting at most `timeout` seconds for the first."""
@@ -135,6 +151,26 @@ class LocalExecutor(Executor):
                 self._replace(worker)
                 silence = f"{LONGEST_SILENCE_SECONDS:.0f} seconds"
                 yield worker, Ended(JobCrashed(f"its process gave no sign of life for {silence} and was ended"))
+
+    def _tell(self, graph: Graph, listener: Listener, worker: Worker, event: Progress | Ended) -> None:
+        """Pass on what happened to a worker's job, which is over when all that take part are done, or one failed."""
+        if worker.job is None:
+            return
+        if isinstance(event, Progress):
+            if event.done >= 0:
+                listener.progress(worker.job, event.done, event.total)
+            return
+        job, worker.job = worker.job, None
+        others = [each for each in self._workers if each.job is job]
+        if event.error is not None:
+            for other in others:  # they wait for the one that failed
+                other.job = None
+                other.process.kill()
+                other.process.join()
+                self._replace(other)
+            graph.fail(job, event.error)
+        elif not others:
+            graph.succeed(job)
 
     def _replace(self, worker: Worker) -> None:
         """A new process in the place of a dead one; what the old one was doing is the caller's to settle."""
@@ -161,19 +197,15 @@ class LocalExecutor(Executor):
         return Worker(number, process, ours)
 
 
-def _tell(graph: Graph, listener: Listener, worker: Worker, event: Progress | Ended) -> None:
-    """Pass on what happened to a worker's job."""
-    if worker.job is None:
-        return
-    if isinstance(event, Progress):
-        if event.done >= 0:
-            listener.progress(worker.job, event.done, event.total)
-        return
-    job, worker.job = worker.job, None
-    if event.error is None:
-        graph.succeed(job)
-    else:
-        graph.fail(job, event.error)
+def check_devices(jobs: Sequence[Job], shares: MachineShares) -> None:
+    """Raise `ExperimentError` where a job takes more devices than this machine has workers."""
+    for job in jobs:
+        wanted = job.resources.run
+        if wanted.nodes > 1:
+            raise ExperimentError(f"resources.nodes: {wanted.nodes} nodes for {job.title}: only with --launcher slurm")
+        if wanted.devices > shares.workers:
+            have = f"{shares.gpus} GPUs" if shares.gpus else f"{shares.workers} workers (runtime.workers)"
+            raise ExperimentError(f"resources.devices: {job.title} takes {wanted.devices}, and there are {have} here")
 
 
 def _end(process: Any) -> None:
@@ -209,7 +241,8 @@ def _work(connection: Connection) -> None:
             return
         job, share = taken
         try:
-            job.write()
+            if share.peers.leads:
+                job.write()
             redirect_output(job.files.log)
             job.run(share, lambda done, total: send(Progress(done, total)))
         except Exception as error:

@@ -6,7 +6,7 @@ imported when a job runs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import Field, FiniteFloat, JsonValue
 
 from sweeps.study import Study
 from varscale.config import Experiment
+from varscale.config.section import RunResources
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles, Store, StudyFiles, TokenFiles
 from varscale.store.records import PlainName, Record
@@ -29,12 +30,14 @@ class Resources:
 
     whole_machine: bool = False
     """Whether it uses all processors (or the GPU) alone; otherwise a worker's share."""
+    run: RunResources = field(default_factory=RunResources)
+    """Devices, nodes and time."""
 
 
 class JobRecord(Record):
     """A job as a file (job.json)."""
 
-    job: Literal["tokenizer", "tokens", "execution", "trunk", "branch", "evaluation"]
+    job: Literal["tokenizer", "tokens", "execution", "trunk", "branch", "reference", "evaluation"]
     experiment: dict[str, JsonValue]
     """Settings, a variant's changes made."""
     runs: str

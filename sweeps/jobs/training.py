@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sweeps.jobs.base import Job, Report, trunk_fields
+from sweeps.jobs.base import Job, Report, Resources, trunk_fields
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles, StudyFiles
 from varscale.store.records import read_result
@@ -34,6 +34,11 @@ class TrunkJob(Job):
     def files(self) -> RunFiles:
         """The trunk's."""
         return self.place.trunk(self.trunk)
+
+    @property
+    def resources(self) -> Resources:
+        """What the experiment says for models of this size."""
+        return Resources(run=self.trunk.resources)
 
     @property
     def flops(self) -> float:
@@ -104,6 +109,11 @@ class BranchJob(Job):
         return (f"trunk {self.cell.trunk.label}",) if self.from_trunk else ()
 
     @property
+    def resources(self) -> Resources:
+        """What the experiment says for models of this size."""
+        return Resources(run=self.cell.trunk.resources)
+
+    @property
     def flops(self) -> float:
         """Of the branch."""
         return self.cell.trunk.flops_per_image * self.cell.decay_images
@@ -158,5 +168,5 @@ def _execution(study: StudyFiles, share: Share) -> Execution:
 
     record = ExecutionRecord.read(study.execution)
     if record is None:
-        return Execution(threads=share.threads, memory_bytes=share.memory_bytes())
+        return Execution(threads=share.threads, memory_bytes=share.memory_bytes(), peers=share.peers)
     return record.execution(share)

@@ -113,7 +113,7 @@ def test_memory_is_as_foreseen(tmp_path: Path, precision: Any, compiled: bool, d
     torch.cuda.reset_peak_memory_stats()
     training.step(next(data))
     measured = torch.cuda.max_memory_allocated() - before
-    foreseen = trunk.model.step_bytes(16, element_bytes=trunk.element_bytes)
+    foreseen = trunk.step_bytes(16)
     assert 0.75 < foreseen / measured < (5 / 3 if compiled else 4 / 3), (
         f"{foreseen / 2**20:.0f} MiB foreseen, {measured / 2**20:.0f} measured"
     )

@@ -72,3 +72,46 @@ def test_it_goes_on_from_its_state() -> None:
         again.step()
         first = again
     assert all(torch.equal(a, b) for a, b in zip(half.parameters(), expected, strict=True))
+
+
+@pytest.mark.parametrize("kinds", [(AdamW, FlatAdamW), (FlatAdamW, AdamW), (FlatAdamW, FlatAdamW)])
+def test_one_goes_on_from_the_others_state(kinds: tuple[type[AdamW], type[AdamW]]) -> None:
+    """As a checkpoint of a GPU serves on a CPU, and the other way."""
+    straight, first = model(), model()
+    optimizer = AdamW(groups(straight), 0.1, (0.9, 0.95), fused=True)
+    for _ in range(2):
+        expected = steps(straight, optimizer, optimizer.zero_grad)
+    before = kinds[0](groups(first), 0.1, (0.9, 0.95))
+    steps(first, before, before.zero_grad)
+    second = model()
+    second.load_state_dict(first.state_dict())
+    after = kinds[1](groups(second), 0.1, (0.9, 0.95))
+    after.load_state_dict(before.state_dict())
+    for ours, theirs in zip(steps(second, after, after.zero_grad), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_its_state_is_adamws() -> None:
+    apart, together = model(), model()
+    plain, flat = AdamW(groups(apart), 0.1, (0.9, 0.95)), FlatAdamW(groups(together), 0.1, (0.9, 0.95))
+    assert flat.state_dict()["state"] == {}  # before the first step
+    steps(apart, plain, plain.zero_grad)
+    steps(together, flat, flat.zero_grad)
+    ours, theirs = flat.state_dict(), plain.state_dict()
+    assert [group["params"] for group in ours["param_groups"]] == [group["params"] for group in theirs["param_groups"]]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, state in theirs["state"].items():
+        assert state.keys() == ours["state"][number].keys()
+        for name, tensor in state.items():
+            assert torch.allclose(ours["state"][number][name], tensor, atol=1e-6)
+
+
+def test_the_flat_state_of_earlier_versions_is_taken() -> None:
+    trained, other = model(), model()
+    flat, again = (FlatAdamW(groups(each), 0.1, (0.9, 0.95)) for each in (trained, other))
+    steps(trained, flat, flat.zero_grad)
+    again.load_state_dict(AdamW.state_dict(flat))
+    assert torch.equal(
+        again.state[again.param_groups[0]["params"][0]]["exp_avg"],
+        flat.state[flat.param_groups[0]["params"][0]]["exp_avg"],
+    )

@@ -21,7 +21,7 @@ from varscale.cli.options import (
 from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from sweeps.executors.base import HereExecutor
+    from sweeps.executors.here import HereExecutor
     from sweeps.jobs.base import Job
     from sweeps.view import SweepView
     from varscale.config import Experiment
@@ -208,7 +208,7 @@ def _run(jobs: "list[Job]", experiment: "Experiment") -> None:
 
 
 def _executor(experiment: "Experiment") -> "HereExecutor":
-    from sweeps.executors.base import HereExecutor
+    from sweeps.executors.here import HereExecutor
     from varscale.numerics.machine import MachineShares
 
     return HereExecutor(MachineShares.of(experiment.runtime))

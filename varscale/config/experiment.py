@@ -5,7 +5,15 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from varscale.config.data import DATA_KINDS, DataSection
-from varscale.config.section import Changes, EvaluationConfig, GridConfig, OptimConfig, RuntimeConfig, Section
+from varscale.config.section import (
+    Changes,
+    EvaluationConfig,
+    GridConfig,
+    OptimConfig,
+    ResourcesConfig,
+    RuntimeConfig,
+    Section,
+)
 from varscale.config.tokenizer import TokenizerConfig
 from varscale.families.base import FAMILY_KINDS, FamilySection
 
@@ -29,6 +37,8 @@ class Experiment(Section):
     """Measurement."""
     runtime: RuntimeConfig = RuntimeConfig()
     """Use of the machine."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Devices and time of a run."""
     by_depth: dict[Annotated[int, Field(ge=1, le=1024)], Changes] = Field(default_factory=dict, max_length=1024)
     """Dotted fields of `model`, `optim` that a single run of that depth without a budget changes (the reference's
     recipe varies with depth), but for those that `--set` names; grids and their cells ignore it, so that all sizes of a

@@ -219,6 +219,39 @@ class EvaluationConfig(Section):
     """FID and its like of every cell, measured by jobs of their own; None: not measured."""
 
 
+class RunResources(Section):
+    """What one run takes of a machine or a cluster."""
+
+    devices: Annotated[Whole, Field(ge=1, le=1024)] = 1
+    """GPUs of each node, or processes where there are no GPUs, which share the images of a step."""
+    nodes: Annotated[Whole, Field(ge=1, le=4096)] = 1
+    """Nodes of a cluster."""
+    sharded: Truth = False
+    """Whether the devices divide weights and moments among them (FSDP2), for models that don't fit into one; otherwise
+    each has them all (DDP)."""
+    hours: Positive | None = None
+    """Time limit of a run on a cluster; None: the site's, or as the plan says."""
+
+    @property
+    def processes(self) -> int:
+        """All devices."""
+        return self.devices * self.nodes
+
+
+class ResourcesConfig(RunResources):
+    """What the trunk and the branches of each size take. It changes how sums are rounded, and nothing else."""
+
+    by_parameters: dict[Positive, RunResources] = Field(default_factory=dict, max_length=1024)
+    """For models of at least so many parameters, instead: `1e9: {devices: 8, sharded: true}`."""
+
+    def of(self, parameters: int) -> RunResources:
+        """Those of a model."""
+        reached = [least for least in self.by_parameters if least <= parameters]
+        return (
+            self.by_parameters[max(reached)] if reached else RunResources(**self.model_dump(exclude={"by_parameters"}))
+        )
+
+
 class RuntimeConfig(Section):
     """How runs use the machine. `auto` is measured once for a whole sweep and stored with it."""
 

@@ -119,10 +119,6 @@ class ModelDescription(TokenSpace, ABC):
         """Of the float32 weights alone."""
         return self.parameters() * FLOAT32_BYTES
 
-    def step_bytes(self, images: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
-        """What a training step needs with so many images at once; compiled blocks need up to a third less."""
-        return self.training_state_bytes() + self.activation_bytes(images, element_bytes=element_bytes)
-
 
 class FamilySection(Section, ABC):
     """The section `model` of an experiment: what all families have."""

@@ -11,6 +11,21 @@ from varscale.config import RuntimeConfig
 
 
 @dataclass(frozen=True)
+class Peers:
+    """The processes that carry out one run together, each with one device; and which of them this one is."""
+
+    rank: int = 0
+    count: int = 1
+    meeting: str = ""
+    """Where they find each other: a file, on one machine; or `host:port` of the first."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
 class Share:
     """A worker's share of the machine."""
 
@@ -18,6 +33,8 @@ class Share:
     """CPU threads."""
     workers_a_device: int = 1
     """Workers that share a GPU's memory."""
+    peers: Peers = Peers()
+    """Workers that it carries out a run with."""
 
     def memory_bytes(self) -> float:
         """Of the device that a run is on: the share of a GPU's, or of the machine's that goes with the threads."""

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from varscale.errors import Diverged
-from varscale.training.interruption import STOP
+from varscale.training.interruption import STOP, Interrupted
 from varscale.training.schedules import Schedule
 
 
@@ -20,8 +20,8 @@ class Checkpoints(Callback):
     """Saves `last.ckpt` at least every `seconds`, and a milestone after each of the given numbers of images.
 
     Files are written beside their place and renamed, so a reader or a killed process never leaves half a checkpoint.
-    After a request to stop (`interruption`) it saves once more and raises `Interrupted`. Whether a checkpoint is due is
-    decided by rank 0 and shared, since all ranks take part in sharded saving.
+    After a request to stop (`interruption`) it saves once more and raises `Interrupted`. What is due is decided by the
+    first process of a run and shared, since all of them take part in saving.
     """
 
     def __init__(self, last: Path, seconds: float, milestones: Mapping[int, Path]) -> None:
@@ -36,23 +36,26 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save what is due after the step before, whose metrics are written by now."""
-        self._save_due(trainer, pl_module)
-        STOP.check()
+        if stop := self._save_due(trainer, pl_module):
+            raise Interrupted(f"{stop} was received")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due after the last step."""
         self._save_due(trainer, pl_module)
 
-    def _save_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        images = pl_module.images_seen
-        if images in self._milestones and not self._milestones[images].exists():
-            _save(trainer, self._milestones[images])
-        due = STOP.made or time.monotonic() - self._saved >= self._seconds
+    def _save_due(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        """The signal that asked to stop, or ""."""
+        milestone, stop = self._milestones.get(pl_module.images_seen), STOP.signal
+        reached = milestone is not None and not milestone.exists()
+        due = bool(stop) or time.monotonic() - self._saved >= self._seconds
         if trainer.world_size > 1:
-            due = trainer.strategy.broadcast(due)
+            reached, due, stop = trainer.strategy.broadcast((reached, due, stop))
+        if milestone is not None and reached:
+            _save(trainer, milestone)
         if due:
             _save(trainer, self._last)
             self._saved = time.monotonic()
+        return stop
 
 
 class ScheduleCallback(Callback):
@@ -154,11 +157,11 @@ class _Window:
     waited: float = 0.0
 
 
-def check_finite(loss: torch.Tensor, images: int) -> None:
-    """Raise `Diverged` when the loss is not finite."""
-    value = float(loss.detach())
+def check_finite(number: torch.Tensor, images: int, name: str = "training loss") -> None:
+    """Raise `Diverged` when a number, such as the loss, is not finite."""
+    value = float(number.detach())
     if not math.isfinite(value):
-        raise Diverged(f"the training loss is {value} after {images} images")
+        raise Diverged(f"the {name} is {value} after {images} images")
 
 
 def _save(trainer: Trainer, path: Path) -> None:
@@ -166,9 +169,7 @@ def _save(trainer: Trainer, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     trainer.save_checkpoint(temporary)
     if trainer.is_global_zero:
-        old = path.with_name(f".{path.name}.old")
-        if path.is_dir():  # sharded checkpoints are folders, and no folder replaces another
-            path.replace(old)
+        if path.is_dir():  # no checkpoint of ours, and no file replaces a folder
+            shutil.rmtree(path)
         temporary.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
     trainer.strategy.barrier()

@@ -5,13 +5,15 @@ its own images and decays the rate over the rest (warm-up, stable, decay).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from varscale.config import Experiment
+from varscale.config.section import RunResources
 from varscale.errors import ExperimentError
 from varscale.families.base import ModelDescription, TokenSpace
+from varscale.numerics.machine import Peers
 from varscale.store.fingerprint import fingerprint
 from varscale.store.layout import RunKey
 
@@ -31,6 +33,8 @@ class Execution:
     """What a run has; decides how many images of a step pass at once."""
     peak_flops: float = math.nan
     """Measured matrix-multiply peak of a worker, FLOPs a second: what utilisation refers to."""
+    peers: Peers = field(default_factory=Peers)
+    """The processes of a run."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,21 @@ class Trunk:
         return self.experiment.optim.batch_size
 
     @cached_property
+    def resources(self) -> RunResources:
+        """What its runs take.
+
+        Raises:
+            ExperimentError: The images of a step can't be divided evenly among the devices.
+        """
+        resources = self.experiment.resources.of(self.model.parameters())
+        if self.batch_size % resources.processes:
+            raise ExperimentError(
+                f"resources.devices: {resources.processes} devices can't share optim.batch_size = {self.batch_size} "
+                f"images evenly at depth {self.depth}"
+            )
+        return resources
+
+    @cached_property
     def flops_per_image(self) -> int:
         """Training FLOPs of an image: 3 × the forward pass with all L × L attention pairs."""
         return self.model.training_flops()
@@ -96,10 +115,11 @@ class Trunk:
         return 2 if self.experiment.optim.precision == "bfloat16" else 4
 
     def images_at_once(self, memory_bytes: float) -> int:
-        """Images of a step that pass together: all, or parts of about one size that the memory holds."""
-        fitting = int(min(self.batch_size, max(1, self._spare_images(memory_bytes))))
+        """Images of a device's share that pass together: all, or parts of about one size that the memory holds."""
+        share = self.batch_size // self.resources.processes
+        fitting = int(min(share, max(1, self._spare_images(memory_bytes))))
         most = self.experiment.runtime.micro_batch or fitting
-        return math.ceil(self.batch_size / math.ceil(self.batch_size / most))
+        return math.ceil(share / math.ceil(share / most))
 
     def fits(self, memory_bytes: float) -> bool:
         """Whether at least one image fits, or the experiment says how many pass at once."""
@@ -108,16 +128,25 @@ class Trunk:
     def check_memory(self, memory_bytes: float) -> None:
         """Raise `ExperimentError` where not even one image fits, unless the experiment says how many pass at once."""
         if not self.fits(memory_bytes):
-            needed = self.model.step_bytes(1, element_bytes=self.element_bytes)
             raise ExperimentError(
-                f"grid.depths: depth {self.depth} needs {needed / 2**30:.1f} GiB for a step of one image, and a run "
-                f"has {memory_bytes / 2**30:.1f} GiB here"
+                f"grid.depths: depth {self.depth} needs {self.step_bytes(1) / 2**30:.1f} GiB for a step of one image, "
+                f"and a run has {memory_bytes / 2**30:.1f} GiB here"
             )
+
+    def step_bytes(self, images: int) -> float:
+        """What a device needs for a step with so many images at once; compiled blocks need up to a third less."""
+        return self._state_bytes + self.model.activation_bytes(images, element_bytes=self.element_bytes)
 
     def _spare_images(self, memory_bytes: float) -> float:
         """Images whose activations fit beside weights and moments."""
-        spare = _MEMORY_SHARE * memory_bytes - self.model.training_state_bytes()
+        spare = _MEMORY_SHARE * memory_bytes - self._state_bytes
         return spare / self.model.activation_bytes(1, element_bytes=self.element_bytes)
+
+    @property
+    def _state_bytes(self) -> float:
+        """Weights, gradients and moments on a device."""
+        whole = self.model.training_state_bytes()
+        return whole / self.resources.processes if self.resources.sharded else whole
 
     def steps(self, budget: float) -> int:
         """Whole steps that a budget pays for."""
@@ -258,6 +287,7 @@ def provenance(execution: Execution, trunk: Trunk) -> dict[str, Any]:
         "threads": execution.threads,
         "kernels": "native" if usable() and best_device().type == "cpu" else "torch",
         "images_at_once": trunk.images_at_once(execution.memory_bytes),
+        "devices": trunk.resources.processes,
         **versions(),
     }
 

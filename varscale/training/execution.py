@@ -34,7 +34,7 @@ class ExecutionRecord(Record):
 
     def execution(self, share: Share) -> Execution:
         """For a worker with a share of the machine."""
-        return Execution(self.compiled, share.threads, share.memory_bytes(), self.peak_flops)
+        return Execution(self.compiled, share.threads, share.memory_bytes(), self.peak_flops, share.peers)
 
 
 def decide_execution(

@@ -94,7 +94,7 @@ class ModelModule(LightningModule):
             {"params": decayed, "weight_decay": self.optim.weight_decay, "decays": True},
             {"params": others, "weight_decay": 0.0, "decays": False},
         ]
-        if self.device.type == "cpu" and not torch.distributed.is_initialized():
+        if self.device.type == "cpu" and self.device_mesh is None:
             return FlatAdamW(groups, self.optim.peak_lr, self.optim.betas)
         return AdamW(groups, self.optim.peak_lr, self.optim.betas, fused=self.device.type in ("cpu", "cuda"))
 
@@ -102,21 +102,26 @@ class ModelModule(LightningModule):
         """One step: the mean loss over all tokens, part by part."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
+        alone = self.trainer.world_size == 1
         images, parts = len(batch["labels_B"]), _parts(batch, self.images_at_once)
         logs_now = (self.taken + 1) % self.log_every_steps == 0
         logged = []
         for part in parts:
             losses = self.family.losses(self.model, self._tokenizer[0], part, self.seed)
             loss = losses.loss_BL.mean() * (len(losses.loss_BL) / images)
-            check_finite(loss, self.images_seen)
+            if alone:
+                check_finite(loss, self.images_seen)
             with without_autocast(self.device):
                 self.manual_backward(loss)
             if logs_now:
                 logged.append(losses._replace(loss_BL=losses.loss_BL.detach()))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.grad_clip, foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not alone:  # the norm is the same for all processes, and so they end together
+            check_finite(norm, self.images_seen, "norm of the gradient")
         if logs_now:
-            self._log(logged, norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self._log(logged, norm)
         optimizer.step()
         self.steps += 1
         self.taken += 1
@@ -128,10 +133,11 @@ class ModelModule(LightningModule):
 
     def _log(self, parts: list[TokenLosses], norm: Tensor) -> None:
         groups = self.prediction.groups
-        self.log_dict(by_scale("train_loss", torch.cat([part.loss_BL for part in parts]).mean(0), groups))
+        loss_L = torch.cat([part.loss_BL for part in parts]).mean(0)
+        self.log_dict(by_scale("train_loss", loss_L, groups), sync_dist=True)
         if self.family.has_likelihood:
             error_L = torch.cat([part.wrong for part in parts]).float().mean(0)
-            self.log_dict(by_scale("train_error", error_L, groups))
+            self.log_dict(by_scale("train_error", error_L, groups), sync_dist=True)
         self.log("gradient_norm", norm)
         self.log("lr", self.optimizers().param_groups[0]["lr"])
         self.log("step", float(self.taken + 1))  # Lightning counts from the last resume

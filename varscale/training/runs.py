@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from varscale.store.records import Result, RunIdentity, TokensSummary, read_resu
 from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.callbacks import Checkpoints, ProgressCallback, ScheduleCallback, Throughput
 from varscale.training.cells import Cell, Execution, Trunk, provenance
+from varscale.training.distributed import Team
 from varscale.training.execution import check_memory
 from varscale.training.module import ModelModule
 from varscale.training.schedules import Schedule
@@ -53,15 +55,23 @@ def train_trunk(trunk: Trunk, milestones: Sequence[int], files: RunFiles, inputs
         Diverged: The loss is not finite; the milestones before that are kept.
     """
     run = _Run(trunk, files, inputs, report)
-    with run.locked():
+
+    def begin() -> tuple[int, Path | None]:
+        """The last milestone that is missing, 0 where none is, and where to start from."""
         missing = sorted(images for images in milestones if not files.milestone(images).exists())
         if not missing:
-            return
+            return 0, None
         RunIdentity(name=trunk.title, role="trunk", params=trunk.parameters()).write(files.identity)
         own = dict.fromkeys((*files.milestones, files.last_checkpoint), files.fingerprint)
-        start = run.furthest(own, missing[0])
-        run.fit(_schedule(trunk), missing[-1], start, {images: files.milestone(images) for images in milestones})
-        remove_checkpoint(files.last_checkpoint)  # the last milestone is the same
+        return missing[-1], run.furthest(own, missing[0])
+
+    with run.locked():
+        with run.team.together(files.fingerprint):
+            last, start = run.team.agree(begin)
+            if last:
+                run.fit(_schedule(trunk), last, start, {images: files.milestone(images) for images in milestones})
+        if last and run.leads:
+            remove_checkpoint(files.last_checkpoint)  # the last milestone is the same
 
 
 def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs: Inputs, report: Report) -> None:
@@ -71,16 +81,27 @@ def train_cell(cell: Cell, trunk_files: RunFiles | None, files: RunFiles, inputs
         Diverged: The loss is not finite.
     """
     run = _Run(cell.trunk, files, inputs, report)
-    with run.locked():
+    started = time.time()
+
+    def begin() -> tuple[bool, Path | None]:
+        """Whether there is anything to do, and where to start from."""
         if read_result(files) is not None:
-            return
-        started = time.time()
+            return False, None
         RunIdentity(name=cell.title, role="cell", params=cell.parameters()).write(files.identity)
         start = run.furthest({files.last_checkpoint: files.fingerprint}, cell.images)
         if start is None and trunk_files is not None:  # a branch is equal, to the bit, to a run of the whole schedule
             milestones = dict.fromkeys(trunk_files.milestones, trunk_files.fingerprint)
             start = run.furthest(milestones, cell.branch_images)
-        module, speed = run.fit(_schedule(cell.trunk, cell), cell.images, start, {})
+        return True, start
+
+    with run.locked():
+        with run.team.together(files.fingerprint):
+            wanted, start = run.team.agree(begin)
+            if not wanted:
+                return
+            module, speed = run.fit(_schedule(cell.trunk, cell), cell.images, start, {})
+        if not run.leads:
+            return
         figures = _evaluate(module, cell, inputs)
         if not math.isfinite(figures["loss"]):
             raise Diverged(f"after the last step the validation loss is {figures['loss']}")
@@ -135,10 +156,20 @@ class _Run:
     inputs: Inputs
     report: Report
 
-    def locked(self) -> FileLock:
+    @property
+    def team(self) -> Team:
+        """The processes that carry it out."""
+        return Team(self.inputs.execution.peers, self.trunk.resources.sharded)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one of them that writes files."""
+        return self.inputs.execution.peers.leads
+
+    def locked(self) -> AbstractContextManager[object]:
         """Hold the run's lock: another process that makes the same run is waited for."""
         self.files.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.files.lock)
+        return FileLock(self.files.lock) if self.leads else nullcontext()
 
     def furthest(self, checkpoints: Mapping[Path, str], before_or_at: int) -> Path | None:
         """The usable checkpoint (path → fingerprint) that is furthest, but not beyond so many images."""
@@ -152,8 +183,9 @@ class _Run:
     def fit(
         self, schedule: Schedule, total_images: int, start: Path | None, milestones: Mapping[int, Path]
     ) -> tuple[ModelModule, dict[str, float]]:
-        """Train up to `total_images`; the module, and how fast it went."""
+        """Train up to `total_images`; the module, whole on the first process, and how fast it went."""
         trunk, batch, runtime = self.trunk, self.trunk.batch_size, self.trunk.experiment.runtime
+        peers = self.inputs.execution.peers
         module, seen = self._module(), 0
         if start is not None:
             checkpoint = torch.load(start, map_location="cpu", weights_only=True, mmap=True)
@@ -164,13 +196,21 @@ class _Run:
         store = TokenStore.open(self.inputs.tokens.train, self.inputs.tokenizer.fingerprint)
         steps = (total_images - seen) // batch
         batches = Loader(
-            StepBatches(store, seed=trunk.seed, batch_size=batch, start_step=seen // batch, num_steps=steps)
+            StepBatches(
+                store,
+                seed=trunk.seed,
+                batch_size=batch,
+                start_step=seen // batch,
+                num_steps=steps,
+                rank=peers.rank,
+                world_size=peers.count,
+            )
         )
         throughput = Throughput(
             batch,
             runtime.log_every_steps,
             trunk.model.executed_training_flops(),
-            self.inputs.execution.peak_flops,
+            self.inputs.execution.peak_flops * peers.count,
             lambda: batches.seconds,
         )
         callbacks = [
@@ -180,16 +220,21 @@ class _Run:
             Checkpoints(self.files.last_checkpoint, runtime.checkpoint_seconds, milestones),
             ProgressCallback(lambda images: self.report(images, total_images)),
         ]
-        trainer = make_trainer(self.files, batch, callbacks, precision=trunk.experiment.optim.precision)
+        trainer = make_trainer(self.files, batch, callbacks, precision=trunk.experiment.optim.precision, team=self.team)
         with deterministic():
             trainer.fit(module, batches, ckpt_path=start, weights_only=True)
+        if self.team.sharded and peers.count > 1:
+            weights = self.team.whole_weights(module.model)
+            if peers.leads:
+                module = self._module()
+                module.model.load_state_dict(weights)
         return module, throughput.figures
 
     def _module(self) -> ModelModule:
         trunk, execution = self.trunk, self.inputs.execution
         torch.set_num_threads(execution.threads)
         images = trunk.images_at_once(execution.memory_bytes)
-        check_memory(trunk.model.step_bytes(images, element_bytes=trunk.element_bytes), "runtime.micro_batch")
+        check_memory(trunk.step_bytes(images), "runtime.micro_batch")
         return ModelModule(
             trunk.model,
             trunk.experiment.optim,

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, IterableDataset
 
 from varscale.data.loading import Batch
 from varscale.store.layout import RunFiles
+from varscale.training.distributed import ALONE, Team
 from varscale.training.metrics_file import MetricsFile
 
 FINGERPRINT_KEY = "varscale_fingerprint"
@@ -32,20 +32,33 @@ _EXPECTED_WARNINGS = (
 )
 
 
-def make_trainer(files: RunFiles, batch_size: int, callbacks: Sequence[Callback], *, precision: str) -> Trainer:
-    """A trainer of one device that logs to the run's metrics file and leaves checkpoints to our callbacks."""
+def make_trainer(
+    files: RunFiles, batch_size: int, callbacks: Sequence[Callback], *, precision: str, team: Team = ALONE
+) -> Trainer:
+    """A trainer that logs to the run's metrics file and leaves checkpoints to our callbacks.
+
+    Args:
+        files: The run's.
+        batch_size: Images a step, of all devices.
+        callbacks: What happens beside the steps.
+        precision: Of matrix products.
+        team: The processes that train together, a device each.
+    """
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return Trainer(
         accelerator="auto",
         devices=1,
+        num_nodes=team.peers.count,  # each process sees its own device only, as on a node of its own
+        strategy=team.strategy(),
+        use_distributed_sampler=False,
         max_epochs=1,  # the data ends where the run ends
         max_steps=-1,
         precision="bf16-mixed" if precision == "bfloat16" else "32-true",
         logger=MetricsFile(files.metrics, batch_size),
         callbacks=list(callbacks),
-        plugins=[LightningEnvironment(), DirectCheckpoints()],
+        plugins=[team.environment(), DirectCheckpoints()],
         log_every_n_steps=1,  # the modules choose which steps they log
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -15,7 +15,7 @@ from typing import Any
 
 from sweeps.devices import Device
 from sweeps.executors.base import Executor, Graph, JobCrashed, Listener
-from sweeps.executors.slurm.on_node import CallAgain, RunUnit, slurm_id
+from sweeps.executors.slurm.on_node import CallAgain, RunUnit
 from sweeps.executors.slurm.packing import Pack, job_seconds, packed, together
 from sweeps.executors.slurm.queue import Queued, Submission, queue_of, script, submit
 from sweeps.executors.slurm.records import (
@@ -29,7 +29,9 @@ from sweeps.executors.slurm.records import (
     submitted_file,
 )
 from sweeps.executors.slurm.site import Site
+from sweeps.executors.slurm.tasks import slurm_id
 from sweeps.jobs.base import Job
+from varscale.config.section import RunResources
 from varscale.errors import ExperimentError, SweepError
 
 DEFAULT_HOURS = 4.0
@@ -128,24 +130,24 @@ class SlurmExecutor(Executor):
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for number, (packs, _, minutes) in enumerate(self._arrays(jobs)):
-            submission = Submission(folder, self._array_name(packs), minutes)
+            submission = Submission(folder, self._array_name(packs), minutes, run=packs[0].run)
             paths.append(folder / f"{number}-{'-'.join(submission.name.split())}.sh")
             paths[-1].write_text(script(len(packs), submission, self._site) + "\n")
         return paths
 
     def check_times(self, jobs: Sequence[Job]) -> None:
         """Raise `ExperimentError` where a stated time limit doesn't hold one step between start and signal."""
-        if self._site.hours is None:
-            return
         for job in jobs:
             first, last = job.images
             seconds = job_seconds(job, self._device)
-            if seconds is None or last <= first:
+            hours = job.resources.run.hours or self._site.hours
+            if hours is None or seconds is None or last <= first:
                 continue
             step = seconds / (last - first) * job.experiment.optim.batch_size
-            if 3600 * self._site.hours < self._site.signal_seconds + step:
+            if 3600 * hours < self._site.signal_seconds + step:
+                where = "site: hours" if job.resources.run.hours is None else "resources.hours"
                 raise ExperimentError(
-                    f"site: hours: {self._site.hours:g} is too short for {job.title}: a step takes about "
+                    f"{where}: {hours:g} is too short for {job.title}: a step takes about "
                     f"{step:.0f} seconds there, and the last {self._site.signal_seconds} are for saving"
                 )
 
@@ -258,16 +260,16 @@ class SlurmExecutor(Executor):
             return job_seconds(job, self._device)
 
         packs = packed(jobs, seconds, 60 * self._site.pack_minutes, self._site.at_once)
-        grouped: dict[tuple[frozenset[str], int], list[Pack]] = {}
+        grouped: dict[tuple[frozenset[str], int, RunResources], list[Pack]] = {}
         for pack in packs:
-            grouped.setdefault((frozenset(pack.needs()), self._minutes(pack)), []).append(pack)
+            grouped.setdefault((frozenset(pack.needs()), self._minutes(pack), pack.run), []).append(pack)
         made: set[str] = set()
         ordered: list[tuple[list[Pack], frozenset[str], int]] = []
         left = list(grouped.items())
         own = {job.key for job in jobs}
         while left:  # a graph without circles
             for item in left:
-                (needs, minutes), group = item
+                (needs, minutes, _), group = item
                 if not (needs & own) - made:
                     ordered.append((group, needs, minutes))
                     made |= {job.key for pack in group for job in pack.jobs}
@@ -295,7 +297,7 @@ class SlurmExecutor(Executor):
         )
         array.write(array_file(folder))
         ids = ":".join(unit.slurm_job for unit in waits_for)
-        submission = Submission(folder.absolute(), name, minutes, f"afterok:{ids}" if ids else "")
+        submission = Submission(folder.absolute(), name, minutes, f"afterok:{ids}" if ids else "", packs[0].run)
         calls: list[Any] = [
             RunUnit(str(folder.absolute()), index, minutes, self._site.signal_seconds) for index in range(len(packs))
         ]
@@ -309,8 +311,8 @@ class SlurmExecutor(Executor):
 
     def _minutes(self, pack: Pack) -> int:
         """The time limit."""
-        if self._site.hours is not None:
-            return max(1, math.ceil(60 * self._site.hours))
+        if (hours := pack.run.hours or self._site.hours) is not None:
+            return max(1, math.ceil(60 * hours))
         found = [job_seconds(job, self._device) for job in pack.jobs]
         known = [each for each in found if each is not None]
         if not known:

@@ -16,6 +16,7 @@ from typing import Any
 from sweeps.executors.base import Graph, JobCrashed, portable
 from sweeps.executors.local import redirect_output
 from sweeps.executors.slurm.records import Failure, UnitFiles, UnitState
+from sweeps.executors.slurm.tasks import Tasks, scontrol, slurm_id, wait_for_the_end
 from sweeps.jobs.base import Job
 from varscale.errors import UserError
 from varscale.numerics.machine import Share, processors
@@ -24,8 +25,6 @@ _WRITE_SECONDS = 1.0
 _EARLY_SECONDS = 60.0
 """How much earlier than asked for Slurm may signal that the time limit comes near."""
 _MOST_BARREN = 3
-_LONGEST_WAIT_SECONDS = 3600.0
-"""For the end that Slurm announced."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,24 @@ class RunUnit:
         STOP.listen()
         started, files = time.monotonic(), UnitFiles(Path(self.folder), self.index)
         jobs = files.jobs()
+        tasks = Tasks.of_slurm()
+        share = Share(_threads(jobs), peers=tasks.peers)
+        if not tasks.peers.leads:
+            tasks.follow(jobs, share)
+            return
         state = _StateFile(files)
         graph = Graph(jobs, state, retries=0)
-        share = Share(_threads(jobs))
         try:
             while startable := graph.startable():
                 STOP.check()
-                _run(startable[0], graph, share, state)
+                _run(startable[0], graph, share, state, tasks)
+            tasks.end()
         except Interrupted:
             preempted = time.monotonic() - started < 60 * self.minutes - self.signal_seconds - _EARLY_SECONDS
             if state.close_stopped(STOP.signal, preempted=preempted) >= _MOST_BARREN:
                 state.fail_all(f"{_MOST_BARREN} times no step was made within the time limit, {self.minutes:g} minutes")
                 raise JobCrashed("the time limit is too short") from None
-            _wait_for_the_end(requeue=STOP.signal == "SIGUSR2")
+            wait_for_the_end(requeue=STOP.signal == "SIGUSR2")
             raise JobCrashed("it was asked to stop") from None
         state.close()
         if graph.failed or state.failures:
@@ -80,7 +84,7 @@ class CallAgain:
         subprocess.run([sys.executable, "-m", "varscale.cli", *self.command], cwd=self.folder, check=True)
 
 
-def _run(job: Job, graph: Graph, share: Share, state: "_StateFile") -> None:
+def _run(job: Job, graph: Graph, share: Share, state: "_StateFile", tasks: Tasks) -> None:
     from varscale.training.interruption import Interrupted
 
     graph.start(job)
@@ -88,6 +92,7 @@ def _run(job: Job, graph: Graph, share: Share, state: "_StateFile") -> None:
         if not job.done():
             job.write()
             redirect_output(job.files.log)
+            tasks.begin(job)
             job.run(share, lambda done, total: state.progress(job, done, total))
     except Interrupted:
         raise
@@ -193,30 +198,9 @@ class _StateFile:
         ).write(self._files.state)
 
 
-def slurm_id() -> str:
-    """This process's job of Slurm, as scontrol takes it."""
-    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
-
-
-def _wait_for_the_end(*, requeue: bool) -> None:
-    """Ask Slurm for another turn, and wait until it ends this one; a job that ended by itself gets no other.
-
-    After SIGTERM Slurm knows already what it will do: preempt, requeue or cancel.
-    """
-    if requeue:
-        _scontrol("requeue", slurm_id())
-    time.sleep(_LONGEST_WAIT_SECONDS)
-
-
 def _show_name(name: str) -> None:
     """Let squeue show what runs now; a site that forbids it shows the array's name."""
-    _scontrol("update", f"JobId={slurm_id()}", f"JobName={name}")
-
-
-def _scontrol(*arguments: str) -> None:
-    with suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run(["scontrol", *arguments], check=False, timeout=60, capture_output=True)
+    scontrol("update", f"JobId={slurm_id()}", f"JobName={name}")
 
 
 def _threads(jobs: Sequence[Job]) -> int:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from sweeps.costs import Work, encoding_work, fidelity_work, tokenizer_work, training_work, validation_work
 from sweeps.devices import Device
 from sweeps.jobs.base import Job
-from sweeps.jobs.evaluation import EvaluationJob
+from sweeps.jobs.evaluation import EvaluationJob, ReferenceJob
 from sweeps.jobs.preparation import ExecutionJob, TokenizerJob, TokensJob
 from sweeps.jobs.training import BranchJob, TrunkJob
+from varscale.config.section import RunResources
 
 Seconds = Callable[[Job], float | None]
 
@@ -22,6 +23,12 @@ class Pack:
     """What it is, short: as squeue shows it."""
     jobs: tuple[Job, ...]
 
+    @property
+    def run(self) -> RunResources:
+        """What its runs take; what comes before and after them takes one device."""
+        runs = (job.resources.run for job in self.jobs if isinstance(job, TrunkJob | BranchJob))
+        return next(runs, RunResources())
+
     def needs(self) -> set[str]:
         """Keys of the jobs of other packs that these start from."""
         return {key for job in self.jobs for key in job.needs} - {job.key for job in self.jobs}
@@ -31,8 +38,9 @@ def packed(jobs: Sequence[Job], seconds: Seconds, pack_seconds: float, at_once: 
     """Divide a graph among jobs of Slurm.
 
     What comes before all models is one pack. A trunk is one with its branches, and these with their evaluations, where
-    all together take no longer than `pack_seconds`; several such sizes share one. Otherwise the trunk is alone, and its
-    branches fill packs. A size whose branches could not run side by side without exceeding `at_once` is one pack.
+    all together take no longer than `pack_seconds`; several such sizes share one, if they take the same resources.
+    Otherwise the trunk is alone, and its branches fill packs. A size whose branches could not run side by side without
+    exceeding `at_once` is one pack.
 
     Args:
         jobs: The graph.
@@ -40,7 +48,7 @@ def packed(jobs: Sequence[Job], seconds: Seconds, pack_seconds: float, at_once: 
         pack_seconds: Of a pack of several runs, at most.
         at_once: Packs that may run at the same time; None: any number.
     """
-    before = tuple(job for job in jobs if isinstance(job, TokenizerJob | TokensJob | ExecutionJob))
+    before = tuple(job for job in jobs if isinstance(job, TokenizerJob | TokensJob | ExecutionJob | ReferenceJob))
     loose = tuple(job for job in jobs if isinstance(job, EvaluationJob) and job.cell is None)
     sizes: dict[str, list[Job]] = {}
     for job in jobs:
@@ -51,25 +59,27 @@ def packed(jobs: Sequence[Job], seconds: Seconds, pack_seconds: float, at_once: 
         packs.append(Pack("floors", loose))
     lanes = len(sizes) + bool(loose)
     branches_at_once = None if at_once is None else max(1, at_once // max(1, lanes))
-    short: list[tuple[str, tuple[Job, ...]]] = []
+    short: dict[RunResources, list[tuple[str, tuple[Job, ...]]]] = {}
     for label, own in sizes.items():
         total = _total(own, seconds)
         if total is not None and total <= pack_seconds:
-            short.append((label, tuple(own)))
+            short.setdefault(Pack(label, tuple(own)).run, []).append((label, tuple(own)))
         elif at_once is not None and lanes > at_once:
             packs.append(Pack(label, tuple(own)))
         else:
             packs += _size_packs(label, own, seconds, pack_seconds, branches_at_once)
-    for filled in _filled([(label, own, _total(own, seconds) or 0.0) for label, own in short], pack_seconds):
-        name = together([label for label, _ in filled])
-        packs.append(Pack(name, tuple(job for _, own in filled for job in own)))
+    for sizes_of_a_kind in short.values():
+        weighed = [(label, own, _total(own, seconds) or 0.0) for label, own in sizes_of_a_kind]
+        for filled in _filled(weighed, pack_seconds):
+            name = together([label for label, _ in filled])
+            packs.append(Pack(name, tuple(job for _, own in filled for job in own)))
     return packs
 
 
 def job_seconds(job: Job, device: Device) -> float | None:
     """How long a job takes on a device; None where nothing is known."""
     estimate = device.seconds(_work(job))
-    return None if estimate is None else estimate.seconds
+    return None if estimate is None else estimate.seconds / job.resources.run.processes
 
 
 def together(names: Sequence[str]) -> str:
@@ -120,7 +130,10 @@ def _size(job: Job) -> str | None:
         return job.trunk.label
     if isinstance(job, BranchJob):
         return job.cell.trunk.label
-    return job.cell.trunk.label if isinstance(job, EvaluationJob) and job.cell is not None else None
+    if isinstance(job, EvaluationJob) and job.cell is not None:
+        trunk = job.cell.trunk
+        return trunk.label if trunk.resources.processes == 1 else f"{trunk.label} images"  # drawn by one device
+    return None
 
 
 def _total(jobs: Sequence[Job], seconds: Seconds) -> float | None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -14,6 +14,7 @@ from submitit import SlurmExecutor as Submitit
 from submitit.core.utils import FailedJobError
 
 from sweeps.executors.slurm.site import Site
+from varscale.config.section import RunResources
 from varscale.errors import ExperimentError, SweepError
 
 _TIMEOUT_SECONDS = 120
@@ -38,6 +39,8 @@ class Submission:
     name: str
     minutes: int
     dependency: str = ""
+    run: RunResources = field(default_factory=RunResources)
+    """Its devices and nodes; a task each."""
     light: bool = False
     """Whether it needs no GPU."""
 
@@ -113,16 +116,17 @@ def _known_partitions(reason: str) -> str:
 
 def _submitit(submission: Submission, site: Site) -> Submitit:
     python = sys.executable if not site.prefix else f"{site.prefix} {sys.executable}"
+    run = submission.run
     executor = Submitit(submission.folder, max_num_timeout=1000, python=python)
     wanted: dict[str, Any] = {
         "job_name": submission.name,
         "comment": f"{_COMMENT}{submission.folder.absolute()}",
         "time": submission.minutes,
-        "nodes": 1,
-        "ntasks_per_node": 1,
+        "nodes": run.nodes,
+        "ntasks_per_node": run.devices,
         "cpus_per_task": site.cpus,
-        "gpus_per_node": None if submission.light else site.gpus or None,
-        "mem": None if site.memory_gb is None else f"{round(site.memory_gb * 1024)}M",
+        "gpus_per_node": None if submission.light else site.gpus * run.devices or None,
+        "mem": None if site.memory_gb is None else f"{round(site.memory_gb * 1024) * run.devices}M",
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
@@ -132,7 +136,10 @@ def _submitit(submission: Submission, site: Site) -> Submitit:
         "signal_delay_s": site.signal_seconds,
         "array_parallelism": site.at_once or 100_000,
         "stderr_to_stdout": True,
-        "srun_args": [f"--cpus-per-task={site.cpus}"],  # since 22.05 srun doesn't take it from sbatch
+        "srun_args": [
+            f"--cpus-per-task={site.cpus}",  # since 22.05 srun doesn't take it from sbatch
+            *(["--kill-on-bad-exit=1"] if run.processes > 1 else []),  # the others would wait for it
+        ],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **site.sbatch},
     }
     executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None}, wckey=None)

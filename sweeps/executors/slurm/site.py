@@ -28,11 +28,11 @@ class Site(Section):
     constraint: Name | None = None
     """Features that nodes must have."""
     gpus: Annotated[Whole, Field(ge=0, le=1)] = 0
-    """GPUs of a job; 0 on a cluster of processors."""
+    """GPUs of a task; 0 on a cluster of processors. A run has as many tasks as `resources` says."""
     cpus: Annotated[Whole, Field(ge=1, le=4096)] = 4
-    """Processors of a job, and the threads that its runs use."""
+    """Processors of a task, and the threads that its runs use."""
     memory_gb: Positive | None = None
-    """Memory of a job; None: the cluster's default."""
+    """Memory of a task; None: the cluster's default."""
     device: Name | None = None
     """The GPU by `varscale plan`'s name (h100, …), from which time limits and packing follow; None: from what was
     trained in the runs folder, where anything was."""
