@@ -234,6 +234,12 @@ def _remarks(plan: StudyPlan) -> Iterable[str]:
             f"{workers}: {_number(total.seconds)} {device.unit}, from start to end at least "
             f"{_duration(device.least_seconds(costs))} (start of processes and writing not counted)."
         )
+    if several := [size.trunk for size in costs.sizes if size.trunk.resources.processes > 1]:
+        of_each = ", ".join(
+            f"{trunk.label} {trunk.resources.processes}{' (sharded)' if trunk.resources.sharded else ''}"
+            for trunk in several
+        )
+        yield f"Devices of a run: {of_each}; GiB and images at once are of each, hours of all."
     if plan.study is not None and left != costs:
         rest = device.seconds(left.all)
         hours = f", {_number(rest.seconds)} {device.unit}" if rest else ""

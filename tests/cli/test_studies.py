@@ -249,6 +249,10 @@ def test_plan_for_a_named_device(call: Call, finished: Finished) -> None:
     assert "utilisation of 0.5" in output
     default = call("plan", finished.yaml, "--device", "a100").output
     assert "utilisation of 0.3" in default
+    assert "Devices of a run" not in default
+    several = ("--set", "resources.devices=4", "--set", "resources.sharded=true")
+    output = " ".join(call("plan", finished.yaml, "--device", "a100", *several).output.split())
+    assert "Devices of a run: d2-s0 4 (sharded), d3-s0 4 (sharded);" in output
 
 
 def test_plan_without_data_says_what_is_not_known(call: Call) -> None:

@@ -11,7 +11,7 @@ from toy_sweep import Finished, results, toy_experiment
 
 from sweeps.grid import grid_cells
 from sweeps.jobs.base import Job, JobRecord
-from sweeps.jobs.evaluation import EvaluationJob, evaluation_jobs
+from sweeps.jobs.evaluation import EvaluationJob, ReferenceJob, evaluation_jobs
 from sweeps.jobs.graph import read_job
 from sweeps.jobs.training import BranchJob
 from sweeps.study import Study, study_table
@@ -78,7 +78,9 @@ def test_measuring_trains_nothing(with_cells: Sweeping) -> None:
     assert "fid" not in with_cells(measured().model_copy(update={"evaluation": toy_experiment().evaluation})).rows[0]
     outcome = with_cells(measured())
     assert outcome.trained == 0
-    assert with_cells.executor.of(EvaluationJob) == with_cells.executor.jobs
+    reference, *evaluations = with_cells.executor.jobs
+    assert isinstance(reference, ReferenceJob)
+    assert with_cells.executor.of(EvaluationJob) == evaluations
     assert "fid" in outcome.rows[0]
     assert {path: path.stat().st_mtime_ns for path in with_cells.runs.glob("cells/*/*")} == before
 
@@ -213,6 +215,10 @@ def test_a_job_by_itself(with_cells: Sweeping) -> None:
         assert isinstance(read, EvaluationJob)
         assert (read.key, read.files.folder) == (job.key, job.files.folder.absolute())
         assert read.done()
+    (reference,) = with_cells.executor.of(ReferenceJob)
+    assert with_cells.executor.jobs.index(reference) < min(map(with_cells.executor.jobs.index, jobs))
+    assert reference.resources.whole_machine
+    assert read_job(reference.files.job).done()
     record = JobRecord.read(jobs[-1].files.job)
     assert record is not None
     experiment = dict(record.experiment) | {"evaluation": {}}

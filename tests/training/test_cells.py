@@ -13,6 +13,7 @@ from small_experiment import SMALL
 
 from sweeps.grid import grid_cells
 from varscale.config import EvaluationConfig, Experiment, OptimConfig, RuntimeConfig, TokenizerConfig
+from varscale.config.section import ResourcesConfig
 from varscale.config.tokenizer import TokenizerTraining
 from varscale.config.yaml import changed, validate
 from varscale.data.sources.of_experiment import data_identity
@@ -164,6 +165,11 @@ OTHERS: dict[str, Any] = {
     "runtime.log_every_steps": 3,
     "runtime.checkpoint_seconds": 3.0,
     "runtime.retries": 0,
+    "resources.devices": 2,
+    "resources.nodes": 2,
+    "resources.sharded": True,
+    "resources.hours": 3.0,
+    "resources.by_parameters": {1e3: {"devices": 2}},
     "name": "renamed",
     "grid.depths": [2, 3, 4],
     "grid.budgets": [1e12, 2e12, 8e12],
@@ -198,6 +204,7 @@ def test_every_setting_is_said_to_be_scientific_or_not() -> None:
         "optim": OptimConfig,
         "evaluation": EvaluationConfig,
         "runtime": RuntimeConfig,
+        "resources": ResourcesConfig,
     }
     fields = {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields}
     fields |= Experiment.model_fields.keys() | {f"grid.{name}" for name in type(experiment().grid).model_fields}

@@ -48,7 +48,7 @@ class RunUnit:
         STOP.listen()
         started, files = time.monotonic(), UnitFiles(Path(self.folder), self.index)
         jobs = files.jobs()
-        tasks = Tasks.of_slurm()
+        tasks = Tasks.of_slurm(f"{files.folder.name}-{files.index}")
         share = Share(_threads(jobs), peers=tasks.peers)
         if not tasks.peers.leads:
             tasks.follow(jobs, share)

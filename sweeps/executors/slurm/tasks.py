@@ -30,20 +30,20 @@ class Tasks:
         self._begun = 0
 
     @classmethod
-    def of_slurm(cls) -> "Tasks":
-        """Of Slurm's environment; from here on this process sees its own GPU only."""
+    def of_slurm(cls, unit: str) -> "Tasks":
+        """Those of a unit, by Slurm's environment; from here on this process sees its own GPU only."""
         count = int(os.environ.get("SLURM_NTASKS", "1"))
         if count == 1:
             return cls(Peers())
         gpus, local = os.environ.get("CUDA_VISIBLE_DEVICES", ""), int(os.environ["SLURM_LOCALID"])
         if "," in gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[local]
-        job = os.environ["SLURM_JOB_ID"]
         if os.environ["SLURM_NNODES"] == "1":
-            turn = os.environ.get("SLURM_RESTART_COUNT", "0")
-            meeting = str(Path(tempfile.gettempdir()) / f"varscale-{job}-{turn}")
+            turn = os.environ.get("SLURM_RESTART_COUNT", "0")  # a turn that was killed leaves its file behind
+            meeting = str(Path(tempfile.gettempdir()) / f"varscale-{unit}-{turn}")
         else:  # at the node of the script, and of the first task; below the ports that systems give to anyone
-            meeting = f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{20_000 + int(job) % 12_000}"
+            port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 12_000
+            meeting = f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}"
         return cls(Peers(int(os.environ["SLURM_PROCID"]), count, meeting))
 
     def begin(self, job: Job) -> None:

@@ -50,7 +50,7 @@ def test_every_job_is_in_one_pack(
     assert sorted(job.key for pack in packs for job in pack.jobs) == sorted(job.key for job in graph)
     check_order(packs)
     first = next(pack for pack in packs if pack.name == "preparation")
-    assert [job.key for job in first.jobs] == ["tokenizer", "tokens", "execution"]
+    assert [job.key for job in first.jobs] == ["tokenizer", "tokens", "execution", "reference"]
     if at_once is not None:
         after = [pack for pack in packs if pack is not first]
         waiting = {key for pack in after for key in pack.needs() if key.startswith("trunk")}

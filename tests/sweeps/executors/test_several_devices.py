@@ -16,7 +16,6 @@ from sweeps.executors.local import LocalExecutor, check_devices
 from sweeps.grid import grid_cells
 from sweeps.jobs.graph import study_jobs
 from sweeps.study import Study
-from varscale.config import Experiment
 from varscale.errors import ExperimentError
 from varscale.numerics.machine import MachineShares, Share
 from varscale.store.curves import read_curve
@@ -198,13 +197,6 @@ def test_what_a_machine_has_not_is_said_before_anything_runs(
     study = study_of(copied(finished, tmp_path), resources=resources)
     with pytest.raises(ExperimentError, match=expected):
         check_devices(study_jobs(study, study.missing), SHARES)
-
-
-def test_devices_are_no_part_of_an_identity() -> None:
-    def keys(experiment: Experiment) -> list[str]:
-        return [cell.key("tokens").folder for cell in grid_cells(experiment)]
-
-    assert keys(toy_experiment(resources=TWO["fsdp2"])) == keys(toy_experiment())
 
 
 def test_memory_and_images_of_a_device() -> None:
