@@ -7,6 +7,8 @@ SHELL := /bin/bash
 EXPERIMENT ?= rings
 DEPTHS ?=
 ARGS ?=
+# One more than processors: many tests wait for processes of their own.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 # The first Python that runs (a name on PATH may be a broken shim), is new enough and can make environments.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -57,7 +59,7 @@ test: .venv ## linters, types, import rules and tests; stops at the first that f
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports --no-cache
 	@.venv/bin/mypy
-	@.venv/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-coverage: .venv ## how often the laws' intervals cover planted values; takes minutes
 	@.venv/bin/python -m pytest -m coverage -rP $(ARGS)

@@ -241,7 +241,9 @@ class RunResources(Section):
 class ResourcesConfig(RunResources):
     """What the trunk and the branches of each size take. It changes how sums are rounded, and nothing else."""
 
-    by_parameters: dict[Positive, RunResources] = Field(default_factory=dict, max_length=1024)
+    by_parameters: dict[Annotated[float, Field(gt=0, le=1e30)], RunResources] = Field(
+        default_factory=dict, max_length=1024
+    )
     """For models of at least so many parameters, instead: `1e9: {devices: 8, sharded: true}`."""
 
     def of(self, parameters: int) -> RunResources:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_sweep import Finished, results, toy_experiment, varscale, wait_for, write_toy
+from toy_sweep import Finished, toy_experiment, varscale, wait_for
 
 from sweeps.executors.base import Graph
+from sweeps.executors.here import HereExecutor
 from sweeps.executors.local import LocalExecutor, check_devices
 from sweeps.grid import grid_cells
-from sweeps.jobs.graph import study_jobs
+from sweeps.jobs.graph import single_jobs, study_jobs
+from sweeps.single import study_of_one
 from sweeps.study import Study
 from varscale.errors import ExperimentError
 from varscale.numerics.machine import MachineShares, Share
@@ -171,16 +173,16 @@ def test_all_end_together_where_the_training_diverges(
 
 def test_a_single_run_and_a_job_by_itself(finished: Finished, tmp_path: Path) -> None:
     runs = copied(finished, tmp_path / "runs")
-    write_toy(tmp_path, resources={"devices": 2}, runtime={"workers": 2})
-    said = varscale("train", "toy.yaml", "--depth", "2", "--budget", "2e7", cwd=tmp_path)
+    experiment = toy_experiment(resources={"devices": 2}, runtime={"workers": 2})
+    study = study_of_one(experiment, Store(runs), (2, 2e7, 0))
+    HereExecutor(SHARES).run(single_jobs(study), Heard())
+    (loss,) = losses(study)
+    assert loss == pytest.approx(losses_of_one(finished)[0], rel=1e-4)
+    files = study.cell_files(study.cells[0])
+    files.result.unlink()
+    said = varscale("run-job", files.job, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
-    (row,) = results(runs).values()
-    assert row["loss"] == pytest.approx(losses_of_one(finished)[0], rel=1e-4)
-    result = next((runs / "cells").glob("*/result.json"))
-    result.unlink()
-    said = varscale("run-job", result.with_name("job.json"), cwd=tmp_path)
-    assert said.returncode == 0, said.stderr
-    assert results(runs)[result.parent.name]["loss"] == row["loss"]
+    assert losses(study) == [loss]
 
 
 @pytest.mark.parametrize(

@@ -208,27 +208,29 @@ def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished
     assert fingerprints <= set(delivered(tmp_path))
 
 
-@pytest.mark.parametrize("resources", [{"devices": 2}, {"nodes": 2, "sharded": True}])
-def test_a_run_has_a_task_for_each_device(
-    one_box: OneBox, finished: Finished, tmp_path: Path, resources: dict[str, int]
-) -> None:
-    """A trunk and its branch, one after the other in the same tasks."""
-    removed = copy_with_missing_cells(finished, tmp_path)
-    (row,) = (results(finished.runs)[path.name] for path in removed)
-    for trunk in (tmp_path / "runs" / "trunks").glob(f"[!.]*-d{row['depth']}-*"):
-        shutil.rmtree(trunk)
-    write_toy(tmp_path, resources=resources)
-    write_site(tmp_path, pack_minutes=30)
+def test_a_run_has_a_task_for_each_device(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
+    """Two of one node for the small size and of two nodes for the other; trunk and branch one after the other."""
+    shutil.copytree(finished.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("mlflow*", "laws", "trunks"))
+    rows = results(finished.runs)
+    shortest = {row["depth"]: name for name, row in sorted(rows.items(), key=lambda item: -item[1]["images_seen"])}
+    removed = list(shortest.values())
+    for name in removed:
+        shutil.rmtree(tmp_path / "runs" / "cells" / name)
+    sizes = sorted({row["params_total"] for row in rows.values()})
+    by_parameters = {sizes[1]: {"nodes": 2, "sharded": True}}
+    write_toy(tmp_path, resources={"devices": 2, "by_parameters": by_parameters})
+    write_site(tmp_path, pack_minutes=30, device="a100")  # by whose speed all is short
     said = varscale("sweep", "toy.yaml", *ON_SLURM, cwd=tmp_path)
     assert said.returncode == 0, said.stderr + said.stdout
-    again = results(tmp_path / "runs")[removed[0].name]
-    assert again["loss"] == pytest.approx(row["loss"], rel=1e-4)
-    result = json.loads((removed[0] / "result.json").read_text())
-    assert result["provenance"]["devices"] == 2
-    folder = tmp_path / "runs" / "studies" / "toy" / "slurm"
-    (submitted,) = (json.loads(path.read_text()) for path in folder.glob("*/units.json"))
-    assert [len(unit["keys"]) for unit in submitted["units"]] == [2]
     assert "trying again" not in said.stdout
+    again = results(tmp_path / "runs")
+    for name in removed:
+        assert again[name]["loss"] == pytest.approx(rows[name]["loss"], rel=1e-4)
+        result = json.loads((tmp_path / "runs" / "cells" / name / "result.json").read_text())
+        assert result["provenance"]["devices"] == 2
+    folder = tmp_path / "runs" / "studies" / "toy" / "slurm"
+    units = [unit for path in folder.glob("*/units.json") for unit in json.loads(path.read_text())["units"]]
+    assert [len(unit["keys"]) for unit in units] == [2, 2]
 
 
 def test_a_job_that_can_only_fail_is_tried_and_then_named(
