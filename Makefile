@@ -8,7 +8,7 @@ EXPERIMENT ?= rings
 DEPTHS ?=
 ARGS ?=
 # One more than processors: many tests wait for processes of their own.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)
 
 # The first Python that runs (a name on PATH may be a broken shim), is new enough and can make environments.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
