@@ -103,10 +103,10 @@ class LocalExecutor(Executor):
             running = [each.job for each in self._workers if each.job is not None]
             if worker.job is not None or any(job.resources.whole_machine for job in running):
                 continue
-            startable = [job for job in graph.startable() if not (job.resources.whole_machine and running)]
-            if startable:
-                self._submit(worker, startable[0])
-                graph.start(startable[0])
+            startable = (job for job in graph.candidates() if not (job.resources.whole_machine and running))
+            if (job := next(startable, None)) is not None:
+                self._submit(worker, job)
+                graph.start(job)
 
     def _submit(self, worker: Worker, job: Job) -> None:
         if not worker.process.is_alive():
