@@ -130,7 +130,7 @@ class Timeline(SweepView):
 
 
 def _idle_cells(options: Options, report: Report, number: int) -> None:
-    store = Store(options.folder / "idle")
+    store = Store(options.folder / "orchestration")
     experiment = _idle_experiment(number)
     study = Study.of(experiment, store, grid_cells(experiment))
     _prepare(study)
@@ -156,9 +156,11 @@ def _idle_cells(options: Options, report: Report, number: int) -> None:
 
 def _real_sweep(options: Options, report: Report) -> None:
     """What of a sweep's wall time no run takes: time without any run, and what this process takes of the processors."""
-    store = Store(options.folder / "real")
-    depths = {"grid.depths": [2], "grid.budgets": [2e7, 3e7]} if options.quick else {"grid.depths": [12, 16, 20]}
-    experiment = changed(load_experiment("rings"), {**(TINY if options.quick else {}), **depths}, "benchmarks")
+    store = Store(options.folder / "orchestration")
+    settings: dict[str, Any] = {"grid.depths": [12, 16, 20]}
+    if options.quick:  # of the tokens that are there
+        settings = {**TINY, "name": "toy", "grid.depths": [2], "grid.budgets": [4e7, 6e7]}
+    experiment = changed(load_experiment("rings"), settings, "benchmarks")
     began, processor = time.monotonic(), _processor_seconds()
     study = Study.of(experiment, store, grid_cells(experiment))
     view, forwarder = Timeline(), Forwarder(store.tracking_uri, store, experiment.name, notify=report.notes.append)

@@ -153,7 +153,7 @@ def test_more_points_than_one_call_holds(store: Store) -> None:
 
 def test_killed_between_call_and_state(tmp_path: Path, empty_database: Path) -> None:
     """SIGKILL right after MLflow took something and before that is written down; the next delivery mends it."""
-    moments = ("create 2", "log 2", "log 4", "upload 2", "set_status 2")  # the fourth is in the middle of a curve
+    moments = ("create 2", "log 2", "log 3", "upload 2", "set_status 2")  # the third is in the middle of a curve
     for moment in (*moments, "never"):
         store = Store(tmp_path / moment)
         _, trunk, cells = small_study(store)

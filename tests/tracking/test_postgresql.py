@@ -165,7 +165,7 @@ def test_sync_rebuilds_a_study_in_an_empty_database(
         umask=0,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert (process.returncode, process.stdout, process.stderr) == (0, "MLflow has everything\n", "")

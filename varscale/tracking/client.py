@@ -13,7 +13,7 @@ from varscale.errors import ExperimentDeletedError, TrackingError
 from varscale.tracking.positions import OPEN, Point, Position
 from varscale.tracking.uris import check_tracking_uri, is_server, masked, sqlite_file, without_secrets
 
-KEY_TAG, NAME_TAG = "varscale.run", "mlflow.runName"
+KEY_TAG = "varscale.run"
 LONGEST_TAG = 8000
 MOST_RUNS = 50_000
 """That one search may give."""
@@ -69,7 +69,8 @@ class MLflowStore:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as one line, by the forwarder
         self._client, self._entities = mlflow.MlflowClient(tracking_uri=tracking_uri), mlflow.entities
-        self._experiments: dict[str, str] = {}
+        self._numbers: dict[str, str] = {}
+        self._prepared: set[str] = set()
 
     def newest_experiment(self) -> str | None:
         """The id of the experiment whose varscale run began last, or None."""
@@ -81,11 +82,14 @@ class MLflowStore:
 
     def search(self, experiment: str, condition: str, *, deleted: bool = False) -> list[Any]:
         """MLflow's runs of an experiment, oldest first; none where there is no such experiment."""
-        found = self._client.get_experiment_by_name(experiment)
-        if found is None:
-            return []
+        if experiment not in self._numbers:
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                return []
+            self._numbers[experiment] = found.experiment_id
         view = self._entities.ViewType.ALL if deleted else self._entities.ViewType.ACTIVE_ONLY
-        return list(self._client.search_runs([found.experiment_id], condition, view, MOST_RUNS, ["start_time"]))
+        runs = self._client.search_runs([self._numbers[experiment]], condition, view, MOST_RUNS, ["start_time"])
+        return list(runs)
 
     def find(self, experiment: str, key: str) -> Position | None:
         """The run with this key, its parameters and the last step of each metric; None: there is none.
@@ -103,15 +107,17 @@ class MLflowStore:
         steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         return Position(run_id=run.info.run_id, steps=steps, params=sorted(run.data.params))
 
-    def create(self, experiment: str, key: str, name: str, start: int) -> Position:
-        """A new run that started at `start` (Unix milliseconds).
+    def create(self, experiment: str, key: str, name: str, start: int, tags: Mapping[str, str]) -> str:
+        """A new run that started at `start` (Unix milliseconds); its id.
 
         Raises:
             ExperimentDeletedError: Its experiment was deleted in MLflow.
         """
-        tags = {KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
-        run = self._client.create_run(self._experiment_id(experiment), start_time=start, tags=tags, run_name=name)
-        return Position(run_id=run.info.run_id, tags={NAME_TAG: name})
+        own = {KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
+        shortened = {key: value[:LONGEST_TAG] for key, value in tags.items()}
+        number = self._experiment(experiment)
+        run = self._client.create_run(number, start_time=start, tags={**shortened, **own}, run_name=name)
+        return str(run.info.run_id)
 
     def log(self, run_id: str, params: Mapping[str, Any], points: Sequence[Point], tags: Mapping[str, str]) -> None:
         """Add parameters, points of curves and tags, together.
@@ -140,9 +146,9 @@ class MLflowStore:
         """Add or replace an artifact."""
         self._client.log_artifact(run_id, str(file), folder)
 
-    def _experiment_id(self, name: str) -> str:
-        """MLflow's experiment of that name, created with the dashboard's view where there is none."""
-        if name not in self._experiments:
+    def _experiment(self, name: str) -> str:
+        """The id of MLflow's experiment of that name, created with the dashboard's view where there is none."""
+        if name not in self._prepared:
             found = self._client.get_experiment_by_name(name)
             if found is not None and found.lifecycle_stage == "deleted":
                 raise ExperimentDeletedError(
@@ -154,8 +160,9 @@ class MLflowStore:
             for key, value in _experiment_tags().items():
                 if found is None or found.tags.get(key) != value:
                     self._client.set_experiment_tag(number, key, value)
-            self._experiments[name] = number
-        return self._experiments[name]
+            self._numbers[name] = number
+            self._prepared.add(name)
+        return self._numbers[name]
 
 
 def is_rejection(error: Exception) -> bool:

@@ -4,8 +4,9 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from varscale.evaluation.stored import SETTINGS, StoredEvaluations
 from varscale.store.curves import read_curve
 from varscale.store.layout import Kind, RunFiles, Store, StudyFiles
 from varscale.store.records import Result, Row, RunIdentity, StudyCell, StudyRecord, read_result
-from varscale.tracking.client import LONGEST_TAG, NAME_TAG, MLflowStore, RunDeletedError, is_rejection
+from varscale.tracking.client import LONGEST_TAG, MLflowStore, RunDeletedError, is_rejection
 from varscale.tracking.positions import (
     OPEN,
     Point,
@@ -26,7 +27,7 @@ from varscale.tracking.positions import (
     write_position,
 )
 
-PARENT_TAG = "mlflow.parentRunId"
+PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 ROW_TAG, LABELS_TAG, EVALUATIONS_TAG = "row", "labels", "evaluations"
 """A cell's columns of the runs table, JSON: those of its result, of the study, and of its images (`rows`: a list, one
 for each way in which they were measured)."""
@@ -159,41 +160,47 @@ class Delivery:
     @contextmanager
     def _shown(self, study: StudyFiles, file: Path, name: str, title: str, began: float) -> "Iterator[_ShownRun]":
         """MLflow's run of a run of the study, created where there is none; how far it came is kept in `file`."""
-        position = read_position(file, self._place)
+        position, key = read_position(file, self._place), f"{study.name}/{name}"
         if not position.run_id or self._verified.get(file) != position.run_id:
-            key = f"{study.name}/{name}"
-            found = self._mlflow.find(study.name, key)
-            found = found or self._mlflow.create(study.name, key, title, milliseconds(began))
-            if found.run_id == position.run_id:
+            found = self._mlflow.find(study.name, key) or Position()
+            if found.run_id and found.run_id == position.run_id:
                 found = position.model_copy(update={"offset": 0, "steps": found.steps, "params": found.params})
             position = found
-            self._verified[file] = found.run_id
-        shown = _ShownRun(self._mlflow, position, self._deadline)
+        create = partial(self._mlflow.create, study.name, key, title, milliseconds(began))
+        shown = _ShownRun(self._mlflow, create, position, self._deadline)
         try:
             yield shown
             shown.send()
         finally:
+            self._verified[file] = shown.delivered.run_id
             write_position(file, self._place, shown.delivered)
 
 
 class _ShownRun:
-    """A run of MLflow's, and how far it was delivered. What is new is collected, and sent together."""
+    """A run of MLflow's, and how far it was delivered. What is new is collected, and sent together: calls cost most."""
 
-    def __init__(self, mlflow: MLflowStore, position: Position, deadline: float) -> None:
+    def __init__(
+        self, mlflow: MLflowStore, create: Callable[[Mapping[str, str]], str], position: Position, deadline: float
+    ) -> None:
         self.delivered = position
         """What MLflow has."""
         self.position = position.model_copy(deep=True)
         """What it has when all that was collected is sent."""
-        self._mlflow, self._deadline = mlflow, deadline
+        self._mlflow, self._create, self._deadline = mlflow, create, deadline
         self._params: dict[str, Any] = {}
         self._points: list[Point] = []
         self._tags: dict[str, str] = {}
+        self._files: list[tuple[Path, str | None]] = []
 
     def send(self) -> None:
-        """Send what was collected."""
+        """Send what was collected, to a new run where there is none yet."""
+        if not self.position.run_id:
+            self.position.run_id, self._tags = self._create(self._tags), {}
         if self._params or self._points or self._tags:
             self._mlflow.log(self.position.run_id, self._params, self._points, self._tags)
-            self._params, self._points, self._tags = {}, [], {}
+        for file, folder in self._files:
+            self._mlflow.upload(self.position.run_id, file, folder)
+        self._params, self._points, self._tags, self._files = {}, [], {}, []
         self.delivered = self.position.model_copy(deep=True)
 
     def parameters(self, params: Mapping[str, Any]) -> None:
@@ -278,7 +285,7 @@ class _ShownRun:
         """Deliver a file where it is new or changed; a link is none of ours."""
         stamp = _stamp(file)
         if stamp and not file.is_symlink() and self.position.artifacts.get(file.name) != stamp:
-            self._mlflow.upload(self.position.run_id, file, folder)
+            self._files.append((file, folder))
             self.position.artifacts[file.name] = stamp
 
     def end(self, status: str, end: int) -> None:
