@@ -9,6 +9,7 @@ from sweeps.study import Study
 from varscale.config import Experiment
 from varscale.errors import DataError
 from varscale.store.layout import Store
+from varscale.store.records import read_result
 from varscale.training.cells import Cell
 
 
@@ -29,7 +30,8 @@ def status_table(experiment: Experiment, store: Store) -> Table:
             table.add_row(cell.label, "not begun", "", "")
         return table
     for cell in cells:
-        result, run = study.result(cell), study.cell_files(cell)
+        run = study.cell_files(cell)
+        result = read_result(run)
         loss = f"{result.metrics['loss']:.4f}" if result is not None and "loss" in result.metrics else ""
         log = run.log if run.log.exists() else study.trunk_files(cell.trunk).log
         state = _state(study, cell) if result is None else result.status

@@ -124,7 +124,7 @@ class Study:
                 best[cell.budget_flops] = min(best.get(cell.budget_flops, scored), scored, key=lambda each: each[0])
         return tuple(cell for _, cell in best.values())
 
-    @property
+    @cached_property
     def recipe(self) -> str:
         """Identity of what all cells of a law have in common: the smallest budget, too, which sets the warm-up."""
         experiment = self.experiment

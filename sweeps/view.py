@@ -21,7 +21,8 @@ _STAGES = {
     "execution": "measuring whether to compile",
     "drawing": "drawing images",
 }
-_LINE_SECONDS = 15.0
+_LINE_SECONDS, _DRAWING_SECONDS = 15.0, 0.25
+"""Between lines of a log, and between drawings of the table: many jobs may end within a second."""
 
 
 class SweepView:
@@ -45,6 +46,7 @@ class SweepView:
         self._reported: dict[str, float] = {}
         self._states: dict[str, str] = {}
         self._losses: dict[str, float | None] = {}
+        self._open: set[str] = set()  # keys of jobs that have not ended: cells without a result
         self._evaluations: dict[str, bool] = {}  # whether each is over
         self._training = False
         self._stage_started: dict[str, float] = {}
@@ -85,7 +87,7 @@ class SweepView:
         for job in jobs:
             first, last = job.images
             self._total[job.flops_per_image] += last - first
-        missing = {job.key for job in jobs}
+        self._open = missing = {job.key for job in jobs}
         self._evaluations = {key: False for key in missing if key.startswith("evaluation")}
         trunks = {f"trunk {cell.trunk.label}" for cell in study.cells}
         self._states = dict.fromkeys(trunks - missing, "done")
@@ -121,6 +123,7 @@ class SweepView:
 
     def ended(self, job: Job, state: str) -> None:
         """A job is over, well or in another `state`."""
+        self._open.discard(job.key)
         if not job.flops_per_image or self._study is None:
             if not self._training:
                 self.stage_done(job.key if not job.flops_per_image else job.title, well=state == "done")
@@ -133,17 +136,19 @@ class SweepView:
         self._states[job.key] = state
 
     def refresh(self) -> None:
-        """Draw anew."""
-        if not self._training or self._study is None:
+        """Draw anew, now and then."""
+        between = _LINE_SECONDS if self._live is None else _DRAWING_SECONDS
+        if not self._training or self._study is None or time.monotonic() - self._printed <= between:
             return
+        self._printed = time.monotonic()
         if self._live is not None:
             self._live.update(self._render())
-        elif time.monotonic() - self._printed > _LINE_SECONDS:
-            self._printed = time.monotonic()
+        else:
             self._console.print(self._summary())
 
     def end(self) -> None:
         """Training is over: leave the finished table on the screen."""
+        self._open.clear()
         if not self._training:
             self.clear()
             return
@@ -180,9 +185,10 @@ class SweepView:
         return Text("diverged", style="red") if loss is None else Text(f"{loss:.4f}", style="green")
 
     def _has_result(self, cell: Cell) -> bool:
-        """Look for a cell's result; it is read once, since it never changes."""
+        """Look for a cell's result when its job has ended; it is read once, since it never changes."""
         assert self._study is not None
-        if cell.label not in self._losses and (result := self._study.result(cell)) is not None:
+        unread = cell.label not in self._losses and cell.label not in self._open
+        if unread and (result := self._study.result(cell)) is not None:
             self._losses[cell.label] = result.metrics.get("loss")
         return cell.label in self._losses
 

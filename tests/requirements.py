@@ -18,7 +18,8 @@ def shared_path(relative: str) -> Path:
 
 def require_program(name: str) -> str:
     """The path of an installed program, such as `chromium`."""
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin")  # daemons, of users without root's PATH
+    daemons = ["/usr/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]  # on few users' PATH
+    path = shutil.which(name) or shutil.which(name, path=os.pathsep.join(daemons))
     if path is None:
         _missing(f"the program {name} is not installed")
     return str(path)

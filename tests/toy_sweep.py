@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def varscale(
-    *arguments: str | Path, cwd: Path, timeout: float = 240, before: Callable[[], None] | None = None
+    *arguments: str | Path, cwd: Path, timeout: float = 240, before: Callable[[], object] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command in a folder; `before` runs in the new process first."""
     return subprocess.run(
@@ -191,13 +192,16 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """One for all processes of pytest-xdist: a test that changes anything in it takes a copy."""
+    """One for all processes of pytest-xdist: a test that changes anything in it takes a copy.
+
+    Its user's umask lets everybody write.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     said = folder / "said.json"
     with FileLock(f"{folder}.lock"):
         if not said.exists():
-            process = varscale("sweep", write_toy(folder), cwd=folder)
+            process = varscale("sweep", write_toy(folder), cwd=folder, before=partial(os.umask, 0))
             assert process.returncode == 0, process.stdout + process.stderr
             said.write_text(json.dumps([process.stdout, process.stderr]))
     return Finished(folder, folder / "toy.yaml", subprocess.CompletedProcess([], 0, *json.loads(said.read_text())))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from sweeps.jobs.base import Job
@@ -87,41 +87,46 @@ class Graph:
     def __init__(self, jobs: Sequence[Job], listener: Listener, retries: int) -> None:
         self.failed: list[tuple[Job, str]] = []
         self._listener, self._retries = listener, retries
-        self._waiting = list(jobs)
-        self._running: list[Job] = []
+        self._waiting = {job.key: job for job in jobs}
+        self._running: dict[str, Job] = {}
+        self._in_turn = {job.key: job for job in sorted(jobs, key=_turn)}
         self._attempts: Counter[str] = Counter()
 
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing can start."""
-        return not self._running and not self.startable()
+        return not self._running and next(self.candidates(), None) is None
 
     @property
     def left(self) -> tuple[Job, ...]:
         """What waits or runs."""
-        return (*self._waiting, *self._running)
+        return (*self._waiting.values(), *self._running.values())
 
     def is_running(self, job: Job) -> bool:
         """Whether it was started and has not ended."""
-        return job in self._running
+        return job.key in self._running
 
     def startable(self) -> list[Job]:
         """Jobs that may start now: those that take the whole machine, and then the longest way to go, first."""
-        left = {job.key for job in (*self._waiting, *self._running)}
-        startable = [
-            job for job in self._waiting if not left & (set(job.needs) - set(job.starts_within)) and job.ready()
-        ]
-        return sorted(startable, key=lambda job: (not job.resources.whole_machine, -job.flops))
+        return list(self.candidates())
+
+    def candidates(self) -> Iterator[Job]:
+        """The same, found one by one: whether a job is ready is looked up in files, and many may wait."""
+        for key, job in self._in_turn.items():
+            if key not in self._waiting:
+                continue
+            before = set(job.needs) - set(job.starts_within)
+            if before.isdisjoint(self._waiting) and before.isdisjoint(self._running) and job.ready():
+                yield job
 
     def start(self, job: Job) -> None:
         """A job starts."""
-        self._waiting.remove(job)
-        self._running.append(job)
+        self._running[job.key] = self._waiting.pop(job.key)
         self._listener.started(job)
 
     def succeed(self, job: Job) -> None:
         """A job ended well."""
-        self._running.remove(job)
+        del self._running[job.key]
         self._listener.ended(job, "done")
 
     def resume(self, job: Job, attempts: int, error: Exception | None) -> None:
@@ -135,17 +140,16 @@ class Graph:
 
     def postpone(self, job: Job) -> None:
         """A job was interrupted, through no fault of its own: it waits again."""
-        self._running.remove(job)
-        self._waiting.append(job)
+        self._waiting[job.key] = self._running.pop(job.key)
 
     def fail(self, job: Job, error: Exception) -> None:
         """A job ended by an error: it is tried again, or lost with all that waits for it."""
-        self._running.remove(job)
+        del self._running[job.key]
         self._attempts[job.key] += 1
         final = isinstance(error, UserError) or (isinstance(error, JobCrashed) and error.final)
         if not final and self._attempts[job.key] <= self._retries:
             self._listener.note(f"{job.title} failed ({error}); trying again")
-            self._waiting.append(job)
+            self._waiting[job.key] = job
             return
         diverged = isinstance(error, Diverged) and isinstance(job, TrunkJob | BranchJob)
         if not isinstance(error, TokenizerRejected):  # whoever ran the graph raises it again, and so it is printed
@@ -161,11 +165,15 @@ class Graph:
         """Jobs that wait for one that will not be done, directly or not; they are no longer waited for."""
         lost: list[Job] = []
         keys = {job.key}
-        while found := [each for each in self._waiting if keys & set(each.needs) and not _does_without(each, keys)]:
+        waiting = self._waiting
+        while found := [each for each in waiting.values() if keys & set(each.needs) and not _does_without(each, keys)]:
             lost += found
-            keys |= {each.key for each in found}
-            self._waiting = [each for each in self._waiting if each not in found]
+            keys |= {waiting.pop(each.key).key for each in found}
         return lost
+
+
+def _turn(job: Job) -> tuple[bool, float]:
+    return not job.resources.whole_machine, -job.flops
 
 
 def _does_without(job: Job, keys: set[str]) -> bool:

@@ -113,11 +113,12 @@ class LocalExecutor(Executor):
             running = [worker.job for worker in self._workers if worker.job is not None]
             if any(job.resources.whole_machine for job in running):
                 return
-            startable = [job for job in graph.startable() if not (job.resources.whole_machine and running)]
-            if not startable or startable[0].resources.run.devices > len(idle):
+            startable = (job for job in graph.candidates() if not (job.resources.whole_machine and running))
+            job = next(startable, None)
+            if job is None or job.resources.run.devices > len(idle):
                 return
-            self._submit(idle[: startable[0].resources.run.devices], startable[0])
-            graph.start(startable[0])
+            self._submit(idle[: job.resources.run.devices], job)
+            graph.start(job)
 
     def _submit(self, workers: Sequence[Worker], job: Job) -> None:
         share = self._shares.whole if job.resources.whole_machine else self._shares.worker

@@ -31,6 +31,15 @@ def test_every_measurement_is_printed_and_written(tmp_path: Path) -> None:
             assert goal["text"] in done.stdout.replace("\n", " ")
 
 
+def test_cells_that_do_nothing_are_all_recorded_and_delivered(tmp_path: Path) -> None:
+    done = bench("orchestration", "--quick", "--threads", "1", "--runs-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (report,) = json.loads((tmp_path / "bench" / "bench.json").read_text())["benchmarks"]
+    assert report["goals"][0]["text"].startswith("20 cells that do nothing")
+    assert report["goals"][0]["measured"].endswith(" s, 20 in MLflow")
+    assert len(report["goals"]) == 3
+
+
 def test_what_needs_a_gpu_says_so_without_one(tmp_path: Path) -> None:
     done = bench("paper", "--runs-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr

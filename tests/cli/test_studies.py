@@ -7,14 +7,18 @@ import signal
 import statistics
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 from command_calls import NOWHERE, Call
+from fake_runs import finished_cell, write_study
 from filelock import FileLock
+from mlflow_stores import free_port
 from safetensors.torch import load_file
 from toy_sweep import Finished, cell_folder, child_seconds, numbers_of, results, toy_experiment, varscale, write_toy
 
 from sweeps.grid import grid_cells
+from varscale import tracking
 from varscale.numerics.machine import Share
 from varscale.store.layout import Store
 from varscale.tracking import deliver_all, runs_table
@@ -38,6 +42,8 @@ def test_sweep_from_nothing(finished: Finished) -> None:
     assert len(table) == 8
     assert finished.process.stderr == ""
     assert not list(finished.runs.glob("*/*/last.ckpt"))
+    everybodys = [path for path in finished.runs.rglob("*") if path.stat().st_mode & 0o002]
+    assert not everybodys, "what everybody can write to"
     assert {path.name for path in finished.runs.glob("*/*/.*")} == {".record.lock", ".sweep.lock"}
 
 
@@ -331,3 +337,30 @@ def test_dashboard_of_a_dead_server(call: Call, copy: Path) -> None:
     assert result.output.startswith(f"MLflow at {NOWHERE}: ")
     assert len(result.output.splitlines()) == 1
     assert "Traceback" not in result.output + result.error
+
+
+def test_an_experiment_deleted_in_mlflow_does_not_shut_the_dashboard_of_others(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "runs")
+    cells = {name: [finished_cell(store, depth, 1e12)] for name, depth in (("gone", 12), ("here", 16))}
+    for name in cells:
+        write_study(store, name, cells[name])
+    assert call("sync").output == "MLflow has everything\n"
+    client = mlflow.MlflowClient(store.tracking_uri)
+    gone, here = (client.get_experiment_by_name(name).experiment_id for name in cells)
+    client.delete_experiment(gone)
+    for name in cells:
+        write_study(store, name, [*cells[name], finished_cell(store, 20, 1e12)])
+    monkeypatch.setattr(tracking, "serve_dashboard", lambda uri, port: 0)
+    opened = call("dashboard", "--port", str(free_port()))
+    reason, address = opened.output.splitlines()
+    assert opened.code == 0
+    assert "the experiment 'gone' was deleted in MLflow: `mlflow experiments restore --experiment-id" in reason
+    assert f"/#/experiments/{here}/" in address
+    assert sorted(runs_table(store.tracking_uri, "here")["depth"]) == [16, 20]
+    synced = call("sync")
+    assert (synced.code, synced.output.splitlines()) == (1, [reason])
+    client.restore_experiment(gone)
+    assert call("sync").code == 0
+    assert sorted(runs_table(store.tracking_uri, "gone")["depth"]) == [12, 20]

@@ -9,7 +9,6 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 import mlflow
@@ -24,6 +23,7 @@ from fake_runs import (
     unfinished_trunk,
     write_study,
 )
+from mlflow_stores import snapshot
 
 from varscale.store.layout import RunFiles, Store
 from varscale.store.records import read_result
@@ -31,29 +31,6 @@ from varscale.tracking import Forwarder, deliver_all, runs_table
 from varscale.tracking.positions import read_position
 
 BUDGETS = (1e12, 2e12)
-
-
-def snapshot(tracking_uri: str) -> dict[str, Any]:
-    """Everything in a store, without the ids that MLflow draws: {run: (facts, {metric: [(time, step, value)]})}."""
-    client = mlflow.MlflowClient(tracking_uri)
-    experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
-    runs = client.search_runs(list(experiments))
-    keys = {run.info.run_id: run.data.tags["varscale.run"] for run in runs}
-    assert len(set(keys.values())) == len(runs), "a run is there twice"
-    content = {}
-    for run in runs:
-        assert keys[run.info.run_id].split("/")[0] == experiments[run.info.experiment_id]
-        tags = dict(run.data.tags)
-        if "mlflow.parentRunId" in tags:
-            tags["mlflow.parentRunId"] = keys[tags["mlflow.parentRunId"]]
-        histories = {
-            name: [(m.timestamp, m.step, repr(m.value)) for m in client.get_metric_history(run.info.run_id, name)]
-            for name in run.data.metrics
-        }
-        facts = (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time, run.data.params, tags)
-        artifacts = sorted(item.path for item in client.list_artifacts(run.info.run_id))
-        content[keys[run.info.run_id]] = (facts, histories, artifacts)
-    return content
 
 
 def small_study(store: Store) -> tuple[Forwarder, RunFiles, list[RunFiles]]:
@@ -176,7 +153,7 @@ def test_more_points_than_one_call_holds(store: Store) -> None:
 
 def test_killed_between_call_and_state(tmp_path: Path, empty_database: Path) -> None:
     """SIGKILL right after MLflow took something and before that is written down; the next delivery mends it."""
-    moments = ("create", "log_points", "set_tags", "upload", "set_status")
+    moments = ("create 2", "log 2", "log 3", "upload 2", "set_status 2")  # the third is in the middle of a curve
     for moment in (*moments, "never"):
         store = Store(tmp_path / moment)
         _, trunk, cells = small_study(store)
@@ -193,14 +170,15 @@ def test_killed_between_call_and_state(tmp_path: Path, empty_database: Path) -> 
         from varscale.tracking.client import MLflowStore
 
         def deliver_until(moment):
-            original, calls = getattr(MLflowStore, moment), []
+            name, number = moment.split()
+            original, calls = getattr(MLflowStore, name), []
             def killed(self, *args):
                 result = original(self, *args)
                 calls.append(1)
-                if len(calls) == 2:
+                if len(calls) == int(number):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return result
-            setattr(MLflowStore, moment, killed)
+            setattr(MLflowStore, name, killed)
             store = Store(Path({str(tmp_path)!r}) / moment)
             deliver_all(store, store.tracking_uri)
             os._exit(0)

@@ -1,72 +1,27 @@
 """Delivery to a real MLflow server, absent, late, killed, slow and broken; its dashboard, also in a real browser."""
 
 import http.server
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
 
 import mlflow
 import pytest
 from fake_runs import append_points, begun_run, finished_cell, unfinished_trunk, write_study
+from mlflow_stores import free_port, kill, served, wait_for
 from requirements import require_program
 
 from varscale.errors import TrackingError
 from varscale.store.layout import RunFiles, Store
 from varscale.tracking import Forwarder, check_port, dashboard_url, deliver_all, serve_dashboard
-from varscale.tracking.dashboard import dashboard_command, dashboard_environment
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def served(database: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """An MLflow server as `varscale dashboard` starts it, in a process group of its own."""
-    uri = f"sqlite:///{database}"
-    server = subprocess.Popen(
-        dashboard_command(uri, port),
-        env=dashboard_environment(uri),
-        cwd=database.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for(port, server)
-        yield server
-    finally:
-        kill(server)
-
-
-def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return
-        except (URLError, OSError):
-            assert server.poll() is None, "the server ended"
-            time.sleep(0.1)
-    pytest.fail("the server did not start")
-
-
-def kill(server: "subprocess.Popen[bytes]") -> None:
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def steps(tracking_uri: str) -> list[int]:
@@ -97,7 +52,7 @@ def test_a_server_that_is_late_dies_and_comes_back(store: Store) -> None:
     assert len(lines) == 1
     assert uri in lines[0]
 
-    with served(store.runs / "mlflow.db", port) as server:
+    with served(store.tracking_uri, port, store.runs) as server:
         assert forwarder.deliver()
         assert lines[1:] == [f"MLflow at {uri} takes data again"]
         append_points(run, 5, 5)
@@ -108,7 +63,7 @@ def test_a_server_that_is_late_dies_and_comes_back(store: Store) -> None:
         assert time.monotonic() - began < 5
         assert forwarder.stop(seconds=5) == 20
         assert "20 points not delivered" in lines[-1]
-    with served(store.runs / "mlflow.db", port):
+    with served(store.tracking_uri, port, store.runs):
         assert deliver_all(store, uri).pending == 0
         assert steps(uri) == [32 * (index + 1) for index in range(15)]
         assert serve_dashboard(uri) == 0  # a server is its own dashboard
@@ -174,7 +129,7 @@ def test_the_dashboard_in_a_browser(store: Store, tmp_path: Path) -> None:
             [*command, "--dump-dom", address], capture_output=True, text=True, check=True, timeout=120
         ).stdout
 
-    with served(store.runs / "mlflow.db", port):
+    with served(store.tracking_uri, port, store.runs):
         by_loss = dump(dashboard_url(store.tracking_uri, port))
         by_flops = dump(dashboard_url(store.tracking_uri, port, "train_flops"))
     names = [f"d{depth} · {budget} FLOPs · seed 0" for depth in depths for budget in ("1e12", "2e12")]

@@ -1,6 +1,7 @@
 """The verbs together, and what their errors look like."""
 
 import logging
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -67,6 +68,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII alone shows "?" for the rest
             stream.reconfigure(errors="replace")
     _show_warnings()
+    os.umask(os.umask(0o077) | 0o002)  # nothing below a runs folder may be written to by everybody
     try:
         app(prog_name="varscale")
     except MENDABLE as error:

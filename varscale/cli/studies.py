@@ -133,8 +133,8 @@ def dashboard(
     check_port(port)
     store = open_store(runs_dir)
     uri = tracking_store(tracking_uri, store)
-    if deliver_all(store, uri, notify=typer.echo).problem:
-        raise typer.Exit(1)  # the reason was printed
+    if not deliver_all(store, uri, notify=typer.echo).answers:
+        raise typer.Exit(1)  # the reason was printed; what MLflow refuses of a study doesn't shut the others' dashboard
     typer.echo(dashboard_url(uri, port, order_by))
     raise typer.Exit(serve_dashboard(uri, port))
 

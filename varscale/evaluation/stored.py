@@ -17,6 +17,8 @@ _OF_FLOORS = ("evaluator", "extractor", "reference_set", "samples", "floor")
 """What a floor has in common with the evaluations that it is a floor of."""
 
 _log = logging.getLogger(__name__)
+_Stamp = tuple[int, int]
+"""Size and modification time of a file."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class StoredEvaluation:
     """An evaluation that is done."""
 
     folder: str
-    subject: Subject
+    subject: str
+    """A `Subject`."""
     of: str
     """Fingerprint of the cell or the tokenizer; "" of real images."""
     how: dict[str, Any]
@@ -43,7 +46,9 @@ class StoredEvaluations:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._read: dict[Path, tuple[tuple[int, int], StoredEvaluation | None]] = {}
+        self._read: dict[Path, tuple[_Stamp, StoredEvaluation | None]] = {}
+        self._by_run: dict[tuple[str, str], list[tuple[_Stamp, StoredEvaluation]]] = {}
+        self._of_floors: list[_Stamp] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -57,6 +62,11 @@ class StoredEvaluations:
             stamp, known = (stat.st_size, stat.st_mtime_ns), self._read.get(path)
             read[path] = known if known and known[0] == stamp else (stamp, _read(RunFiles(path.parent)))
         self._read = read
+        self._by_run = {}
+        for stamp, each in read.values():
+            if each is not None:
+                self._by_run.setdefault((each.subject, each.of), []).append((stamp, each))
+        self._of_floors = [stamp for stamp, each in read.values() if each is not None and each.subject != "cell"]
 
     def rows(self, cell: Result, own: Sequence[str]) -> list[Row]:
         """Columns of the runs table, one row for each way in which a cell's images were measured; none: not at all.
@@ -86,17 +96,16 @@ class StoredEvaluations:
             rows.setdefault(tuple(each.how[name] for name in SETTINGS), merged)
         return list(rows.values())
 
-    def stamps(self, cell: str) -> list[tuple[int, int]]:
+    def stamps(self, cell: str) -> list[_Stamp]:
         """Sizes and times of the files that `rows` are made of: they change when these do."""
-        return [stamp for stamp, each in self._read.values() if each and (each.subject != "cell" or each.of == cell)]
+        return [*self._of_floors, *(stamp for stamp, _ in self._by_run.get(("cell", cell), ()))]
 
     def ended(self, cell: str) -> float:
         """When the last evaluation of a cell ended, Unix seconds; 0: there is none."""
         return max((each.result.time for each in self._of("cell", cell)), default=0.0)
 
     def _of(self, subject: Subject, of: str) -> Iterator[StoredEvaluation]:
-        known = (each for _, each in self._read.values() if each is not None)
-        return (each for each in known if (each.subject, each.of) == (subject, of))
+        return (each for _, each in self._by_run.get((subject, of), ()))
 
     def _floors(self, subject: Subject, of: str, cell: StoredEvaluation) -> list[StoredEvaluation]:
         alike = (each for each in self._of(subject, of) if all(each.how[name] == cell.how[name] for name in _OF_FLOORS))
@@ -111,7 +120,7 @@ def _read(files: RunFiles) -> StoredEvaluation | None:
     how: Any = identity.params
     try:
         wanted = {name: how[name] for name in (*SETTINGS, "floor")}
-        return StoredEvaluation(files.folder.name, how["subject"], how["of"], wanted, result)
+        return StoredEvaluation(files.folder.name, str(how["subject"]), str(how["of"]), wanted, result)
     except (LookupError, TypeError, ValueError) as error:
         _log.warning("%s: whose evaluation this is can't be told (%s); no table has it", files.folder, error)
         return None

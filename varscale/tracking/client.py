@@ -11,10 +11,9 @@ from typing import Any
 
 from varscale.errors import ExperimentDeletedError, TrackingError
 from varscale.tracking.positions import OPEN, Point, Position
-from varscale.tracking.uris import check_tracking_uri, masked, sqlite_file, without_secrets
+from varscale.tracking.uris import check_tracking_uri, is_server, masked, sqlite_file, without_secrets
 
 KEY_TAG = "varscale.run"
-METRICS_A_CALL = 1000
 LONGEST_TAG = 8000
 MOST_RUNS = 50_000
 """That one search may give."""
@@ -48,8 +47,12 @@ class RunDeletedError(LookupError):
 class MLflowStore:
     """MLflow's client, reduced to what varscale does with it. Every method may raise when the store does not answer."""
 
-    def __init__(self, tracking_uri: str) -> None:
+    def __init__(self, tracking_uri: str, runs: Path | None = None) -> None:
         """Import MLflow and, for a database, create or open it.
+
+        Args:
+            tracking_uri: The store.
+            runs: The runs folder that is delivered, where pictures lie if the store is a database elsewhere.
 
         Raises:
             TrackingError: The URI can't work, or its database can't be opened.
@@ -57,15 +60,17 @@ class MLflowStore:
         check_tracking_uri(tracking_uri)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self._database = sqlite_file(tracking_uri)
-        if self._database is not None:
-            _check_database(self._database)
+        self._artifacts = None if is_server(tracking_uri) or runs is None else runs.resolve() / "mlartifacts"
+        if (database := sqlite_file(tracking_uri)) is not None:
+            _check_database(database)
+            self._artifacts = database.resolve().parent / "mlartifacts"
         import mlflow.entities
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as one line, by the forwarder
         self._client, self._entities = mlflow.MlflowClient(tracking_uri=tracking_uri), mlflow.entities
-        self._experiments: dict[str, str] = {}
+        self._numbers: dict[str, str] = {}
+        self._prepared: set[str] = set()
 
     def newest_experiment(self) -> str | None:
         """The id of the experiment whose varscale run began last, or None."""
@@ -77,11 +82,14 @@ class MLflowStore:
 
     def search(self, experiment: str, condition: str, *, deleted: bool = False) -> list[Any]:
         """MLflow's runs of an experiment, oldest first; none where there is no such experiment."""
-        found = self._client.get_experiment_by_name(experiment)
-        if found is None:
-            return []
+        if experiment not in self._numbers:
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                return []
+            self._numbers[experiment] = found.experiment_id
         view = self._entities.ViewType.ALL if deleted else self._entities.ViewType.ACTIVE_ONLY
-        return list(self._client.search_runs([found.experiment_id], condition, view, MOST_RUNS, ["start_time"]))
+        runs = self._client.search_runs([self._numbers[experiment]], condition, view, MOST_RUNS, ["start_time"])
+        return list(runs)
 
     def find(self, experiment: str, key: str) -> Position | None:
         """The run with this key, its parameters and the last step of each metric; None: there is none.
@@ -99,33 +107,33 @@ class MLflowStore:
         steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         return Position(run_id=run.info.run_id, steps=steps, params=sorted(run.data.params))
 
-    def create(self, experiment: str, key: str, name: str, start: int) -> Position:
-        """A new run that started at `start` (Unix milliseconds).
+    def create(self, experiment: str, key: str, name: str, start: int, tags: Mapping[str, str]) -> str:
+        """A new run that started at `start` (Unix milliseconds); its id.
 
         Raises:
             ExperimentDeletedError: Its experiment was deleted in MLflow.
         """
-        tags = {KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
-        run = self._client.create_run(self._experiment_id(experiment), start_time=start, tags=tags, run_name=name)
-        return Position(run_id=run.info.run_id)
+        own = {KEY_TAG: key, "mlflow.source.name": "varscale", "mlflow.source.type": "LOCAL"}
+        shortened = {key: value[:LONGEST_TAG] for key, value in tags.items()}
+        number = self._experiment(experiment)
+        run = self._client.create_run(number, start_time=start, tags={**shortened, **own}, run_name=name)
+        return str(run.info.run_id)
 
-    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Parameters, written so that Python reads the same number again."""
+    def log(self, run_id: str, params: Mapping[str, Any], points: Sequence[Point], tags: Mapping[str, str]) -> None:
+        """Add parameters, points of curves and tags, together.
+
+        Parameters, which MLflow never changes, are written so that Python reads the same number again. Points have
+        their own times, and the same again change nothing. Tags are set or replaced.
+        """
+        new = self._entities
         texts = {key: repr(value) if isinstance(value, float) else str(value) for key, value in params.items()}
-        items = [self._entities.Param(key, text) for key, text in texts.items()]
-        self._client.log_batch(run_id, params=items, synchronous=True)
-
-    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
-        """Points of curves, with their own times; the same points again change nothing."""
-        new = self._entities.Metric
-        items = [new(k, v, point.milliseconds, point.images) for point in points for k, v in point.metrics.items()]
-        for start in range(0, len(items), METRICS_A_CALL):
-            self._client.log_batch(run_id, metrics=items[start : start + METRICS_A_CALL], synchronous=True)
-
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set or replace tags."""
-        items = [self._entities.RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
-        self._client.log_batch(run_id, tags=items, synchronous=True)
+        self._client.log_batch(
+            run_id,
+            [new.Metric(k, v, point.milliseconds, point.images) for point in points for k, v in point.metrics.items()],
+            [new.Param(key, text) for key, text in texts.items()],
+            [new.RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()],
+            synchronous=True,
+        )
 
     def set_status(self, run_id: str, status: str, end: int) -> None:
         """RUNNING, or ended as FINISHED, FAILED or KILLED at `end` (Unix milliseconds)."""
@@ -138,22 +146,23 @@ class MLflowStore:
         """Add or replace an artifact."""
         self._client.log_artifact(run_id, str(file), folder)
 
-    def _experiment_id(self, name: str) -> str:
-        """MLflow's experiment of that name, created with the dashboard's view where there is none."""
-        if name not in self._experiments:
+    def _experiment(self, name: str) -> str:
+        """The id of MLflow's experiment of that name, created with the dashboard's view where there is none."""
+        if name not in self._prepared:
             found = self._client.get_experiment_by_name(name)
             if found is not None and found.lifecycle_stage == "deleted":
                 raise ExperimentDeletedError(
                     f"the experiment {name!r} was deleted in MLflow: "
                     f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
                 )
-            place = self._database and (self._database.resolve().parent / "mlartifacts" / name).as_uri()
+            place = self._artifacts and (self._artifacts / name).as_uri()
             number = found.experiment_id if found else self._client.create_experiment(name, place)
             for key, value in _experiment_tags().items():
                 if found is None or found.tags.get(key) != value:
                     self._client.set_experiment_tag(number, key, value)
-            self._experiments[name] = number
-        return self._experiments[name]
+            self._numbers[name] = number
+            self._prepared.add(name)
+        return self._numbers[name]
 
 
 def is_rejection(error: Exception) -> bool:

@@ -4,9 +4,9 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ MISSING_TAG = "missing"
 SORTABLE = ("train_flops", "params_total", "params_active", "images_seen")
 """Parameters that are metrics too: MLflow sorts parameters as text. The others are not, to keep the metrics few."""
 POINTS_AT_ONCE = 200
-"""Of a curve: then the position is saved, and the time looked at."""
+"""Of a curve: then they are sent, and the time looked at."""
 
 
 class OutOfTimeError(Exception):
@@ -160,47 +160,60 @@ class Delivery:
     @contextmanager
     def _shown(self, study: StudyFiles, file: Path, name: str, title: str, began: float) -> "Iterator[_ShownRun]":
         """MLflow's run of a run of the study, created where there is none; how far it came is kept in `file`."""
-        position = read_position(file, self._place)
-        shown = _ShownRun(self._mlflow, file, self._place, position, self._deadline)
+        position, key = read_position(file, self._place), f"{study.name}/{name}"
         if not position.run_id or self._verified.get(file) != position.run_id:
-            key = f"{study.name}/{name}"
-            found = self._mlflow.find(study.name, key)
-            found = found or self._mlflow.create(study.name, key, title, milliseconds(began))
-            if found.run_id == position.run_id:
+            found = self._mlflow.find(study.name, key) or Position()
+            if found.run_id and found.run_id == position.run_id:
                 found = position.model_copy(update={"offset": 0, "steps": found.steps, "params": found.params})
-            shown.position = found
-            shown.save()
-            self._verified[file] = found.run_id
+            position = found
+        create = partial(self._mlflow.create, study.name, key, title, milliseconds(began))
+        shown = _ShownRun(self._mlflow, create, position, self._deadline)
         try:
             yield shown
+            shown.send()
         finally:
-            shown.save()
+            self._verified[file] = shown.delivered.run_id
+            write_position(file, self._place, shown.delivered)
 
 
-@dataclass
 class _ShownRun:
-    """A run of MLflow's, and how far it was delivered."""
+    """A run of MLflow's, and how far it was delivered. What is new is collected, and sent together: calls cost most."""
 
-    mlflow: MLflowStore
-    file: Path
-    place: str
-    position: Position
-    deadline: float
+    def __init__(
+        self, mlflow: MLflowStore, create: Callable[[Mapping[str, str]], str], position: Position, deadline: float
+    ) -> None:
+        self.delivered = position
+        """What MLflow has."""
+        self.position = position.model_copy(deep=True)
+        """What it has when all that was collected is sent."""
+        self._mlflow, self._create, self._deadline = mlflow, create, deadline
+        self._params: dict[str, Any] = {}
+        self._points: list[Point] = []
+        self._tags: dict[str, str] = {}
+        self._files: list[tuple[Path, str | None]] = []
+
+    def send(self) -> None:
+        """Send what was collected, to a new run where there is none yet."""
+        if not self.position.run_id:
+            self.position.run_id, self._tags = self._create(self._tags), {}
+        if self._params or self._points or self._tags:
+            self._mlflow.log(self.position.run_id, self._params, self._points, self._tags)
+        for file, folder in self._files:
+            self._mlflow.upload(self.position.run_id, file, folder)
+        self._params, self._points, self._tags, self._files = {}, [], {}, []
+        self.delivered = self.position.model_copy(deep=True)
 
     def parameters(self, params: Mapping[str, Any]) -> None:
         """Add those that are new."""
-        known = self.position.params
-        new = {key: value for key, value in params.items() if key not in known and value is not None}
-        if new:
-            self.mlflow.log_params(self.position.run_id, new)
-            self.position.params = sorted({*known, *new})
+        new = {key: value for key, value in params.items() if key not in self.position.params and value is not None}
+        self._params |= new
+        self.position.params = sorted({*self.position.params, *new})
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set those that changed."""
         changed = {key: value for key, value in tags.items() if self.position.tags.get(key) != value}
-        if changed:
-            self.mlflow.set_tags(self.position.run_id, changed)
-            self.position.tags.update(changed)
+        self._tags |= changed
+        self.position.tags |= changed
 
     def json_tag(self, tag: str, content: Mapping[str, Any]) -> None:
         """Set a tag, and others with a number where one is too short for the content (see `joined`)."""
@@ -213,13 +226,14 @@ class _ShownRun:
         """Deliver the points that are new; those known already have no metrics, and only move the position."""
         points = new_points(metrics_file, self.position)
         while batch := list(islice(points, POINTS_AT_ONCE)):
-            if time.monotonic() > self.deadline:
+            if time.monotonic() > self._deadline:
                 raise OutOfTimeError
-            self.mlflow.log_points(self.position.run_id, batch)
+            self._points += batch
             self.position.offset, self.position.checksum = batch[-1].end, batch[-1].checksum
             for point in batch:
                 self.position.steps.update(dict.fromkeys(point.metrics, point.images))
-            self.save()
+            if len(batch) == POINTS_AT_ONCE:
+                self.send()
 
     def result(self, run: RunFiles, result: Result | None, described: set[str]) -> None:
         """Deliver a result: its pictures, its numbers as metrics at the last step, its words and provenance as tags.
@@ -236,7 +250,7 @@ class _ShownRun:
         else:
             metrics = {key: value for key, value in result.metrics.items() if key not in described or key in SORTABLE}
             images = int(min(result.metrics.get("images_seen", max(self.position.steps.values(), default=0)), 2**62))
-            self.mlflow.log_points(self.position.run_id, [Point(milliseconds(result.time), images, metrics)])
+            self._points.append(Point(milliseconds(result.time), images, metrics))
             row = {**result.row, **result.provenance}
             hidden = {*result.metrics, *described, ROW_TAG, LABELS_TAG}
             shown = {key: str(value) for key, value in row.items() if value not in (None, "") and key not in hidden}
@@ -262,7 +276,7 @@ class _ShownRun:
         }
         images = int(max(self.position.steps.values(), default=0))
         if numbers:
-            self.mlflow.log_points(self.position.run_id, [Point(milliseconds(ended), images, numbers)])
+            self._points.append(Point(milliseconds(ended), images, numbers))
         self.tag({name: str(first[name]) for name in SETTINGS if name in first})
         self.json_tag(EVALUATIONS_TAG, {"rows": list(rows)})
         self.position.evaluations = checksum
@@ -271,19 +285,16 @@ class _ShownRun:
         """Deliver a file where it is new or changed; a link is none of ours."""
         stamp = _stamp(file)
         if stamp and not file.is_symlink() and self.position.artifacts.get(file.name) != stamp:
-            self.mlflow.upload(self.position.run_id, file, folder)
+            self._files.append((file, folder))
             self.position.artifacts[file.name] = stamp
 
     def end(self, status: str, end: int) -> None:
         """Set MLflow's status: RUNNING, or how and when the run ended."""
         end = 0 if status == OPEN else end
         if (status, end) != (self.position.status, self.position.ended):
-            self.mlflow.set_status(self.position.run_id, status, end)
+            self.send()
+            self._mlflow.set_status(self.position.run_id, status, end)
             self.position.status, self.position.ended = status, end
-
-    def save(self) -> None:
-        """Remember how far this run came."""
-        write_position(self.file, self.place, self.position)
 
 
 def members(store: Store, record: StudyRecord) -> Iterator[tuple[Kind, RunFiles, StudyCell | None]]:

@@ -10,7 +10,7 @@ import filelock
 
 from varscale.store.layout import Store, StudyFiles
 from varscale.store.records import StudyRecord
-from varscale.tracking.client import MLflowStore, first_line
+from varscale.tracking.client import MLflowStore, first_line, is_rejection
 from varscale.tracking.delivery import Delivery, OutOfTimeError, members
 from varscale.tracking.positions import pending_metrics, read_position
 from varscale.tracking.uris import check_tracking_uri, masked
@@ -26,6 +26,8 @@ class ForwarderState:
     """Numbers in the files of the studies' runs that MLflow was not given."""
     problem: str
     """Why the last delivery failed, one line; empty where it didn't."""
+    answers: bool = True
+    """Whether the store answers: if so, all else was delivered, and a problem is what it refused."""
 
 
 class Forwarder:
@@ -54,7 +56,7 @@ class Forwarder:
         self._delivering = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._problem = ""
+        self._problem, self._answers = "", True
         self._waits = False
 
     def deliver(self, seconds: float = 20.0) -> bool:
@@ -72,7 +74,7 @@ class Forwarder:
             except filelock.Timeout:  # another process delivers from these files right now
                 self._waits = True
             except OSError as error:
-                self._failed(f"{self._store.tracking_lock}: {error.strerror or error}")
+                self._failed(f"{self._store.tracking_lock}: {error.strerror or error}", answers=False)
         return False
 
     def deliver_until(self, deadline: float) -> bool:
@@ -121,7 +123,7 @@ class Forwarder:
             record = StudyRecord.read(study.record)
             for kind, run, _ in members(self._store, record) if record else ():
                 pending += pending_metrics(run, read_position(study.delivery(kind, run.folder.name), self._place))
-        return ForwarderState(pending, self._problem)
+        return ForwarderState(pending, self._problem, self._answers)
 
     def _studies(self) -> list[StudyFiles]:
         return self._store.studies() if self._study is None else [self._store.study(self._study)]
@@ -140,24 +142,26 @@ class Forwarder:
 
     def _deliver(self, deadline: float) -> bool:
         try:
-            self._delivery = self._delivery or Delivery(MLflowStore(self._uri), self._place, self._store)
+            self._delivery = self._delivery or Delivery(
+                MLflowStore(self._uri, self._store.runs), self._place, self._store
+            )
             self._delivery.deliver(self._studies(), deadline)
             complete = True
         except OutOfTimeError:
             complete = False
         except Exception as error:
-            self._failed(first_line(error, self._uri))
+            self._failed(first_line(error, self._uri), answers=is_rejection(error))
             return False
         if self._problem:
             self._notify(f"MLflow at {self._place} takes data again")
-            self._problem = ""
+            self._problem, self._answers = "", True
         return complete
 
-    def _failed(self, line: str) -> None:
+    def _failed(self, line: str, *, answers: bool) -> None:
         """Remember why a delivery failed, and say so once."""
         if not self._problem:
             self._notify(f"MLflow at {self._place}: {line}. The run goes on; MLflow gets its data later")
-        self._problem, self._delivery = line, None
+        self._problem, self._answers, self._delivery = line, answers, None
 
 
 def deliver_all(
