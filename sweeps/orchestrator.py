@@ -97,7 +97,13 @@ class Orchestrator:
         return Outcome(rows, failed, trained, left)
 
     def single(self, executor: HereExecutor) -> None:
-        """Train the study's one cell from start to end, in this process."""
+        """Train the study's one cell from start to end, in this process.
+
+        Raises:
+            SweepError: The disk is too small.
+        """
+        self._study.files.folder.mkdir(parents=True, exist_ok=True)
+        self._check_space(self._study.missing)
         self._study.record("RUNNING")
         self._forwarder.start()
         status = "KILLED"

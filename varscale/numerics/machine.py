@@ -8,6 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from varscale.config import RuntimeConfig
+from varscale.errors import ExperimentError
+
+PROCESS_BYTES, GPU_PROCESS_BYTES = 2**27, 2**29
+"""What a process that has imported torch takes at the least, of the machine's memory or, with a context, of a GPU's."""
+MOST_THREADS_A_PROCESSOR = 16
+"""More are a slip of the keyboard; some more than there are processors do no harm."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,22 @@ class MachineShares:
         worker = Share(threads, -(-workers // max(1, gpus)))
         return cls(workers, gpus, worker, Share(runtime.tokenizer_threads or processors()))
 
+    def check(self) -> None:
+        """Raise `ExperimentError` where the machine can't hold so many processes or threads."""
+        memory = self.gpus * Share().memory_bytes() if self.gpus else machine_bytes()
+        needed = self.workers * (GPU_PROCESS_BYTES if self.gpus else PROCESS_BYTES)
+        if needed > memory:
+            raise ExperimentError(
+                f"runtime.workers (--workers): {self.workers} processes take at least {needed / 2**30:.1f} GiB, and "
+                f"there are {memory / 2**30:.1f} GiB here: expected at most {int(memory / needed * self.workers)}"
+            )
+        for key, share in (("threads", self.worker), ("tokenizer_threads", self.whole)):
+            if share.threads > MOST_THREADS_A_PROCESSOR * processors():
+                raise ExperimentError(
+                    f"runtime.{key}: {share.threads}, but this machine has {processors()} processors; expected no more "
+                    "than these, or 0"
+                )
+
 
 def processors() -> int:
     """Processors that this process may use."""
@@ -70,7 +92,7 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
