@@ -45,7 +45,7 @@ FIDELITY = {"evaluation.fidelity": {"samples": 2**24, "batch_size": 2**24}}
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"runtime.workers": 4096}, r"runtime\.workers \(--workers\): 4096 processes .* expected at most 128"),
+        ({"runtime.workers": 4096}, r"runtime\.workers \(--workers\): 4096 processes .* expected at most 64"),
         ({"runtime.threads": 4096}, r"runtime\.threads: 4096, but this machine has 2 processors"),
         ({"runtime.tokenizer_threads": 4096}, r"runtime\.tokenizer_threads: 4096"),
         ({"tokenizer.base_channels": 2**14}, r"tokenizer\.training\.micro_batch: .*16\.0 GiB here"),
@@ -108,10 +108,9 @@ def test_evaluations_by_themselves(tmp_path: Path) -> None:
         check_evaluations(many, drawn, shares)
 
 
-def test_gpus_hold_fewer_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_on_gpus_are_held_by_these(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.Share, "memory_bytes", lambda _: 8.0 * 2**30)
     MachineShares.of(RuntimeConfig(workers=32)).check()
-    shares = MachineShares(64, 2, machine.Share(), machine.Share())
-    MachineShares(32, 2, machine.Share(), machine.Share()).check()
-    with pytest.raises(ExperimentError, match=r"64 processes take at least 32\.0 GiB, and there are 16\.0 GiB"):
-        shares.check()
+    MachineShares(64, 2, machine.Share(), machine.Share()).check()
+    with pytest.raises(ExperimentError, match=r"128 processes take at least 32\.0 GiB, and there are 16\.0 GiB"):
+        MachineShares(128, 2, machine.Share(), machine.Share()).check()

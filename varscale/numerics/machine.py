@@ -10,8 +10,9 @@ from pathlib import Path
 from varscale.config import RuntimeConfig
 from varscale.errors import ExperimentError
 
-PROCESS_BYTES, GPU_PROCESS_BYTES = 2**27, 2**29
-"""What a process that has imported torch takes at the least, of the machine's memory or, with a context, of a GPU's."""
+PROCESS_BYTES = 2**28
+"""What a process that trains takes at the least, of the machine's memory or, for its context, of a GPU's: twice as much
+was measured for the smallest models."""
 MOST_THREADS_A_PROCESSOR = 16
 """More are a slip of the keyboard; some more than there are processors do no harm."""
 
@@ -60,11 +61,11 @@ class MachineShares:
     def check(self) -> None:
         """Raise `ExperimentError` where the machine can't hold so many processes or threads."""
         memory = self.gpus * Share().memory_bytes() if self.gpus else machine_bytes()
-        needed = self.workers * (GPU_PROCESS_BYTES if self.gpus else PROCESS_BYTES)
+        needed = self.workers * PROCESS_BYTES
         if needed > memory:
             raise ExperimentError(
                 f"runtime.workers (--workers): {self.workers} processes take at least {needed / 2**30:.1f} GiB, and "
-                f"there are {memory / 2**30:.1f} GiB here: expected at most {int(memory / needed * self.workers)}"
+                f"there are {memory / 2**30:.1f} GiB here: expected at most {int(memory / PROCESS_BYTES)}"
             )
         for key, share in (("threads", self.worker), ("tokenizer_threads", self.whole)):
             if share.threads > MOST_THREADS_A_PROCESSOR * processors():
