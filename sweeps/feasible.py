@@ -24,6 +24,8 @@ GPU_PEAK = 5e15
 """FLOPs a second: twice what a B200's data sheet has for dense bfloat16."""
 PROCESSOR_PEAKS = {"float32": 4e11, "bfloat16": 8e12}
 """Of one processor: two products and sums of 512 bits, or one of AMX's tiles, at more than 4 GHz."""
+STEP_SECONDS = 1e-3
+"""Of a training step, however small the model: Python and Lightning take that long."""
 _CERTAIN = 0.75
 """Share of an estimate, right to within a third, that is needed for certain."""
 
@@ -117,7 +119,9 @@ def _study_seconds(study: Study, missing: Sequence[Cell], shares: MachineShares)
     """Of tokenizer, tokens and training."""
     experiment, peak = study.experiment, _peak(shares, "float32")
     if read_result(study.tokenizer) is None:
-        yield "tokenizer.training.images", _flops(tokenizer_work(experiment)) / peak
+        work = tokenizer_work(experiment)
+        steps = experiment.tokenizer.training.steps if work else 0
+        yield "tokenizer.training.images", max(_flops(work) / peak, steps * STEP_SECONDS)
     if encoded_images(study.tokens) == 0:
         yield "data.validation_images", _flops(encoding_work(experiment, _validation_images(experiment))) / peak
         stored = study.data.stored_images
@@ -125,11 +129,12 @@ def _study_seconds(study: Study, missing: Sequence[Cell], shares: MachineShares)
             views = study.train_images * experiment.data.views
             yield "data.views" if stored else "grid.budgets", _flops(encoding_work(experiment, views)) / peak
     if missing:
+        peak, longest = _peak(shares, experiment.optim.precision), max(missing, key=lambda cell: cell.budget_flops)
         sizes = size_costs(missing)
         together = _flops(training_work(size.trunk, size.trunk_images + size.branch_images) for size in sizes)
-        longest = max(_flops([training_work(cell.trunk, cell.images)]) for cell in missing)
-        least = max(together / max(1, shares.gpus), longest)
-        yield "grid.budgets", least / _peak(shares, experiment.optim.precision)
+        alone = _flops([training_work(longest.trunk, longest.images)])
+        steps = max(cell.steps for cell in missing)
+        yield "grid.budgets", max(together / max(1, shares.gpus) / peak, alone / peak, steps * STEP_SECONDS)
 
 
 def _drawing_seconds(

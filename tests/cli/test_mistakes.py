@@ -30,7 +30,7 @@ MISTAKES = {
     "workers without end": (["--workers", "500000000000"], "varscale: --workers 500000000000: runtime.workers: input"),
     "workers beyond the memory": (["--workers", "4096"], "runtime.workers (--workers): 4096 processes take at least"),
     "threads beyond the machine": (["--set", "runtime.threads=4096"], "runtime.threads: 4096, but this machine has"),
-    "a study of centuries": (["--set", "grid.budgets=[1e29]"], "grid.budgets: this takes at least"),
+    "a tokenizer of years": (["--set", "tokenizer.training.images=1e12"], "tokenizer.training.images: this takes at"),
     "a tokenizer beyond the memory": (["--set", "tokenizer.base_channels=16384"], "tokenizer.training.micro_batch:"),
     "too many cells": (
         ["--set", f"grid.seeds={[*range(1000)]}", "--set", f"grid.budgets={[1e8 + n for n in range(1000)]}"],
@@ -183,7 +183,7 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
         (["import-official", "gone.pth", "/proc/a.safetensors"], "/proc/a.safetensors: can't be written"),
         (["export-official", "WEIGHTS", "YAML/a.pth"], "toy.yaml/a.pth: can't be written"),
         (["import-official", "gone.pth", "a.safetensors", "--patch-nums", "2,1"], "--patch-nums 2,1: expected sides"),
-        (["run-job", "YAML"], "no job that can be read; a run's folder has its job.json"),
+        (["run-job", "YAML"], "no job that can be read (its content does not match its checksum); a run's"),
         (["sample", "CELL", "--out", "many.npz"], "--out many.npz: say by --count how many images to draw"),
         (["sample", "CELL", "--out", "many", "--count", "9", "--labels", "0,7"], "labels must lie in 0 … 1"),
         (["sample", "CELL", "--out", "many", "--count", "9", "--labels", "balancd"], "expected balanced, as-training,"),
