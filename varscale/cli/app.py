@@ -101,8 +101,10 @@ def _lower(message: str) -> str:
 
 def _of_mistake(error: Exception) -> str:
     """Its message on one line; of a file that can't be used, the file first."""
-    of_file = isinstance(error, OSError) and error.filename is not None and error.strerror is not None
-    return " ".join((f"{error.filename}: {error.strerror}" if of_file else str(error)).split())
+    message = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        message = f"{error.filename}: {error.strerror}"
+    return " ".join(message.split())
 
 
 def _show_warnings() -> None:
