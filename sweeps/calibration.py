@@ -194,11 +194,13 @@ def calibrate(experiment: Experiment, cells: Sequence[Cell], store: Store, conso
     """Measure the tokenizer and each size that fits (imports torch).
 
     Raises:
+        ExperimentError: The machine can't hold so many processes.
         SweepError: A measurement failed.
     """
     from varscale.training.execution import ExecutionRecord
 
     shares = MachineShares.of(experiment.runtime)
+    shares.check()
     decided = ExecutionRecord.read(store.study(experiment.name).execution)
     usable = decided is not None and decided.allowed(experiment.runtime)
     compiled = decided.compiled if decided is not None and usable else experiment.runtime.compile == "on"

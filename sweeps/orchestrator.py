@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from sweeps.executors.base import Executor
 from sweeps.executors.here import HereExecutor
+from sweeps.jobs.base import Job
 from sweeps.jobs.evaluation import EvaluationJob, ReferenceJob
 from sweeps.jobs.graph import single_jobs, study_jobs
 from sweeps.jobs.training import BranchJob, TrunkJob
@@ -82,10 +83,12 @@ class Orchestrator:
         with lock:
             missing = study.missing
             self._check_space(missing)
+            jobs = study_jobs(study, missing)
+            running = executor() if jobs else None  # it refuses what can't be: nothing is written before
             study.record("RUNNING")
             self._forwarder.start()
             try:
-                failed, left = self._run(executor, missing)
+                failed, left = self._run(running, jobs) if running is not None else ({}, 0)
             except BaseException:
                 study.record("KILLED")
                 self._forwarder.stop()
@@ -98,7 +101,13 @@ class Orchestrator:
         return Outcome(rows, failed, trained, left)
 
     def single(self, executor: HereExecutor) -> None:
-        """Train the study's one cell from start to end, in this process."""
+        """Train the study's one cell from start to end, in this process.
+
+        Raises:
+            SweepError: The disk is too small.
+        """
+        self._study.files.folder.mkdir(parents=True, exist_ok=True)
+        self._check_space(self._study.missing)
         self._study.record("RUNNING")
         self._forwarder.start()
         status = "KILLED"
@@ -109,14 +118,10 @@ class Orchestrator:
             self._study.record(status)
             self._forwarder.stop()
 
-    def _run(self, executor: Callable[[], Executor], missing: Sequence[Cell]) -> tuple[dict[str, str], int]:
+    def _run(self, running: Executor, jobs: Sequence[Job]) -> tuple[dict[str, str], int]:
         """What failed, and how many jobs are left to a scheduler."""
-        jobs = study_jobs(self._study, missing)
-        if not jobs:
-            return {}, 0
         check = partial(check_tokenizer, self._study.tokenizer, self._study.experiment.tokenizer)
         check()  # an earlier call may have stopped at it
-        running = executor()
         try:
             self._view.begin(self._study, jobs)
             graph = running.run(jobs, self._view, self._study.experiment.runtime.retries)

@@ -13,6 +13,8 @@ from analysis.tables.table import RunsTable
 MOST_DRAWS = 100_000
 LARGEST_SEED = 2**32 - 1
 DELTAS = 1e-9, 1e6
+BOUNDS = {"--budget": (1e-30, 1e60), "--tokens-from-flops": (1e-6, 1e12)}
+"""Beyond these a law's numbers overflow; 6 is usual for the latter, or 6 times the tokens of an image."""
 
 
 def check_options(options: FitOptions) -> None:
@@ -45,9 +47,12 @@ def check_options(options: FitOptions) -> None:
             named = ", ".join(options.law)
             raise TableError(f"--offset {options.offset:g} has no effect: of {named} none has an offset")
     for flag, values in (("--budget", options.allocate), ("--tokens-from-flops", (options.tokens_from_flops,))):
+        least, most = BOUNDS[flag]
         for value in values:
             if value is not None and not 0 < value < math.inf:
                 raise TableError(f"{flag} must be positive and finite, not {value:g}")
+            if value is not None and not least <= value <= most:
+                raise TableError(f"{flag} must lie between {least:g} and {most:g}, not at {value:g}")
     for text in options.predict:
         parse_point(text)
 

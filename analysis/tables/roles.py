@@ -101,6 +101,9 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
     for name in targets:
         if name in (*ROLES, *LABELS) and columns.get(name) != name:
             raise TableError(f"the target {name!r} has the name of something else here; rename the column")
+        inputs = [role for role, source in columns.items() if source == name] + [x for x in options.x if x == name]
+        if inputs:
+            raise TableError(f"--target {name}: no law can be fitted to what it is fitted against ({inputs[0]})")
     own = [] if is_sweep else _own(frame, columns, targets, options)
     return Mapping(columns, tuple(targets), units, is_sweep, tuple(notes), tuple(own))
 

@@ -1,5 +1,6 @@
 """A study as a graph of jobs, and a job read back from its file."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from sweeps.study import Study, trunks_of
 from varscale.config.yaml import validate
 from varscale.errors import ExperimentError
 from varscale.evaluation.plan import FidelityPlan
-from varscale.store.layout import RunFiles, Store, TokenFiles
+from varscale.store.layout import KINDS, RunFiles, Store, TokenFiles
+from varscale.store.records import why_unusable
 from varscale.training.cells import Cell, Trunk
 
 
@@ -51,14 +53,19 @@ def single_jobs(study: Study) -> list[Job]:
 
 
 def read_job(path: Path) -> Job:
-    """The job in a file.
+    """The job in a file; it works in the runs folder that the file lies in, which may be a copy, or have moved.
 
     Raises:
         ExperimentError: There is no such file, or it is none that this version of varscale can run.
     """
-    record = JobRecord.read(path)
-    if record is None:
-        raise ExperimentError(f"{path}: no job that can be read; a run's folder has its job.json")
+    try:
+        record = JobRecord.load(path)
+    except (OSError, ValueError) as error:
+        problem = f"{path}: no job that can be read ({why_unusable(error)})"
+        raise ExperimentError(f"{problem}; a run's folder has its job.json") from None
+    kind = Path(os.path.abspath(path)).parent.parent  # noqa: PTH100  # unlike resolve, it stays where links lead away
+    if kind.name in (*KINDS, "studies"):
+        record = record.model_copy(update={"runs": str(kind.parent)})
     return job_of(record, path)
 
 

@@ -1,6 +1,7 @@
 """The verbs together: help, and packages that shadow ours."""
 
 import inspect
+import io
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +13,7 @@ from toy_sweep import child_seconds, environment
 
 from analysis.errors import TableError
 from analysis.options import FitOptions
+from varscale.cli import main
 from varscale.cli.laws import fit_laws
 
 HEAVY = ("torch", "pandas", "scipy", "matplotlib", "mlflow", "lightning")
@@ -87,3 +89,20 @@ def test_what_is_chosen_about_a_fit_reaches_it(call: Call, tmp_path: Path, monke
         FitOptions("runs.csv", budget="b", units=("flops=PFLOP",), allocate=(1e3, 2e3), holdout=False),
         FitOptions("a", budget="b", offset=0.0, law=("power",), published=True),
     ]
+
+
+def test_a_terminal_that_knows_ascii_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows other signs in the place of those that it doesn't know, in tables and in messages."""
+    monkeypatch.chdir(tmp_path)
+    for arguments, status in ((["status", "rings"], 0), (["plan", "rings…"], 1)):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+        monkeypatch.setattr(sys, "stdout", streams[0])
+        monkeypatch.setattr(sys, "stderr", streams[1])
+        monkeypatch.setattr(sys, "argv", ["varscale", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        print(ended.value.code or "", file=sys.stderr, flush=True)  # as Python does with a message
+        sys.stdout.flush()
+        shown = "".join(stream.buffer.getvalue().decode("ascii") for stream in streams)  # type: ignore[attr-defined]
+        assert bool(ended.value.code) == bool(status)
+        assert "?" in shown if status else "not begun" in shown

@@ -24,7 +24,23 @@ MISTAKES = {
     "depth 0": (["--depths", "0"], "--depths 0: expected whole numbers from 1 up"),
     "depths in words": (["--depths", "a,b"], "--depths a,b: expected whole numbers from 1 up"),
     "no depths": (["--depths", ""], "--depths: an empty value follows"),
-    "a depth twice": (["--depths", "12,12"], "depths: repeated values in [12, 12]"),
+    "a depth twice": (["--depths", "12,12"], "--depths 12,12: grid.depths: repeated values in [12, 12]"),
+    "a depth beyond sense": (["--depths", "1000000000"], "varscale: --depths 1000000000: grid.depths.0: input should"),
+    "a depth of too many digits": (["--depths", "9" * 5000], "expected whole numbers from 1 up, such as 1,2,3"),
+    "workers without end": (["--workers", "500000000000"], "varscale: --workers 500000000000: runtime.workers: input"),
+    "workers beyond the memory": (["--workers", "4096"], "runtime.workers (--workers): 4096 processes take at least"),
+    "threads beyond the machine": (["--set", "runtime.threads=4096"], "runtime.threads: 4096, but this machine has"),
+    "a tokenizer of years": (["--set", "tokenizer.training.images=1e12"], "tokenizer.training.images: this takes at"),
+    "a tokenizer beyond the memory": (["--set", "tokenizer.base_channels=16384"], "tokenizer.training.micro_batch:"),
+    "too many cells": (
+        ["--set", f"grid.seeds={[*range(1000)]}", "--set", f"grid.budgets={[1e8 + n for n in range(1000)]}"],
+        "grid.budgets: 2000000 cells, with all depths, seeds and variants; at most 100000",
+    ),
+    "a path that can't be": (["--set", 'tokenizer.checkpoint="a\\0b"'], "tokenizer.checkpoint: string should match"),
+    "a user who isn't": (
+        ["--set", "data={kind: folder, image_size: 8, num_classes: 2, train_path: ~no, validation_path: ~no}"],
+        "~no: the home directory ~no is not known",
+    ),
     "too small budgets": (
         ["--set", "grid.budgets=[1e6]"],
         "grid.budgets: 2 of the cells have fewer than grid.min_steps = 5",
@@ -155,6 +171,19 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
         (["sample", "CELL", "--guidance", "-1"], "guidance (cfg) must be finite and at least 0, not -1.0"),
         (["sample", "CELL", "--temperature", "0"], "temperature must be finite and above 0, not 0.0"),
         (["sample", "CELL", "--count", "0"], "--count 0: expected at least 1"),
+        (["sample", "CELL", "--count", "999999999999"], "--count 999999999999: expected at least 1 and at most"),
+        (["sample", "CELL", "--count", "99999"], "--count 99999: one picture holds 10000 images; name a folder"),
+        (["sample", "CELL", "--out", "YAML/a.png"], "toy.yaml/a.png: can't be written (Not a directory)"),
+        (["sample", "CELL", "--out", "/proc/a.png"], "--out /proc/a.png: can't be written"),
+        (["sample", "CELL", "--out", "/proc/many.npz", "--count", "9"], "--out /proc/many.npz: can't be written"),
+        (["sample", "CELL", "--guidance", "1e300"], "guidance (cfg) must be finite"),
+        (["train", "YAML", "--depth", "2", "--budget", "1e300"], "--budget 1e+300: expected training FLOPs"),
+        (["train", "YAML", "--depth", "2", "--budget", "1e29"], "grid.budgets: this takes at least"),
+        (["tokenize", "YAML", "--set", "tokenizer.training.images=1e12"], "tokenizer.training.images: this takes"),
+        (["import-official", "gone.pth", "/proc/a.safetensors"], "/proc/a.safetensors: can't be written"),
+        (["export-official", "WEIGHTS", "YAML/a.pth"], "toy.yaml/a.pth: can't be written"),
+        (["import-official", "gone.pth", "a.safetensors", "--patch-nums", "2,1"], "--patch-nums 2,1: expected sides"),
+        (["run-job", "YAML"], "no job that can be read (its content does not match its checksum); a run's"),
         (["sample", "CELL", "--out", "many.npz"], "--out many.npz: say by --count how many images to draw"),
         (["sample", "CELL", "--out", "many", "--count", "9", "--labels", "0,7"], "labels must lie in 0 … 1"),
         (["sample", "CELL", "--out", "many", "--count", "9", "--labels", "balancd"], "expected balanced, as-training,"),
@@ -193,7 +222,10 @@ def test_mistakes_of_other_verbs(
 ) -> None:
     cell = cell_folder(copy, 2, 6e7)
     weights = cell / "weights.safetensors"
-    names = {"CELL": cell, "YAML": finished.yaml, "WEIGHTS": weights, "WEIGHTS/many": weights / "many"}
+    places = {"CELL": cell, "YAML": finished.yaml, "WEIGHTS": weights}
+    names = places | {
+        f"{name}/{file}": path / file for name, path in places.items() for file in ("many", "a.png", "a.pth")
+    }
     result = call(*(names.get(argument, argument) for argument in arguments))
     assert result.code != 0
     (line,) = result.error.splitlines()
@@ -203,18 +235,51 @@ def test_mistakes_of_other_verbs(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "expected"),
     [
-        ["fit-laws"],
-        ["train", "rings"],
-        ["train", "rings", "--depth", "0"],
-        ["swep", "rings"],
-        ["sweep", "rings", "--depth", "2"],
+        (["fit-laws"], "fit-laws: give an EXPERIMENT or --runs FILE, one of them"),
+        (["train", "rings"], "train: missing option '--depth'"),
+        (["train", "rings", "--depth", "0"], "train: --depth 0: input should be greater than or equal to 1"),
+        (
+            ["train", "rings", "--depth", "1000000000"],
+            "train: --depth 1000000000: input should be less than or equal to 1024",
+        ),
+        (["swep", "rings"], "no such command 'swep'; did you mean 'sweep'?; see `varscale --help`"),
+        (["sweep", "rings", "--depth", "2"], "sweep: no such option: --depth (Possible options: --depths"),
+        (["sweep", "rings", "--depths"], "sweep: option '--depths' requires an argument; see `varscale sweep --help`"),
+        (["sweep"], "sweep: missing argument 'EXPERIMENT'"),
+        (["sweep", "rings", "cifar10"], "unexpected extra argument(s) (cifar10)"),
+        (["sweep", "rings", "--workers", "two"], "sweep: --workers two: input should be a valid integer"),
+        (["sweep", "rings", "--launcher", "slrum"], "'slrum' is not one of 'local', 'slurm'"),
+        (["evaluate", "rings", "--samples", "abc"], "evaluate: --samples abc: input should be a valid integer"),
+        (["evaluate", "rings", "--cells", "some"], "'some' is not one of 'all', 'best'"),
+        (["plan", "rings", "--utilisation", "half"], "plan: --utilisation half: input should be a valid number"),
+        (["sample", "CELL", "--seed", "-1"], "sample: --seed -1: input should be greater than or equal to 0"),
+        (
+            ["sample", "CELL", "--batch", "1000000000000"],
+            "sample: --batch 1000000000000: input should be less than or equal to 65536",
+        ),
+        (
+            ["fit-laws", "rings", "--bootstrap-draws", "1e12"],
+            "fit-laws: --bootstrap-draws 1e12: input should be a valid integer",
+        ),
+        (["dashboard", "--port", "http"], "dashboard: --port http: input should be a valid integer"),
+        (["dashboard", "--port", "5" * 5000], "dashboard: --port 5555"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_mistakes_of_usage(call: Call, arguments: list[str]) -> None:
+def test_mistakes_of_usage(call: Call, tmp_path: Path, arguments: list[str], expected: str) -> None:
     result = call(*arguments)
     assert result.code == 2
-    assert "Usage: varscale" in result.error
-    assert "Traceback" not in result.error
+    (line,) = result.error.splitlines()
+    assert line.startswith("varscale: ")
+    assert expected in line
+    assert line.endswith(" --help`")
+    assert len(line) < 400
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_verb_the_verbs_are_listed(call: Call) -> None:
+    result = call()
+    assert result.code == 0
+    assert " sweep " in result.output

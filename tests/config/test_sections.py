@@ -99,6 +99,7 @@ def test_patch_nums_must_end_at_the_latent_size(patch_nums: list[int]) -> None:
         ("data", "validation_images", None),
         ("data", "resize_ratio", 1.125),
         ("data", "horizontal_flip", True),
+        ("tokenizer", "checkpoint", "a\0b"),
     ],
 )
 def test_impossible_values_are_errors(section: str, field: str, value: Any) -> None:
@@ -231,6 +232,17 @@ def test_what_no_machine_holds_is_one_line(tmp_path: Path, override: str) -> Non
     assert re.fullmatch(
         rf"--set .*: {re.escape(override.partition('=')[0])}[^\n]*(less than|finite)[^\n]*", str(caught.value)
     )
+
+
+def test_the_number_of_cells_has_a_bound() -> None:
+    """Each list is short, but not all of them together, nor a variant's times the others."""
+    many = tuple(range(1, 65))
+    fields: dict[str, Any] = {"depths": many, "budgets": [float(each) for each in many], "seeds": many}
+    with pytest.raises(ValidationError, match="budgets: 262144 cells, with all depths, seeds and variants; at most"):
+        GridConfig(**fields)
+    variant = {"name": "a", **fields}
+    with pytest.raises(ValidationError, match="262145 cells"):
+        GridConfig(depths=(1,), budgets=(1.0,), variants=(variant,))
 
 
 def test_the_largest_study_of_ten_years_is_within_bounds() -> None:

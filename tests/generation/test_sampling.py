@@ -229,6 +229,8 @@ def test_bad_arguments_are_named(
     [
         ({"temperature": 0.0}, "temperature must be finite and above 0, not 0.0"),
         ({"temperature": math.inf}, "temperature"),
+        ({"temperature": 1e-30}, "temperature .* from 1e-06 to 1e"),
+        ({"guidance": 1e30}, "not 1e.30; at most 1e"),
         ({"guidance_schedule": "rampp"}, "must be ramp or constant, not rampp"),
         ({"guidance": -0.5}, "not -0.5"),
     ],

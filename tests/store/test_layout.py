@@ -44,3 +44,18 @@ def test_a_runs_folder_must_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ExperimentError, match="can't be written to"):
         Store(tmp_path / "new").check()
     Store(tmp_path / "new").check(writing=False)
+
+
+def test_all_of_a_runs_folder_must_be_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a tokenizer is trained, not when the first cell is to be written."""
+    store = Store(tmp_path)
+    (tmp_path / "tokens").touch()
+    with pytest.raises(ExperimentError, match=r"--runs-dir .*tokens: a file; name a folder"):
+        store.check(writing=False)
+    (tmp_path / "tokens").unlink()
+    (tmp_path / "cells").mkdir()
+    store.check()
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "cells")
+    with pytest.raises(ExperimentError, match=r"--runs-dir .*cells can't be written to; name another one"):
+        store.check()
+    store.check(writing=False)

@@ -6,7 +6,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 import typer.core
@@ -28,16 +28,19 @@ VERBS = (
     ),
 )
 
+# of Click, or of Typer's own copy of it, as the installed version has it
+_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+
 
 class _Commands(typer.core.TyperGroup):
     """The verbs; an interrupted one says so, and an empty argument is a mistake, which Typer alone doesn't see."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for before, argument in zip(("varscale", *args), args, strict=False):
-            if not argument.strip() or re.fullmatch("--[a-z-]+=", argument):  # --out "$UNSET" would be this folder
-                option = argument.rstrip("=").strip() or before
+            if not argument.strip() or re.fullmatch(r"--[a-z-]+=\s*", argument):  # --out "$UNSET" would be this folder
+                option = argument.strip().rstrip("=") or before
                 raise ExperimentError(f"{option}: an empty value follows; is a variable of the shell unset?")
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -53,7 +56,6 @@ class _Commands(typer.core.TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     help="Scaling-law studies of visual autoregressive (next-scale prediction) image models.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -70,9 +72,41 @@ def main() -> None:
     _show_warnings()
     os.umask(os.umask(0o077) | 0o002)  # nothing below a runs folder may be written to by everybody
     try:
-        app(prog_name="varscale")
+        sys.exit(app(prog_name="varscale", standalone_mode=False) or 0)
+    except _UsageError as error:
+        typer.echo(f"varscale: {_of_usage(error)}", err=True)
+        sys.exit(2)
     except MENDABLE as error:
-        sys.exit(f"varscale: {' '.join(str(error).split())}")
+        sys.exit(f"varscale: {_of_mistake(error)}")
+    except MemoryError:
+        sys.exit("varscale: out of memory; let fewer images, or smaller models, be held at once")
+
+
+def _of_usage(error: Any) -> str:
+    """What is wrong with a command line, of which verb, and where its options are listed."""
+    verbs = app.registered_commands
+    named = next((verb.name for verb in verbs if verb.name in sys.argv[1:2]), None)
+    called = error.ctx.command_path if error.ctx is not None else f"varscale {named or ''}".strip()
+    problem = error.format_message().removeprefix("Invalid value: ").replace(". Did you mean", "; did you mean")
+    if hasattr(error.__cause__, "errors"):  # pydantic's, with which Typer reads values; it doesn't name them
+        first = error.__cause__.errors()[0]
+        option, given = error.param.opts[0], str(first["input"])[:100]
+        problem = f"{option} {given}: {_lower(first['msg'].removeprefix('Value error, '))}"
+    problem = " ".join(_lower(problem).split())[:400].rstrip(".")
+    place = f"{called.removeprefix('varscale').strip()}: ".removeprefix(": ")
+    return f"{place}{problem}; see `{called} --help`"
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _of_mistake(error: Exception) -> str:
+    """Its message on one line; of a file that can't be used, the file first."""
+    message = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        message = f"{error.filename}: {error.strerror}"
+    return " ".join(message.split())
 
 
 def _show_warnings() -> None:

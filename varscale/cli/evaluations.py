@@ -53,29 +53,25 @@ def evaluate(
 
 
 def _of_cell(folder: Path, changes: dict[str, Any]) -> "list[EvaluationJob]":
-    from sweeps.jobs.base import StudyPlace
     from sweeps.jobs.evaluation import cell_evaluations
     from sweeps.jobs.graph import read_job
     from sweeps.jobs.training import BranchJob
     from varscale.evaluation.plan import FidelityPlan
-    from varscale.store.layout import RunFiles, Store, TokenFiles
+    from varscale.store.layout import RunFiles
     from varscale.store.records import read_result
 
-    job, cell = read_job(folder / "job.json"), RunFiles(folder.resolve())
+    job = read_job(folder / "job.json")
     if not isinstance(job, BranchJob):
         raise ExperimentError(f"{folder}: not a cell's folder; only cells draw images")
-    result = read_result(cell)
+    result = read_result(RunFiles(folder.resolve()))
     if result is None:
         raise ExperimentError(f"{folder}: this cell is not finished; `varscale status` shows how far it is")
     if result.status == "diverged":
         raise ExperimentError(f"{folder}: this cell diverged: it has no weights to draw images from")
     plan = FidelityPlan.of(_with_fidelity(job.experiment, changes, str(folder)))
     assert plan is not None
-    runs = cell.folder.parents[1]  # a copied runs folder is not the one in which the job was written
-    tokenizer = RunFiles(runs / "tokenizers" / job.place.tokenizer.folder.name)
-    tokens = TokenFiles(runs / "tokens" / job.place.tokens.folder.name)
-    place = StudyPlace(Store(runs), Store(runs).study(job.experiment.name), tokenizer, tokens)
-    return cell_evaluations(place, plan, [job.cell])
+    job.place.store.check()
+    return cell_evaluations(job.place, plan, [job.cell])
 
 
 def _of_experiment(
@@ -123,13 +119,16 @@ def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
     from rich.console import Console
 
     from sweeps.executors.local import LocalExecutor
+    from sweeps.feasible import check_evaluations
     from sweeps.jobs.evaluation import reference_jobs
     from sweeps.view import SweepView
     from varscale.numerics.machine import MachineShares
 
     if not jobs:
         return {}
-    executor = LocalExecutor(MachineShares.of(jobs[0].experiment.runtime))
+    shares = MachineShares.of(jobs[0].experiment.runtime)
+    check_evaluations(jobs[0].experiment, [(job.cell, job.plan.guidance) for job in jobs if job.cell], shares)
+    executor = LocalExecutor(shares)
     try:
         graph = executor.run(
             [*reference_jobs([job for job in jobs if not job.done()]), *jobs],

@@ -62,17 +62,16 @@ class Launch:
         """What runs the study.
 
         Raises:
-            ExperimentError: A size doesn't fit into the memory that a run has, or its time limit holds no step.
+            ExperimentError: This machine can't hold the study or get it done in a year, a size doesn't fit into the
+                memory of the site's device, or the site's time limit holds no step.
         """
-        from sweeps.grid import unfit_sizes
-
         if self.site is None:
             from sweeps.executors.local import LocalExecutor
+            from sweeps.feasible import check_machine
             from varscale.numerics.machine import MachineShares
 
             shares = MachineShares.of(study.experiment.runtime)
-            if unfit := unfit_sizes(study.missing, shares.worker.memory_bytes()):
-                raise ExperimentError(f"{unfit} here: leave them out, or plan for another --device")
+            check_machine(study, shares, study.missing)
             return LocalExecutor(shares)
         self._slurm = _slurm_executor(study, self.site, self.campaign, detach=self.detach)
         return self._slurm

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,14 +39,20 @@ def load(
     """The experiment with `--set`, `--depths` and `--workers` merged in."""
     from varscale.config.yaml import load_experiment  # half a second, which --help can do without
 
-    overrides = list(overrides or ())
+    options: dict[str, str] = {}  # override → the option that it stands for, which messages name instead
     if depths is not None:
-        overrides.append(f"grid.depths={whole_numbers('--depths', depths, least=1)}")
+        options[f"grid.depths={whole_numbers('--depths', depths, least=1)}"] = f"--depths {depths}"
     if workers is not None:
         if workers < 1:
             raise ExperimentError(f"--workers {workers}: expected 1 or more")
-        overrides.append(f"runtime.workers={workers}")
-    loaded = load_experiment(experiment, overrides)
+        options[f"runtime.workers={workers}"] = f"--workers {workers}"
+    try:
+        loaded = load_experiment(experiment, [*(overrides or ()), *options])
+    except ExperimentError as error:
+        message = str(error)
+        for override, option in options.items():
+            message = message.replace(f"--set {override}", option)
+        raise ExperimentError(message) from None
     return loaded if depths is None else loaded.with_variants_in_grid()
 
 
@@ -76,17 +83,35 @@ def tracking_store(tracking_uri: str | None, store: Store) -> str:
 
 def whole_numbers(option: str, text: str, least: int = 0) -> list[int]:
     """Numbers of an option such as 12,16,20."""
-    if not all(part.strip().isdecimal() and least <= int(part) < 2**31 for part in text.split(",")):
+    parts = [part.strip() for part in text.split(",")]
+    # Python refuses to make a number of some thousand digits
+    if not all(part.isdecimal() and len(part) < 20 and least <= int(part) < 2**31 for part in parts):
         raise ExperimentError(f"{option} {text[:100]}: expected whole numbers from {least} up, such as 1,2,3")
-    return [int(part) for part in text.split(",")]
+    return [int(part) for part in parts]
+
+
+def check_output(place: str, path: Path) -> None:
+    """Raise `ExperimentError` where no file can be written at `path`: before the work that it is to hold, not after."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "there is a folder of that name")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        with TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise ExperimentError(f"{place}: can't be written ({error.strerror}); name another file") from None
 
 
 @contextmanager
 def mistakes_as_one_line() -> Iterator[None]:
-    """For values and files of the user's that libraries refuse with a ValueError of their own."""
+    """For values and files of the user's that libraries refuse with errors of their own, and for too little memory."""
     try:
         yield
     except ValueError as error:
         if isinstance(error, MENDABLE):
             raise
         raise ExperimentError(textwrap.shorten(str(error), 400, placeholder=" …")) from error
+    except RuntimeError as error:  # PyTorch has a class of its own for GPUs alone
+        if not re.search("can't allocate memory|out of memory", str(error)):
+            raise
+        raise ExperimentError(f"out of memory: {textwrap.shorten(str(error), 300, placeholder=' …')}") from error

@@ -1,5 +1,6 @@
 """Verbs about one run, its images and its weights."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,7 @@ from varscale.cli.options import (
     Overrides,
     RunsDir,
     TrackingUri,
+    check_output,
     load,
     mistakes_as_one_line,
     open_store,
@@ -23,14 +25,18 @@ from varscale.errors import ExperimentError
 if TYPE_CHECKING:
     from sweeps.executors.here import HereExecutor
     from sweeps.jobs.base import Job
+    from sweeps.study import Study
     from sweeps.view import SweepView
-    from varscale.config import Experiment
     from varscale.families.base import SamplingOptions
+    from varscale.training.cells import Cell
+
+MOST_IMAGES = 2**24
+MOST_IN_A_PICTURE = 10_000
 
 
 def train(
     experiment: ExperimentName,
-    depth: Annotated[int, typer.Option(min=1, help="Transformer blocks.")],
+    depth: Annotated[int, typer.Option(min=1, max=1024, help="Transformer blocks.")],
     budget: Annotated[float | None, typer.Option(help="Training FLOPs; default: optim.epochs passes.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
     set_: Overrides = None,
@@ -42,14 +48,14 @@ def train(
     from sweeps.single import study_of_one
     from varscale.tracking import Forwarder
 
-    if budget is not None and not 0 < budget < float("inf"):
+    if budget is not None and not 0 < budget <= 1e30:
         raise ExperimentError(f"--budget {budget:g}: expected training FLOPs, such as 1e15")
     settings, store = load(experiment, set_), open_store(runs_dir)
     uri = tracking_store(tracking_uri, store)
     forwarder = Forwarder(uri, store, settings.name, notify=partial(typer.echo, err=True))
     with mistakes_as_one_line():
         study = study_of_one(settings, store, (depth, budget, seed), set_ or ())
-        Orchestrator(study, _view(), forwarder).single(_executor(study.experiment))
+        Orchestrator(study, _view(), forwarder).single(_executor(study, study.missing))
     typer.echo(study.cell_files(study.cells[0]).result)
 
 
@@ -60,7 +66,7 @@ def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir
     from sweeps.study import Study
 
     study = Study.of(load(experiment, set_), open_store(runs_dir), ())
-    _run([TokenizerJob(study.experiment, StudyPlace.of(study))], study.experiment)
+    _run([TokenizerJob(study.experiment, StudyPlace.of(study))], _executor(study))
     typer.echo(study.tokenizer.result)
 
 
@@ -73,19 +79,22 @@ def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsD
     study = study_of_tokens(load(experiment, set_), open_store(runs_dir))
     place = StudyPlace.of(study)
     jobs = [TokenizerJob(study.experiment, place), TokensJob(study.experiment, place, study.train_images)]
-    _run(jobs, study.experiment)
+    _run(jobs, _executor(study))
     typer.echo(study.tokens.folder)
 
 
 def run_job(file: Annotated[Path, typer.Argument(help="A run's job.json.")]) -> None:
-    """Run one job of a study by itself, such as one that failed."""
+    """Run one job of a study by itself, such as one that failed; it writes into the runs folder that its file is in."""
+    from sweeps.executors.here import HereExecutor
     from sweeps.jobs.graph import read_job
+    from varscale.numerics.machine import MachineShares
 
     job = read_job(file)
     if job.done():
         typer.echo(f"{job.title}: done already")
     else:
-        _run([job], job.experiment)
+        job.place.store.check()
+        _run([job], HereExecutor(MachineShares.of(job.experiment.runtime)))
     typer.echo(job.files.folder)
 
 
@@ -112,7 +121,9 @@ def sample(
     top_p: Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")] = 0.0,
     smooth: Annotated[bool, typer.Option("--smooth", help="Mix codes: smoother, but not for measures.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once, where not into one picture.")] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, max=2**16, help="Images drawn at once, where not into one picture.")
+    ] = 64,
     out: Annotated[
         str, typer.Option(help="One picture (.png), a folder of PNGs, an .npz (guided-diffusion's) or a .parquet.")
     ] = "samples.png",
@@ -121,8 +132,8 @@ def sample(
 
     Into a folder, .npz or .parquet, an interrupted call is gone on with by the same call.
     """
-    if count is not None and not 1 <= count < 2**31:
-        raise ExperimentError(f"--count {count}: expected at least 1")
+    if count is not None and not 1 <= count <= MOST_IMAGES:
+        raise ExperimentError(f"--count {count}: expected at least 1 and at most {MOST_IMAGES}")
     from varscale.families.base import SamplingOptions
     from varscale.generation.collection import is_folder
     from varscale.generation.from_files import draw
@@ -132,7 +143,11 @@ def sample(
         if Path(out).suffix != ".png" or is_folder(out):
             _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out)
         else:
-            draw(run, whole_numbers("--labels", labels or "0"), count or 4, options, Path(out), tokenizer)
+            classes, rows = whole_numbers("--labels", labels or "0"), count or 4
+            if len(classes) * rows > MOST_IN_A_PICTURE:
+                raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
+            check_output(f"--out {out}", Path(out))
+            draw(run, classes, rows, options, Path(out), tokenizer)
     typer.echo(out)
 
 
@@ -145,9 +160,12 @@ def import_official(
     """Turn a checkpoint of FoundationVision/VAR into ours."""
     from varscale.official.files import import_checkpoint
 
+    sides = whole_numbers("--patch-nums", patch_nums, least=1)
+    if sides != sorted({*sides}) or len(sides) > 64 or sides[-1] > 8192:
+        raise ExperimentError(f"--patch-nums {patch_nums[:100]}: expected sides that grow, to 8192 at most")
     _check_suffix(str(out), out, ".safetensors")
     with mistakes_as_one_line():
-        import_checkpoint(checkpoint, out, whole_numbers("--patch-nums", patch_nums), tokenizer)
+        import_checkpoint(checkpoint, out, sides, tokenizer)
     typer.echo(out)
 
 
@@ -173,12 +191,13 @@ def _sample_many(
     out: str,
 ) -> None:
     from varscale.generation.bulk import draw_collection, labels_in_proportion, labels_in_turn
-    from varscale.generation.collection import Collection, drawn_alone
+    from varscale.generation.collection import Collection, drawn_alone, is_folder
     from varscale.generation.from_files import Drawable
 
     Collection.at(out)  # what can't be is said before anything is done
     if count is None:
         raise ExperimentError(f"--out {out}: say by --count how many images to draw")
+    check_output(f"--out {out}", Path(out) / "0.png" if is_folder(out) else Path(out))
     drawable, view = Drawable.load(*files), _view()
     if labels == "as-training":
         labels_N = labels_in_proportion(drawable.training_labels(), count, options.seed)
@@ -199,19 +218,24 @@ def _check_suffix(place: str, path: Path, suffix: str) -> None:
         raise ExperimentError(f"{place}: a folder; name the {suffix} file to write")
     if path.suffix != suffix:
         raise ExperimentError(f"{place}: expected a name that ends in {suffix}")
+    check_output(place, path)
 
 
-def _run(jobs: "list[Job]", experiment: "Experiment") -> None:
+def _run(jobs: "list[Job]", executor: "HereExecutor") -> None:
     """Run jobs in this process; those that are done are left out."""
     with mistakes_as_one_line():
-        _executor(experiment).run([job for job in jobs if not job.done()], _view())
+        executor.run([job for job in jobs if not job.done()], _view())
 
 
-def _executor(experiment: "Experiment") -> "HereExecutor":
+def _executor(study: "Study", missing: "Sequence[Cell]" = ()) -> "HereExecutor":
+    """What makes a study's tokenizer and tokens here, and trains cells, once it is known that this machine can."""
     from sweeps.executors.here import HereExecutor
+    from sweeps.feasible import check_machine
     from varscale.numerics.machine import MachineShares
 
-    return HereExecutor(MachineShares.of(experiment.runtime))
+    shares = MachineShares.of(study.experiment.runtime)
+    check_machine(study, shares, missing)
+    return HereExecutor(shares)
 
 
 def _view() -> "SweepView":

@@ -45,7 +45,7 @@ Processes = Annotated[Whole, Field(ge=0, le=4096)]
 """Processes or threads; 0: as many as suit the machine."""
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 
-PathText = Annotated[str, Field(min_length=1, max_length=4096)]
+PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 """Path of a file or folder."""
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 """A short text."""
@@ -95,6 +95,10 @@ Budgets = Annotated[tuple[Positive, ...], Field(max_length=1024)]
 Seeds = Annotated[tuple[Seed, ...], Field(max_length=1024)]
 
 
+MOST_CELLS = 100_000
+"""Of a study."""
+
+
 class Variant(Section):
     """Further cells of a study: chosen points, with settings changed, in addition to the grid."""
 
@@ -131,6 +135,10 @@ class GridConfig(Section):
         for field, values in unique.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: repeated values in {list(values)}")
+        parts: tuple[GridConfig | Variant, ...] = (self, *self.variants)
+        cells = sum(len(part.depths) * len(part.budgets) * len(part.seeds) for part in parts)
+        if cells > MOST_CELLS:
+            raise ValueError(f"budgets: {cells} cells, with all depths, seeds and variants; at most {MOST_CELLS}")
         return self
 
 

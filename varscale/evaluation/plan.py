@@ -4,7 +4,6 @@ Figures that differ in any of it (extractor and its weights, reference, number o
 drawing) are never mixed, so all of it is in an evaluation's fingerprint, and beside its figures in the runs table.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from varscale.config import DataSection, Experiment
 from varscale.config.section import FidelityConfig
 from varscale.errors import CheckpointError, ExperimentError
-from varscale.store.fingerprint import fingerprint
+from varscale.store.fingerprint import file_digest, fingerprint
 from varscale.store.layout import RunFiles, RunKey
 
 EVALUATOR = "fidelity-2"
@@ -150,8 +149,7 @@ def _extractor(settings: FidelityConfig, data: DataSection) -> str:
     if settings.weights is None:
         return f"{name}:as-downloaded"
     try:
-        with Path(settings.weights).open("rb") as file:
-            return f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+        return f"{name}:{file_digest(Path(settings.weights))[:16]}"
     except OSError as error:
         place = f"evaluation.fidelity.weights: {settings.weights}"
         raise CheckpointError(f"{place}: {error.strerror}; {where_from(name)}") from None

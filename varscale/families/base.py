@@ -28,6 +28,9 @@ FLOAT32_BYTES = 4
 TRAINING_COPIES = 4
 """Of the weights during training: weights, gradients and AdamW's two moments."""
 
+LARGEST = 1e6
+"""Guidance, and temperature or its inverse, at most: logits times more than that are infinite."""
+
 Size = Annotated[int, Field(ge=1, le=2**40)]
 Reads = Literal["pyramid", "scale", "latents"]
 """What a model reads: the tokens of all scales, the tokens of one scale, or the latents before quantization."""
@@ -193,12 +196,14 @@ class SamplingOptions:
     """Mix codes by Gumbel noise instead of choosing one (the reference's `more_smooth`); for pictures, not measures."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance (cfg) must be finite and at least 0, not {self.guidance}")
+        if not 0 <= self.guidance <= LARGEST:
+            raise ValueError(f"guidance (cfg) must be finite and at least 0, not {self.guidance}; at most {LARGEST:g}")
         if self.guidance_schedule not in get_args(GuidanceSchedule):
             raise ValueError(f"the guidance schedule must be ramp or constant, not {self.guidance_schedule}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and above 0, not {self.temperature}")
+        if not 1 / LARGEST <= self.temperature <= LARGEST:
+            raise ValueError(
+                f"temperature must be finite and above 0, not {self.temperature}; from {1 / LARGEST:g} to {LARGEST:g}"
+            )
         if self.top_k < 0 or not 0 <= self.top_p <= 1:
             raise ValueError(f"top_k must be at least 0 and top_p in [0, 1], not {self.top_k} and {self.top_p}")
         if not 0 <= self.seed < 2**63:

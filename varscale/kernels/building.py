@@ -107,5 +107,5 @@ def _is_ours_alone(path: Path) -> bool:
 
 def _processor() -> str:
     """What -march=native depends on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -8,6 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from varscale.config import RuntimeConfig
+from varscale.errors import ExperimentError
+
+PROCESS_BYTES = 2**28
+"""What a process that trains takes at the least, of the machine's memory or, for its context, of a GPU's: twice as much
+was measured for the smallest models."""
+MOST_THREADS_A_PROCESSOR = 16
+"""More are a slip of the keyboard; some more than there are processors do no harm."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,22 @@ class MachineShares:
         worker = Share(threads, -(-workers // max(1, gpus)))
         return cls(workers, gpus, worker, Share(runtime.tokenizer_threads or processors()))
 
+    def check(self) -> None:
+        """Raise `ExperimentError` where the machine can't hold so many processes or threads."""
+        memory = self.gpus * Share().memory_bytes() if self.gpus else machine_bytes()
+        needed = self.workers * PROCESS_BYTES
+        if needed > memory:
+            raise ExperimentError(
+                f"runtime.workers (--workers): {self.workers} processes take at least {needed / 2**30:.1f} GiB, and "
+                f"there are {memory / 2**30:.1f} GiB here: expected at most {int(memory / PROCESS_BYTES)}"
+            )
+        for key, share in (("threads", self.worker), ("tokenizer_threads", self.whole)):
+            if share.threads > MOST_THREADS_A_PROCESSOR * processors():
+                raise ExperimentError(
+                    f"runtime.{key}: {share.threads}, but this machine has {processors()} processors; expected no more "
+                    "than these, or 0"
+                )
+
 
 def processors() -> int:
     """Processors that this process may use."""
@@ -87,7 +110,7 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -6,6 +6,7 @@ compilation, images at once, device, versions) changes rounding only: it is reco
 fingerprint.
 """
 
+import errno
 import hashlib
 import json
 from dataclasses import dataclass
@@ -63,10 +64,21 @@ def tokens_fingerprint(data: DataIdentity, tokenizer_fingerprint: str) -> str:
     return fingerprint(kind="tokens", tokenizer=tokenizer_fingerprint, **images)
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: It can't be read, or isn't a file: a pipe would be waited for, a device has no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _content(key: str, path: str) -> str:
     """Hash of a file that a setting names."""
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(Path(path))
     except OSError as error:
         raise ExperimentError(f"{key}: {path} cannot be read: {error.strerror}") from None

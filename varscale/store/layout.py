@@ -83,11 +83,14 @@ class Store:
 
     def check(self, *, writing: bool = True) -> None:
         """Raise `ExperimentError` where the runs folder can't be one: a file, or a folder without access."""
-        if self.runs.exists() and not self.runs.is_dir():
-            raise ExperimentError(f"--runs-dir {self.runs}: a file; name a folder")
+        below = [self.runs / name for name in (*KINDS, "studies")]
+        for path in (self.runs, *below):
+            if path.exists() and not path.is_dir():
+                raise ExperimentError(f"--runs-dir {path}: a file; name a folder")
         parent = next(folder for folder in (self.runs.absolute(), *self.runs.absolute().parents) if folder.exists())
-        if writing and not os.access(parent, os.W_OK | os.X_OK):
-            raise ExperimentError(f"--runs-dir {self.runs}: {parent} can't be written to")
+        for folder in (parent, *below):
+            if writing and folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+                raise ExperimentError(f"--runs-dir {self.runs}: {folder} can't be written to; name another one")
 
 
 class _Below:

@@ -44,19 +44,32 @@ class Record(BaseModel):
     def read(cls, path: Path) -> Self | None:
         """The record in a file; None where it is absent or, with a warning that names it, can't be used."""
         try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise ValueError("too large to be written by varscale")
+            return cls.load(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            _warn(path, why_unusable(error))
+            return None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The record in a file.
+
+        Raises:
+            OSError: It is absent or can't be read.
+            ValueError: It is damaged, edited or of another kind.
+        """
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError("too large to be written by varscale")
+        try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
                 raise ValueError("expected a JSON object")
             if content.pop("checksum", None) != _checksum(content):
                 raise ValueError("its content does not match its checksum")
             return cls.model_validate_json(json.dumps(content))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            _warn(path, error)
-            return None
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
 
     def write(self, path: Path) -> None:
         """Write the file atomically."""
@@ -160,7 +173,7 @@ def read_result(files: RunFiles) -> Result | None:
     """A run's result; None where it has none that can be used."""
     result = Result.read(files.result)
     if result is not None and result.fingerprint != files.fingerprint:
-        _warn(files.result, ValueError(f"it belongs to another run, {result.fingerprint}"))
+        _warn(files.result, f"it belongs to another run, {result.fingerprint}")
         return None
     return result
 
@@ -177,11 +190,15 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _warn(path: Path, error: Exception) -> None:
+def why_unusable(error: Exception) -> str:
+    """Why a file can't be used, in short."""
+    text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else getattr(error, "strerror", None) or error
+    return " ".join(str(text).split())[:200]
+
+
+def _warn(path: Path, why: str) -> None:
     """Say once that a file can't be used, and again when it was written anew and still can't be."""
     stamp = path.stat().st_mtime_ns if path.exists() else 0
     if (path, stamp) not in _named:
         _named.add((path, stamp))
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        reason = "nested too deeply" if isinstance(error, RecursionError) else reason
-        _log.warning("%s: damaged (%s); it counts as not written", path, " ".join(reason.split())[:200])
+        _log.warning("%s: damaged (%s); it counts as not written", path, why)

@@ -9,6 +9,7 @@ from varscale.data.sources.base import SubsetSource
 from varscale.data.sources.cifar10.source import Cifar10Source
 from varscale.data.sources.decoded import check_labels
 from varscale.data.sources.folder.source import FolderSource
+from varscale.data.sources.parquet.source import ParquetSource
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
 
@@ -42,6 +43,12 @@ def test_missing_folder_names_the_nearest(tmp_path):
     write_folder(tmp_path / "pictures" / "train", {"a": 1})
     with pytest.raises(DataError, match=r"trian: no such file or folder; .*pictures has train$"):
         FolderSource(tmp_path / "pictures" / "trian", Crop(12))
+
+
+def test_a_home_directory_that_is_not_known():
+    for opened in (lambda path: FolderSource(path, Crop(12)), lambda path: ParquetSource(path, Crop(12))):
+        with pytest.raises(DataError, match=r"^~nobody-here/train: the home directory ~nobody-here is not known"):
+            opened("~nobody-here/train")
 
 
 def test_wrong_level_and_empty_folders_are_explained(tmp_path):

@@ -106,15 +106,27 @@ def existing(path: Path) -> Path:
     """The path, `~` resolved, if there is such a file or folder.
 
     Raises:
-        DataError: If there isn't; the message names the nearest that exists.
+        DataError: If there isn't, or it can't be told; the message names the nearest that exists.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if path.exists():
         return path
     parent = next(folder for folder in path.absolute().parents if folder.is_dir() and os.access(folder, os.R_OK))
     missing = path.absolute().relative_to(parent).parts[0]
     names = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")]
     raise DataError(f"{path}: no such file or folder; {parent} has {nearest(missing, names)}")
+
+
+def expanded(path: Path) -> Path:
+    """The path with `~` resolved.
+
+    Raises:
+        DataError: There is no such user, or this one has no home directory.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: the home directory {path.parts[0]} is not known; write the path without ~") from None
 
 
 def nearest(wanted: str, names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from varscale.data.sources.base import ImageSource, Labels, digest
-from varscale.data.sources.decoded import MAX_UNDECODABLE, DecodedSource, check_labels, existing, nearest
+from varscale.data.sources.decoded import MAX_UNDECODABLE, DecodedSource, check_labels, existing, expanded, nearest
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
 from varscale.numerics.randomness import permutation
@@ -118,7 +118,7 @@ class ParquetSource(DecodedSource):
 
 def _find_files(path: str | Path) -> list[Path]:
     """The file, the folder's files, or the pattern's, in the order of their names."""
-    path = Path(path).expanduser()
+    path = expanded(Path(path))
     if any(sign in path.name for sign in "*?[") and not path.exists():
         files = sorted(existing(path.parent).glob(path.name))
     elif existing(path).is_dir():
@@ -133,6 +133,8 @@ def _find_files(path: str | Path) -> list[Path]:
 
 
 def _open(file: Path, image_column: str, label_column: str) -> pq.ParquetFile:
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(f"{file}: not a file")
     try:
         reader = pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
