@@ -2,6 +2,7 @@
 
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from sweeps.executors.slurm.records import last_jobs
 from sweeps.grid import grid_cells
@@ -39,7 +40,8 @@ def status_table(experiment: Experiment, store: Store) -> Table:
         if run.identity.exists():
             keys.reverse()
         slurm = (next((slurm_jobs[key] for key in keys if key in slurm_jobs), ""),) if slurm_jobs else ()
-        table.add_row(cell.label, state, loss, *slurm, str(log) if log.exists() else "")
+        texts = (cell.label, state, loss, *slurm, str(log) if log.exists() else "")
+        table.add_row(*map(Text, texts))  # as they are: markup would be looked for in each, which takes longest
     return table
 
 
