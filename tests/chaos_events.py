@@ -45,7 +45,7 @@ class Grid:
         self.written: defaultdict[str, set[int]] = defaultdict(set)
         """When each cell's result was written."""
         self.damaged: Counter[str] = Counter()
-        """How often each cell's result was damaged: so often it may be made again."""
+        """How often each cell's result was damaged, so often it may be made again; and any "checkpoint"."""
         runtime = {"checkpoint_seconds": chance.choice((0.05, 0.5, 2.0)), "workers": chance.choice((1, 2))}
         write_toy(
             folder,
@@ -169,8 +169,8 @@ def damage(pattern: str, truncate: bool, grid: Grid) -> bool:
         content[place] ^= 1 << grid.chance.randrange(8)
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as when a disk rots
-    if path.name == "result.json":
-        grid.damaged[path.parent.name] += 1
+    grid.damaged[path.parent.name] += path.name == "result.json"
+    grid.damaged["checkpoint"] += path.suffix == ".ckpt"
     return True
 
 
