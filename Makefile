@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 STAMP := .venv/.stamp
 READY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && .venv/bin/python -c '' 2>/dev/null && echo yes)
 
-.PHONY: help setup sweep test test-coverage test-fid test-interrupted test-gpu bench dashboard clean .venv force
+.PHONY: help setup sweep test test-coverage test-fid test-interrupted test-gpu chaos bench dashboard clean .venv force
 
 help: ## list the targets
 	@echo "varscale: scaling laws of visual autoregressive image models"
@@ -72,6 +72,9 @@ test-interrupted: .venv ## sweeps killed at five random moments each, to the bit
 
 test-gpu: .venv ## what needs a GPU: the processor's results, to the bit after a kill, memory as foreseen
 	@.venv/bin/python -m pytest -m gpu $(ARGS)
+
+chaos: .venv ## random events over many small grids, here and on Slurm; ARGS='--events 100 --seed 0'; takes an hour
+	@.venv/bin/python tests/chaos.py $(ARGS)
 
 bench: .venv ## measure training, sampling and data speed on this machine
 	@.venv/bin/python -m benchmarks $(ARGS)

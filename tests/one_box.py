@@ -1,5 +1,6 @@
 """A real Slurm of a few nodes on this machine, and what its users, urgent jobs and failures do to a sweep."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,14 @@ import pytest
 from requirements import require_program, shared_path
 
 from sweeps.executors.slurm.records import UnitState, arrays
+
+SITE = {"cpus": 1, "poll_seconds": 0.5, "grace_seconds": 2, "pack_minutes": 0}
+ON_SLURM = ("--launcher", "slurm", "--site", "sites.yaml")
+
+
+def write_site(folder: Path, **settings: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sites.yaml").write_text(json.dumps({"onebox": {**SITE, **settings}}))
 
 
 class OneBox:
@@ -38,11 +47,26 @@ class OneBox:
         )
         return done.stdout
 
+    def stop_controller(self) -> None:
+        """Jobs go on; nothing answers squeue."""
+        process = int((self.folder / "slurmctld.pid").read_text())
+        os.kill(process, signal.SIGTERM)
+        while Path(f"/proc/{process}/cwd").exists():  # not a zombie's
+            time.sleep(0.1)
+
+    def start_controller(self) -> None:
+        """It remembers the queue."""
+        subprocess.run(["/usr/sbin/slurmctld"], env=self.environment, check=True)
+
     def preempt(self, node: str, seconds: int = 2) -> None:
         """Somebody's urgent job takes a whole node."""
         script = f"#!/bin/bash\nsleep {seconds}\n"
         options = ["--partition=urgent", f"--nodelist={node}", "--exclusive", "--output=/dev/null"]
         self.run("sbatch", "--job-name=urgent", *options, input=script)
+
+    def kill_run(self, slurm_job: str) -> None:
+        """As the system does when memory runs out."""
+        os.kill(_process_of(slurm_job), signal.SIGKILL)
 
     def kill_node(self, node: str) -> None:
         """Its daemon dies, its processes live on until Slurm notices."""

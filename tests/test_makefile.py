@@ -134,7 +134,7 @@ def test_a_python_that_does_not_run_is_passed_over(checkout: Checkout, tmp_path:
 def test_help_lists_every_target_and_needs_no_environment(checkout: Checkout) -> None:
     shown = checkout.make("help").stdout
     assert checkout.calls.read_text() == ""
-    for target in ("setup", "sweep", "test", "test-coverage", "bench", "dashboard", "clean", "help"):
+    for target in ("setup", "sweep", "test", "test-coverage", "chaos", "bench", "dashboard", "clean", "help"):
         assert f"make {target} " in shown
     assert checkout.make().stdout == shown
 

@@ -147,6 +147,21 @@ def results(runs: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text())["row"] for path in paths}
 
 
+def delivered(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Each run's training curve in MLflow, by fingerprint."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'toy'")
+    return {
+        run.data.tags["fingerprint"]: [
+            (point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train_loss")
+        ]
+        for run in client.search_runs([experiment.experiment_id])
+        if "fingerprint" in run.data.tags
+    }
+
+
 def cell_folder(runs: Path, depth: int, budget: float) -> Path:
     """The folder of the toy's cell of this size and nominal budget."""
     (cell,) = grid_cells(toy_experiment(grid={"depths": [depth], "budgets": [budget]}))

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import pytest
 from filelock import FileLock, Timeout
-from one_box import OneBox, running
+from one_box import ON_SLURM, OneBox, running, write_site
 from toy_sweep import (
     Finished,
     command,
+    delivered,
     environment,
     numbers_of,
     results,
@@ -38,7 +38,6 @@ from varscale.store.curves import read_curve
 from varscale.store.layout import Store
 from varscale.store.records import StudyRecord
 
-SITE = {"cpus": 1, "poll_seconds": 0.5, "grace_seconds": 2, "pack_minutes": 0}
 GRID = {
     "grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 1.5e9], "min_steps": 5},
     "evaluation": {"samples_per_class": 0},
@@ -46,12 +45,6 @@ GRID = {
 INTERACTIVE_SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0"}
 INTERACTIVE_SHELL |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n[1-4]"}
 """What it leaves in the environment; a local sweep must neither hang nor change for it."""
-ON_SLURM = ("--launcher", "slurm", "--site", "sites.yaml")
-
-
-def write_site(folder: Path, **settings: object) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sites.yaml").write_text(json.dumps({"onebox": {**SITE, **settings}}))
 
 
 @pytest.mark.timeout(900)
@@ -151,18 +144,6 @@ def is_locked(path: Path) -> bool:
     except Timeout:
         return True
     return False
-
-
-def delivered(folder: Path) -> dict[str, list[int]]:
-    """Steps of each run's training curve in MLflow."""
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'toy'")
-    runs = client.search_runs([experiment.experiment_id])
-    return {
-        run.data.tags["fingerprint"]: [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")]
-        for run in runs
-        if "fingerprint" in run.data.tags
-    }
 
 
 def copy_with_missing_cells(finished: Finished, folder: Path, count: int = 1) -> list[Path]:
