@@ -1,6 +1,5 @@
 """Single runs, images and checkpoints through the command, on a finished little sweep."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -92,7 +91,9 @@ def test_shares(
     monkeypatch.setattr(machine, "processors", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     shares = machine.MachineShares.of(RuntimeConfig(workers=workers, threads=threads))
-    assert dataclasses.astuple(shares) == (*expected, (8, 1)), "what has the machine to itself uses all of it"
+    workers_gpus = shares.workers, shares.gpus
+    threads_sharing = [(share.threads, share.workers_a_device) for share in (shares.worker, shares.whole)]
+    assert (*workers_gpus, *threads_sharing) == (*expected, (8, 1)), "what has the machine to itself uses all of it"
 
 
 def test_tokenizer_and_tokens_alone(call: Call, finished: Finished, tmp_path: Path) -> None:
