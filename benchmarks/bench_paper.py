@@ -52,7 +52,7 @@ def _measure(trunk: Trunk, execution: Execution, options: Options, report: Repor
     images = statistics.median(speed(1 if options.quick else STEPS) for _ in range(options.rounds(ROUNDS)))
     flops, peak = trunk.model.executed_training_flops(), measure_matmul_peak(precision)
     at_once = trunk.images_at_once(execution.memory_bytes)
-    foreseen = trunk.model.step_bytes(at_once, element_bytes=trunk.element_bytes)
+    foreseen = trunk.step_bytes(at_once)
     way = f"{precision}, {'compiled' if execution.compiled else 'eager'}, {at_once} images at once"
     speeds = (images, images * flops / 1e12, peak / 1e12, images * flops / peak)
     report.rows.append((way, *speeds, memory / 2**30, foreseen / 2**30))

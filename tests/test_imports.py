@@ -3,10 +3,10 @@
 import pkgutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from toy_sweep import child_seconds
 
 import analysis
 import sweeps
@@ -52,9 +52,9 @@ def test_these_import_nothing_heavy(module: str) -> None:
 
 def test_help_answers_within_a_second() -> None:
     command, times = [sys.executable, "-m", "varscale.cli"], []
-    for _ in range(3):  # the best of three: other processes may be busy
-        start = time.perf_counter()
+    for _ in range(3):  # processor time, and the best of three: other processes may be busy
+        before = child_seconds()
         done = subprocess.run([*command, "--help"], capture_output=True, cwd=ROOT, check=True)
-        times.append(time.perf_counter() - start)
+        times.append(child_seconds() - before)
     assert b"sweep" in done.stdout
     assert min(times) < 1.0

@@ -2,12 +2,14 @@
 
 import logging
 import pickle
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from varscale.training.trainer import FINGERPRINT_KEY, usable_checkpoint
+from varscale.training.trainer import FINGERPRINT_KEY, DirectCheckpoints, usable_checkpoint
 
 CONTENT = {FINGERPRINT_KEY: "print-a", "state_dict": {"weight": torch.arange(50.0), "steps": torch.tensor(3)}}
 
@@ -57,3 +59,21 @@ def test_other_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture,
         path.write_bytes(content)
     assert usable_checkpoint(path, "print-a") is None
     assert caplog.text.count("not a usable checkpoint") == 1
+
+
+def test_a_full_disk_is_named_wherever_it_ends_the_file(tmp_path: Path) -> None:
+    """PyTorch's own complaint, about a position in the file, stood before it at one place of five."""
+    whole = torch.zeros(3000)
+    checkpoint = {"state": [part.view(10, 10) for part in whole.split(100)], "weights": [torch.zeros(700)] * 5}
+    path = tmp_path / "a.ckpt"
+    DirectCheckpoints().save_checkpoint(checkpoint, path)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for size in range(50, path.stat().st_size, 311):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            with pytest.raises(OSError, match="File too large"):
+                DirectCheckpoints().save_checkpoint(checkpoint, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)

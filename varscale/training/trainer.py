@@ -73,7 +73,12 @@ class DirectCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write the file through to the disk; a half-written one is its caller's to replace."""
         with Path(path).open("wb") as file:  # torch's own writer does not say why it fails
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # PyTorch ends the file even where it could not be written, and fails again
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())
 
