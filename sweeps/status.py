@@ -21,7 +21,9 @@ def status_table(experiment: Experiment, store: Store) -> Table:
     title = f"{experiment.name} in {files.folder}"
     slurm_jobs = last_jobs(files.slurm)
     columns = ("cell", "state", "loss", *(("Slurm job",) if slurm_jobs else ()), "log")
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
     try:
         study = Study.of(experiment, store, cells)
     except DataError:

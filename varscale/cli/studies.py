@@ -117,7 +117,7 @@ def status(experiment: ExperimentName, depths: Depths = None, set_: Overrides = 
     settings = load(experiment, set_, depths)
     console, table = Console(), status_table(settings, open_store(runs_dir, writing=False))
     # paths stay whole, to be copied: a narrow terminal wraps the lines
-    console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).maximum)
+    console.width = 1000
     console.print(table)
 
 
