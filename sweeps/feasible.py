@@ -43,6 +43,8 @@ def check_machine(study: Study, shares: MachineShares, missing: Sequence[Cell]) 
     """
     shares.check()
     experiment = study.experiment
+    for cell in missing:
+        shares.check_run(cell.trunk.title, cell.trunk.resources)
     if unfit := unfit_sizes(missing, shares.worker.memory_bytes()):
         raise ExperimentError(f"{unfit} here: leave them out, or plan for another --device")
     fidelity = experiment.evaluation.fidelity

@@ -19,6 +19,7 @@ _STAGES = {
     "tokenizer": "training the tokenizer",
     "tokens": "encoding images into tokens",
     "execution": "measuring whether to compile",
+    "reference": "measuring the reference images",
     "drawing": "drawing images",
 }
 _LINE_SECONDS, _DRAWING_SECONDS = 15.0, 0.25

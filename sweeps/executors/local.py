@@ -19,7 +19,7 @@ from typing import Any
 
 from sweeps.executors.base import Executor, Graph, JobCrashed, Listener, portable
 from sweeps.jobs.base import Job
-from varscale.errors import ExperimentError, UserError
+from varscale.errors import UserError
 from varscale.numerics.machine import MachineShares, Peers, Share
 
 FAREWELL_SECONDS = 15.0
@@ -73,7 +73,8 @@ class LocalExecutor(Executor):
         Raises:
             ExperimentError: A job takes more devices than there are workers.
         """
-        check_devices(jobs, self._shares)
+        for job in jobs:
+            self._shares.check_run(job.title, job.resources.run)
         graph = Graph(jobs, listener, retries)
         self._stopped = False
         if not self._workers and jobs:
@@ -196,17 +197,6 @@ class LocalExecutor(Executor):
             process.start()
         theirs.close()
         return Worker(number, process, ours)
-
-
-def check_devices(jobs: Sequence[Job], shares: MachineShares) -> None:
-    """Raise `ExperimentError` where a job takes more devices than this machine has workers."""
-    for job in jobs:
-        wanted = job.resources.run
-        if wanted.nodes > 1:
-            raise ExperimentError(f"resources.nodes: {wanted.nodes} nodes for {job.title}: only with --launcher slurm")
-        if wanted.devices > shares.workers:
-            have = f"{shares.gpus} GPUs" if shares.gpus else f"{shares.workers} workers (runtime.workers)"
-            raise ExperimentError(f"resources.devices: {job.title} takes {wanted.devices}, and there are {have} here")
 
 
 def _end(process: Any) -> None:

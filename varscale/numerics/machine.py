@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from varscale.config import RuntimeConfig
+from varscale.config.section import RunResources
 from varscale.errors import ExperimentError
 
 PROCESS_BYTES = 2**28
@@ -30,6 +31,11 @@ class Peers:
     def leads(self) -> bool:
         """Whether this is the one that writes files."""
         return self.rank == 0
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether they meet at a file."""
+        return self.meeting.startswith("/")
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,14 @@ class MachineShares:
         threads = runtime.threads or max(1, processors() // workers)
         worker = Share(threads, -(-workers // max(1, gpus)))
         return cls(workers, gpus, worker, Share(runtime.tokenizer_threads or processors()))
+
+    def check_run(self, title: str, wanted: RunResources) -> None:
+        """Raise `ExperimentError` where a run takes more devices than this machine has workers."""
+        if wanted.nodes > 1:
+            raise ExperimentError(f"resources.nodes: {wanted.nodes} nodes for {title}: only with --launcher slurm")
+        if wanted.devices > self.workers:
+            have = f"{self.gpus} GPUs" if self.gpus else f"{self.workers} workers (runtime.workers)"
+            raise ExperimentError(f"resources.devices: {title} takes {wanted.devices}, and there are {have} here")
 
     def check(self) -> None:
         """Raise `ExperimentError` where the machine can't hold so many processes or threads."""

@@ -51,7 +51,7 @@ class Team:
         if peers.count == 1:
             yield
             return
-        if ":" not in peers.meeting and sys.platform == "linux":  # one machine: nothing listens beyond it
+        if peers.on_one_machine and sys.platform == "linux":  # one machine: nothing listens beyond it
             os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         meeting = meet(peers)
         if peers.leads:
@@ -101,11 +101,11 @@ ALONE = Team()
 @functools.lru_cache(maxsize=1)  # several runs, one after another, may meet at the same place
 def meet(peers: Peers) -> Store:
     """Where the peers leave messages for each other."""
-    host, _, port = peers.meeting.rpartition(":")
-    if not host:
+    if peers.on_one_machine:
         store: Store = FileStore(peers.meeting, peers.count)
         store.set_timeout(MEETING)
         return store
+    host, _, port = peers.meeting.rpartition(":")
     return TCPStore(host, int(port), peers.count, is_master=peers.leads, timeout=MEETING, wait_for_workers=False)
 
 

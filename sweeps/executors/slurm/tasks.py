@@ -59,7 +59,8 @@ class Tasks:
         until = time.monotonic() + _FAREWELL_SECONDS
         while self._meeting.add("ended", 0) < self.peers.count - 1 and time.monotonic() < until:
             time.sleep(0.05)
-        Path(self.peers.meeting).unlink(missing_ok=True)  # a file, where all are on one node
+        if self.peers.on_one_machine:
+            Path(self.peers.meeting).unlink(missing_ok=True)
 
     def follow(self, jobs: Sequence[Job], share: Share) -> None:
         """Take part in what the first one begins, until it ends."""

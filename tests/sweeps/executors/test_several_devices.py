@@ -13,7 +13,8 @@ from toy_sweep import Finished, toy_experiment, varscale, wait_for
 
 from sweeps.executors.base import Graph
 from sweeps.executors.here import HereExecutor
-from sweeps.executors.local import LocalExecutor, check_devices
+from sweeps.executors.local import LocalExecutor
+from sweeps.feasible import check_machine
 from sweeps.grid import grid_cells
 from sweeps.jobs.graph import single_jobs, study_jobs
 from sweeps.single import study_of_one
@@ -198,7 +199,7 @@ def test_what_a_machine_has_not_is_said_before_anything_runs(
 ) -> None:
     study = study_of(copied(finished, tmp_path), resources=resources)
     with pytest.raises(ExperimentError, match=expected):
-        check_devices(study_jobs(study, study.missing), SHARES)
+        check_machine(study, SHARES, study.missing)
 
 
 def test_memory_and_images_of_a_device() -> None:
