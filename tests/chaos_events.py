@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from one_box import OneBox, running
-from toy_sweep import command, environment, group_members, wait_for, write_toy
+from toy_sweep import command, environment, group_members, wait_for, workers, write_toy
 
 from varscale.store.layout import RunFiles
 from varscale.store.records import StudyRecord, read_result
@@ -121,8 +121,8 @@ def send(numbers: Sequence[signal.Signals], whom: str, grid: Grid) -> bool:
     assert grid.process is not None
     pids = [grid.process.pid] if whom == "the call" else group_members(grid.process.pid)
     if whom == "a worker":
-        workers = [pid for pid in pids if b"spawn_main" in _command_line(pid)]
-        pids = [grid.chance.choice(workers)] if workers else []
+        there = workers(grid.process.pid)
+        pids = [grid.chance.choice(there)] if there else []
     for number in numbers:
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -256,12 +256,6 @@ class Deck:
             more = self._chance.sample(sorted(self._kinds), len(self._kinds))
             self._left += [name for name in more if name not in self._left]
         return None
-
-
-def _command_line(process: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    return b""
 
 
 def _move(source: Path, target: Path) -> None:

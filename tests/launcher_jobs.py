@@ -18,7 +18,7 @@ from varscale.store.layout import RunFiles
 
 @dataclass(frozen=True)
 class Act(Job):
-    """Does one thing: `say`, `raise`, `diverge`, `refuse`, `die`, `stop` or `wait`."""
+    """Does one thing: `say`, `raise`, `diverge`, `refuse`, `die`, `stop`, `wait` or `meet`."""
 
     what: str
     folder: Path
@@ -69,6 +69,10 @@ class Act(Job):
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "wait":
                 time.sleep(600)
+            case "meet":  # two others, so that each has a worker of its own
+                (self.folder / "here").touch()
+                while len(list(self.folder.parent.glob("*/here"))) < 3:
+                    time.sleep(0.01)
         names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
         said = {name: os.environ.get(name) for name in names} | {"threads": share.threads, "pid": os.getpid()}
         self.files.result.write_text(json.dumps({**said, "began": time.time()}))

@@ -110,15 +110,33 @@ def start(*arguments: str | Path, cwd: Path) -> "subprocess.Popen[str]":
 
 def group_members(group: int) -> list[int]:
     """Processes of a group, zombies apart."""
-    members = []
+    return list(_parents(group))
+
+
+def workers(group: int) -> list[int]:
+    """Workers among them: forks of a process, started by the sweep's, which shares their command line."""
+    parents = _parents(group)
+    servers = [pid for pid in parents if b"forkserver" in _command_line(pid)]
+    return [pid for pid in servers if parents[pid] in servers]
+
+
+def _parents(group: int) -> dict[int, int]:
+    parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if int(fields[2]) == group and fields[0] != "Z":
-            members.append(int(stat.parent.name))
-    return members
+            parents[int(stat.parent.name)] = int(fields[1])
+    return parents
+
+
+def _command_line(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def wait_for(

@@ -1,4 +1,8 @@
-"""Worker processes on this machine: long-lived, one a device, so that torch is imported and blocks compiled once."""
+"""Worker processes on this machine: long-lived, one for each device, so that blocks are compiled once.
+
+They are forks of one process that has imported torch and Lightning and done nothing else: that takes seconds of a
+processor, which several workers, and a worker in the place of a dead one, need not spend again.
+"""
 
 import multiprocessing
 import os
@@ -12,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -60,7 +64,8 @@ class LocalExecutor(Executor):
 
     def __init__(self, shares: MachineShares) -> None:
         self._shares = shares
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["varscale.training.runs"])
         self._workers: list[Worker] = []
         self._meeting_places = tempfile.TemporaryDirectory(prefix="varscale-", ignore_cleanup_errors=True)
         self._meetings = 0
@@ -77,8 +82,8 @@ class LocalExecutor(Executor):
             self._shares.check_run(job.title, job.resources.run)
         graph = Graph(jobs, listener, retries)
         self._stopped = False
-        if not self._workers and jobs:
-            self._workers = [self._start(number) for number in range(self._shares.workers)]
+        useful = min(self._shares.workers, sum(job.resources.run.devices for job in jobs))
+        self._workers += [self._start(number) for number in range(len(self._workers), useful)]
         while not (graph.over or self._stopped):
             with self._turn:
                 self._hand_out(graph)
@@ -181,20 +186,24 @@ class LocalExecutor(Executor):
         worker.process, worker.connection, worker.heard = fresh.process, fresh.connection, fresh.heard
 
     def _start(self, number: int) -> Worker:
-        resource_tracker.ensure_running()  # starting it would let Ctrl-C through to the worker
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+        threads = str(self._shares.worker.threads)
         environment = {
-            "OMP_NUM_THREADS": str(self._shares.worker.threads),
-            "MKL_NUM_THREADS": str(self._shares.worker.threads),
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
             "GOMP_SPINCOUNT": "20000",  # microseconds: threads that spin for long slow down all else on a busy machine
         }
         if gpus := self._shares.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = _visible_gpus(gpus)[number % gpus]
-        # the environment is read by libraries when the new process imports them; Ctrl-C reaches all processes of a
-        # terminal, and is the orchestrator's to handle
-        with _environment(environment), _interrupts_held_back():
-            process.start()
+        resource_tracker.ensure_running()  # starting it would let Ctrl-C through to the workers
+        # the first process imports what this one would, and not what happens to lie in the current folder; Ctrl-C
+        # reaches all processes of a terminal, and is the orchestrator's to handle
+        imports = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+        with _environment({**environment, **imports}), _interrupts_held_back():
+            forkserver.ensure_running()
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, environment), daemon=True)
+        process.start()
         theirs.close()
         return Worker(number, process, ours)
 
@@ -213,8 +222,10 @@ def _visible_gpus(count: int) -> list[str]:
     return visible.split(",") if visible else [str(number) for number in range(count)]
 
 
-def _work(connection: Connection) -> None:
+def _work(connection: Connection, environment: dict[str, str]) -> None:
     """A worker's life: jobs one after the other, until the orchestrator is gone."""
+    os.environ.clear()  # it was the forked process's, as it stood when that was started
+    os.environ.update(environment)
     jobs: queue.SimpleQueue[tuple[Job, Share] | None] = queue.SimpleQueue()
     sending = threading.Lock()
 
@@ -224,8 +235,6 @@ def _work(connection: Connection) -> None:
 
     threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
     threading.Thread(target=_live, args=(send,), daemon=True).start()
-    import varscale.training.runs  # noqa: F401  # while the first job is being prepared
-
     while True:
         taken = jobs.get()
         if taken is None:

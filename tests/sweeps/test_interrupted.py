@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_sweep import Finished, group_members, numbers_of, results, start, varscale, wait_for, write_toy
+from toy_sweep import Finished, group_members, numbers_of, results, start, varscale, wait_for, workers, write_toy
 
 SUB_GRID = {"grid": {"depths": [2, 3], "budgets": [2e7, 4e7], "min_steps": 5}}
 """Cells of the uninterrupted sweep, from shorter trunks: their numbers must be the same."""
@@ -47,8 +47,7 @@ def press_ctrl_c(process: Process) -> None:
 
 def kill_worker(process: Process) -> None:
     """Out of memory: the sweep goes on with another worker."""
-    members = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in group_members(process.pid)}
-    (worker,) = [pid for pid, command_line in members.items() if b"spawn_main" in command_line]
+    (worker,) = workers(process.pid)
     os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
     assert "failed (its process ended with exit code -9); trying again" in output

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from launcher_jobs import Act
-from toy_sweep import toy_experiment, wait_for
+from toy_sweep import ROOT, environment, toy_experiment, wait_for
 
 from sweeps.executors import local
 from sweeps.executors.base import Graph
@@ -103,13 +105,40 @@ def test_workers_share_out_the_gpus_that_the_user_left_them(tmp_path: Path, monk
     """Three workers on the second and fourth of a machine's GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     executor = LocalExecutor(shares(workers=3, gpus=2))
+    jobs = [act(tmp_path / name, "meet") for name in ("a", "b", "c")]
     try:
-        do(executor, act(tmp_path / "a"))
-        environments = [Path(f"/proc/{worker.process.pid}/environ").read_bytes() for worker in executor._workers]
+        do(executor, *jobs)
     finally:
         executor.stop()
-    given = [part for each in environments for part in each.split(b"\0") if part.startswith(b"CUDA_VISIBLE_DEVICES")]
-    assert given == [b"CUDA_VISIBLE_DEVICES=1", b"CUDA_VISIBLE_DEVICES=3", b"CUDA_VISIBLE_DEVICES=1"]
+    assert [said(job)["CUDA_VISIBLE_DEVICES"] for job in jobs] == ["1", "3", "1"]
+
+
+def test_what_workers_are_forks_of_asks_nothing_of_a_gpu() -> None:
+    """CUDA can't be used in a fork of a process that has begun to."""
+    script = """
+import torch
+def refuse(*arguments): raise SystemExit("CUDA was asked for")
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = refuse
+import varscale.training.runs
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment(), cwd=ROOT)
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    """A researcher's folder may well have a file of that name."""
+    (tmp_path / "lightning.py").write_text("from pathlib import Path; Path('imported').touch()")
+    script = f"""
+import sys
+from pathlib import Path
+sys.path += {[str(ROOT / "tests"), str(Path(__file__).parent)]!r}
+from test_local import LocalExecutor, act, do, shares
+executor = LocalExecutor(shares())
+do(executor, act(Path({str(tmp_path)!r}) / "a"))
+executor.stop()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment(), cwd=tmp_path)
+    assert (tmp_path / "a" / "result.json").exists()
+    assert not (tmp_path / "imported").exists()
 
 
 def test_an_error_is_one_line_with_a_traceback_in_the_log(executor: LocalExecutor, tmp_path: Path) -> None:
@@ -143,7 +172,7 @@ def test_a_worker_that_dies_is_replaced(executor: LocalExecutor, tmp_path: Path)
 
 def test_a_worker_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that was stopped, or hangs in a driver."""
-    monkeypatch.setattr(local, "LONGEST_SILENCE_SECONDS", 20.0)
+    monkeypatch.setattr(local, "LONGEST_SILENCE_SECONDS", 10.0)
     executor = LocalExecutor(shares())
     try:
         told, graph = do(executor, act(tmp_path / "a", "stop"), retries=1)
@@ -151,7 +180,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeyp
         executor.stop()
     assert graph.failed == []
     assert told.notes == [
-        "the job a failed (its process gave no sign of life for 20 seconds and was ended); trying again"
+        "the job a failed (its process gave no sign of life for 10 seconds and was ended); trying again"
     ]
 
 
