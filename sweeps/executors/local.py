@@ -65,7 +65,7 @@ class LocalExecutor(Executor):
     def __init__(self, shares: MachineShares) -> None:
         self._shares = shares
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["varscale.training.runs"])
+        self._context.set_forkserver_preload(["sweeps.executors.forked"])
         self._workers: list[Worker] = []
         self._meeting_places = tempfile.TemporaryDirectory(prefix="varscale-", ignore_cleanup_errors=True)
         self._meetings = 0

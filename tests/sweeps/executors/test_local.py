@@ -119,7 +119,7 @@ def test_what_workers_are_forks_of_asks_nothing_of_a_gpu() -> None:
 import torch
 def refuse(*arguments): raise SystemExit("CUDA was asked for")
 torch._C._cuda_getDeviceCount = torch._C._cuda_init = refuse
-import varscale.training.runs
+import sweeps.executors.forked
 """
     subprocess.run([sys.executable, "-c", script], check=True, env=environment(), cwd=ROOT)
 
