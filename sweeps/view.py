@@ -229,6 +229,28 @@ class SweepView:
             self._live = None
 
 
+class SearchView(SweepView):
+    """Of a search's trials, which are no grid: how far they are, in a line."""
+
+    def __init__(self, console: Console, said: set[str]) -> None:
+        """Begin; notes that are among `said` are not repeated by the next sweep of the same search."""
+        super().__init__(console, patient=True)
+        self._said = said
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own, once."""
+        if text not in self._said:
+            super().note(text)
+        self._said.add(text)
+
+    def _render(self) -> Group:
+        return Group(Text(self._summary()))
+
+    def end(self) -> None:
+        """Training is over; the search says what came of it."""
+        self.clear()
+
+
 def _stage_text(stage: str) -> str:
     verb = "measuring" if stage.startswith("evaluation") else "training"
     return _STAGES.get(stage, f"{verb} {stage.removeprefix('evaluation ')}")

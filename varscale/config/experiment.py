@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from varscale.config.data import DATA_KINDS, DataSection
+from varscale.config.search import SearchConfig
 from varscale.config.section import (
     Changes,
     EvaluationConfig,
@@ -39,6 +40,8 @@ class Experiment(Section):
     """Use of the machine."""
     resources: ResourcesConfig = ResourcesConfig()
     """Devices and time of a run."""
+    search: SearchConfig = SearchConfig()
+    """Hyperparameters that `varscale tune` looks for."""
     by_depth: dict[Annotated[int, Field(ge=1, le=1024)], Changes] = Field(default_factory=dict, max_length=1024)
     """Dotted fields of `model`, `optim` that a single run of that depth without a budget changes (the reference's
     recipe varies with depth), but for those that `--set` names; grids and their cells ignore it, so that all sizes of a

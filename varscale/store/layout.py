@@ -6,6 +6,7 @@
     runs/cells/<name>-<fingerprint>/        weights.safetensors, samples.png
     runs/evaluations/<name>-<fingerprint>/
     runs/studies/<study>/                   study.json, execution.json, mlflow/, slurm/, laws/{laws.json, …}
+    runs/searches/<name>/                   journal.log (Optuna's), search.json, trials.csv, best.yaml, report.md, *.png
     runs/mlflow.db                          MLflow's store, unless another one is named
 
 All studies share the first five. The folder of a run (a tokenizer, tokens, a trunk, a cell, an evaluation) has job.json
@@ -57,6 +58,10 @@ class Store:
         """Files of a study."""
         return StudyFiles(self.runs / "studies" / name)
 
+    def search(self, name: str) -> "SearchFiles":
+        """Files of a search for hyperparameters."""
+        return SearchFiles(self.runs / "searches" / name)
+
     def studies(self) -> "list[StudyFiles]":
         """Files of every study that was begun, in the order of their names."""
         return [StudyFiles(path.parent) for path in sorted((self.runs / "studies").glob("*/study.json"))]
@@ -99,7 +104,7 @@ class _Below:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, files: "StudyFiles | RunFiles", kind: type | None = None) -> Path:
+    def __get__(self, files: "StudyFiles | RunFiles | SearchFiles", kind: type | None = None) -> Path:
         return files.folder / self._name
 
 
@@ -131,6 +136,30 @@ class StudyFiles:
     def delivery(self, kind: str, folder: str) -> Path:
         """How far a run, or the study itself, was delivered to MLflow."""
         return self.folder / "mlflow" / f"{kind}-{folder}.json"
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """Paths of what belongs to one search; its trials are cells of a study of their own."""
+
+    folder: Path
+
+    journal = _Below("journal.log")
+    """Optuna's storage, unless another one is named."""
+    lock = _Below(".search.lock")
+    """Held while the search runs."""
+    summary = _Below("search.json")
+    """What it came to."""
+    trials = _Below("trials.csv")
+    """A row a trial."""
+    best = _Below("best.yaml")
+    """The experiment with the best settings."""
+    report = _Below("report.md")
+    """For people, with the figures beside it."""
+
+    def figure(self, name: str) -> Path:
+        """A picture."""
+        return self.folder / f"{name}.png"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Searches for hyperparameters: what a trial trains, Optuna's part, and what is written about them."""

@@ -1,0 +1,144 @@
+"""What is written about a search: its trials as a table, figures, the winner as an experiment, and a page."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.searches.search import Confirmation, Search
+from varscale.config.text import write_yaml
+from varscale.config.yaml import shipped_experiments
+from varscale.store.atomic import write_atomically
+from varscale.store.layout import SearchFiles
+
+
+def write_report(search: Search, files: SearchFiles, extends: str, confirmation: Confirmation | None) -> list[str]:
+    """Write all of it.
+
+    Args:
+        search: The search, with ended trials.
+        files: Where to.
+        extends: The searched experiment, as it was named: a shipped one or a file.
+        confirmation: The best settings against the experiment's own; None: not compared.
+
+    Returns:
+        What it came to, for people, a line each.
+    """
+    plan, study = search.plan, search.optuna_study
+    study.trials_dataframe().to_csv(files.trials, index=False)
+    front = [search.best] if search.best else study.best_trials if len(plan.metrics) > 1 else []
+    lines = [_ended_line(search)]
+    lines += [f"{_of_front(trial, plan.metrics)}: {_values(trial)}" for trial in front if trial is not None]
+    if confirmation is not None:
+        lines.append(confirmation.verdict(plan.metrics[0]))
+    elif search.best is not None and search.best.number == 0:
+        lines.append("the experiment's own settings are the best of the search")
+    figures = {name: path for name, draw in _FIGURES.items() if (path := _drawn(name, draw, study, files)) is not None}
+    if search.best is not None:
+        winner = {"extends": _extended(extends, files), "name": f"{plan.experiment.name}-tuned"}
+        files.best.write_text(write_yaml({**winner, **plan.best_settings(search.best.params)}))
+    write_atomically(files.summary, json.dumps(_summary(search, confirmation), indent=1).encode())
+    files.report.write_text(_page(search, lines, figures, files))
+    return lines
+
+
+def _ended_line(search: Search) -> str:
+    states = [trial.state for trial in search.ended]
+    counts = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    parts = [f"{states.count(state)} {word}" for word, state in counts.items() if states.count(state)]
+    return f"{len(states)} trials: {', '.join(parts)}"
+
+
+def _of_front(trial: FrozenTrial, metrics: tuple[str, ...]) -> str:
+    found = ", ".join(f"{metric} {value:.5g}" for metric, value in zip(metrics, trial.values, strict=True))
+    return f"{'best' if len(metrics) == 1 else 'on the front'}, trial {trial.number}, {found}"
+
+
+def _values(trial: FrozenTrial) -> str:
+    return ", ".join(f"{key} = {_shown(value)}" for key, value in trial.params.items())
+
+
+def _summary(search: Search, confirmation: Confirmation | None) -> dict[str, Any]:
+    best, plan = search.best, search.plan
+    summary: dict[str, Any] = {
+        "schema": 1,
+        "search": plan.name,
+        "fingerprint": plan.fingerprint,
+        "objective": plan.experiment.search.objective,
+        "budgets": list(plan.budgets),
+        "trials": {state.name.lower(): sum(trial.state == state for trial in search.ended) for state in TrialState},
+        "best": {"trial": best.number, "value": best.value, "settings": best.params} if best is not None else None,
+        "confirmation": None,
+    }
+    if confirmation is not None:
+        low, high = confirmation.interval()
+        values = {"best": list(confirmation.best), "own": list(confirmation.own)}
+        summary["confirmation"] = {**values, "gain": confirmation.gain, "ci95": [low, high]}
+    return summary
+
+
+def _extended(name: str, files: SearchFiles) -> str:
+    """The searched experiment as a file beside the search's others names it."""
+    return name if name in shipped_experiments() else os.path.relpath(name, files.folder)
+
+
+_plots = optuna.visualization.matplotlib
+_FIGURES: dict[str, tuple[str, Callable[[optuna.Study, list[str] | None], Any]]] = {
+    "history": ("Each trial, and the best so far", lambda study, names: _plots.plot_optimization_history(study)),
+    "importance": ("How much each setting matters", lambda study, names: _plots.plot_param_importances(study)),
+    "slice": ("Each setting against the objective", lambda study, names: _plots.plot_slice(study)),
+    "intermediate": ("Trials at rising budgets", lambda study, names: _plots.plot_intermediate_values(study)),
+    "front": ("Loss against training FLOPs", lambda study, names: _plots.plot_pareto_front(study, target_names=names)),
+}
+"""Optuna's own figures; what each needs of a study differs, and one that can't be drawn is left out."""
+
+
+def _drawn(name: str, figure: tuple[str, Any], study: optuna.Study, files: SearchFiles) -> Path | None:
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    several = len(study.directions) > 1
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    if several != (name == "front") or len(complete) < 2:
+        return None
+    path = files.figure(name)
+    with warnings.catch_warnings(), mpl.rc_context({"savefig.bbox": "tight", "savefig.dpi": 120}):
+        warnings.simplefilter("ignore")
+        try:
+            figure[1](study, study.metric_names)
+        except (ValueError, RuntimeError):  # such as the importance of settings that never varied
+            return None
+        pyplot.savefig(path)
+        pyplot.close("all")
+    return path
+
+
+def _page(search: Search, lines: list[str], figures: dict[str, Path], files: SearchFiles) -> str:
+    plan = search.plan
+    ended = sorted(search.ended, key=lambda trial: (trial.values is None, trial.values or [], trial.number))
+    header = ["trial", "outcome", *plan.space]
+    rows = [
+        [
+            str(trial.number),
+            str(trial.user_attrs.get("outcome", "")),
+            *(_shown(trial.params.get(key)) for key in plan.space),
+        ]
+        for trial in ended
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+    shown = "\n\n".join(
+        f"## {_FIGURES[name][0]}\n\n![{_FIGURES[name][0]}]({path.name})" for name, path in figures.items()
+    )
+    budgets = ", ".join(f"{budget:.3g}".replace("e+", "e") for budget in plan.budgets)
+    about = f"One model a trial, compared at {budgets} training FLOPs; {plan.metrics[0]} is minimised."
+    found = "\n".join(f"- {line}" for line in lines)
+    return f"# Search {plan.name}\n\n{about}\n\n{found}\n\n{shown}\n\n## Trials, the best first\n\n{table}\n"
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

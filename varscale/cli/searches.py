@@ -1,0 +1,102 @@
+"""The verb that searches hyperparameters."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from varscale.cli.launchers import Launch
+from varscale.cli.options import (
+    RUNS,
+    ExperimentName,
+    Overrides,
+    RunsDir,
+    TrackingUri,
+    load,
+    open_store,
+    tracking_store,
+)
+from varscale.errors import ExperimentError
+
+if TYPE_CHECKING:
+    from sweeps.orchestrator import Deliverer, Outcome
+    from sweeps.study import Study
+
+SLURM_PARALLEL = 8
+"""Trials at once on a cluster, unless said otherwise."""
+
+
+def tune(
+    experiment: ExperimentName,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, with those of earlier calls.")] = 40,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once; default: one a GPU, or one a processor.")
+    ] = None,
+    launcher: Annotated[Literal["local", "slurm"], typer.Option(help="What carries the runs out.")] = "local",
+    site: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE[:NAME]", help="Of Slurm: a site of ~/.config/varscale/sites.yaml, or a file."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Optuna's storage; default: a journal in the runs folder.")
+    ] = None,
+    set_: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Search for better hyperparameters with Optuna, at equal compute, then see whether the best beat the default."""
+    from rich.console import Console
+
+    from sweeps.orchestrator import Orchestrator
+    from sweeps.searches.plan import SearchPlan
+
+    settings = load(experiment, set_, None, parallel if launcher == "local" else None)
+    plan, launch = SearchPlan(settings), Launch.of(launcher, site, "", detach=False)
+    plan.check()
+    launch.check()
+    from sweeps.searches.report import write_report
+    from sweeps.searches.search import Search
+    from sweeps.searches.storage import open_search
+    from sweeps.view import SearchView
+    from varscale.numerics.machine import MachineShares
+    from varscale.tracking import Forwarder
+
+    store, console = open_store(runs_dir), Console()
+    say = partial(console.print, markup=False, highlight=False)
+    at_once = parallel or (SLURM_PARALLEL if launcher == "slurm" else MachineShares.of(settings.runtime).workers)
+    forwarder = Forwarder(tracking_store(tracking_uri, store), store, plan.name, notify=say)
+    delivering, files, said = _KeptOpen(forwarder), store.search(settings.name), set[str]()
+    with open_search(plan, files, storage) as optuna_study:
+
+        def sweep(study: "Study") -> "Outcome":
+            return Orchestrator(study, SearchView(console, said), delivering).sweep(lambda: launch.executor(study))
+
+        search = Search(plan, store, optuna_study, sweep, say)
+        try:
+            search.run(trials, at_once)
+            confirmation = search.confirm()
+        finally:
+            forwarder.stop()
+        if not search.ended:
+            raise ExperimentError("no trial ended")
+        for line in write_report(search, files, experiment, confirmation):
+            say(line)
+    if search.best is not None:
+        typer.echo(files.best)
+    typer.echo(files.report)
+
+
+class _KeptOpen:
+    """Delivers from the first sweep on; the search ends it, not each of its sweeps."""
+
+    def __init__(self, deliverer: "Deliverer") -> None:
+        self._deliverer, self._started = deliverer, False
+
+    def start(self) -> None:
+        """Begin, once."""
+        if not self._started:
+            self._deliverer.start()
+            self._started = True
+
+    def stop(self) -> None:
+        """Not yet."""

@@ -1,0 +1,79 @@
+"""The search section: which settings `varscale tune` varies, between what, and what it judges them by."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from varscale.config.section import Budgets, Few, Name, Real, Section, Seed, Seeds, Truth, Whole
+
+
+class SearchRange(Section):
+    """Numbers between two ends; whole ones where the setting's own value is whole."""
+
+    low: Whole | Real
+    """The least."""
+    high: Whole | Real
+    """The largest."""
+    log: Truth = False
+    """Whether factors count instead of differences, as for learning rates."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low: an empty range from {self.low:g} to {self.high:g}; low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low: {self.low:g}; a range of factors (log: true) begins above 0")
+        return self
+
+    def ends(self) -> tuple[Any, ...]:
+        """Values that must be possible."""
+        return self.low, self.high
+
+
+class SearchChoices(Section):
+    """Some values, without an order."""
+
+    choices: Annotated[tuple[JsonValue, ...], Field(min_length=2, max_length=1000)]
+    """The values; each may be a list, such as optim.betas or tokenizer.patch_nums."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(choice in self.choices[:place] for place, choice in enumerate(self.choices)):
+            raise ValueError(f"choices: repeated values in {list(self.choices)}")
+        return self
+
+    def ends(self) -> tuple[Any, ...]:
+        """Values that must be possible."""
+        return self.choices
+
+
+class SearchConfig(Section):
+    """A search for settings, one model a trial, all trials at equal compute."""
+
+    objective: Literal["loss", "fid", "mind", "loss-and-flops"] = "loss"
+    """What is minimised: the validation loss, or FID or MIND of drawn images (as `evaluation.fidelity` says), at the
+    largest of `budgets`; or loss and training FLOPs together, whose Pareto front is sought (each trial is of one of
+    `budgets`). Losses of different tokenizers don't compare, so where the tokenizer varies it is FID or MIND."""
+    depth: Few | None = None
+    """Size of the models; None: the smallest of the grid."""
+    budgets: Annotated[Budgets, Field(min_length=1)] | None = None
+    """Training FLOPs at which trials are compared, rising: a trial that is worse than the median at one of them is not
+    trained on to the next. None: the smallest budget of the grid."""
+    space: Annotated[dict[Name, SearchRange | SearchChoices], Field(max_length=100)] = Field(default_factory=dict)
+    """Dotted fields of `optim`, `model` and `tokenizer`, or `depth`: each with `low` and `high`, or `choices`. Empty:
+    the learning rate, to an eighth and to eight times its own value."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """What proposes the settings: Optuna's tree-structured Parzen estimator, or chance."""
+    seed: Seed = 0
+    """Of the sampler, and of the trials' runs."""
+    confirmation_seeds: Seeds = (1, 2, 3)
+    """Seeds with which the best settings and the experiment's own are trained again: the trials' seed chose the best,
+    and says nothing about whether it is better. Fewer than two: not at all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.budgets is not None and list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"budgets: {list(self.budgets)}; each must be larger than the one before")
+        if self.seed in self.confirmation_seeds:
+            raise ValueError(f"confirmation_seeds: {self.seed} is the seed that chooses the best; name others")
+        return self
