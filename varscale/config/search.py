@@ -2,17 +2,19 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from varscale.config.section import Budgets, Few, Name, Real, Section, Seed, Seeds, Truth, Whole
+
+End = Annotated[Whole, Field(ge=-(2**40), le=2**40)] | Annotated[Real, Field(ge=-1e30, le=1e30)]
 
 
 class SearchRange(Section):
     """Numbers between two ends; whole ones where the setting's own value is whole."""
 
-    low: Whole | Real
+    low: End
     """The least."""
-    high: Whole | Real
+    high: End
     """The largest."""
     log: Truth = False
     """Whether factors count instead of differences, as for learning rates."""
@@ -33,7 +35,7 @@ class SearchRange(Section):
 class SearchChoices(Section):
     """Some values, without an order."""
 
-    choices: Annotated[tuple[JsonValue, ...], Field(min_length=2, max_length=1000)]
+    choices: Annotated[tuple[Any, ...], Field(min_length=2, max_length=1000)]
     """The values; each may be a list, such as optim.betas or tokenizer.patch_nums."""
 
     @model_validator(mode="after")
