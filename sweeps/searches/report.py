@@ -38,7 +38,7 @@ def write_report(search: Search, files: SearchFiles, extends: str, confirmation:
         lines.append(confirmation.verdict(plan.metrics[0]))
     elif search.best is not None and search.best.number == 0:
         lines.append("the experiment's own settings are the best of the search")
-    figures = {name: path for name, draw in _FIGURES.items() if (path := _drawn(name, draw, study, files)) is not None}
+    figures = {name: path for name, draw in _FIGURES.items() if (path := _drawn(name, draw, search, files)) is not None}
     if search.best is not None:
         winner = {"extends": _extended(extends, files), "name": f"{plan.experiment.name}-tuned"}
         files.best.write_text(write_yaml({**winner, **plan.best_settings(search.best.params)}))
@@ -88,32 +88,56 @@ def _extended(name: str, files: SearchFiles) -> str:
 
 
 _plots = optuna.visualization.matplotlib
-_FIGURES: dict[str, tuple[str, Callable[[optuna.Study, list[str] | None], Any]]] = {
-    "history": ("Each trial, and the best so far", lambda study, names: _plots.plot_optimization_history(study)),
-    "importance": ("How much each setting matters", lambda study, names: _plots.plot_param_importances(study)),
-    "slice": ("Each setting against the objective", lambda study, names: _plots.plot_slice(study)),
-    "intermediate": ("Trials at rising budgets", lambda study, names: _plots.plot_intermediate_values(study)),
-    "front": ("Loss against training FLOPs", lambda study, names: _plots.plot_pareto_front(study, target_names=names)),
+_FIGURES: dict[str, tuple[str, Callable[[optuna.Study, list[str]], Any]]] = {
+    "history": (
+        "Each trial, and the best so far",
+        lambda study, metrics: _plots.plot_optimization_history(study, target_name=metrics[0]),
+    ),
+    "importance": (
+        "How much each setting matters",
+        lambda study, metrics: _plots.plot_param_importances(study, target_name=metrics[0]),
+    ),
+    "slice": (
+        "Each setting against the objective",
+        lambda study, metrics: _plots.plot_slice(study, target_name=metrics[0]),
+    ),
+    "intermediate": (
+        "Trials at rising budgets",
+        lambda study, metrics: _plots.plot_intermediate_values(study),
+    ),
+    "front": (
+        "Loss against training FLOPs",
+        lambda study, metrics: _plots.plot_pareto_front(study, target_names=metrics),
+    ),
 }
 """Optuna's own figures; what each needs of a study differs, and one that can't be drawn is left out."""
 
 
-def _drawn(name: str, figure: tuple[str, Any], study: optuna.Study, files: SearchFiles) -> Path | None:
+def _drawn(name: str, figure: tuple[str, Any], search: Search, files: SearchFiles) -> Path | None:
     import matplotlib as mpl
     from matplotlib import pyplot
 
-    several = len(study.directions) > 1
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    if several != (name == "front") or len(complete) < 2:
+    study, metrics = search.optuna_study, list(search.plan.metrics)
+    complete = [trial for trial in search.ended if trial.state == TrialState.COMPLETE]
+    if (len(metrics) > 1) != (name == "front") or len(complete) < 2:
         return None
     path = files.figure(name)
     with warnings.catch_warnings(), mpl.rc_context({"savefig.bbox": "tight", "savefig.dpi": 120}):
         warnings.simplefilter("ignore")
         try:
-            figure[1](study, study.metric_names)
+            figure[1](study, metrics)
         except (ValueError, RuntimeError):  # such as the importance of settings that never varied
             return None
-        pyplot.savefig(path)
+        drawn = pyplot.gcf()
+        if name == "slice":
+            drawn.set_size_inches(max(6.0, 3.6 * len(search.plan.space)), 4.0)
+        if name == "intermediate":
+            drawn.axes[0].set(xlabel="training FLOPs", ylabel=metrics[0])
+        for axes in drawn.axes:
+            axes.set_title("")  # the page has titles
+            axes.set_title("", loc="left")
+        drawn.suptitle("")
+        drawn.savefig(path)
         pyplot.close("all")
     return path
 
