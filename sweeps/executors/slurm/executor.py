@@ -209,6 +209,11 @@ class SlurmExecutor(Executor):
             unit.told.add(key)
             if job not in graph.left:
                 continue
+            if key not in state.failures and not job.done():
+                # of an earlier call that asked for less, such as a trunk up to fewer milestones: it is submitted anew
+                if graph.is_running(job):
+                    graph.postpone(job)
+                continue
             if not graph.is_running(job):
                 graph.start(job)
             if key in state.failures:

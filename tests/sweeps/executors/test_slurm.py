@@ -189,6 +189,24 @@ def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished
     assert fingerprints <= set(delivered(tmp_path))
 
 
+def test_a_grid_that_grows_while_its_jobs_are_queued(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
+    """The trunk that is adopted ends before the new budget's milestone; the rest of it is submitted then."""
+    for part in ("tokenizers", "tokens"):
+        shutil.copytree(finished.runs / part, tmp_path / "runs" / part)
+    write_toy(tmp_path, grid={"depths": [2], "budgets": [2e7]})
+    write_site(tmp_path)
+    first = start("sweep", "toy.yaml", *ON_SLURM, cwd=tmp_path)
+    wait_for(lambda: any("trunk" in each["name"] for each in one_box.queue()), 120, first, interval=0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    write_toy(tmp_path, grid={"depths": [2], "budgets": [2e7, 4e7]})
+    grown = varscale("sweep", "toy.yaml", *ON_SLURM, cwd=tmp_path)
+    assert "in Slurm's queue already" in grown.stdout, grown.stdout + grown.stderr
+    ours, theirs = results(tmp_path / "runs"), results(finished.runs)
+    assert len(ours) == 2
+    assert {name: numbers_of(row) for name, row in ours.items()} == {name: numbers_of(theirs[name]) for name in ours}
+
+
 def test_a_run_has_a_task_for_each_device(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
     """Two of one node for the small size and of two nodes for the other; trunk and branch one after the other."""
     shutil.copytree(finished.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("mlflow*", "laws", "trunks"))
