@@ -152,21 +152,30 @@ def sample(
 
 
 def import_official(
-    checkpoint: Annotated[Path, typer.Argument(help="The reference's vae_*.pth or var_*.pth.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The reference's vae_*.pth, var_*.pth or ar-ckpt-*.pth.")],
     out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
-    patch_nums: Annotated[str, typer.Option(help="Sides of the token maps.")] = "1,2,3,4,5,6,8,10,13,16",
-    tokenizer: Annotated[Path | None, typer.Option(help="Imported tokenizer, for a var_*.pth.")] = None,
+    patch_nums: Annotated[
+        str | None,
+        typer.Option(help="Sides of the token maps; default: as the file says, or 1,2,3,4,5,6,8,10,13,16."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A transformer's tokenizer, unless it is in the same file.")
+    ] = None,
+    entry: Annotated[str | None, typer.Option(help="Which model of a file that holds several.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="A transformer's blocks, if not as many as the reference has.")
+    ] = None,
 ) -> None:
-    """Turn a checkpoint of FoundationVision/VAR into ours."""
+    """Turn a checkpoint of FoundationVision/VAR, or of its training, into ours; of both models into two files."""
     from varscale.official.files import import_checkpoint
 
-    sides = whole_numbers("--patch-nums", patch_nums, least=1)
-    if sides != sorted({*sides}) or len(sides) > 64 or sides[-1] > 8192:
-        raise ExperimentError(f"--patch-nums {patch_nums[:100]}: expected sides that grow, to 8192 at most")
+    sides = None if patch_nums is None else whole_numbers("--patch-nums", patch_nums, least=1)
+    if sides is not None and (sides != sorted({*sides}) or len(sides) > 64 or sides[-1] > 8192):
+        raise ExperimentError(f"--patch-nums {patch_nums!s:.100}: expected sides that grow, to 8192 at most")
     _check_suffix(str(out), out, ".safetensors")
     with mistakes_as_one_line():
-        import_checkpoint(checkpoint, out, sides, tokenizer)
-    typer.echo(out)
+        for written in import_checkpoint(checkpoint, out, sides, tokenizer, entry=entry, depth=depth):
+            typer.echo(written)
 
 
 def export_official(
