@@ -134,3 +134,22 @@ def test_mistakes_are_named_before_anything_is_loaded(
     assert not Path("edit.png").exists()
     many = call("sample", *model, "--count", "3", "--show-scales", "--out", "many.npz")
     assert many.error.endswith("--show-scales: only for one picture, a .png")
+
+
+def test_inspect_attention(call: Call, model: list[str | Path]) -> None:
+    result = call("inspect", "attention", *model, "--count", "3", "--out", "map.png")
+    assert result.code == 0, result.error
+    changed, seen, out = result.output.splitlines()
+    assert changed.startswith("with a scale's tokens replaced")
+    assert seen == "no scale sees a later one, nor its own tokens: each of the 3 is predicted in one pass"
+    assert out == "map.png"
+    assert pixels("map.png").shape[1] == 1020
+    with Path("map.csv").open() as file:
+        shares = list(csv.DictReader(file))
+    assert len(shares) == 2 * 2 * 3 * 3
+    assert list(shares[0]) == ["layer", "head", "scale", "to_scale", "share"]
+    assert all(float(row["share"]) == 0 for row in shares if row["to_scale"] > row["scale"])
+    assert call("inspect", "attention", *model, "--out", "map.svg").code == 0
+    assert Path("map.svg").read_text().startswith("<?xml")
+    refused = call("inspect", "attention", *model, "--out", "map.jpg")
+    assert refused.error == "varscale: --out map.jpg: expected a name that ends in .png or .svg"

@@ -11,7 +11,7 @@ from typing import Any, cast
 import typer
 import typer.core
 
-from varscale.cli import editing, evaluations, laws, single_runs, studies
+from varscale.cli import editing, evaluations, inspection, laws, single_runs, studies
 from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
@@ -21,6 +21,7 @@ VERBS = (
     *(
         editing.edit,
         editing.reconstruct,
+        inspection.inspect,
         evaluations.evaluate,
         laws.fit_laws,
         studies.dashboard,
