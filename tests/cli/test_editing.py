@@ -119,6 +119,13 @@ MISTAKES = {
 }
 
 
+def test_a_file_of_others_is_sent_to_import_official(call: Call, model: list[str | Path]) -> None:
+    for verb in (["sample"], ["edit", "--box", "0,0,4,4"]):
+        picture = ["source.png"] if verb[0] == "edit" else []
+        refused = call(verb[0], "source.png", *picture, *verb[1:])
+        assert refused.error.startswith("varscale: source.png: no .safetensors file; `varscale import-official`")
+
+
 def test_mistakes_are_named_before_anything_is_loaded(
     call: Call, model: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

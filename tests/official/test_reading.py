@@ -61,6 +61,7 @@ TRANSFORMERS = {
     "both": prefixed("module._orig_mod.", VAR),
     "a module's, compiled": prefixed("model._orig_mod.var.", VAR),
     "blocks compiled one by one": {name.replace(".attn.", "._orig_mod.attn."): value for name, value in VAR.items()},
+    "averaged": prefixed("module.", VAR) | {"n_averaged": torch.tensor(3)},
     "nested": {"model_state_dict": VAR, "epoch": 3},
     "nested twice": {"state": {"model": prefixed("module.", VAR)}},
     "Lightning": {"state_dict": prefixed("model.", VAR), "pytorch-lightning_version": "2.6.5", "callbacks": {}},

@@ -33,15 +33,14 @@ def attention_shares(var: VAR, tokenizer: MultiScaleTokenizer, tokens: Sequence[
         tokens: K int64 tensors (B, p²), coarse to fine.
         labels_B: int64, each 0 … num_classes.
     """
-    scales = len(var.config.patch_nums)
-    shares_DHKK = torch.zeros(var.config.depth, var.config.heads, scales, scales)
+    of_images = []
     with evaluating(var, tokenizer):
         inputs_BMc = tokenizer.next_scale_inputs(tokens)
         for inputs_1Mc, label_1 in zip(inputs_BMc.split(1), labels_B.split(1), strict=True):  # memory: H·L² an image
             with _recorded(var) as recorded_HKK:
                 var(label_1, inputs_1Mc)
-            shares_DHKK += torch.stack(recorded_HKK).cpu() / len(labels_B)
-    return shares_DHKK
+            of_images.append(torch.stack(recorded_HKK).cpu())
+    return torch.stack(of_images).mean(0)
 
 
 @torch.no_grad()

@@ -89,6 +89,10 @@ class DrawableFiles:
             return cls(place, place, tokenizer_file)
         if tokenizer_file is not None:
             raise ExperimentError("--tokenizer: only for a model's .safetensors file; a cell has its own")
+        if place.is_file():
+            raise ExperimentError(
+                f"{place}: no .safetensors file; `varscale import-official` makes one of the reference's"
+            )
         cell, tokenizer = _files_of_cell(place)
         return cls(place, cell.weights, tokenizer.weights, (cell.fingerprint, tokenizer.fingerprint))
 

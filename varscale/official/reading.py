@@ -28,8 +28,8 @@ SIGNS: dict[str, Literal["tokenizer", "transformer"]] = {
 """The key that tells each model."""
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of keys that wrappers add, at any place."""
-TRAINING_ONLY = ("loss.", "discriminator.", "model_ema.")
-"""What VQGAN's trainings keep beside a tokenizer; the last are copies under names without dots."""
+TRAINING_ONLY = {"tokenizer": ("loss.", "discriminator.", "model_ema.", "n_averaged"), "transformer": ("n_averaged",)}
+"""What trainings keep beside a model: VQGAN's losses, its averages under names without dots, and a count."""
 TOP = "top"
 """The place of a model whose keys stand in the file's outermost dictionary, without a prefix."""
 DEEPEST = 8
@@ -163,20 +163,14 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _pytorch(path: Path, file: BinaryIO, start: bytes) -> Any:
-    if start.startswith(b"PK"):
-        if not zipfile.is_zipfile(file):
-            size = path.stat().st_size
-            raise CheckpointError(f"{path}: not {THEIRS}: cut short after {size:,} bytes; download it again")
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-        if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
-            held = ", ".join(name[:40] for name in names[:3]) or "nothing"
-            raise CheckpointError(f"{path}: not {THEIRS}: a zip archive of something else ({held})")
-        file.seek(0)
     try:
+        if start.startswith(b"PK"):
+            _refuse_other_archives(path, file)
         # given a path, torch.load goes by its suffix; and it warns of what is refused anyway
         with warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # unpickling random bytes raises anything: KeyError, IndexError, AttributeError, …
         # torch's own message says how to load, and so run, whatever is in the file, which nobody should
         refused = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
@@ -185,6 +179,18 @@ def _pytorch(path: Path, file: BinaryIO, start: bytes) -> Any:
         held = f"besides tensors it holds {refused[1].rstrip('.')}, which would have to be run, and never is"
         cure = "where it was made, save the tensors alone: torch.save(model.state_dict(), 'var.pth')"
         raise CheckpointError(f"{path}: not {THEIRS}: {held}; {cure}") from None
+
+
+def _refuse_other_archives(path: Path, file: BinaryIO) -> None:
+    if not zipfile.is_zipfile(file):  # its end is missing
+        size = path.stat().st_size
+        raise CheckpointError(f"{path}: not {THEIRS}: cut short after {size:,} bytes; download it again")
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        held = ", ".join(name[:40] for name in names[:3]) or "nothing"
+        raise CheckpointError(f"{path}: not {THEIRS}: a zip archive of something else ({held})")
+    file.seek(0)
 
 
 def _dictionaries(stored: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
@@ -216,9 +222,7 @@ def _models(path: Path, place: str, dictionary: Mapping[Any, Any]) -> dict[str, 
         state: dict[str, Tensor] = {}
         for name, value in plain:
             own = name.removeprefix(prefix)
-            if not name.startswith(prefix) or name.startswith(others):
-                continue
-            if kind == "tokenizer" and own.startswith(TRAINING_ONLY):
+            if not name.startswith(prefix) or name.startswith(others) or own.startswith(TRAINING_ONLY[kind]):
                 continue
             if not isinstance(value, Tensor) or value.device.type != "cpu":
                 what = f"{name[:60]} ({type(value).__name__}) is no tensor with values"
