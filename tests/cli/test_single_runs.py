@@ -200,3 +200,8 @@ def test_official_checkpoints_there_and_back(call: Call, copy: Path) -> None:
         first, second = load_tensors(ours)[0], load_tensors(Path(back))[0]
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+    states = {name: torch.load(f"{name}.pth", weights_only=True) for name in ("vae", "var")}
+    both = {"trainer": {"var_wo_ddp": states["var"], "vae_local": states["vae"]}}
+    torch.save(both, "ar-ckpt-last.pth")
+    written = call("import-official", "ar-ckpt-last.pth", "both.safetensors").output
+    assert written == "both-tokenizer.safetensors\nboth.safetensors\n"

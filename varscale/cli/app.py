@@ -11,7 +11,7 @@ from typing import Any, cast
 import typer
 import typer.core
 
-from varscale.cli import evaluations, laws, searches, single_runs, studies
+from varscale.cli import editing, evaluations, inspection, laws, searches, single_runs, studies
 from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
@@ -19,6 +19,9 @@ VERBS = (
     *(studies.sweep, studies.plan, studies.status, searches.tune),
     *(single_runs.train, single_runs.train_tokenizer, single_runs.tokenize, single_runs.run_job, single_runs.sample),
     *(
+        editing.edit,
+        editing.reconstruct,
+        inspection.inspect,
         evaluations.evaluate,
         laws.fit_laws,
         studies.dashboard,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,16 @@ TrackingUri = Annotated[
     typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's store; default: SQLite in the runs folder."),
 ]
 Workers = Annotated[int | None, typer.Option(help="Runs at once; default: one a GPU, or one a processor.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance, at the last scale.")]
+GuidanceSchedules = Annotated[
+    Literal["ramp", "constant"], typer.Option(help="Guidance grows from 0 at the first scale, or is the same at all.")
+]
+Temperature = Annotated[float, typer.Option(help="Below 1: likelier tokens.")]
+TopK = Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")]
+Smooth = Annotated[bool, typer.Option("--smooth", help="Mix codes: smoother, but not for measures.")]
+NoiseSeed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")]
+ShowScales = Annotated[bool, typer.Option("--show-scales", help="Show the picture after each scale.")]
 RUNS = str(DEFAULT_RUNS)
 MENDABLE = (UserError, TableError, OSError)
 """What a person who uses varscale can mend; printed as one line."""

@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from varscale.cli.options import (
     RUNS,
     ExperimentName,
+    Guidance,
+    GuidanceSchedules,
+    NoiseSeed,
     Overrides,
     RunsDir,
+    ShowScales,
+    Smooth,
+    Temperature,
+    TopK,
+    TopP,
     TrackingUri,
     check_output,
     load,
@@ -111,16 +119,14 @@ def sample(
     count: Annotated[
         int | None, typer.Option(help="Images of each class in a picture (4); else images in all.")
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance, at the last scale.")] = 1.5,
-    guidance_schedule: Annotated[
-        Literal["ramp", "constant"],
-        typer.Option(help="Guidance grows from 0 at the first scale, or is the same at all."),
-    ] = "ramp",
-    temperature: Annotated[float, typer.Option(help="Below 1: likelier tokens.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among tokens of this probability; 0: all.")] = 0.0,
-    smooth: Annotated[bool, typer.Option("--smooth", help="Mix codes: smoother, but not for measures.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")] = 0,
+    guidance: Guidance = 1.5,
+    guidance_schedule: GuidanceSchedules = "ramp",
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 0.0,
+    smooth: Smooth = False,
+    show_scales: ShowScales = False,
+    seed: NoiseSeed = 0,
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Images drawn at once, where not into one picture.")
     ] = 64,
@@ -141,32 +147,45 @@ def sample(
     with mistakes_as_one_line():
         options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
         if Path(out).suffix != ".png" or is_folder(out):
+            if show_scales:
+                raise ExperimentError("--show-scales: only for one picture, a .png")
             _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out)
         else:
             classes, rows = whole_numbers("--labels", labels or "0"), count or 4
             if len(classes) * rows > MOST_IN_A_PICTURE:
                 raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
             check_output(f"--out {out}", Path(out))
-            draw(run, classes, rows, options, Path(out), tokenizer)
+            if smooth and show_scales:
+                raise ExperimentError("--smooth: its mixed codes aren't kept, so --show-scales can't show them")
+            draw(run, classes, rows, options, Path(out), tokenizer, show_scales=show_scales)
     typer.echo(out)
 
 
 def import_official(
-    checkpoint: Annotated[Path, typer.Argument(help="The reference's vae_*.pth or var_*.pth.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The reference's vae_*.pth, var_*.pth or ar-ckpt-*.pth.")],
     out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
-    patch_nums: Annotated[str, typer.Option(help="Sides of the token maps.")] = "1,2,3,4,5,6,8,10,13,16",
-    tokenizer: Annotated[Path | None, typer.Option(help="Imported tokenizer, for a var_*.pth.")] = None,
+    patch_nums: Annotated[
+        str | None,
+        typer.Option(help="Sides of the token maps; default: as the file says, or 1,2,3,4,5,6,8,10,13,16."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A transformer's tokenizer, unless it is in the same file.")
+    ] = None,
+    entry: Annotated[str | None, typer.Option(help="Which model of a file that holds several.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="A transformer's blocks, if not as many as the reference has.")
+    ] = None,
 ) -> None:
-    """Turn a checkpoint of FoundationVision/VAR into ours."""
+    """Turn a checkpoint of FoundationVision/VAR, or of its training, into ours; of both models into two files."""
     from varscale.official.files import import_checkpoint
 
-    sides = whole_numbers("--patch-nums", patch_nums, least=1)
-    if sides != sorted({*sides}) or len(sides) > 64 or sides[-1] > 8192:
-        raise ExperimentError(f"--patch-nums {patch_nums[:100]}: expected sides that grow, to 8192 at most")
+    sides = None if patch_nums is None else whole_numbers("--patch-nums", patch_nums, least=1)
+    if sides is not None and (sides != sorted({*sides}) or len(sides) > 64 or sides[-1] > 8192):
+        raise ExperimentError(f"--patch-nums {patch_nums!s:.100}: expected sides that grow, to 8192 at most")
     _check_suffix(str(out), out, ".safetensors")
     with mistakes_as_one_line():
-        import_checkpoint(checkpoint, out, sides, tokenizer)
-    typer.echo(out)
+        for written in import_checkpoint(checkpoint, out, sides, tokenizer, entry=entry, depth=depth):
+            typer.echo(written)
 
 
 def export_official(

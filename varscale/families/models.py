@@ -4,7 +4,7 @@ Letters in tensor names: B batch, M tokens, V vocabulary.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,18 @@ class Sample(NamedTuple):
 
     images: Tensor
     tokens: list[Tensor]
+
+
+class GivenTokens(NamedTuple):
+    """Tokens of an image that are to stay as they are while the others are drawn.
+
+    Attributes:
+        tokens: K int64 tensors, (B, p²), or (1, p²) for all images.
+        kept: K bool tensors of such a shape: which of them stay.
+    """
+
+    tokens: Sequence[Tensor]
+    kept: Sequence[Tensor]
 
 
 def draw(

@@ -1,14 +1,15 @@
 """Finished models of any family as safetensors files that carry their description."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from varscale.errors import CheckpointError
-from varscale.families.base import FAMILY_KINDS
+from varscale.families.base import FAMILY_KINDS, ModelDescription
 from varscale.families.models import FamilyModel
-from varscale.store.weights import fill, load_tensors, save_tensors
+from varscale.store.weights import fill, load_tensors, save_tensors, stored_metadata
 
 KIND = "model"
 
@@ -30,13 +31,29 @@ def load_model(path: Path, expected_fingerprint: str | None = None) -> FamilyMod
         CheckpointError: The file is missing, damaged or foreign, or was made by a run of another fingerprint.
     """
     tensors, metadata = load_tensors(path, KIND, expected_fingerprint)
-    try:
-        text = metadata.get("description", "")
-        description = FAMILY_KINDS.sections[json.loads(text)["family"]].description.model_validate_json(text)
-    except (KeyError, RecursionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: not a model that this version of varscale can build: {reason}") from None
+    description = _description(path, metadata)
     with torch.device("meta"):
         model = description.implementation().build(description)
     fill(model, tensors, path)
     return model.eval()
+
+
+def stored_description(path: Path) -> ModelDescription:
+    """What a saved model is, without its weights, which may take minutes to read.
+
+    Raises:
+        CheckpointError: The file is missing or no model.
+    """
+    metadata = stored_metadata(path)
+    if metadata.get("kind") != KIND:
+        raise CheckpointError(f"{path}: holds a {metadata.get('kind')}, expected a {KIND}")
+    return _description(path, metadata)
+
+
+def _description(path: Path, metadata: Mapping[str, str]) -> ModelDescription:
+    try:
+        text = metadata.get("description", "")
+        return FAMILY_KINDS.sections[json.loads(text)["family"]].description.model_validate_json(text)
+    except (KeyError, RecursionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a model that this version of varscale can build: {reason}") from None

@@ -14,7 +14,7 @@ from varscale.errors import ExperimentError
 from varscale.families.base import SamplingOptions
 from varscale.families.models import FamilyModel
 from varscale.families.storage import load_model
-from varscale.generation.pictures import save_pictures
+from varscale.generation.pictures import save_pictures, scale_pictures
 from varscale.generation.sampling import sample_with
 from varscale.numerics.device import best_device
 from varscale.store.layout import RunFiles, TokenFiles
@@ -52,21 +52,7 @@ class Drawable:
             ExperimentError: The folder holds no finished cell, the cell diverged, or no tokenizer is named.
             CheckpointError: Weights are missing or damaged.
         """
-        device = best_device()
-        fingerprints: tuple[str | None, str | None] = None, None
-        if place.suffix == ".safetensors":
-            if tokenizer_file is None:
-                raise ExperimentError(f"{place}: name its tokenizer's file by --tokenizer, or name the cell's folder")
-            files = place, tokenizer_file
-        else:
-            if tokenizer_file is not None:
-                raise ExperimentError("--tokenizer: only for a model's .safetensors file; a cell has its own")
-            cell, tokenizer_run = _files_of_cell(place)
-            files = cell.weights, tokenizer_run.weights
-            fingerprints = cell.fingerprint, tokenizer_run.fingerprint
-        model = load_model(files[0], fingerprints[0]).to(device)
-        tokenizer = load_tokenizer(files[1], fingerprints[1]).to(device)
-        return cls(place, model, tokenizer, *map(stored_checksum, files))
+        return DrawableFiles.find(place, tokenizer_file).load()
 
     def training_labels(self) -> NDArray[np.int64]:
         """How many training images each class has, (C,).
@@ -84,10 +70,53 @@ class Drawable:
         return np.asarray(np.sum(counts, axis=0), dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class DrawableFiles:
+    """Where a model and its tokenizer lie, to be looked at before they are loaded, which may take minutes."""
+
+    place: Path
+    model: Path
+    tokenizer: Path
+    fingerprints: tuple[str | None, str | None] = (None, None)
+    """What both must have been made by, where that is known."""
+
+    @classmethod
+    def find(cls, place: Path, tokenizer_file: Path | None = None) -> "DrawableFiles":
+        """See `Drawable.load`."""
+        if place.suffix == ".safetensors":
+            if tokenizer_file is None:
+                raise ExperimentError(f"{place}: name its tokenizer's file by --tokenizer, or name the cell's folder")
+            return cls(place, place, tokenizer_file)
+        if tokenizer_file is not None:
+            raise ExperimentError("--tokenizer: only for a model's .safetensors file; a cell has its own")
+        if place.is_file():
+            raise ExperimentError(
+                f"{place}: no .safetensors file; `varscale import-official` makes one of the reference's"
+            )
+        cell, tokenizer = _files_of_cell(place)
+        return cls(place, cell.weights, tokenizer.weights, (cell.fingerprint, tokenizer.fingerprint))
+
+    def load(self) -> Drawable:
+        """Both on this machine's device; see `Drawable.load`."""
+        device, checksums = best_device(), map(stored_checksum, (self.model, self.tokenizer))
+        model = load_model(self.model, self.fingerprints[0]).to(device)
+        tokenizer = load_tokenizer(self.tokenizer, self.fingerprints[1]).to(device)
+        return Drawable(self.place, model, tokenizer, *checksums)
+
+
 def draw(
-    run: Path, classes: Sequence[int], count: int, options: SamplingOptions, out: Path, tokenizer: Path | None = None
+    run: Path,
+    classes: Sequence[int],
+    count: int,
+    options: SamplingOptions,
+    out: Path,
+    tokenizer: Path | None = None,
+    *,
+    show_scales: bool = False,
 ) -> None:
     """Draw `count` images of each class into one picture, a row a class; see `Drawable.load`.
+
+    With `show_scales` each image has a row of its own, with the picture after each scale.
 
     Raises:
         ExperimentError: See `Drawable.load`.
@@ -96,7 +125,28 @@ def draw(
     """
     drawable = Drawable.load(run, tokenizer)
     labels_B = torch.tensor(classes, device=best_device()).repeat_interleave(count)
-    save_pictures(sample_with(drawable.model, drawable.tokenizer, labels_B, options).images, out, count)
+    drawn = sample_with(drawable.model, drawable.tokenizer, labels_B, options)
+    if show_scales:
+        save_pictures(scale_pictures(drawable.tokenizer, drawn.tokens), out, len(drawn.tokens))
+    else:
+        save_pictures(drawn.images, out, count)
+
+
+def tokenizer_file(place: Path) -> tuple[Path, str | None]:
+    """A tokenizer's weights and, where it is known, the fingerprint that they must have.
+
+    Args:
+        place: The file itself, the folder of a tokenizer, or that of a cell, which has its tokenizer's name.
+
+    Raises:
+        ExperimentError: There is none.
+    """
+    if place.suffix == ".safetensors":
+        return place, None
+    files = RunFiles(place.resolve())
+    if files.folder.parent.name != "tokenizers":
+        _, files = _files_of_cell(place)
+    return files.weights, files.fingerprint
 
 
 def _files_of_cell(run: Path) -> tuple[RunFiles, RunFiles]:

@@ -80,7 +80,7 @@ def attend(
         # float32 inside, and even with bfloat16 around it faster than PyTorch's kernel with its slow backward pass
         return _by_native_kernel(joint_BMJ.float(), scale_H, ends, cache).to(joint_BMJ.dtype)
     joint_BM3Hd = joint_BMJ.unflatten(2, (3, heads, -1))
-    queries_BMHd, keys_BNHd = _scaled(joint_BM3Hd[:, :, :2], scale_H).to(joint_BMJ.dtype).unbind(2)
+    queries_BMHd, keys_BNHd = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H).to(joint_BMJ.dtype).unbind(2)
     values_BNHd = joint_BM3Hd[:, :, 2]
     if cache is not None:
         rows_BNX = cache.append(torch.stack((keys_BNHd, values_BNHd), dim=2).flatten(2))
@@ -129,6 +129,18 @@ def sliced_attention(
     return torch.cat(outputs[::-1], dim=2)
 
 
+def scaled_queries_keys(queries_keys_BM2Hd: Tensor, scale_H: Tensor | None) -> Tensor:
+    """Queries and keys whose products are the logits; see `attend`."""
+    if scale_H is None:
+        factor_2 = queries_keys_BM2Hd.new_tensor([0.25 / math.sqrt(queries_keys_BM2Hd.shape[-1]), 1.0])
+        return queries_keys_BM2Hd * factor_2[:, None, None]
+    # float32 also under autocast: a scale of up to 100 magnifies rounding of the directions
+    queries_keys_BM2Hd = queries_keys_BM2Hd.float()
+    factor_2H1 = torch.stack((scale_H, torch.ones_like(scale_H))).unsqueeze(2)
+    inverse_BM2H1 = queries_keys_BM2Hd.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
+    return queries_keys_BM2Hd * (inverse_BM2H1 * factor_2H1)
+
+
 @functools.lru_cache(maxsize=32)
 def query_slices(ends: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """The slices of `sliced_attention`: first the coarse scales together, then each finer one."""
@@ -146,14 +158,3 @@ def _by_native_kernel(joint_BMJ: Tensor, scale_H: Tensor, ends: Sequence[int], c
     if cache is not None:
         return native_attention_to_all(cache.append(joint_BMJ), scale_H, queries=joint_BMJ.shape[1])
     return native_attention(joint_BMJ, scale_H, [end for end in ends if end <= joint_BMJ.shape[1]])
-
-
-def _scaled(queries_keys_BM2Hd: Tensor, scale_H: Tensor | None) -> Tensor:
-    if scale_H is None:
-        factor_2 = queries_keys_BM2Hd.new_tensor([0.25 / math.sqrt(queries_keys_BM2Hd.shape[-1]), 1.0])
-        return queries_keys_BM2Hd * factor_2[:, None, None]
-    # float32 also under autocast: a scale of up to 100 magnifies rounding of the directions
-    queries_keys_BM2Hd = queries_keys_BM2Hd.float()
-    factor_2H1 = torch.stack((scale_H, torch.ones_like(scale_H))).unsqueeze(2)
-    inverse_BM2H1 = queries_keys_BM2Hd.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
-    return queries_keys_BM2Hd * (inverse_BM2H1 * factor_2H1)

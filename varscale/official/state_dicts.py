@@ -4,6 +4,7 @@ Every size is read from the tensors. Buffers (masks, level indices, usage counte
 they hold nothing that cannot be computed.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -135,12 +136,15 @@ def load_var(
             raise ValueError(
                 f"the number of heads is not in the checkpoint, and the width {width} is not a multiple of 64"
             )
+    scales = scales_of_levels(state_dict)
+    if scales not in (None, tokenizer.patch_nums):
+        raise ValueError(f"lvl_1L has patch_nums {scales}, but the tokenizer {tokenizer.patch_nums}")
     config = VARConfig(
         patch_nums=tokenizer.patch_nums,
         vocab_size=tokenizer.vocab_size,
         latent_channels=tokenizer.latent_channels,
         num_classes=classes - 1,
-        depth=_count(state_dict, r"blocks\.(\d+)\."),
+        depth=_depth(state_dict),
         width=width,
         heads=heads,
         mlp_ratio=len(_required(state_dict, "blocks.0.ffn.fc1.weight")) / width,
@@ -152,6 +156,21 @@ def load_var(
         var = VAR(config)
     _fill(var, state_dict, _var_name, VAR_AXES)
     return var.eval()
+
+
+def scales_of_levels(state_dict: State) -> tuple[int, ...] | None:
+    """The patch_nums that a transformer was trained with, from its buffer `lvl_1L`; None where it has none.
+
+    Raises:
+        ValueError: The buffer doesn't have a square number of tokens a scale, one scale after the other.
+    """
+    if "lvl_1L" not in state_dict:
+        return None
+    levels, counts = state_dict["lvl_1L"].flatten().long().unique_consecutive(return_counts=True)
+    sides = tuple(math.isqrt(count) for count in counts.tolist())
+    if levels.tolist() != [*range(len(sides))] or [side**2 for side in sides] != counts.tolist():
+        raise ValueError("lvl_1L doesn't have a square number of tokens a scale, one scale after the other")
+    return sides
 
 
 def export_tokenizer(tokenizer: MultiScaleTokenizer, *, buffers: bool = True) -> dict[str, Tensor]:
@@ -220,6 +239,15 @@ def _required(state: State, name: str) -> Tensor:
     if name not in state:
         raise ValueError(f"the checkpoint has no {name}; its keys begin with {sorted(state)[:3]}")
     return state[name]
+
+
+def _depth(state: State) -> int:
+    """How many blocks there are, if none between them is missing."""
+    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d{1,4})\.", name))}
+    missing = sorted(set(range(max(blocks, default=0))) - blocks)
+    if missing:
+        raise ValueError(f"block {missing[0]} of 0 … {max(blocks)} is missing; get the whole file")
+    return len(blocks)
 
 
 def _count(state: State, pattern: str) -> int:

@@ -84,11 +84,21 @@ def stored_checksum(path: Path) -> str:
     Raises:
         CheckpointError: There is no such file, or `save_tensors` did not write it.
     """
+    return stored_metadata(path)["checksum"]
+
+
+def stored_metadata(path: Path) -> dict[str, str]:
+    """What a file of `save_tensors` says of its tensors, without reading these; `checksum` is among it, not compared.
+
+    Raises:
+        CheckpointError: There is no such file, or `save_tensors` did not write it.
+    """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            return str(json.loads((file.metadata() or {})[_DESCRIPTION])["checksum"])
+            metadata = _METADATA.validate_json((file.metadata() or {})[_DESCRIPTION])
+        return {"checksum": metadata["checksum"], **metadata}
     except Exception:  # random bytes raise whatever they lead to
         raise CheckpointError(f"{path}: not a readable .safetensors file of varscale") from None
 

@@ -1,5 +1,6 @@
 """Finished tokenizers as files: the averaged weights and the architecture that they belong to."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.errors import CheckpointError
-from varscale.store.weights import fill, load_tensors, save_tensors
+from varscale.store.weights import fill, load_tensors, save_tensors, stored_metadata
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 KIND = "tokenizer"
@@ -31,12 +32,27 @@ def load_tokenizer(path: Path, tokenizer_fingerprint: str | None = None) -> Mult
         CheckpointError: the file is missing, damaged or foreign, or was made by a run of another fingerprint.
     """
     tensors, metadata = load_tensors(path, KIND, tokenizer_fingerprint)
+    with torch.device("meta"):
+        tokenizer = MultiScaleTokenizer(_architecture(path, metadata))
+    fill(tokenizer, tensors, path)
+    return tokenizer.eval()
+
+
+def stored_architecture(path: Path) -> TokenizerArchitecture:
+    """What a saved tokenizer is made of, without its weights.
+
+    Raises:
+        CheckpointError: the file is missing or no tokenizer.
+    """
+    metadata = stored_metadata(path)
+    if metadata.get("kind") != KIND:
+        raise CheckpointError(f"{path}: holds a {metadata.get('kind')}, expected a {KIND}")
+    return _architecture(path, metadata)
+
+
+def _architecture(path: Path, metadata: Mapping[str, str]) -> TokenizerArchitecture:
     try:
-        architecture = TokenizerArchitecture.model_validate_json(metadata.get("architecture", ""))
+        return TokenizerArchitecture.model_validate_json(metadata.get("architecture", ""))
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(f"{path}: not a tokenizer's architecture: {first['loc']}: {first['msg']}") from None
-    with torch.device("meta"):
-        tokenizer = MultiScaleTokenizer(architecture)
-    fill(tokenizer, tensors, path)
-    return tokenizer.eval()

@@ -107,10 +107,11 @@ class Attention(nn.Module):
     def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
         """Attend to all tokens that the mask shows, or to all cached ones; the block applies the last projection."""
         joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, self.joint_bias())
-        scale_H = None
-        if self.log_scale_H is not None:
-            scale_H = self.log_scale_H.float().clamp_max(math.log(LARGEST_SCALE)).exp()
-        return attend(joint_BLJ, scale_H, self.heads, self.ends, mask_LL, cache)
+        return attend(joint_BLJ, self.scale(), self.heads, self.ends, mask_LL, cache)
+
+    def scale(self) -> Tensor | None:
+        """Each head's factor on the logits, float32 (H,); None where queries and keys keep their length."""
+        return None if self.log_scale_H is None else self.log_scale_H.float().clamp_max(math.log(LARGEST_SCALE)).exp()
 
     def joint_bias(self) -> Tensor:
         """Of queries, keys (none) and values, (J,)."""

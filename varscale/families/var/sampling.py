@@ -7,9 +7,10 @@ Letters in tensor names: B batch, K scales, M tokens of one scale, C width, c la
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from varscale.families.base import GuidanceSchedule, SamplingOptions
-from varscale.families.models import Sample, draw, evaluating, pictures, smooth_weights
+from varscale.families.models import GivenTokens, Sample, draw, evaluating, pictures, smooth_weights
 from varscale.families.var.transformer import VAR
 from varscale.numerics.precision import full_float32
 from varscale.numerics.randomness import uniform
@@ -20,16 +21,26 @@ SMOOTHED_NUMBERS = 2**22
 
 
 def sample_scales(
-    var: VAR, tokenizer: MultiScaleTokenizer, labels_B: Tensor, options: SamplingOptions, indices_B: Tensor
+    var: VAR,
+    tokenizer: MultiScaleTokenizer,
+    labels_B: Tensor,
+    options: SamplingOptions,
+    indices_B: Tensor,
+    given: GivenTokens | None = None,
 ) -> Sample:
-    """Draw one image a label; see `Family.sample`."""
-    features_hat_BChw, tokens = sample_features(var, tokenizer, labels_B, options, indices_B)
+    """Draw one image a label, around the tokens that are given; see `Family.sample`."""
+    features_hat_BChw, tokens = sample_features(var, tokenizer, labels_B, options, indices_B, given)
     with torch.no_grad(), evaluating(tokenizer):
         return Sample(pictures(tokenizer, features_hat_BChw), tokens)
 
 
 def sample_features(
-    var: VAR, tokenizer: MultiScaleTokenizer, labels_B: Tensor, options: SamplingOptions, indices_B: Tensor
+    var: VAR,
+    tokenizer: MultiScaleTokenizer,
+    labels_B: Tensor,
+    options: SamplingOptions,
+    indices_B: Tensor,
+    given: GivenTokens | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """What `sample_scales` decodes, (B, c, h, w), and the tokens of each scale."""
     with torch.no_grad(), evaluating(var, tokenizer), torch.compiler.set_stance("force_eager"):
@@ -45,6 +56,8 @@ def sample_features(
             else:
                 uniform_BM = uniform(options.seed, "sampling", k, indices_B, logits_BMV.shape[1])
                 tokens_BM = codes = draw(logits_BMV, uniform_BM, **options.cut)
+            if given is not None:
+                tokens_BM, codes = _with_given(tokens_BM, codes, given.tokens[k], given.kept[k], tokenizer)
             tokens.append(tokens_BM)
             features_hat_BChw, inputs_BMc = tokenizer.quantizer.accumulate(features_hat_BChw, codes, k)
         assert features_hat_BChw is not None
@@ -66,6 +79,17 @@ def _smoothed(
         with full_float32(weights_BMV.device):
             mixtures.append(weights_BMV @ tokenizer.quantizer.codebook_Vc.float())
     return torch.cat(tokens), torch.cat(mixtures)
+
+
+def _with_given(
+    tokens_BM: Tensor, codes: Tensor, given_BM: Tensor, kept_BM: Tensor, tokenizer: MultiScaleTokenizer
+) -> tuple[Tensor, Tensor]:
+    """The tokens, and what is accumulated of them, with those that stay in place of the drawn ones."""
+    tokens_BM = torch.where(kept_BM, given_BM, tokens_BM)
+    if not codes.is_floating_point():
+        return tokens_BM, tokens_BM
+    given_BMc = F.embedding(given_BM, tokenizer.quantizer.codebook_Vc.float())
+    return tokens_BM, torch.where(kept_BM.unsqueeze(-1), given_BMc, codes)
 
 
 class ScalePredictor:

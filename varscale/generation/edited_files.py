@@ -1,0 +1,190 @@
+"""Editing and reconstructing pictures that lie in files, and what is reported of it.
+
+All that a person can have got wrong is said before weights are read, which takes minutes for large models.
+
+Letters in tensor names: B images, S side in pixels.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varscale.errors import DataError, ExperimentError
+from varscale.families.base import ModelDescription, SamplingOptions
+from varscale.families.storage import stored_description
+from varscale.generation.editing import DistanceBand, edit, kept_tokens, psnr_by_distance
+from varscale.generation.from_files import DrawableFiles, tokenizer_file
+from varscale.generation.pictures import opened_picture, read_picture, save_picture, save_pictures, scale_pictures
+from varscale.numerics.device import best_device
+from varscale.store.atomic import write_atomically
+from varscale.tokenizer.storage import load_tokenizer, stored_architecture
+
+PAIRS = ("edited and reconstruction", "edited and source", "reconstruction and source")
+"""What is compared by distance from the mask."""
+SHADE = 0.35
+"""How much is left of what is masked, in the picture of the mask."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is drawn anew: a mask's white, or a box; or all but that."""
+
+    mask: Path | None = None
+    box: tuple[int, int, int, int] | None = None
+    """Left, top, right and bottom, pixels; right and bottom are the first that are outside."""
+    outside: bool = False
+
+    def of(self, side: int) -> Tensor:
+        """As bool (S, S).
+
+        Raises:
+            DataError: The mask can't be read, or has another size.
+            ExperimentError: The region is empty or goes over the image's edge.
+        """
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            if not (left < right <= side and top < bottom <= side):
+                raise ExperimentError(
+                    f"--box {','.join(map(str, self.box))}: expected left,top,right,bottom in pixels, such as "
+                    f"{side // 4},{side // 4},{side // 2},{side // 2}, to {side} at most"
+                )
+            mask_SS = torch.zeros(side, side, dtype=torch.bool)
+            mask_SS[top:bottom, left:right] = True
+            place = f"--box {','.join(map(str, self.box))}"
+        else:
+            assert self.mask is not None
+            levels_SS = torch.from_numpy(np.array(opened_picture(self.mask, side).convert("L")))
+            mask_SS = levels_SS >= (1 if levels_SS.max() == 1 else 128)  # 0 and 1 are what programs write
+            place = str(self.mask)
+        if self.outside:
+            mask_SS = ~mask_SS
+        if not mask_SS.any():
+            what = "all of it is kept by --outside" if self.outside else "it has no white, which is what is drawn anew"
+            raise DataError(f"{place}: an empty mask: {what}")
+        return mask_SS
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """An image, and how it is to be edited."""
+
+    image: Path
+    region: Region
+    label: int | None
+    """The class; None: no class."""
+    count: int
+    """How many edits."""
+    source_scales: int
+    composite: bool
+    """Paste the source's pixels over what is not masked."""
+    show_scales: bool
+
+    def checked(self, files: DrawableFiles) -> tuple[Tensor, Tensor, ModelDescription]:
+        """The image (1, 3, S, S) in [0, 1], the mask (S, S), and the model's description.
+
+        Raises:
+            DataError: A picture can't be read, has another size, or the mask is empty.
+            ExperimentError: An option is out of range for this model.
+            CheckpointError: A file of weights is missing or foreign.
+        """
+        description, architecture = stored_description(files.model), stored_architecture(files.tokenizer)
+        if not 0 <= self.source_scales < len(description.patch_nums):
+            raise ExperimentError(
+                f"--source-scales {self.source_scales}: the model has {len(description.patch_nums)} scales, of which "
+                "one at least has to be drawn"
+            )
+        if self.label is not None and not self.label < description.num_classes:
+            raise ExperimentError(f"--label {self.label}: expected 0 … {description.num_classes - 1}, or none")
+        image_13SS, mask_SS = read_picture(self.image, architecture.image_size), self.region.of(architecture.image_size)
+        if all(kept.all() for kept in kept_tokens(mask_SS, description.patch_nums, self.source_scales)):
+            raise ExperimentError("the mask covers less than half of every token, so nothing is drawn; enlarge it")
+        return image_13SS, mask_SS, description
+
+
+def edit_files(files: DrawableFiles, request: EditRequest, options: SamplingOptions, out: Path) -> list[DistanceBand]:
+    """Edit an image, and write the edits beside a picture of source, mask, reconstruction and edits.
+
+    Args:
+        files: The model and its tokenizer.
+        request: The image, and what is to become of it.
+        options: How tokens are drawn.
+        out: The picture, .png; beside it `<name>-0.png`, …, `<name>-psnr.csv` and, on request, `<name>-scales.png`.
+
+    Returns:
+        What is alike at which distance from the mask, of the pairs of `PAIRS`, before any pixels are pasted.
+
+    Raises:
+        ExperimentError, DataError: See `EditRequest.checked`.
+        CheckpointError: Weights are missing or damaged.
+        ValueError: An option of sampling is out of range.
+    """
+    source_13SS, mask_SS, description = request.checked(files)
+    drawable, device = files.load(), best_device()
+    label = description.num_classes if request.label is None else request.label
+    labels_B = torch.full((request.count,), label, device=device)
+    edited = edit(
+        drawable.model,
+        drawable.tokenizer,
+        source_13SS.to(device) * 2 - 1,
+        mask_SS,
+        labels_B,
+        options,
+        source_scales=request.source_scales,
+    )
+    images_B3SS, reconstruction_13SS = edited.images.cpu(), edited.reconstructions.cpu()
+    pairs = ((images_B3SS, reconstruction_13SS), (images_B3SS, source_13SS), (reconstruction_13SS, source_13SS))
+    bands = psnr_by_distance(pairs, mask_SS, drawable.tokenizer.architecture.downsampling)
+    if request.composite:
+        images_B3SS = torch.where(mask_SS, images_B3SS, source_13SS)
+    shown_13SS = torch.where(mask_SS, source_13SS * SHADE, source_13SS)
+    save_pictures(torch.cat((source_13SS, shown_13SS, reconstruction_13SS, images_B3SS)), out, 3 + request.count)
+    for number, image_3SS in enumerate(images_B3SS):
+        save_picture(image_3SS, out.with_name(f"{out.stem}-{number}.png"))
+    if request.show_scales:
+        tokens = [torch.cat(both) for both in zip(edited.source_tokens, edited.tokens, strict=True)]
+        scales = scale_pictures(drawable.tokenizer, tokens)
+        save_pictures(scales, out.with_name(f"{out.stem}-scales.png"), len(tokens))
+    write_atomically(out.with_name(f"{out.stem}-psnr.csv"), _table(bands).encode())
+    return bands
+
+
+def reconstruct_files(place: Path, images: Sequence[Path], out: Path, *, show_scales: bool = False) -> list[float]:
+    """Write each image and its reconstruction into one picture, a row an image; gives each one's PSNR in dB.
+
+    Args:
+        place: A tokenizer's file or folder, or a cell's folder.
+        images: Pictures of the tokenizer's size.
+        out: The picture, .png.
+        show_scales: Show the reconstruction after each scale instead of the last alone.
+
+    Raises:
+        DataError: A picture can't be read, or has another size.
+        ExperimentError, CheckpointError: There is no tokenizer, or it is damaged.
+    """
+    path, fingerprint = tokenizer_file(place)
+    side = stored_architecture(path).image_size
+    sources_B3SS = torch.cat([read_picture(image, side) for image in images])
+    tokenizer = load_tokenizer(path, fingerprint).to(best_device())
+    tokens = tokenizer.encode(sources_B3SS.to(best_device()) * 2 - 1)
+    scales_BK3SS = scale_pictures(tokenizer, tokens).cpu().unflatten(0, (len(images), -1))
+    shown_BK3SS = scales_BK3SS if show_scales else scales_BK3SS[:, -1:]
+    rows = torch.cat((sources_B3SS.unsqueeze(1), shown_BK3SS), dim=1)
+    save_pictures(rows.flatten(0, 1), out, rows.shape[1])
+    errors_B = (scales_BK3SS[:, -1] - sources_B3SS).square().mean(dim=(1, 2, 3))
+    return [float(value) for value in -10 * errors_B.log10()]
+
+
+def _table(bands: Sequence[DistanceBand]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("nearest", "farthest", "pixels", *(f"psnr {pair}" for pair in PAIRS)))
+    writer.writerows(
+        (band.nearest, band.farthest, band.pixels, *(f"{value:.3f}" for value in band.psnr)) for band in bands
+    )
+    return text.getvalue()
