@@ -1,5 +1,6 @@
 """From a table of runs to laws: one pure function."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from analysis.checks.compare import Comparison, Side, compare
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
+from analysis.checks.questions import questions
 from analysis.checks.requests import check_offset, check_options, parse_point, points_by_role
 from analysis.checks.warnings import (
     LawWarning,
@@ -36,7 +38,8 @@ from analysis.options import FitOptions
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
-from analysis.tables.roles import some
+from analysis.tables.repeats import Differing, alike_columns, best_rows, differing
+from analysis.tables.roles import ROLES, some
 from analysis.tables.table import RunsTable, prepare
 
 _MOST_GROUPS_PAIRED = 4
@@ -67,7 +70,15 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
         reasons = [warning.message for warning in result.warnings if warning.code == "law-skipped"]
         raise TableError("no law could be fitted: " + "; ".join(dict.fromkeys(reasons)))
     effect = _exclusion_effect(runs, options, result)
-    return replace(result, exclusion_effect=effect, guidance=guidance_curves(table))
+    warnings = _with_questions(table, options, result.warnings)
+    return replace(result, warnings=warnings, exclusion_effect=effect, guidance=guidance_curves(table))
+
+
+def _with_questions(table: RunsTable, options: FitOptions, warnings: tuple[LawWarning, ...]) -> tuple[LawWarning, ...]:
+    """Questions about the table, then the warnings; logarithms explain why units are unlikely."""
+    asked = [LawWarning(code, text) for code, text in questions(table, options)]
+    logarithms = any(each.code == "logarithms" for each in asked)
+    return (*asked, *(each for each in warnings if not (logarithms and each.code == "unlikely-units")))
 
 
 def _groups(table: RunsTable) -> dict[str, RunsTable]:
@@ -137,6 +148,8 @@ def _side(part: LawsResult, name: str, target: str) -> Side | None:
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
     warnings = table_warnings(table, frame, options.checkpoints)
+    mixed = _mixed(table, frame, options)
+    warnings += [LawWarning("mixed-rows", mixed.message)] if mixed else []
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
     forecasts: dict[str, Forecast] = {}
@@ -146,7 +159,8 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             warnings.append(LawWarning("law-skipped", f"{target}: no row has a value"))
             continue
         if frame is not None:
-            grids[target] = build_grid(frame, target, table.targets, options.seed)
+            best = best_rows(frame, ["budget", "params"], mixed.columns, target) if mixed else frame
+            grids[target] = build_grid(best, target, table.targets, options.seed)
             forecasts[target] = forecast(grids[target])
             warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
@@ -172,6 +186,15 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         warnings=tuple(warnings),
         version=_version(),
     )
+
+
+def _mixed(table: RunsTable, grid: pd.DataFrame | None, options: FitOptions) -> Differing | None:
+    """In what rows alike in N, C and D differ; of a run's checkpoints that are alike one counts."""
+    frame = table.frame if grid is None else grid
+    alike = alike_columns(frame, [name for name in options.x if name in frame.columns and name not in ROLES])
+    if options.checkpoints:
+        frame = frame.drop_duplicates(["run_id", *alike])
+    return differing(frame, alike, table.targets, table.columns.values(), table.is_sweep)
 
 
 def _fit_target(
@@ -212,7 +235,7 @@ def _entry(
         raise FitRefused(f"{law}: the target does not fall with x over these rows")
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
-    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows))
+    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))
     uncertainty = from_draws(fitted, draws)
     warnings = fit_warnings(name, fitted, uncertainty, rows, columns, values)
     refits = Refits(fitted, rows, columns, target)
@@ -271,11 +294,11 @@ def _without_companions(fits: list[FitEntry]) -> list[FitEntry]:
     ]
 
 
-def _repeats(rows: pd.DataFrame) -> NDArray[np.int64] | None:
+def _repeats(rows: pd.DataFrame, inputs: Sequence[str]) -> NDArray[np.int64] | None:
     """A label a row, the same for rows alike in all but the seed; None where no seed is said."""
     if "seed" not in rows.columns:
         return None
-    alike = [name for name in ("params", "tokens", "flops", "budget") if name in rows.columns]
+    alike = [*inputs, *(name for name in ROLES if name in rows.columns and name not in inputs)]
     return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
 
 
