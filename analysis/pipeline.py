@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.checks.compare import Comparison, Side, compare
+from analysis.checks.compare import INPUTS, Comparison, Side, compare
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
 from analysis.checks.questions import questions
@@ -125,22 +125,32 @@ def _comparisons(
     found, refused = [], []
     for target in table.targets:
         for a, b in combinations(names, 2):
-            sides = [_side(parts[name], name, target) for name in (a, b)]
-            if sides[0] is None or sides[1] is None:
-                continue
             try:
-                found.append(compare(target, sides[0], sides[1]))
+                found.append(_compared(parts[a], parts[b], a, b, target, options))
             except FitRefused as refusal:
-                refused.append(LawWarning("law-skipped", f"comparison of {a} and {b}: {refusal}"))
+                refused.append(LawWarning("law-skipped", f"comparison of {a} and {b} by {target}: {refusal}"))
     return found, refused
 
 
-def _side(part: LawsResult, name: str, target: str) -> Side | None:
-    entry = part.find("power", target, "flops")
+def _compared(first: LawsResult, second: LawsResult, a: str, b: str, target: str, options: FitOptions) -> Comparison:
+    """Two groups along compute, else along what both have a power law against.
+
+    Raises:
+        FitRefused: there is no such law, or one doesn't fall.
+    """
+    for x in dict.fromkeys((*INPUTS, *options.x)):
+        sides = _side(first, a, target, x), _side(second, b, target, x)
+        if sides[0] is not None and sides[1] is not None:
+            return compare(target, sides[0], sides[1], x)
+    raise FitRefused("no power law of the same input was fitted to both (--law power)")
+
+
+def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
+    entry = part.find("power", target, x)
     if entry is None:
         return None
-    flops, values = (entry.rows[each].to_numpy(dtype=float) for each in ("flops", target))
-    bent = part.find("power-offset", target, "flops")
+    flops, values = (entry.rows[each].to_numpy(dtype=float) for each in (x, target))
+    bent = part.find("power-offset", target, x)
     with_offset = (bent.fitted, bent.uncertainty) if bent is not None else None
     return Side(name, flops, values, entry.fitted, entry.uncertainty, with_offset)
 

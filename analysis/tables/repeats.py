@@ -61,6 +61,7 @@ _MEASURED = {
     *("accuracy", "perplexity", "ppl", "bpb", "nll", "fid", "kid", "mind", "score", "norm", "std", "stderr", "low"),
     *("high", "status", "state", "row", "file", "x", "y"),
 }
+_SYMBOLS = {"params": "N", "flops": "C", "budget": "C", "tokens": "D"}
 _EVIDENCE = 0.01
 _OUTCOME = 0.9
 
@@ -86,7 +87,12 @@ def alike_columns(frame: pd.DataFrame, others: Sequence[str] = ()) -> list[str]:
 
 
 def differing(
-    frame: pd.DataFrame, alike: list[str], targets: Sequence[str], used: Iterable[str], own_sweep: bool = False
+    frame: pd.DataFrame,
+    alike: list[str],
+    targets: Sequence[str],
+    used: Iterable[str],
+    own_sweep: bool = False,
+    given: Sequence[str] = (),
 ) -> Differing | None:
     """In which columns rows differ that agree in `alike`; None where there are no such rows, or they are repetitions.
 
@@ -99,6 +105,7 @@ def differing(
         targets: the columns that are fitted.
         used: further columns that have a meaning already, such as those that roles were taken from.
         own_sweep: whether the table is one that a sweep of varscale wrote.
+        given: columns that are known to tell rows apart; those are named that tell them apart further.
     """
     rows = frame[frame.duplicated(alike, keep=False) & frame[targets[0]].notna()] if alike else frame.iloc[:0]
     rows = rows[rows.duplicated(alike, keep=False)]
@@ -106,10 +113,12 @@ def differing(
         return None
     cells = rows.groupby(alike, dropna=False, sort=False).ngroup().to_numpy()
     logs = np.log(rows[targets[0]].to_numpy(dtype=float))
-    known = {*ROLES, *LABELS, *alike, *targets, *used, *setting_columns(frame), "device"}
+    known = {*ROLES, *LABELS, *alike, *targets, *used, *given, *setting_columns(frame), "device"}
     names = [name for name in frame.columns if name not in known and (not own_sweep or name in SWEEP_RECIPE)]
     found = _Found(rows, cells, logs, frame)
-    columns = found.causes([name for name in names if found.varies(name)])
+    columns = found.causes(
+        [name for name in names if found.varies(name)], [name for name in given if found.varies(name)]
+    )
     return Differing(columns, _message(rows, cells, logs, columns, alike, targets[0])) if columns else None
 
 
@@ -125,21 +134,21 @@ class _Found:
         self.levels[name] = _codes(self.rows[name])
         return len(np.unique(np.stack([self.cells, self.levels[name]]), axis=1).T) > len(np.unique(self.cells))
 
-    def causes(self, names: list[str]) -> tuple[str, ...]:
-        """The fewest columns, most likely first, that tell the rows apart."""
+    def causes(self, names: list[str], given: list[str]) -> tuple[str, ...]:
+        """The fewest columns, most likely first, that tell the rows apart beyond those given."""
         seeds = [name for name in names if _words(name) & _SEEDS]
         if "seed" in self.rows.columns:
             seeds, self.levels["seed"] = [*seeds, "seed"], _codes(self.rows["seed"])
         apart = self._apart(seeds)
         likely = {name: self._evidence(name) for name in names if name not in seeds and self._possible(name)}
-        chosen: list[str] = []
+        chosen = list(given)
         for name in sorted(likely, key=lambda each: (not _words(each) & _CAUSES, likely[each])):
             needed = apart == len(self.rows) or chosen
             if needed and not _words(name) & _CAUSES and likely[name] > _EVIDENCE:
                 continue
             if self._apart([*chosen, name]) > self._apart(chosen):
                 chosen.append(name)
-        return tuple(chosen)
+        return tuple(chosen[len(given) :])
 
     def _apart(self, names: list[str]) -> int:
         """How many kinds of rows cells and columns make."""
@@ -238,9 +247,12 @@ def _message(
     spread = np.expm1(means.groupby(cells).max() - means.groupby(cells).min())
     spread = 100 * spread[pd.Series(settings).groupby(cells).nunique() > 1]
     shown = " and ".join(f"{name} ({_levels(rows[name])})" for name in columns)
-    ends = f", by {spread.min():.2g}% to {spread.max():.2g}%" if len(spread) > 1 else ""
+    low, high = f"{spread.min():.2g}%", f"{spread.max():.2g}%"
+    ends = f", {low} to {high}" if low != high else ""
+    seeded = "seed" in rows.columns and rows["seed"].map(str).groupby(cells).nunique().max() == 1
+    same = " and ".join(_SYMBOLS.get(name, name) for name in (*alike, *(["seed"] if seeded else [])))
     return (
-        f"{len(rows)} rows alike in {' and '.join(alike)} differ in {shown}, and their {target} by "
+        f"{len(rows)} rows alike in {same} differ in {shown}, and their {target} by "
         f"{spread.median():.2g}% (median of {len(spread)} places{ends}): no repetitions, so no seed noise is read from "
         f"them; say --reduce min, or --where or --group {columns[0]}"
     )

@@ -301,11 +301,11 @@ def _reduce(
     labels = {source: role for role, source in mapping.columns.items() if role in LABELS}
     others = [*(name for name in options.x if name not in ROLES), *(["run_id"] if options.checkpoints else [])]
     alike = alike_columns(frame, others)
-    found = differing(frame, alike, targets, mapping.columns.values(), mapping.is_sweep)
     over = [labels.get(name) or column(frame, name) for name in options.by]
-    over = over or list(found.columns if found else ["seed"])
-    alike += [name for name in ("seed", *(found.columns if found else ())) if name in frame.columns]
-    alike = [name for name in alike if name not in over]
+    found = differing(frame, alike, targets, mapping.columns.values(), mapping.is_sweep, over)
+    further = list(found.columns) if found else []
+    over = over or further or ["seed"]
+    alike += [name for name in ("seed", *further) if name in frame.columns and name not in over]
     kept = reduced(frame, alike, over, options.reduce, targets)
     log.filters.append(f"reduce {options.reduce} over {', '.join(over)}")
     if options.reduce in ("mean", "median"):
