@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def fit_laws(
     context: typer.Context,
     experiment: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXPERIMENT]", help="Experiment whose results to fit.")
+        list[str] | None, typer.Argument(metavar="EXPERIMENT", help="Experiment whose results to fit.")
     ] = None,
     runs: Annotated[
         list[Path] | None, typer.Option(help="Table: CSV, Markdown, Parquet, JSON lines; or several, such as 'a*.csv'.")
