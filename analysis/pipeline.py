@@ -40,7 +40,7 @@ from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
 from analysis.tables.repeats import Differing, alike_columns, best_rows, differing
 from analysis.tables.roles import ROLES, some
-from analysis.tables.table import RunsTable, prepare
+from analysis.tables.table import RunsTable, prepare, with_rows_reduced
 
 _MOST_GROUPS_PAIRED = 4
 _TEN_TIMES = 10.0
@@ -57,6 +57,9 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
     check_options(options)
     table = prepare(runs, options)
     options = points_by_role(table, options)
+    if options.reduce:
+        cells = with_budgets(table, options.checkpoints)
+        table = with_rows_reduced(table, table.frame if cells is None else cells, options)
     check_offset(table, options)
     if options.holdout_where:
         meets(table.frame, options.holdout_where, "--holdout-where")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.options import FitOptions
-from analysis.tables.checkpoints import recognised
+from analysis.tables.checkpoints import Curves, recognised
 from analysis.tables.repeats import copies_between_groups
 from analysis.tables.roles import ROLES, plain_name, some
 from analysis.tables.table import RunsTable
@@ -61,7 +61,9 @@ def _logarithms(table: RunsTable) -> Iterator[str]:
         if role not in table.columns or role in table.units:
             continue
         low, high, levels = frame[role].min(), frame[role].max(), frame[role].nunique()
-        if not (2 <= low < high <= _LARGEST_LOG and high < _LOGS_APART * low and levels >= 3):
+        named = bool(set(plain_name(table.columns[role]).split("_")) & {"log", "log10", "lg", "ln"})
+        near = low >= 2 and high < _LOGS_APART * low and levels >= 3
+        if high > _LARGEST_LOG or not (named or near):
             continue
         base = _base(frame, role)
         to, shown = ("10", 10.0) if base == "log10" else ("e", np.e)
@@ -89,9 +91,7 @@ def _base(frame: pd.DataFrame, role: str) -> str:
 
 def _checkpoints(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     """Rows that look like checkpoints, where nobody said so."""
-    if options.checkpoints or table.is_sweep:
-        return []
-    found = recognised(table.frame, "file" in table.frame.columns and len(table.sources) > 1)
+    found = None if options.checkpoints else _curves(table)
     if found is None:
         return []
     rate = f", and {found.cooling!r} changes along them, so that most had not cooled down" if found.cooling else ""
@@ -189,10 +189,13 @@ def _kinds(table: RunsTable) -> Sequence[str]:
 
 
 def _runs(table: RunsTable) -> "pd.Series[str] | None":
-    """Each row's run: by its id, or by its file where there are several."""
-    frame = table.frame
-    if "run_id" in frame.columns:
-        return frame["run_id"].map(str)
-    if "file" in frame.columns and len(table.sources) > 1:
-        return frame["file"].map(str)
-    return None
+    """Each row's run: by its id, or by the column that seems to name runs."""
+    if "run_id" in table.frame.columns:
+        return table.frame["run_id"].map(str)
+    found = _curves(table)
+    return table.frame[found.runs].map(str) if found and found.runs else None
+
+
+def _curves(table: RunsTable) -> Curves | None:
+    """The runs whose checkpoints rows seem to be; a sweep's rows are none."""
+    return None if table.is_sweep else recognised(table.frame, len(table.sources) > 1)

@@ -10,8 +10,10 @@ import pandas as pd
 from analysis.tables.roles import plain_name
 
 _RUNS = re.compile(r"run|run_?(id|name)|wandb_(id|run|name)|job_?(id)?|trial(_id)?|file")
+_SIZES = re.compile(r"model(_name)?|name|experiment|config|size|params")
+"""Of these one run each where steps grow; tokens that grow are as well those of several runs of one size."""
 _STEPS = re.compile(
-    r"(global_|train(ing)?_|optimizer_)?(step|iteration|iter|update)(_?(number|no|id))?"
+    r"(global_|train(ing)?_|optimizer_)?(step|iteration|iter|update|epoch)(_?(number|no|id))?"
     r"|(tokens|images|samples|sequences)_(seen|so_far|processed)|consumed_(tokens|samples|images)"
 )
 _RATES = re.compile(r"lr|learning_?rate|current_lr")
@@ -52,10 +54,11 @@ def recognised(frame: pd.DataFrame, several_files: bool) -> Curves | None:
     progress = [*(["tokens"] if "tokens" in frame.columns else []), *steps]
     named = [name for name in frame.columns if _RUNS.fullmatch(plain_name(str(name)))]
     named = [name for name in named if name != "file" or several_files]
-    for runs in ["run_id"] * ("run_id" in frame.columns) + named:
+    sized = [name for name in frame.columns if _SIZES.fullmatch(plain_name(str(name)))]
+    for runs in ["run_id"] * ("run_id" in frame.columns) + named + sized:
         sizes = frame[runs].map(str).groupby(frame[runs].map(str)).transform("size")
         rows = frame[(sizes >= _FEW) & frame[runs].notna()]
-        for name in progress if 2 * len(rows) > len(frame) else []:
+        for name in (steps if runs in sized else progress) if 2 * len(rows) > len(frame) else []:
             parts = [part for _, part in rows.groupby(rows[runs].map(str), sort=False)]
             if all(_grows(part, name, in_order=runs == "file") for part in parts):
                 return Curves(runs, name, len(parts), _cooling(parts))

@@ -54,7 +54,7 @@ def read_runs(paths: Sequence[str | Path]) -> pd.DataFrame:
         raise TableError("no file with runs was given")
     files = [file for path in paths for file in _matching(path)]
     files = list(dict.fromkeys(files))
-    several = len(files) > 1
+    several = len(files) > 1 or files != list(map(Path, paths))
     frames, notes = [], []
     labels = _labels(files)
     for path, label in zip(files, labels, strict=True):

@@ -34,8 +34,9 @@ UNUSED_UNLESS_ASKED = {
 }
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(?=\D*$)")
 _WITH_SUFFIX = re.compile(
-    r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
-    r"(?P<suffix>thousand|million|billion|trillion|[kmbt]n?|[gpz])s?(?:\s+[a-z]+)?",
+    r"[~≈]?\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+    r"(?:(?P<suffix>thousand|million|billion|trillion|[kmbt]n?|[gpz])s?)?"
+    r"\s*(?:flops?|param(?:eter)?s?|tokens|images|nats|bits)?",
     re.IGNORECASE,
 )
 _POWER_OF_TEN = re.compile(r"(?:(?P<number>\d+\.?\d*)\s*[x×·*]\s*)?10\s*(?:\^|\*\*)\s*\{?(?P<power>[+-]?\d{1,3})\}?")
@@ -246,8 +247,8 @@ def _scaled(value: object) -> float | None:
     """A text such as `6.7 b` or `3x10^21` as a number."""
     if not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
         return None
-    if found := _WITH_SUFFIX.fullmatch(value):
-        return float(found["number"]) * _SUFFIXES[found["suffix"][0].lower()]
+    if value[-1:].isalpha() and (found := _WITH_SUFFIX.fullmatch(value)):
+        return float(found["number"]) * (_SUFFIXES[found["suffix"][0].lower()] if found["suffix"] else 1.0)
     value = re.sub("10(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])", "10^", value).translate(_RAISED)
     if found := _POWER_OF_TEN.fullmatch(value):
         return float(f"{found['number'] or 1}e{found['power']}")

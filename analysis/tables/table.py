@@ -8,7 +8,7 @@ A source column that has one of these names and another meaning is kept as `sour
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from analysis.tables.roles import (
     LABELS,
     ROLES,
     SWEEP_COLUMNS,
-    RoleMapping,
     column,
     free_name,
     map_columns,
@@ -151,8 +150,6 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     _check_positive(frame, [*roles, *targets, *others], columns)
     frame = _derive(frame, options, log)
     _check_positive(frame, [role for role in ROLES[:3] if role in frame.columns], columns)
-    if options.reduce:
-        frame = _reduce(frame, mapping, targets, options, log)
     if options.drop_highest:
         frame = _drop_highest(frame, targets, options.drop_highest, log)
     measured = frame.reset_index(drop=True)
@@ -183,6 +180,46 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         evaluations=apart.found,
         settings=apart.settings,
         measured=measured,
+    )
+
+
+def with_rows_reduced(table: RunsTable, cells: pd.DataFrame, options: FitOptions) -> RunsTable:
+    """The table with one row for all that are alike in N, C, D and all else that tells rows apart, but for `by`.
+
+    Args:
+        table: a checked table.
+        cells: its rows, with their `budget` where budgets are known.
+        options: what `reduce` takes, over which columns.
+
+    Raises:
+        TableError: there is no such column.
+    """
+    labels = {source: role for role, source in table.columns.items() if role in LABELS}
+    over = [labels.get(name) or column(cells, name) for name in options.by]
+    others = [*(name for name in options.x if name not in ROLES), *(["run_id"] if options.checkpoints else [])]
+    alike = alike_columns(cells, others)
+    found = differing(cells, alike, table.targets, table.columns.values(), table.is_sweep, over)
+    further = list(found.columns) if found else []
+    over = over or further or ["seed"]
+    alike += [name for name in ("seed", *further) if name in cells.columns and name not in over]
+    kept = reduced(cells, alike, over, options.reduce, table.targets)[list(table.frame.columns)]
+    what = f"reduce {options.reduce} over {', '.join(over)}"
+    if options.reduce in ("mean", "median"):
+        log, measured = _Log(notes=[f"{what}: {len(cells)} rows became {len(kept)}"]), kept
+    else:
+        log, numbers = _Log(), runs(table.measured, table.targets)
+        _exclude(cells, ~cells.index.isin(kept.index), what, log)
+        same = table.measured["row"].isin(kept["row"])
+        measured = table.measured[numbers.isin(numbers[same])]
+    used = [name for name in (*ROLES, *LABELS, *table.targets) if name in measured.columns]
+    return replace(
+        table,
+        frame=kept.reset_index(drop=True),
+        measured=measured.reset_index(drop=True),
+        sha256=hash_rows(measured[used]),
+        filters=(*table.filters, what),
+        exclusions=(*table.exclusions, *log.exclusions),
+        notes=(*table.notes, *log.notes),
     )
 
 
@@ -292,26 +329,6 @@ def _drop_highest(frame: pd.DataFrame, targets: Sequence[str], count: int, log: 
     highest = numbers.loc[worst].drop_duplicates()[:count]
     log.filters.append(f"drop-highest {count} ({target})")
     return _exclude(frame, numbers.isin(highest), f"one of the {count} highest values of {target}", log)
-
-
-def _reduce(
-    frame: pd.DataFrame, mapping: RoleMapping, targets: tuple[str, ...], options: FitOptions, log: _Log
-) -> pd.DataFrame:
-    """One row of those alike in N, C and D, and in all other columns that tell rows apart but those named by `by`."""
-    labels = {source: role for role, source in mapping.columns.items() if role in LABELS}
-    others = [*(name for name in options.x if name not in ROLES), *(["run_id"] if options.checkpoints else [])]
-    alike = alike_columns(frame, others)
-    over = [labels.get(name) or column(frame, name) for name in options.by]
-    found = differing(frame, alike, targets, mapping.columns.values(), mapping.is_sweep, over)
-    further = list(found.columns) if found else []
-    over = over or further or ["seed"]
-    alike += [name for name in ("seed", *further) if name in frame.columns and name not in over]
-    kept = reduced(frame, alike, over, options.reduce, targets)
-    log.filters.append(f"reduce {options.reduce} over {', '.join(over)}")
-    if options.reduce in ("mean", "median"):
-        log.notes.append(f"{len(frame)} rows became {len(kept)} {options.reduce}s over {' and '.join(over)}")
-        return kept
-    return _exclude(frame, ~frame.index.isin(kept.index), f"reduce {options.reduce} over {', '.join(over)}", log)
 
 
 def _exclude(frame: pd.DataFrame, bad: Any, reason: str, log: _Log) -> pd.DataFrame:

@@ -108,12 +108,16 @@ def test_one_column_for_two_roles_is_asked_about():
     assert "tokens" not in prepare(GRID, FitOptions(params="tokens")).columns  # found by name only where it is free
 
 
-@pytest.mark.parametrize("named", ["run", "step", "file"])
+@pytest.mark.parametrize("named", ["run", "model", "params", "step", "file"])
 def test_checkpoints_are_recognised_without_the_flag(named):
     table = runs().assign(lr=lambda rows: 1e-3 * (1 - rows["step"] / 20))
     if named == "file":
         table = table.rename(columns={"run": "file"}).drop(columns="step")
         table.attrs["sources"] = ("a.csv", "b.csv")
+    elif named == "params":
+        table = table.drop(columns="run")
+    elif named == "model":
+        table = table.rename(columns={"run": "model"})
     elif named == "step":
         table = table[table["params"] == 1e8].drop(columns=["run", "params"])
     text = asked(table)["checkpoints"]

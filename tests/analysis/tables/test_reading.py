@@ -242,6 +242,7 @@ def test_rows_that_do_not_fit_their_header_are_named(tmp_path):
         (["300k", "1e9", "2 G"], [3e5, 1e9, 2e9]),
         (["125M params", "1.3B params", "7T"], [1.25e8, 1.3e9, 7e12]),
         (["NA", "—", "8b"], [np.nan, np.nan, 8e9]),
+        (["~1.3B", "1e21 FLOPs", "300 B tokens"], [1.3e9, 1e21, 3e11]),
     ],
 )
 def test_counts_as_people_write_them(texts, values):

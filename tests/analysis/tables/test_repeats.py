@@ -6,10 +6,11 @@ import pytest
 from planted_tables import chinchilla_table, sweep_table
 
 from analysis.errors import TableError
+from analysis.grids.frontier import with_budgets
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.tables.repeats import alike_columns, best_rows, copies_between_groups, differing
-from analysis.tables.table import prepare
+from analysis.tables.table import prepare, with_rows_reduced
 
 QUICK = {"holdout": False, "bootstrap_draws": 50}
 RNG = np.random.default_rng(0)
@@ -117,6 +118,14 @@ def test_the_best_of_a_cell_is_that_of_the_best_setting():
     assert list(best_rows(rows, ["budget", "params"], ["lr"], "loss")["row"]) == ["a", "b"]
 
 
+def after(table, **options):
+    """The table as it is fitted."""
+    chosen = FitOptions(**options)
+    kept = prepare(table, chosen)
+    cells = with_budgets(kept)
+    return with_rows_reduced(kept, kept.frame if cells is None else cells, chosen)
+
+
 @pytest.mark.parametrize(
     ("how", "by", "values"),
     [
@@ -131,7 +140,7 @@ def test_reductions(how, by, values):
     table = pd.DataFrame(
         {"flops": [1e18, 1e18, 1e19, 1e19], "lr": [1, 2, 1, 2], "step": [9, 1, 2, 1], "loss": [3.0, 2.0, 4.0, 5.0]}
     )
-    kept = prepare(table, FitOptions(reduce=how, by=by))
+    kept = after(table, reduce=how, by=by)
     assert list(kept.frame["loss"]) == values
     assert kept.filters == (f"reduce {how} over {', '.join(by or ('lr',))}",)
     assert len(kept.measured) == 2
@@ -139,9 +148,20 @@ def test_reductions(how, by, values):
 
 def test_reduction_over_seeds_only_where_nothing_else_differs_or_when_asked():
     table = twice(4, lr=lambda a, p: np.choose(a // 2, [1e-3, 3e-3]), seed=lambda a, p: a % 2)
-    assert len(prepare(table, FitOptions(reduce="min")).frame) == 32
-    assert len(prepare(table, FitOptions(reduce="mean", by=("lr", "seed"))).frame) == 16
-    assert len(prepare(table.drop(columns="lr"), FitOptions(reduce="mean")).frame) == 16
+    assert len(after(table, reduce="min").frame) == 32
+    assert len(after(table, reduce="mean", by=("lr", "seed")).frame) == 16
+    assert len(after(table.drop(columns="lr"), reduce="mean").frame) == 16
+
+
+def test_budgets_that_agree_within_a_hair_are_one():
+    """Runs of another rate, whose FLOPs were measured a little higher."""
+    table = twice(**RATE)
+    table["flops"] *= np.where(table["lr"] == 1e-3, 1.0, 1.003)
+    table["tokens"] *= np.where(table["lr"] == 1e-3, 1.0, 1.003)
+    kept = after(table, reduce="min")
+    assert len(kept.frame) == 16
+    assert set(kept.frame["lr"]) == {1e-3}
+    assert len(kept.exclusions[0].rows) == 16
 
 
 @pytest.mark.parametrize(
