@@ -169,7 +169,7 @@ class _Found:
         if np.isnan(numbers).any() or (np.diff(numbers) > 0).all() or (np.diff(numbers) < 0).all():
             return False  # a number or a time of the row
         ranks = np.argsort(np.argsort(numbers[np.isin(self.frame.index, self.rows.index)]))
-        return abs(np.corrcoef(ranks, np.argsort(np.argsort(self.logs)))[0, 1]) < _OUTCOME
+        return bool(abs(np.corrcoef(ranks, np.argsort(np.argsort(self.logs)))[0, 1]) < _OUTCOME)
 
     def _evidence(self, name: str) -> float:
         """How likely values would differ as much between the column's levels, within cells, by chance."""
@@ -204,13 +204,19 @@ def reduced(
     """
     keys = pd.Series(_joint(frame, alike), index=frame.index)
     if how in ("mean", "median"):
-        values = {name: frame[name].groupby(keys).transform(how) for name in targets}
+        grouped = {name: frame[name].groupby(keys) for name in targets}
+        values = {
+            name: each.transform("mean") if how == "mean" else each.transform("median")
+            for name, each in grouped.items()
+        }
         rows = frame["row"].map(str).groupby(keys).transform("+".join)
         return frame.assign(**values, row=rows)[~keys.duplicated()]
     order = frame[targets[0]].rank(method="first", ascending=False, na_option="top").to_numpy()
     if how == "last":
         numeric = (pd.to_numeric(frame[name], errors="coerce") for name in over if name in frame.columns)
-        order = next((values.to_numpy() for values in numeric if values.notna().all()), np.arange(len(frame)))
+        order = next(
+            (values.to_numpy() for values in numeric if values.notna().all()), np.arange(len(frame), dtype=float)
+        )
     last = keys.iloc[np.argsort(order, kind="stable")]
     return frame[frame.index.isin(last.index[~last.duplicated(keep="last")])]
 
@@ -286,4 +292,4 @@ def _joint(frame: pd.DataFrame, columns: Sequence[str]) -> NDArray[Any]:
 
 def _means(values: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
     """Each value's mean over those of its label."""
-    return np.asarray(np.bincount(labels, weights=values) / np.maximum(np.bincount(labels), 1))[labels]
+    return np.asarray((np.bincount(labels, weights=values) / np.maximum(np.bincount(labels), 1))[labels])
