@@ -36,11 +36,12 @@ from analysis.grids.rows import PlannedFit, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.results import FitEntry, LawsResult, PredictionAt
+from analysis.tables.cells import mixed_rows, with_rows_reduced
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
-from analysis.tables.repeats import Differing, alike_columns, best_rows, differing
+from analysis.tables.repeats import best_rows
 from analysis.tables.roles import ROLES, some
-from analysis.tables.table import RunsTable, prepare, with_rows_reduced
+from analysis.tables.table import RunsTable, prepare
 
 _MOST_GROUPS_PAIRED = 4
 _TEN_TIMES = 10.0
@@ -55,11 +56,8 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
     """
     options = options or FitOptions()
     check_options(options)
-    table = prepare(runs, options)
+    table = _prepared(runs, options)
     options = points_by_role(table, options)
-    if options.reduce:
-        cells = with_budgets(table, options.checkpoints)
-        table = with_rows_reduced(table, table.frame if cells is None else cells, options)
     check_offset(table, options)
     if options.holdout_where:
         meets(table.frame, options.holdout_where, "--holdout-where")
@@ -75,6 +73,14 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
     effect = _exclusion_effect(runs, options, result)
     warnings = _with_questions(table, options, result.warnings)
     return replace(result, warnings=warnings, exclusion_effect=effect, guidance=guidance_curves(table))
+
+
+def _prepared(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
+    table = prepare(runs, options)
+    if not options.reduce:
+        return table
+    rows = with_budgets(table, options.checkpoints)
+    return with_rows_reduced(table, table.frame if rows is None else rows, options)
 
 
 def _with_questions(table: RunsTable, options: FitOptions, warnings: tuple[LawWarning, ...]) -> tuple[LawWarning, ...]:
@@ -161,7 +167,7 @@ def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
     warnings = table_warnings(table, frame, options.checkpoints)
-    mixed = _mixed(table, frame, options)
+    mixed = mixed_rows(table, table.frame if frame is None else frame, options)
     warnings += [LawWarning("mixed-rows", mixed.message)] if mixed else []
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
@@ -199,15 +205,6 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         warnings=tuple(warnings),
         version=_version(),
     )
-
-
-def _mixed(table: RunsTable, grid: pd.DataFrame | None, options: FitOptions) -> Differing | None:
-    """In what rows alike in N, C and D differ; of a run's checkpoints that are alike one counts."""
-    frame = table.frame if grid is None else grid
-    alike = alike_columns(frame, [name for name in options.x if name in frame.columns and name not in ROLES])
-    if options.checkpoints:
-        frame = frame.drop_duplicates(["run_id", *alike])
-    return differing(frame, alike, table.targets, table.columns.values(), table.is_sweep)
 
 
 def _fit_target(
@@ -384,7 +381,7 @@ def _exclusion_effect(runs: pd.DataFrame, options: FitOptions, result: LawsResul
         return ""
     entry = next((each for each in result.fits if len(each.inputs) > 1), result.fits[0])
     try:
-        table = prepare(runs, replace(options, where=(), drop_highest=0))
+        table = _prepared(runs, replace(options, where=(), drop_highest=0))
         rows, _ = rows_for(entry.x, entry.fitted.law.name, entry.target, table, None, options)
         inputs = tuple(rows[each].to_numpy(dtype=float) for each in entry.inputs)
         values = rows[entry.target].to_numpy(dtype=float)

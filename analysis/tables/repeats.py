@@ -79,13 +79,6 @@ class Differing:
     message: str = ""
 
 
-def alike_columns(frame: pd.DataFrame, others: Sequence[str] = ()) -> list[str]:
-    """What makes rows one cell: budget and size where budgets are known, else N, C and D as far as they are."""
-    known = [role for role in ("params", "flops", "tokens") if role in frame.columns]
-    roles = ["budget", "params"] if {"budget", "params"} <= set(frame.columns) else known
-    return [name for name in dict.fromkeys((*roles, *others, "group")) if name in frame.columns]
-
-
 def differing(
     frame: pd.DataFrame,
     alike: list[str],

@@ -8,7 +8,7 @@ A source column that has one of these names and another meaning is kept as `sour
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,10 @@ from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, runs
-from analysis.tables.repeats import alike_columns, differing, reduced
 from analysis.tables.roles import (
     LABELS,
     ROLES,
     SWEEP_COLUMNS,
-    column,
     free_name,
     map_columns,
     numbers,
@@ -143,6 +141,8 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     wanted = (*mapping.targets, *others, *companions(source, mapping.targets))
     frame, shadowed = _with_roles(source, columns, wanted, mapping.units)
     targets = tuple(shadowed.get(name, name) for name in mapping.targets)
+    renamed = [f"the target {name!r} is called {shadowed[name]!r} here" for name in mapping.targets if name in shadowed]
+    log.notes += renamed
     roles = [role for role in columns if role in ROLES]
     labels = [name for name in ("group", *(["run_id"] if options.checkpoints else [])) if name in columns]
     frame = _leave_out_missing(frame, [*roles, *labels], targets, log)
@@ -180,46 +180,6 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         evaluations=apart.found,
         settings=apart.settings,
         measured=measured,
-    )
-
-
-def with_rows_reduced(table: RunsTable, cells: pd.DataFrame, options: FitOptions) -> RunsTable:
-    """The table with one row for all that are alike in N, C, D and all else that tells rows apart, but for `by`.
-
-    Args:
-        table: a checked table.
-        cells: its rows, with their `budget` where budgets are known.
-        options: what `reduce` takes, over which columns.
-
-    Raises:
-        TableError: there is no such column.
-    """
-    labels = {source: role for role, source in table.columns.items() if role in LABELS}
-    over = [labels.get(name) or column(cells, name) for name in options.by]
-    others = [*(name for name in options.x if name not in ROLES), *(["run_id"] if options.checkpoints else [])]
-    alike = alike_columns(cells, others)
-    found = differing(cells, alike, table.targets, table.columns.values(), table.is_sweep, over)
-    further = list(found.columns) if found else []
-    over = over or further or ["seed"]
-    alike += [name for name in ("seed", *further) if name in cells.columns and name not in over]
-    kept = reduced(cells, alike, over, options.reduce, table.targets)[list(table.frame.columns)]
-    what = f"reduce {options.reduce} over {', '.join(over)}"
-    if options.reduce in ("mean", "median"):
-        log, measured = _Log(notes=[f"{what}: {len(cells)} rows became {len(kept)}"]), kept
-    else:
-        log, numbers = _Log(), runs(table.measured, table.targets)
-        _exclude(cells, ~cells.index.isin(kept.index), what, log)
-        same = table.measured["row"].isin(kept["row"])
-        measured = table.measured[numbers.isin(numbers[same])]
-    used = [name for name in (*ROLES, *LABELS, *table.targets) if name in measured.columns]
-    return replace(
-        table,
-        frame=kept.reset_index(drop=True),
-        measured=measured.reset_index(drop=True),
-        sha256=hash_rows(measured[used]),
-        filters=(*table.filters, what),
-        exclusions=(*table.exclusions, *log.exclusions),
-        notes=(*table.notes, *log.notes),
     )
 
 
@@ -280,8 +240,8 @@ def _with_numbers(source: pd.DataFrame, columns: Mapping[str, str], measured: It
     labels = {columns[name] for name in LABELS if name in columns}
     counts = {columns[role] for role in ROLES if role in columns}
     read: dict[str, Any] = {}
-    for name in {*counts, *measured} - labels:
-        if pd.api.types.is_numeric_dtype(source[name]):
+    for name in dict.fromkeys((*columns.values(), *measured)):
+        if name in labels or pd.api.types.is_numeric_dtype(source[name]):
             continue
         try:
             read[name] = numbers(source, name, counts=name in counts)

@@ -9,9 +9,11 @@ from analysis.errors import TableError
 from analysis.grids.frontier import with_budgets
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
-from analysis.tables.repeats import alike_columns, best_rows, copies_between_groups, differing
-from analysis.tables.table import prepare, with_rows_reduced
+from analysis.tables.cells import with_rows_reduced
+from analysis.tables.repeats import best_rows, copies_between_groups, differing
+from analysis.tables.table import prepare
 
+ALIKE = ["params", "flops", "tokens"]
 QUICK = {"holdout": False, "bootstrap_draws": 50}
 RNG = np.random.default_rng(0)
 
@@ -28,8 +30,7 @@ def twice(repeats=2, **columns):
 
 def found(table, **options):
     """The columns that are named."""
-    alike = alike_columns(table, ())
-    differs = differing(table, alike, ("loss",), ())
+    differs = differing(table, ALIKE, ("loss",), ())
     return differs.columns if differs else ()
 
 
@@ -103,7 +104,7 @@ def test_seeds_of_one_setting_still_tell_the_noise():
 def test_how_much_values_differ_is_said():
     table = twice(**RATE)
     table["loss"] = np.where(table["lr"] == 1e-3, 3.0, np.where(table["flops"] > 5e20, 3.3, 3.06))
-    differs = differing(table, alike_columns(table), ("loss",), ())
+    differs = differing(table, ALIKE, ("loss",), ())
     assert differs is not None
     assert "32 rows alike in N, C and D differ in lr (0.001, 0.003), and their loss by 2%" in (
         differs.message.replace(" and C and D", ", C and D")
