@@ -27,7 +27,8 @@ _MOST_KINDS = 12
 
 def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     """What to ask about a table, each with its warning's code; a line each."""
-    found = [("copied-rows", text) for text in copies_between_groups(table.frame, table.targets)]
+    copies = copies_between_groups(table.frame, table.targets)
+    found = [("copied-rows", copies)] if copies else []
     found += _same_column(table)
     logarithms = list(_logarithms(table))
     found += [("logarithms", text) for text in logarithms]

@@ -7,6 +7,7 @@ that column is named, and the best of them stands for its cell.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,11 @@ _MEASURED = {
     *("high", "status", "state", "row", "file", "x", "y"),
 }
 _SYMBOLS = {"params": "N", "flops": "C", "budget": "C", "tokens": "D"}
+_MOST_GROUPS = 6
 _EVIDENCE = 0.01
 _OUTCOME = 0.9
+_NO_DIFFERENCE = 1e-6
+"""Per cent."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,10 @@ def differing(
     columns = found.causes(
         [name for name in names if found.varies(name)], [name for name in given if found.varies(name)]
     )
-    return Differing(columns, _message(rows, cells, logs, columns, alike, targets[0])) if columns else None
+    if not columns:
+        return None
+    message = _message(rows, cells, logs, columns, alike, targets[0])
+    return Differing(columns, message) if message else None
 
 
 class _Found:
@@ -214,23 +221,25 @@ def reduced(
     return frame[frame.index.isin(last.index[~last.duplicated(keep="last")])]
 
 
-def copies_between_groups(frame: pd.DataFrame, targets: Sequence[str]) -> list[str]:
-    """Which groups share rows that agree in every value that is used, a line for each set of groups."""
+def copies_between_groups(frame: pd.DataFrame, targets: Sequence[str]) -> str:
+    """Which groups share rows that agree in every value that is used, in a line; empty where none do."""
     if "group" not in frame.columns:
-        return []
+        return ""
     used = [name for name in (*ROLES, "seed", *targets) if name in frame.columns]
     kinds = pd.Series(_joint(frame, used), index=frame.index)
     groups = frame["group"].map(str)
     shared = groups.groupby(kinds).transform("nunique") > 1
-    found: dict[tuple[str, ...], list[str]] = {}
-    for _, rows in frame[shared].groupby(kinds[shared], sort=False):
-        among = tuple(dict.fromkeys(groups[rows.index]))
-        found.setdefault(among, []).append("=".join(rows["row"].map(str)))
-    return [
-        f"groups {' and '.join(among)} share {len(rows)} rows word for word (rows {some(tuple(rows))}): copies, which "
-        "say nothing of a difference; leave them out of all but one"
-        for among, rows in found.items()
-    ]
+    if not shared.any():
+        return ""
+    alike = frame["row"].map(str)[shared].groupby(kinds[shared], sort=False)
+    rows = some(tuple("=".join(each.iloc[:_MOST_GROUPS]) for _, each in islice(alike, 8)))
+    among = list(dict.fromkeys(groups[shared]))
+    who = _list(among[:_MOST_GROUPS]) + (", …" if len(among) > _MOST_GROUPS else "")
+    more = ", …" if alike.ngroups > 8 else ""
+    return (
+        f"groups {who} share {alike.ngroups} rows word for word (rows {rows}{more}): copies, which say nothing of a "
+        "difference; leave them out of all but one"
+    )
 
 
 def _message(
@@ -245,22 +254,29 @@ def _message(
     means = pd.Series(_means(logs, np.unique(np.stack([cells, settings]), axis=1, return_inverse=True)[1]))
     spread = np.expm1(means.groupby(cells).max() - means.groupby(cells).min())
     spread = 100 * spread[pd.Series(settings).groupby(cells).nunique() > 1]
-    shown = " and ".join(f"{name} ({_levels(rows[name])})" for name in columns)
+    shown = _list([f"{name} ({_levels(rows[name])})" for name in columns])
+    if not spread.max() > _NO_DIFFERENCE:
+        return ""
     low, high = f"{spread.min():.2g}%", f"{spread.max():.2g}%"
     ends = f", {low} to {high}" if low != high else ""
     seeded = "seed" in rows.columns and rows["seed"].map(str).groupby(cells).nunique().max() == 1
-    same = " and ".join(_SYMBOLS.get(name, name) for name in (*alike, *(["seed"] if seeded else [])))
+    same = [_SYMBOLS.get(name, name) for name in alike if name != "group"] + (["seed"] if seeded else [])
     return (
-        f"{len(rows)} rows alike in {same} differ in {shown}, and their {target} by "
+        f"{len(rows)} rows alike in {_list(same)} differ in {shown}, and their {target} by "
         f"{spread.median():.2g}% (median of {len(spread)} places{ends}): no repetitions, so no seed noise is read from "
         f"them; say --reduce min, or --where or --group {columns[0]}"
     )
 
 
 def _levels(values: "pd.Series[Any]") -> str:
-    texts = [f"{value:g}" if isinstance(value, int | float) else str(value)[:40] for value in values.tolist()]
-    levels = list(dict.fromkeys(texts))
-    return ", ".join(levels[:3]) + (f" and {len(levels) - 3} more" if len(levels) > 3 else "")
+    levels = values.drop_duplicates() if not _is_text(values) else values.map(str).drop_duplicates()
+    shown = [f"{value:g}" if isinstance(value, int | float) else str(value)[:40] for value in levels.sort_values()]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _list(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _words(name: object) -> set[str]:

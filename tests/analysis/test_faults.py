@@ -36,7 +36,7 @@ def assert_law(result, law, expected, x=None, rel=2e-3):
 def test_01_two_learning_rates_of_one_seed():
     table, options = "01_two_rates.csv", {"law": ("power-offset", "chinchilla"), "x": ("flops",)}
     (message,) = said(mixed := fitted(table, **options), "mixed-rows")
-    assert "N and seed differ in lr (0.001, 0.003), and their loss by 4%" in message
+    assert "alike in C, N and seed differ in lr (0.001, 0.003), and their loss by 4%" in message
     assert mixed.grids["loss"].noise is None
     assert_law(mixed, "power-offset", FRONTIER)  # the best of a budget is the best
     for chosen in ({"reduce": "min"}, {"reduce": "min", "by": ("lr",)}, {"where": ("lr == 0.001",)}):
@@ -50,7 +50,7 @@ def test_01_two_learning_rates_of_one_seed():
 def test_02_two_kinds_of_loss_in_one_column():
     options = {"law": ("power-offset", "chinchilla"), "x": ("flops",)}
     (message,) = said(fitted("02_two_losses.csv", **options), "mixed-rows")
-    assert "differ in kind (nats, bits), and their loss by 44%" in message
+    assert "differ in kind (bits, nats), and their loss by 44%" in message
     result = fitted("02_two_losses.csv", where=("kind == 'nats'",), **options)
     assert_law(result, "power-offset", FRONTIER)
     assert_law(result, "chinchilla", SURFACE)

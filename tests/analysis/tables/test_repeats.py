@@ -106,9 +106,7 @@ def test_how_much_values_differ_is_said():
     table["loss"] = np.where(table["lr"] == 1e-3, 3.0, np.where(table["flops"] > 5e20, 3.3, 3.06))
     differs = differing(table, ALIKE, ("loss",), ())
     assert differs is not None
-    assert "32 rows alike in N, C and D differ in lr (0.001, 0.003), and their loss by 2%" in (
-        differs.message.replace(" and C and D", ", C and D")
-    )
+    assert "32 rows alike in N, C and D differ in lr (0.001, 0.003), and their loss by 2%" in differs.message
     assert "2% to 10%" in differs.message
 
 
@@ -193,7 +191,7 @@ def test_rows_that_groups_share_are_copies():
     other = table.assign(family="b", loss=1.01 * table["loss"])
     other.loc[3:5, "loss"] = table.loc[3:5, "loss"]
     both = prepare(pd.concat([table, other]), FitOptions(group="family"))
-    (text,) = copies_between_groups(both.frame, both.targets)
+    text = copies_between_groups(both.frame, both.targets)
     assert "groups a and b share 3 rows word for word (rows 4=20, 5=21, 6=22)" in text
     assert not copies_between_groups(prepare(table, FitOptions(group="family")).frame, ("loss",))
 
