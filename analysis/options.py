@@ -40,8 +40,12 @@ class FitOptions:
     """Conditions that rows must meet, such as `loss < 5` (`tables.conditions` has the language)."""
     drop_highest: int = 0
     """Leaves out so many rows with the highest loss."""
+    reduce: str = ""
+    """What to take of rows alike in N, C, D and seed that differ in other columns: min, mean, median or last."""
+    by: tuple[str, ...] = ()
+    """Columns over which `reduce` takes it; those in which such rows differ, when empty."""
     tokens_from_flops: float | None = None
-    """Sets D = C / (k·N) with this k (6 for the usual count); never done unasked."""
+    """C = k·N·D with this k (6 for the usual count) gives the third of N, D and C; never done unasked."""
     checkpoints: bool = False
     """Rows are checkpoints of runs (several rows a run id): the frontier runs over curves, the bootstrap over runs."""
     law: tuple[str, ...] = ()

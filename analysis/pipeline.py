@@ -1,5 +1,6 @@
 """From a table of runs to laws: one pure function."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -7,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.checks.compare import Comparison, Side, compare
+from analysis.checks.compare import INPUTS, Comparison, Side, compare
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
+from analysis.checks.questions import questions
 from analysis.checks.requests import check_offset, check_options, parse_point, points_by_role
 from analysis.checks.warnings import (
     LawWarning,
@@ -34,9 +36,11 @@ from analysis.grids.rows import PlannedFit, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.results import FitEntry, LawsResult, PredictionAt
+from analysis.tables.cells import mixed_rows, with_rows_reduced
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
-from analysis.tables.roles import some
+from analysis.tables.repeats import best_rows
+from analysis.tables.roles import ROLES, some
 from analysis.tables.table import RunsTable, prepare
 
 _MOST_GROUPS_PAIRED = 4
@@ -52,7 +56,7 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
     """
     options = options or FitOptions()
     check_options(options)
-    table = prepare(runs, options)
+    table = _prepared(runs, options)
     options = points_by_role(table, options)
     check_offset(table, options)
     if options.holdout_where:
@@ -67,7 +71,23 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
         reasons = [warning.message for warning in result.warnings if warning.code == "law-skipped"]
         raise TableError("no law could be fitted: " + "; ".join(dict.fromkeys(reasons)))
     effect = _exclusion_effect(runs, options, result)
-    return replace(result, exclusion_effect=effect, guidance=guidance_curves(table))
+    warnings = _with_questions(table, options, result.warnings)
+    return replace(result, warnings=warnings, exclusion_effect=effect, guidance=guidance_curves(table))
+
+
+def _prepared(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
+    table = prepare(runs, options)
+    if not options.reduce:
+        return table
+    rows = with_budgets(table, options.checkpoints)
+    return with_rows_reduced(table, table.frame if rows is None else rows, options)
+
+
+def _with_questions(table: RunsTable, options: FitOptions, warnings: tuple[LawWarning, ...]) -> tuple[LawWarning, ...]:
+    """Questions about the table, then the warnings; logarithms explain why units are unlikely."""
+    asked = [LawWarning(code, text) for code, text in questions(table, options)]
+    logarithms = any(each.code == "logarithms" for each in asked)
+    return (*asked, *(each for each in warnings if not (logarithms and each.code == "unlikely-units")))
 
 
 def _groups(table: RunsTable) -> dict[str, RunsTable]:
@@ -114,22 +134,32 @@ def _comparisons(
     found, refused = [], []
     for target in table.targets:
         for a, b in combinations(names, 2):
-            sides = [_side(parts[name], name, target) for name in (a, b)]
-            if sides[0] is None or sides[1] is None:
-                continue
             try:
-                found.append(compare(target, sides[0], sides[1]))
+                found.append(_compared(parts[a], parts[b], a, b, target, options))
             except FitRefused as refusal:
-                refused.append(LawWarning("law-skipped", f"comparison of {a} and {b}: {refusal}"))
+                refused.append(LawWarning("law-skipped", f"comparison of {a} and {b} by {target}: {refusal}"))
     return found, refused
 
 
-def _side(part: LawsResult, name: str, target: str) -> Side | None:
-    entry = part.find("power", target, "flops")
+def _compared(first: LawsResult, second: LawsResult, a: str, b: str, target: str, options: FitOptions) -> Comparison:
+    """Two groups along compute, else along what both have a power law against.
+
+    Raises:
+        FitRefused: there is no such law, or one doesn't fall.
+    """
+    for x in dict.fromkeys((*INPUTS, *options.x)):
+        sides = _side(first, a, target, x), _side(second, b, target, x)
+        if sides[0] is not None and sides[1] is not None:
+            return compare(target, sides[0], sides[1], x)
+    raise FitRefused("no power law of the same input was fitted to both (--law power)")
+
+
+def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
+    entry = part.find("power", target, x)
     if entry is None:
         return None
-    flops, values = (entry.rows[each].to_numpy(dtype=float) for each in ("flops", target))
-    bent = part.find("power-offset", target, "flops")
+    flops, values = (entry.rows[each].to_numpy(dtype=float) for each in (x, target))
+    bent = part.find("power-offset", target, x)
     with_offset = (bent.fitted, bent.uncertainty) if bent is not None else None
     return Side(name, flops, values, entry.fitted, entry.uncertainty, with_offset)
 
@@ -137,6 +167,8 @@ def _side(part: LawsResult, name: str, target: str) -> Side | None:
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
     warnings = table_warnings(table, frame, options.checkpoints)
+    mixed = mixed_rows(table, table.frame if frame is None else frame, options)
+    warnings += [LawWarning("mixed-rows", mixed.message)] if mixed else []
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
     forecasts: dict[str, Forecast] = {}
@@ -146,7 +178,8 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             warnings.append(LawWarning("law-skipped", f"{target}: no row has a value"))
             continue
         if frame is not None:
-            grids[target] = build_grid(frame, target, table.targets, options.seed)
+            best = best_rows(frame, ["budget", "params"], mixed.columns, target) if mixed else frame
+            grids[target] = build_grid(best, target, table.targets, options.seed)
             forecasts[target] = forecast(grids[target])
             warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
@@ -212,7 +245,7 @@ def _entry(
         raise FitRefused(f"{law}: the target does not fall with x over these rows")
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
-    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows))
+    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))
     uncertainty = from_draws(fitted, draws)
     warnings = fit_warnings(name, fitted, uncertainty, rows, columns, values)
     refits = Refits(fitted, rows, columns, target)
@@ -271,11 +304,11 @@ def _without_companions(fits: list[FitEntry]) -> list[FitEntry]:
     ]
 
 
-def _repeats(rows: pd.DataFrame) -> NDArray[np.int64] | None:
+def _repeats(rows: pd.DataFrame, inputs: Sequence[str]) -> NDArray[np.int64] | None:
     """A label a row, the same for rows alike in all but the seed; None where no seed is said."""
     if "seed" not in rows.columns:
         return None
-    alike = [name for name in ("params", "tokens", "flops", "budget") if name in rows.columns]
+    alike = [*inputs, *(name for name in ROLES if name in rows.columns and name not in inputs)]
     return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
 
 
@@ -348,7 +381,7 @@ def _exclusion_effect(runs: pd.DataFrame, options: FitOptions, result: LawsResul
         return ""
     entry = next((each for each in result.fits if len(each.inputs) > 1), result.fits[0])
     try:
-        table = prepare(runs, replace(options, where=(), drop_highest=0))
+        table = _prepared(runs, replace(options, where=(), drop_highest=0))
         rows, _ = rows_for(entry.x, entry.fitted.law.name, entry.target, table, None, options)
         inputs = tuple(rows[each].to_numpy(dtype=float) for each in entry.inputs)
         values = rows[entry.target].to_numpy(dtype=float)

@@ -1,4 +1,7 @@
-"""Two groups of runs side by side: exponents, loss at matched compute, and how much more compute one needs."""
+"""Two groups of runs side by side: exponents, loss at matched compute, and how much more compute one needs.
+
+Groups without compute are compared along parameters or tokens in the same way.
+"""
 
 from dataclasses import dataclass
 
@@ -13,11 +16,16 @@ from analysis.fitting.lines import line_through
 
 _SAME_COMPUTE = 0.05
 _ENOUGH = 4
+INPUTS = {"flops": "compute", "params": "parameters", "tokens": "tokens"}
+"""What groups are compared along, the first that both have."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One group: its frontier (compute and target), the power law fitted to it, and the law with an offset if any."""
+    """One group: its frontier (compute and target), the power law fitted to it, and the law with an offset if any.
+
+    Where the table has no compute, `flops` holds parameters or tokens.
+    """
 
     name: str
     flops: Array
@@ -50,6 +58,7 @@ class Comparison:
             curve (with its offset where it has one); otherwise from the two power laws.
         compute_ratio_ci95: its interval.
         at_flops: where the compute ratio is taken: the largest compute that both have seen.
+        along: the input compared along, whose values all of this means by compute: flops, params or tokens.
     """
 
     target: str
@@ -63,9 +72,10 @@ class Comparison:
     compute_ratio: float
     compute_ratio_ci95: tuple[float, float]
     at_flops: float
+    along: str = "flops"
 
 
-def compare(target: str, a: Side, b: Side) -> Comparison:
+def compare(target: str, a: Side, b: Side, along: str = "flops") -> Comparison:
     """Compares two groups' frontiers.
 
     Raises:
@@ -74,7 +84,7 @@ def compare(target: str, a: Side, b: Side) -> Comparison:
     alphas = [_alphas(side) for side in (a, b)]
     for side, alpha_S in zip((a, b), alphas, strict=True):
         if alpha_S[0] <= 0:
-            raise FitRefused(f"{side.name}: {target} does not fall with compute")
+            raise FitRefused(f"{side.name}: {target} does not fall with {INPUTS.get(along, along)}")
     degrees = min(a.uncertainty.degrees_of_freedom, b.uncertainty.degrees_of_freedom)
     difference_S = _paired(alphas[0], alphas[1])
     matched = _matched(a, b)
@@ -98,6 +108,7 @@ def compare(target: str, a: Side, b: Side) -> Comparison:
         compute_ratio=float(np.exp(compute[0])),
         compute_ratio_ci95=(float(np.exp(compute[0] - compute[1])), float(np.exp(compute[0] + compute[1]))),
         at_flops=float(place),
+        along=along,
     )
 
 

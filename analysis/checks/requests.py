@@ -7,6 +7,7 @@ from analysis.errors import TableError
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import OBJECTIVES
 from analysis.options import FitOptions
+from analysis.tables.repeats import REDUCTIONS
 from analysis.tables.roles import ROLES, column
 from analysis.tables.table import RunsTable
 
@@ -30,6 +31,10 @@ def check_options(options: FitOptions) -> None:
         raise TableError(f"--compare {options.compare[0]} needs --group COLUMN, which names the groups")
     if options.objective not in OBJECTIVES:
         raise TableError(f"unknown objective {options.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
+    if options.reduce and options.reduce not in REDUCTIONS:
+        raise TableError(f"unknown --reduce {options.reduce!r}; it takes {', '.join(REDUCTIONS)}")
+    if options.by and not options.reduce:
+        raise TableError(f"--by {options.by[0]} needs --reduce min, mean, median or last")
     if not DELTAS[0] <= options.delta <= DELTAS[1]:
         raise TableError(f"--delta must lie between {DELTAS[0]:g} and {DELTAS[1]:g}, not at {options.delta:g}")
     if options.drop_highest < 0:

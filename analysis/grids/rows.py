@@ -9,6 +9,7 @@ from analysis.grids.frontier import curve_envelope, fullest_budget
 from analysis.grids.grid import TargetGrid
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
+from analysis.tables.checkpoints import last_rows
 from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
 from analysis.tables.table import RunsTable
 
@@ -89,4 +90,6 @@ def rows_for(
         return grid.cells[grid.cells[[target, x]].notna().all(axis="columns")], ("every cell, seeds averaged",)
     if x not in frame.columns:
         return frame.iloc[:0], ()
+    if options.checkpoints and (frame.groupby("run_id")[x].nunique() < 2).all():
+        return last_rows(frame[frame[x].notna()]), ("the last row of each run",)
     return frame[frame[x].notna()], ()

@@ -145,13 +145,13 @@ def isoflop(result: LawsResult, grid: TargetGrid, target: str, name: str) -> Dra
 
 def groups(result: LawsResult) -> Drawing:
     """Frontiers of the groups with their power laws."""
-    target = result.comparisons[0].target
-    entries = [e for e in result.fits if (e.fitted.law.name, e.target, e.x) == ("power", target, "flops")]
+    target, x = result.comparisons[0].target, result.comparisons[0].along
+    entries = [e for e in result.fits if (e.fitted.law.name, e.target, e.x) == ("power", target, x)]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
-            values = entry.rows["flops"].to_numpy(dtype=float)
+            values = entry.rows[x].to_numpy(dtype=float)
             name = plain(entry.group)
             axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.falls else name)
             if entry.falls:
@@ -159,7 +159,7 @@ def groups(result: LawsResult) -> Drawing:
                 axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{name}: {_formula(entry)}")
         log_axis(axes, "x")
         value_axis(axes, pd.concat([entry.rows[target] for entry in entries]))
-        axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
+        axes.set(xlabel=label(result.table, x), ylabel=label(result.table, target))
         legend_below(figure, axes, columns=2)
 
     return render(

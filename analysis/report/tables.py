@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from analysis.checks.compare import Comparison
+from analysis.checks.compare import INPUTS, Comparison
 from analysis.checks.forecast import LargestBudgetCheck
 from analysis.checks.holdout import Heldout
 from analysis.grids.allocation import Allocation
@@ -258,10 +258,12 @@ def comparison_sentence(each: Comparison) -> str:
     ]
     if each.loss_ratio is not None:
         shown = f" {interval(each.loss_ratio_ci95)}" if each.loss_ratio_ci95 else ""
-        parts.append(f"value × {number(each.loss_ratio)}{shown} at {each.matched_budgets} matched budgets")
+        places = "budgets" if each.along == "flops" else "places"
+        parts.append(f"value × {number(each.loss_ratio)}{shown} at {each.matched_budgets} matched {places}")
+    what, unit = INPUTS.get(each.along, each.along), NOUNS.get(each.along, each.along)
     parts.append(
-        f"{each.a} needs × {number(each.compute_ratio)} {interval(each.compute_ratio_ci95)} the compute to match "
-        f"{each.b} at {number(each.at_flops)} FLOPs"
+        f"{each.a} needs × {number(each.compute_ratio)} {interval(each.compute_ratio_ci95)} the {what} to match "
+        f"{each.b} at {number(each.at_flops)} {unit}"
     )
     return "; ".join(parts) + "."
 

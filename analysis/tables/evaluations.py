@@ -80,7 +80,7 @@ def runs(frame: pd.DataFrame, targets: Sequence[str]) -> "pd.Series[int]":
     evaluated. Rows that don't are copies, or runs of their own.
     """
     alike = [name for name in (*ROLES, *LABELS, *targets) if name in frame.columns and not _of_images(name)]
-    keys = frame[alike].assign(settings=_texts(frame, _settings(frame)))
+    keys = frame[alike].assign(settings=_texts(frame, setting_columns(frame)))
     keys["copy"] = keys.groupby(list(keys.columns), dropna=False).cumcount()
     numbers: pd.Series[int] = keys.groupby([*alike, "copy"], dropna=False, sort=False).ngroup()
     return numbers
@@ -150,7 +150,7 @@ def kept_apart(frame: pd.DataFrame, targets: Sequence[str], loss: str = "") -> A
 def _described(frame: pd.DataFrame, target: str) -> dict[str, str]:
     rows = frame[frame[target].notna()]
     floor = measured_floor(frame, target)
-    described = {name: some(tuple(_texts(rows, [name]).unique())) for name in _settings(frame)}
+    described = {name: some(tuple(_texts(rows, [name]).unique())) for name in setting_columns(frame)}
     return described | ({} if floor is None else {f"{target}_floor": f"{floor:.6g}"})
 
 
@@ -233,8 +233,8 @@ def _of_images(target: str) -> bool:
     return is_evaluation(target) or plain_name(target).startswith(_OTHER_NAMES)
 
 
-def _settings(frame: pd.DataFrame) -> list[str]:
-    """Columns that say how images were drawn and measured."""
+def setting_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that say how images were drawn and measured."""
     return _named(frame, (*_EVALUATORS, *_GUIDANCES))
 
 

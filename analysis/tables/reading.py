@@ -6,6 +6,7 @@ a decimal comma, comment lines, columns that only some of the files have.
 
 import bz2
 import csv
+import glob
 import gzip
 import io
 import json
@@ -20,10 +21,15 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.tables.drawn import as_csv, first_block, without_rulers
+from analysis.tables.roles import free_name
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MOST_COLUMNS = 10_000
 _SEPARATORS = (",", ";", "\t", "|")
+_POINT = re.compile(r"(?:^|;)\s*[+-]?\d+\.\d+(?:[eE][+-]?\d+)?\s*(?:;|$)", re.MULTILINE)
+"""A number with a decimal point between semicolons."""
+_TEXTS = (".csv", ".tsv", ".txt", ".dat", ".md")
 _KINDS = ".csv, .tsv, .parquet, .jsonl or .json (text also as .gz, .bz2 or .xz)"
 # what parsers of text, JSON, Parquet and packed files were seen to raise for broken or hostile ones
 _UNREADABLE = (
@@ -33,32 +39,59 @@ _UNREADABLE = (
 
 
 def read_runs(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """Reads CSV, TSV, Parquet, JSON-lines or JSON files into one table; `row` names each row's file and place.
+    """Reads CSV, TSV, Markdown, Parquet, JSON-lines or JSON files into one table.
 
-    A column of the files' own that is called `row` becomes `source row`.
+    `row` names each row's file and place, and of several files `file` each row's file. Columns of the files' own that
+    are called so become `source row` and `source file`.
+
+    Args:
+        paths: files, or patterns such as `runs/*.csv`.
 
     Raises:
         TableError: a file is missing, empty, or of a kind that can't be read.
     """
     if not paths:
         raise TableError("no file with runs was given")
+    files = [file for path in paths for file in _matching(path)]
+    files = list(dict.fromkeys(files))
+    several = len(files) > 1 or files != list(map(Path, paths))
     frames, notes = [], []
-    for path in map(Path, paths):
+    labels = _labels(files)
+    for path, label in zip(files, labels, strict=True):
         frame, guessed = _read_one(path)
-        prefix = f"{path.name}:" if len(paths) > 1 else ""
-        frame = frame.rename(columns={"row": "source row"})
-        frame["row"] = [f"{prefix}{number}" for number in range(1, len(frame) + 1)]
-        frames.append(frame)
-        notes += [f"{path.name}: {note}" for note in guessed]
+        frame = frame.rename(columns={name: free_name(frame, name) for name in ("row", "file")[: 1 + several]})
+        frame["row"] = [f"{label}:{number}" if several else str(number) for number in range(1, len(frame) + 1)]
+        frames.append(frame.assign(file=label) if several else frame)
+        notes += [f"{label}: {note}" for note in guessed]
     every = dict.fromkeys(name for frame in frames for name in frame.columns)
-    for path, frame in zip(map(Path, paths), frames, strict=True):
+    for label, frame in zip(labels, frames, strict=True):
         missing = [name for name in every if name not in frame.columns]
         if missing:
-            notes.append(f"{path.name} has no column {', '.join(map(repr, missing))}")
+            notes.append(f"{label} has no column {', '.join(map(repr, missing))}")
     table = pd.concat(frames, ignore_index=True)
-    table.attrs["sources"] = tuple(Path(path).name for path in paths)
+    table.attrs["sources"] = tuple(labels)
     table.attrs["notes"] = tuple(notes)
     return table
+
+
+def _matching(path: str | Path) -> list[Path]:
+    """The file itself, or those that a shell's pattern stands for."""
+    if Path(path).exists() or not glob.has_magic(str(path)):
+        return [Path(path)]
+    every = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  # absolute patterns, too
+    found = [Path(each) for each in every if Path(each).is_file()]
+    if not found:
+        raise TableError(f"{path}: no file matches")
+    return found
+
+
+def _labels(files: Sequence[Path]) -> list[str]:
+    """The files' names, with the folders that tell files of one name apart."""
+    for parts in range(1, max(len(path.parts) for path in files) + 1):
+        labels = ["/".join(path.parts[-parts:]) for path in files]
+        if len(set(labels)) == len(files):
+            return labels
+    return [str(path) for path in files]
 
 
 def _read_one(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -78,8 +111,10 @@ def _read_one(path: Path) -> tuple[pd.DataFrame, list[str]]:
         elif kind == ".json":
             content = json.loads(_text(path, packed, notes))
             frame = _records(content) if isinstance(content, list) else pd.DataFrame(content)
-        elif kind in (".csv", ".tsv", ".txt"):
-            frame = _separated(_text(path, packed, notes), "\t" if kind == ".tsv" else None, notes)
+        elif kind in _TEXTS:
+            text = _text(path, packed, notes)
+            text = first_block(text) if kind == ".md" else text
+            frame = _separated(text, "\t" if kind == ".tsv" else None, notes)
         else:
             raise TableError(f"{path}: unknown kind of table {''.join(path.suffixes[-2:])!r}; {_KINDS}")
     except TableError as error:
@@ -126,9 +161,16 @@ def _separated(text: str, separator: str | None, notes: list[str]) -> pd.DataFra
     if len(kept) < len(lines):
         notes.append(f"{len(lines) - len(kept)} lines that start with # were skipped")
         text = "".join(kept)
-    header_line = next((line for line in kept if line.strip()), "")
+    filled = without_rulers(kept)
+    if len(filled) < sum(1 for line in kept if line.strip()):
+        text = "".join(filled)
+    if separator is None and (drawn := as_csv(filled, _SEPARATORS)) is not None:
+        text, note = drawn
+        notes.append(note)
+        separator = ","
+    header_line = next(iter(filled), "")
     separator = separator or _separator(header_line)
-    decimal = "," if separator == ";" else "."
+    decimal = "," if separator == ";" and not _POINT.search(text) else "."
     if decimal == ",":
         notes.append("columns are separated by ';', so that a comma is read as a decimal comma")
     _check_header(text, separator)

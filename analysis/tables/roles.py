@@ -3,6 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,11 +32,22 @@ UNUSED_UNLESS_ASKED = {
     "status": "--where \"status == '…'\"",
     "variant": "--where \"variant == '…'\"",
 }
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(?=\D*$)")
+_WITH_SUFFIX = re.compile(
+    r"[~≈]?\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+    r"(?:(?P<suffix>thousand|million|billion|trillion|[kmbt]n?|[gpz])s?)?"
+    r"\s*(?:flops?|param(?:eter)?s?|tokens|images|nats|bits)?",
+    re.IGNORECASE,
+)
+_POWER_OF_TEN = re.compile(r"(?:(?P<number>\d+\.?\d*)\s*[x×·*]\s*)?10\s*(?:\^|\*\*)\s*\{?(?P<power>[+-]?\d{1,3})\}?")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "z": 1e21}
+_LONGEST_NUMBER = 40
+_MISSING = ("", "-", "--", "---", "–", "—", "−", "?", "NA", "N/A", "n/a", "na", "NaN", "nan", "None", "none", "null")
 
 
 @dataclass(frozen=True)
-class Mapping:
+class RoleMapping:
     """Which source column plays each role, what is fitted, and in which units.
 
     Attributes:
@@ -55,7 +67,7 @@ class Mapping:
     own: tuple[str, ...] = ()
 
 
-def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
+def map_columns(frame: pd.DataFrame, options: FitOptions) -> RoleMapping:
     """Gives roles to columns.
 
     Raises:
@@ -71,6 +83,7 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
         "group": options.group,
         "seed": options.seed_column,
     }
+    fitted = (*options.target, *([options.loss] if options.loss else ()))
     columns: dict[str, str] = {}
     notes: list[str] = []
     for role, name in given.items():
@@ -78,10 +91,10 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
             columns[role] = column(frame, name)
         elif is_sweep and SWEEP_COLUMNS.get(role) in frame.columns:
             columns[role] = SWEEP_COLUMNS[role]
-        elif role in FOUND_BY_NAME and role in frame.columns:
+        elif role in FOUND_BY_NAME and role in frame.columns and role not in {*given.values(), *fitted}:
             columns[role] = role
             notes.append(f"column {role!r} is taken for {NOUNS.get(role, role)} by its name")
-    if options.tokens is None and options.tokens_from_flops is not None:
+    if options.tokens is None and options.tokens_from_flops is not None and {"params", "flops"} <= set(columns):
         columns.pop("tokens", None)
     if "budget" in columns and "flops" not in columns:
         columns["flops"] = columns["budget"]
@@ -90,6 +103,8 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
     for name in options.x:
         if name not in ROLES:
             column(frame, name)
+        if name in LABELS:
+            raise TableError(f"--x {name}: the name means something else here; rename the column")
     if not any(role in columns for role in ("params", "flops", "tokens")) and not options.x:
         raise TableError("name at least one column to fit against, by --params, --flops or --tokens")
     units = parse_units(options.units)
@@ -99,13 +114,12 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
         if name not in NOUNS:
             column(frame, name)
     for name in targets:
-        if name in (*ROLES, *LABELS) and columns.get(name) != name:
-            raise TableError(f"the target {name!r} has the name of something else here; rename the column")
-        inputs = [role for role, source in columns.items() if source == name] + [x for x in options.x if x == name]
+        inputs = [role for role, source in columns.items() if source == name and role in (*ROLES, name)]
+        inputs += [x for x in options.x if x == name]
         if inputs:
             raise TableError(f"--target {name}: no law can be fitted to what it is fitted against ({inputs[0]})")
     own = [] if is_sweep else _own(frame, columns, targets, options)
-    return Mapping(columns, tuple(targets), units, is_sweep, tuple(notes), tuple(own))
+    return RoleMapping(columns, tuple(targets), units, is_sweep, tuple(notes), tuple(own))
 
 
 def column(frame: pd.DataFrame, name: str) -> str:
@@ -124,6 +138,13 @@ def column(frame: pd.DataFrame, name: str) -> str:
     raise TableError(f"the table has no column {name!r}; {hint}")
 
 
+def free_name(frame: pd.DataFrame, name: str) -> str:
+    """What a table's own column is called here whose name means something else."""
+    while name in frame.columns:
+        name = f"source {name}"
+    return name
+
+
 def plain_name(name: str) -> str:
     """A column's name as others spell it too: `CFG scale` and `cfg-scale` are cfg_scale."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
@@ -134,11 +155,16 @@ def some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def numbers(frame: pd.DataFrame, name: str) -> "pd.Series[float]":
-    """A column as numbers; blank text is a missing value.
+def numbers(frame: pd.DataFrame, name: str, counts: bool = False) -> "pd.Series[float]":
+    """A column as numbers; blank text, dashes and NA are missing values.
 
     Commas are thousands separators where that is certain: every comma is followed by three digits, and some number
-    has two of them.
+    has two of them or the column holds counts. Suffixes (`125m`, `6.7 B`, `300k`) are read where most values have one.
+
+    Args:
+        frame: rows with their `row`.
+        name: the column.
+        counts: whether it holds parameters, FLOPs or tokens, which have no decimal commas of three digits.
 
     Raises:
         TableError: naming the rows whose value is no number.
@@ -153,8 +179,9 @@ def numbers(frame: pd.DataFrame, name: str) -> "pd.Series[float]":
     blank = source.isna()
     if not pd.api.types.is_numeric_dtype(source):
         texts = source.map(lambda value: value.strip() if isinstance(value, str) else value).astype(object)
-        blank = texts.isna() | (texts == "")
-        source = _without_thousands(texts.mask(blank, None))
+        missing = texts.map(lambda value: isinstance(value, str) and value in _MISSING).astype(bool)
+        blank = texts.isna() | (missing if not missing.all() else texts == "")
+        source = _with_suffixes(_without_thousands(texts.mask(blank, None), counts))
         source = source.map(lambda value: None if isinstance(value, bool | list | dict | complex) else value)
     values = pd.to_numeric(source, errors="coerce").astype("float64")
     values = pd.Series(values.to_numpy(dtype=np.float64, na_value=np.nan), index=frame.index)
@@ -201,14 +228,35 @@ def _own(frame: pd.DataFrame, columns: dict[str, str], targets: list[str], optio
     ]
 
 
-def _without_thousands(texts: "pd.Series[str]") -> "pd.Series[str]":
+def _without_thousands(texts: "pd.Series[str]", counts: bool) -> "pd.Series[str]":
     with_comma = texts[texts.map(lambda value: isinstance(value, str) and "," in value).astype(bool)]
-    certain = len(with_comma) and with_comma.map(lambda value: _THOUSANDS.fullmatch(value) is not None).all()
-    if not certain or not with_comma.str.count(",").gt(1).any():
+    certain = len(with_comma) and with_comma.map(lambda value: _THOUSANDS.match(value) is not None).all()
+    if not certain or not (counts or with_comma.str.count(",").gt(1).any()):
         return texts
     return texts.map(lambda value: value.replace(",", "") if isinstance(value, str) else value)
 
 
+def _with_suffixes(texts: "pd.Series[str]") -> "pd.Series[Any]":
+    """Numbers such as 1.3B or 10^21 as such, where at least half of the column's texts have such forms."""
+    known = texts.dropna()
+    read = known.map(_scaled)
+    return texts if 2 * read.notna().sum() < len(known) else texts.mask(texts.index.isin(read.dropna().index), read)
+
+
+def _scaled(value: object) -> float | None:
+    """A text such as `6.7 b` or `3x10^21` as a number."""
+    if not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
+        return None
+    if value[-1:].isalpha() and (found := _WITH_SUFFIX.fullmatch(value)):
+        return float(found["number"]) * (_SUFFIXES[found["suffix"][0].lower()] if found["suffix"] else 1.0)
+    value = re.sub("10(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])", "10^", value).translate(_RAISED)
+    if found := _POWER_OF_TEN.fullmatch(value):
+        return float(f"{found['number'] or 1}e{found['power']}")
+    return None
+
+
 def _hint(frame: pd.DataFrame, bad: "pd.Series[bool]", name: str) -> str:
-    first = str(frame.loc[bad.to_numpy(), name].iloc[0])
+    first = str(frame.loc[bad.to_numpy(), name].iloc[0]).strip()
+    if _scaled(first) is not None:
+        return "; give all of the column's numbers a suffix such as 125m or 1.3B, or none"
     return "; write decimals with a point and thousands without separators" if re.search(r"\d,\d", first) else ""

@@ -18,7 +18,17 @@ from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, runs
-from analysis.tables.roles import LABELS, ROLES, map_columns, numbers, plain_name, rows_text, some
+from analysis.tables.roles import (
+    LABELS,
+    ROLES,
+    SWEEP_COLUMNS,
+    free_name,
+    map_columns,
+    numbers,
+    plain_name,
+    rows_text,
+    some,
+)
 from analysis.tables.units import Unit
 
 BASE_VARIANTS = ("", "base", "default", "none")
@@ -85,6 +95,11 @@ class RunsTable:
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     measured: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    @property
+    def is_sweep(self) -> bool:
+        """Whether compute is that of a sweep of varscale, whose columns are known."""
+        return self.columns.get("flops") == SWEEP_COLUMNS["flops"]
+
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""
         return all(role in self.frame.columns for role in roles)
@@ -111,25 +126,30 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     log = _Log()
     source = given.set_axis(names, axis="columns").reset_index(drop=True)
     if "row" not in source.columns or not source["row"].is_unique or source["row"].isna().any():
-        source = source.rename(columns={"row": "source row"})
+        source = source.rename(columns={"row": free_name(source, "row")})
         source["row"] = [str(number) for number in range(1, len(source) + 1)]
     mapping = map_columns(source, options)
     ids = source[mapping.columns["run_id"]] if "run_id" in mapping.columns else source["row"]
     log.notes += [*given.attrs.get("notes", ()), *mapping.notes]
     if mapping.is_sweep:
         source = _leave_out_unfinished(source, log)
+    columns, others = mapping.columns, [name for name in options.x if name not in ROLES]
+    source = _with_numbers(source, columns, (*mapping.targets, *others), log)
     for condition in options.where:
         source = _where(source, condition, log)
     _need_rows(source, log)
-    columns, targets = mapping.columns, mapping.targets
-    others = [name for name in options.x if name not in ROLES]
-    wanted = (*targets, *others, *companions(source, targets))
-    frame = _with_roles(source, columns, wanted, mapping.units)
+    wanted = (*mapping.targets, *others, *companions(source, mapping.targets))
+    frame, shadowed = _with_roles(source, columns, wanted, mapping.units)
+    targets = tuple(shadowed.get(name, name) for name in mapping.targets)
+    renamed = [f"the target {name!r} is called {shadowed[name]!r} here" for name in mapping.targets if name in shadowed]
+    log.notes += renamed
     roles = [role for role in columns if role in ROLES]
-    frame = _leave_out_missing(frame, [*roles, *(["group"] if "group" in columns else [])], targets, log)
+    labels = [name for name in ("group", *(["run_id"] if options.checkpoints else [])) if name in columns]
+    frame = _leave_out_missing(frame, [*roles, *labels], targets, log)
     _need_rows(frame, log)
     _check_positive(frame, [*roles, *targets, *others], columns)
-    frame = _derive(frame, columns, options, log)
+    frame = _derive(frame, options, log)
+    _check_positive(frame, [role for role in ROLES[:3] if role in frame.columns], columns)
     if options.drop_highest:
         frame = _drop_highest(frame, targets, options.drop_highest, log)
     measured = frame.reset_index(drop=True)
@@ -177,8 +197,8 @@ def mixtures(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def hash_rows(frame: pd.DataFrame) -> str:
     """SHA-256 of a frame's column names and values, independent of the file format they came from."""
     digest = hashlib.sha256(json.dumps(list(map(str, frame.columns))).encode())
-    for column in frame.columns:
-        values = frame[column]
+    for name in frame.columns:
+        values = frame[name]
         if pd.api.types.is_numeric_dtype(values):
             digest.update(values.to_numpy(dtype=np.float64).tobytes())
         else:
@@ -188,18 +208,58 @@ def hash_rows(frame: pd.DataFrame) -> str:
 
 def _with_roles(
     source: pd.DataFrame, columns: Mapping[str, str], measured: Iterable[str], units: Mapping[str, Unit]
-) -> pd.DataFrame:
-    """The source with its roles as columns, all taken from the source before any is set: names may be swapped."""
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The source with its roles as columns, and what its own columns of these names are called now.
+
+    All are taken from the source before any is set: names may be swapped.
+    """
+    names = [role for role in (*ROLES, *LABELS) if role in source.columns and columns.get(role) != role]
+    shadowed = {role: free_name(source, role) for role in names}
     taken: dict[str, Any] = {}
     for role, name in columns.items():
         if role in ROLES:
-            taken[role] = numbers(source, name) * (units[role].factor if role in units else 1.0)
+            values = numbers(source, name, counts=True)
+            taken[role] = units[role].values(values) if role in units else values
         else:
-            taken[role] = source[name].astype(object)
+            taken[role] = _labels(source[name])
     for name in measured:
-        taken.setdefault(name, numbers(source, name))
-    shadowed = {role: f"source {role}" for role in (*ROLES, *LABELS) if role not in columns or columns[role] != role}
-    return source.rename(columns=shadowed).assign(**taken)
+        taken.setdefault(shadowed.get(name, name), numbers(source, name))
+    return source.rename(columns=shadowed).assign(**taken), shadowed
+
+
+def _labels(values: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Names of runs, groups or seeds; texts where they are of several kinds, or of one that can't be a label."""
+    kinds = set(values.dropna().map(type))
+    if len(kinds) > 1 or kinds & {list, dict, set}:
+        return values.map(str).where(values.notna(), None).astype(object)
+    return values.astype(object)
+
+
+def _with_numbers(source: pd.DataFrame, columns: Mapping[str, str], measured: Iterable[str], log: _Log) -> pd.DataFrame:
+    """The source with texts such as 1.3B as numbers, before conditions are met; what is no number may be left out."""
+    labels = {columns[name] for name in LABELS if name in columns}
+    counts = {columns[role] for role in ROLES if role in columns}
+    read: dict[str, Any] = {}
+    for name in dict.fromkeys((*columns.values(), *measured)):
+        if name in labels or pd.api.types.is_numeric_dtype(source[name]):
+            continue
+        try:
+            read[name] = numbers(source, name, counts=name in counts)
+        except TableError:
+            continue
+        written = zip(source[name], read[name], strict=True)
+        if first := next((each for each in written if isinstance(each[0], str) and _unusual(each[0])), None):
+            log.notes.append(f"column {name!r}: numbers are read from texts, such as {first[1]:g} from {first[0]!r}")
+    return source.assign(**read)
+
+
+def _unusual(text: str) -> bool:
+    """Whether a text is read as a number that isn't simply one."""
+    try:
+        float(text)
+    except ValueError:
+        return any(sign.isdigit() for sign in text)
+    return False
 
 
 def _leave_out_unfinished(frame: pd.DataFrame, log: _Log) -> pd.DataFrame:
@@ -261,19 +321,24 @@ def _check_positive(frame: pd.DataFrame, names: Sequence[str], columns: dict[str
             raise TableError(f"column {source!r}: values must be positive and finite; not so in {where}")
 
 
-def _derive(frame: pd.DataFrame, columns: dict[str, str], options: FitOptions, log: _Log) -> pd.DataFrame:
+def _derive(frame: pd.DataFrame, options: FitOptions, log: _Log) -> pd.DataFrame:
+    """The third of N, D and C from the other two, where C = k·N·D was declared."""
     factor = options.tokens_from_flops
     if factor is None:
         return frame
-    if "params" not in columns or ("flops" not in columns and "tokens" not in columns):
-        raise TableError("--tokens-from-flops needs the columns of parameters and of FLOPs")
-    frame = frame.copy()
-    if "tokens" not in columns:
-        frame["tokens"] = frame["flops"] / (factor * frame["params"])
-        log.notes.append(f"tokens are D = C / ({factor:g}·N)")
-    elif "flops" not in columns:
-        frame["flops"] = factor * frame["params"] * frame["tokens"]
-        log.notes.append(f"FLOPs are C = {factor:g}·N·D")
+    missing = [role for role in ("params", "flops", "tokens") if role not in frame.columns]
+    if len(missing) > 1:
+        raise TableError("--tokens-from-flops needs two of the columns of parameters, of FLOPs and of tokens")
+    with np.errstate(over="ignore"):
+        if missing == ["tokens"]:
+            log.notes.append(f"tokens are D = C / ({factor:g}·N)")
+            return frame.assign(tokens=frame["flops"] / (factor * frame["params"]))
+        if missing == ["flops"]:
+            log.notes.append(f"FLOPs are C = {factor:g}·N·D")
+            return frame.assign(flops=factor * frame["params"] * frame["tokens"])
+        if missing == ["params"]:
+            log.notes.append(f"parameters are N = C / ({factor:g}·D)")
+            return frame.assign(params=frame["flops"] / (factor * frame["tokens"]))
     return frame
 
 

@@ -1,7 +1,11 @@
 """Units of columns: what a number is multiplied by to become parameters, FLOPs or tokens, and what axes say."""
 
+import math
 import re
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
 
 from analysis.errors import TableError
 
@@ -14,6 +18,7 @@ _PREFIXES = {
 _FLOPS = re.compile(r"(?P<prefix>[A-Za-z]*?)[\s-]*(?:flops?|f)?(?P<days>(?:/s)?-?days?)?", re.IGNORECASE)
 _COUNTS = re.compile(r"(?:(?P<prefix>[kKMGBTPEZ]|[tmb]\w*(?:and|ion)s?)(?:\s+|$))?(?P<noun>[a-z][\w /-]*)?")
 _SECONDS_A_DAY = 86400.0
+_BASES = {"log10": 10.0, "log2": 2.0, "ln": math.e}
 
 
 @dataclass(frozen=True)
@@ -24,19 +29,26 @@ class Unit:
         given: as it was written, such as `PFLOP`.
         factor: what values are multiplied by.
         noun: what the products count, or for a target the unit that axes show.
+        base: where values are logarithms: to which base.
     """
 
     given: str
     factor: float = 1.0
     noun: str = ""
+    base: float | None = None
+
+    def values(self, numbers: "pd.Series[float]") -> "pd.Series[float]":
+        """A column's numbers in parameters, FLOPs or tokens; infinite where they are too large for a number."""
+        with np.errstate(over="ignore"):
+            return numbers * self.factor if self.base is None else self.base**numbers
 
 
 def parse_units(texts: tuple[str, ...]) -> dict[str, Unit]:
     """`ROLE=UNIT` or `COLUMN=UNIT` texts, by role or column.
 
     A role's unit is a factor (`flops=1e15`), a prefix (`params=M`), a prefix with a noun (`tokens=B images`), a noun
-    alone (`tokens=images`), or for compute also `PFLOP`, `PFLOP/s-days`, `PF-days`. Any other column's is shown as it
-    is.
+    alone (`tokens=images`), or for compute also `PFLOP`, `PFLOP/s-days`, `PF-days`; or the values are logarithms
+    (`flops=log10`, `flops=ln`). Any other column's is shown as it is.
 
     Raises:
         TableError: naming what can't be read.
@@ -52,6 +64,8 @@ def parse_units(texts: tuple[str, ...]) -> dict[str, Unit]:
 
 def _of_role(role: str, text: str) -> Unit:
     noun = NOUNS[role]
+    if text in _BASES:
+        return Unit(text, 1.0, noun, _BASES[text])
     try:
         factor = float(text)
     except ValueError:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from command_calls import Call
 from toy_sweep import child_seconds, environment
@@ -89,6 +90,26 @@ def test_what_is_chosen_about_a_fit_reaches_it(call: Call, tmp_path: Path, monke
         FitOptions("runs.csv", budget="b", units=("flops=PFLOP",), allocate=(1e3, 2e3), holdout=False),
         FitOptions("a", budget="b", offset=0.0, law=("power",), published=True),
     ]
+
+
+def test_several_tables_by_a_pattern_or_as_the_shell_expands_it(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def remember(table: pd.DataFrame, options: FitOptions) -> None:
+        seen.append([options.title, *table["file"]])
+        raise TableError("seen")
+
+    monkeypatch.setattr("analysis.pipeline.fit_laws", remember)
+    for name in ("a1.csv", "a2.csv", "b.csv"):
+        (tmp_path / name).write_text("loss\n1\n")
+    for given in (["a*.csv"], ["a1.csv", "a2.csv"], ["a1.csv", "--runs", "a2.csv"], ["./a1.csv", tmp_path / "a2.csv"]):
+        assert "seen" in call("fit-laws", "--runs", *given, "--law", "power").error
+    assert seen == [["a1.csv, a2.csv", "a1.csv", "a2.csv"]] * 4
+    for others in (["a1.csv", "rings"], ["a1.csv", "gone.csv"]):
+        assert "give an EXPERIMENT or --runs FILE, one of them" in call("fit-laws", "--runs", *others).error
+    assert "one of them" in call("fit-laws", "rings", "toy").error
 
 
 def test_a_terminal_that_knows_ascii_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

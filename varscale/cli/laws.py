@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 def fit_laws(
     context: typer.Context,
-    experiment: Annotated[str | None, typer.Argument(help="Experiment whose results to fit.")] = None,
-    runs: Annotated[list[Path] | None, typer.Option(help="CSV, Parquet or JSON-lines table; repeatable.")] = None,
+    experiment: Annotated[
+        list[str] | None, typer.Argument(metavar="EXPERIMENT", help="Experiment whose results to fit.")
+    ] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option(help="Table: CSV, Markdown, Parquet, JSON lines; or several, such as 'a*.csv'.")
+    ] = None,
     from_mlflow: Annotated[bool, typer.Option("--from-mlflow", help="Read MLflow's runs.")] = False,
     params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Parameters, N.")] = None,
     flops: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training FLOPs, C.")] = None,
@@ -42,7 +46,13 @@ def fit_laws(
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.")] = None,
     drop_highest: Annotated[int, typer.Option(help="Leave out so many rows of the highest loss.")] = 0,
-    tokens_from_flops: Annotated[float | None, typer.Option(help="Set D = C / (k N) with this k, such as 6.")] = None,
+    reduce: Annotated[str, typer.Option(help="Take min, mean, median or last of rows alike in N, C, D and seed.")] = "",
+    by: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column over which --reduce takes it; repeatable.")
+    ] = None,
+    tokens_from_flops: Annotated[
+        float | None, typer.Option(help="C = k N D with this k, such as 6, gives the third of the three.")
+    ] = None,
     law: Annotated[list[str] | None, typer.Option(metavar="ID", help="Law to fit; repeatable.")] = None,
     target: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit; repeatable.")] = None,
     x: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit it against; repeatable.")] = None,
@@ -72,15 +82,19 @@ def fit_laws(
     from analysis.options import FitOptions
     from analysis.tables.reading import read_runs
 
-    if (experiment is None) == (not runs):
+    named = experiment or []
+    if runs and named and all(Path(each).is_file() and Path(each).suffix not in (".yaml", ".yml") for each in named):
+        runs, named = [*runs, *map(Path, named)], []  # the shell made several files of a pattern
+    if len(named) != (not runs):
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
     if from_mlflow and runs:
         raise typer.BadParameter("--from-mlflow reads an EXPERIMENT's runs; it doesn't go with --runs FILE")
     if runs:
-        name, folder, table = ", ".join(path.name for path in runs), Path("laws"), read_runs(runs)
+        folder, table = Path("laws"), read_runs(runs)
+        name = ", ".join(table.attrs["sources"][:3]) + (", …" if len(table.attrs["sources"]) > 3 else "")
     else:
         store = open_store(runs_dir, writing=False)
-        name = _study(str(experiment), store)
+        name = _study(named[0], store)
         folder = store.study(name).laws
         if from_mlflow:
             from varscale.tracking import runs_table

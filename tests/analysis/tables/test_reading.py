@@ -201,3 +201,92 @@ def test_columns_without_a_name_are_read():
     assert len(prepare(TABLE.assign(**{"": 1.0}), MAPPED).frame) == len(TABLE)
     with pytest.raises(TableError, match="no column ''"):
         prepare(TABLE, FitOptions(params="", loss="loss"))
+
+
+DRAWN = {
+    "markdown.md": "# Runs\nAll, here:\n\n| N | loss |\n|:--|--:|\n| 125m | **3.9** |\n| 1.3B | - |\n| 6.7 b | 3.0 |\n",
+    "bare.txt": "N | loss\n- | -\n125m | 3.9\n1.3B | —\n6.7 b | 3.0\n",
+    "framed.txt": "+---+---+\n| N | loss |\n+===+===+\n| 125m | 3.9 |\n| 1.3B | NA |\n| 6.7B | 3.0 |\n+---+---+\n",
+    "boxes.txt": "┏━━━┳━━━┓\n┃ N ┃ loss ┃\n┡━━━╇━━━┩\n│ 125M │ 3.9 │\n│ 1.3B │ │\n│ 6.7bn │ 3.0 │\n└───┴───┘\n",
+    "aligned.txt": "N        loss\n-------  ----\n125 m    3.9\n1.3 B    -\n6.7 b    3.0\n",
+    "words.csv": "N loss\n125m 3.9\n1.3B NA\n6.7B 3.0\n",
+    "tabs.csv": "N\tloss\n125m\t3.9\n1.3B\t–\n6.7 billion\t3.0\n",
+    "points.csv": "N;loss\n125,000,000;3.9\n1,300,000,000;-\n6,700,000,000;3.0\n",
+    "powers.csv": "N,loss\n1.25x10^8,3.9\n1.3×10⁹,n/a\n6.7*10**9,3.0\n",
+    "mixed.csv": "N,loss\n125m,3.9\n1.3e9,?\n6.7B,3.0\n",
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_tables_as_people_draw_them(name, tmp_path):
+    (tmp_path / name).write_text(DRAWN[name], encoding="utf-8")
+    table = prepare(read_runs([tmp_path / name]), FitOptions(params="N"))
+    np.testing.assert_allclose(table.frame["params"], [1.25e8, 6.7e9])
+    assert list(table.frame["loss"]) == [3.9, 3.0]
+    assert [(each.reason, each.rows) for each in table.exclusions] == [("no value in loss", ("2",))]
+
+
+def test_rows_that_do_not_fit_their_header_are_named(tmp_path):
+    (tmp_path / "odd.txt").write_text("N D loss\n1 2 3\n4 5\n")
+    with pytest.raises(TableError, match="row 2 below the header has 2 values for 3 names"):
+        read_runs([tmp_path / "odd.txt"])
+    (tmp_path / "one.csv").write_text("training loss\n3\n2\n")
+    assert list(read_runs([tmp_path / "one.csv"])["training loss"]) == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["1,300", "900", "12,500"], [1300, 900, 12500]),
+        (["1,300M", "900M", "2B"], [1.3e9, 9e8, 2e9]),
+        (["300k", "1e9", "2 G"], [3e5, 1e9, 2e9]),
+        (["125M params", "1.3B params", "7T"], [1.25e8, 1.3e9, 7e12]),
+        (["NA", "—", "8b"], [np.nan, np.nan, 8e9]),
+        (["~1.3B", "1e21 FLOPs", "300 B tokens"], [1.3e9, 1e21, 3e11]),
+    ],
+)
+def test_counts_as_people_write_them(texts, values):
+    from analysis.tables.roles import numbers
+
+    np.testing.assert_allclose(numbers(pd.DataFrame({"N": texts, "row": "1"}), "N", counts=True), values)
+
+
+def test_conditions_see_numbers_that_were_written_as_texts():
+    table = pd.DataFrame({"N": ["125m", "350m", "1.3b"], "loss": ["3.9", "3.4", "diverged"]})
+    kept = prepare(table, FitOptions(params="N", where=("N < 1e9", "loss != 'diverged'")))
+    assert list(kept.frame["params"]) == [1.25e8, 3.5e8]
+    assert "column 'N': numbers are read from texts, such as 1.25e+08 from '125m'" in kept.notes
+
+
+def test_files_are_named_by_a_column_and_found_by_a_pattern(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        TABLE.assign(file="own").to_csv(tmp_path / folder / "runs.csv", index=False)
+    runs = read_runs([str(tmp_path / "*" / "runs.csv"), tmp_path / "a" / "runs.csv"])
+    assert list(runs["file"].unique()) == ["a/runs.csv", "b/runs.csv"]
+    assert set(runs["source file"]) == {"own"}
+    assert len(runs) == 2 * len(TABLE)
+    kept = prepare(runs, FitOptions(params="N", group="file"))
+    assert set(kept.frame["group"]) == {"a/runs.csv", "b/runs.csv"}
+    with pytest.raises(TableError, match="no file matches"):
+        read_runs([tmp_path / "c*.csv"])
+
+
+def test_any_two_of_n_d_and_c_give_the_third():
+    whole = TABLE.rename(columns={"N": "params", "C": "flops", "D": "tokens"})
+    for missing in ("params", "flops", "tokens"):
+        kept = prepare(whole.drop(columns=missing), FitOptions(tokens_from_flops=6)).frame
+        np.testing.assert_allclose(kept[missing], whole[missing])
+    with pytest.raises(TableError, match="needs two of the columns"):
+        prepare(whole[["params", "loss"]], FitOptions(tokens_from_flops=6))
+
+
+def test_a_target_may_have_the_name_of_a_role():
+    table = TABLE.rename(columns={"C": "flops", "N": "params"})
+    assert prepare(table, FitOptions(target=("params",))).targets == ("source params",)
+    kept = prepare(table.assign(N=table["flops"]), FitOptions(params="N", target=("params",)))
+    np.testing.assert_allclose(kept.frame["source params"], table["params"])
+    with pytest.raises(TableError, match="no law can be fitted to what it is fitted against"):
+        prepare(table, FitOptions(target=("params",), params="params"))
+    with pytest.raises(TableError, match="--x group: the name means something else here"):
+        prepare(table.assign(group=1.0), FitOptions(x=("group",)))
