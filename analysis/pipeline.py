@@ -30,7 +30,7 @@ from analysis.grids.allocation import Allocation, FlopsPerToken, from_law
 from analysis.grids.frontier import with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
-from analysis.grids.rows import PlannedFit, plan, rows_for
+from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.results import FitEntry, LawsResult, PredictionAt
@@ -145,14 +145,15 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         if table.frame[target].isna().all():
             warnings.append(LawWarning("law-skipped", f"{target}: no row has a value"))
             continue
-        if frame is not None:
+        is_input = target in table.columns.values()  # a best size against compute
+        if frame is not None and not is_input:
             grids[target] = build_grid(frame, target, table.targets, options.seed)
             forecasts[target] = forecast(grids[target])
             warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
         fits += fitted
         warnings += [*skipped, *(warning for entry in fitted for warning in entry.warnings)]
-        if table.has("params", "flops"):
+        if table.has("params", "flops") and not is_input:
             top = float(table.frame["flops"].max())
             at = options.allocate or (top, _TEN_TIMES * top)
             surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if len(each.inputs) == 2]
@@ -183,8 +184,14 @@ def _fit_target(
     skipped += below
     for planned in plan(table, target, options, grid, floor):
         x, law = planned.x, planned.law
-        name = f"{target} against {x}: {_law_name(planned, floor, options)}" + (f" [{group}]" if group else "")
         rows, filters = rows_for(x, law, target, table, grid, options)
+        if _rises(rows, x, target, options):
+            if law == "power":
+                planned = replace(planned, law="rising-power")
+            elif LAWS[law].has_offset and not options.law:
+                continue
+            law = planned.law
+        name = f"{target} against {x}: {_law_name(planned, floor, options)}" + (f" [{group}]" if group else "")
         missing = [each for each in LAWS[law].columns(x) if each not in rows.columns]
         try:
             if missing:
@@ -234,6 +241,14 @@ def _entry(
         warnings=tuple(warnings),
     )
     return replace(entry, predictions=_predictions(entry, options))
+
+
+def _rises(rows: pd.DataFrame, x: str, target: str, options: FitOptions) -> bool:
+    """Whether a target that may rise does so with x."""
+    if not may_rise(target, options) or x not in rows.columns or len(rows) < 2:
+        return False
+    logs = np.log(rows[[x, target]].to_numpy(dtype=float))
+    return bool(np.cov(logs.T)[0, 1] > 0)
 
 
 def _floor(table: RunsTable, target: str) -> tuple[float | None, list[LawWarning]]:

@@ -56,8 +56,8 @@ class FitEntry:
     group: str = ""
 
     @property
-    def falls(self) -> bool:
-        """Whether the target falls with x; a law that rises is drawn in no figure."""
+    def is_shown(self) -> bool:
+        """Whether figures draw the law: not where a target that should fall with x doesn't."""
         return not any(warning.code == "not-monotone" for warning in self.warnings)
 
     @property

@@ -1,5 +1,6 @@
 """Which laws are fitted to which rows of a table."""
 
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,6 +12,8 @@ from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
 from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
 from analysis.tables.table import RunsTable
+
+_FALLS_BY_NAME = re.compile(r"loss|error|perplexity|ppl|bpb|bits|nats|nll|entropy", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ def plan(
     own; the IsoFLOP sets say what there is to say). Nor is a surface fitted unasked to fewer than four sizes.
     """
     evaluation = is_evaluation(target)
+    itself = {role for role, source in table.columns.items() if source == target}
     laws = options.law or (EVALUATION_LAWS if evaluation else DEFAULT_LAWS)
-    places = options.x or tuple(role for role in ("flops", "params") if table.has(role)) or ("tokens",)
+    places = options.x or tuple(role for role in ("flops", "params") if table.has(role) and role not in itself)
+    places = places or ("tokens",)
     if evaluation and not options.x and table.has(LIKELIHOOD):
         places += (LIKELIHOOD,)
     held = [floor] if floor is not None and options.offset is None else []
@@ -57,9 +62,14 @@ def plan(
         shared = 2 * fullest_budget(grid.cells)[1] >= grid.cells["params"].nunique()
         free = [each for each in plan if LAWS[each.law].has_offset and each.floor is None]
         plan = [each for each in plan if each.x != "params" or (shared and each not in free)]
-    surface = table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
+    surface = not itself and table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
     wanted = options.law or (surface and not options.x)
     return plan + [PlannedFit("params, tokens", law) for law in laws if not LAWS[law].is_curve and wanted]
+
+
+def may_rise(target: str, options: FitOptions) -> bool:
+    """Whether a target that grows with x is as it should be: a best size, a batch, a rate, an accuracy; not a loss."""
+    return target != options.loss and not is_evaluation(target) and not _FALLS_BY_NAME.search(target)
 
 
 def rows_for(

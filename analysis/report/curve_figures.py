@@ -41,7 +41,7 @@ _LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BL
 def against_compute(result: LawsResult, key: str, group: str, target: str, name: str) -> Drawing:
     """Cells as points joined by size, the frontier, its law with the interval for a new run, and the held-out check."""
     grid, check = result.grids[key], result.checks.get(key)
-    entries = [entry for entry in result.entries(target, "flops", group) if entry.falls]
+    entries = [entry for entry in result.entries(target, "flops", group) if entry.is_shown]
     bent = [each for each in entries if each.fitted.law.name in ("power-offset", "power-floor")]
     drawn = [each for each in bent if each.fitted.law == bent[0].fitted.law] or entries[:1]
     levels = floors(result.table, target)
@@ -75,10 +75,10 @@ def against_compute(result: LawsResult, key: str, group: str, target: str, name:
 
 
 def against(result: LawsResult, target: str, x: str, name: str, group: str = "") -> Drawing:
-    """The rows of the fits against x, with each law that falls with x."""
+    """The rows of the fits against x, with each law that is shown."""
     entries = result.entries(target, x, group)
     rows = entries[0].rows
-    drawn = [entry for entry in entries if entry.falls]
+    drawn = [entry for entry in entries if entry.is_shown]
     banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
     levels = floors(result.table, target)
 
@@ -153,8 +153,8 @@ def groups(result: LawsResult) -> Drawing:
         for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
             values = entry.rows["flops"].to_numpy(dtype=float)
             name = plain(entry.group)
-            axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.falls else name)
-            if entry.falls:
+            axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.is_shown else name)
+            if entry.is_shown:
                 reach = np.geomspace(values.min(), values.max() * 2, 50)
                 axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{name}: {_formula(entry)}")
         log_axis(axes, "x")
@@ -208,7 +208,8 @@ def _formula(entry: FitEntry) -> str:
     if "E" in entry.fitted.at_bound:
         values["E"] = "0"
     x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
-    power = f"{x}$^{{{-entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
+    sign = 1 if entry.fitted.law.name == "rising-power" else -1
+    power = f"{x}$^{{{sign * entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
     text = entry.fitted.law.legend.format(power=power, **values) or entry.fitted.law.name
     floor = "" if entry.fitted.law.name != "power-floor" else ", free" if entry.fitted.offset is None else ", held"
     return text + floor

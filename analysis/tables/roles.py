@@ -101,8 +101,7 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> Mapping:
     for name in targets:
         if name in (*ROLES, *LABELS) and columns.get(name) != name:
             raise TableError(f"the target {name!r} has the name of something else here; rename the column")
-        inputs = [role for role, source in columns.items() if source == name] + [x for x in options.x if x == name]
-        if inputs:
+        if inputs := _inputs_that_it_plays(name, columns, options.x):
             raise TableError(f"--target {name}: no law can be fitted to what it is fitted against ({inputs[0]})")
     own = [] if is_sweep else _own(frame, columns, targets, options)
     return Mapping(columns, tuple(targets), units, is_sweep, tuple(notes), tuple(own))
@@ -184,6 +183,18 @@ def _targets(frame: pd.DataFrame, options: FitOptions) -> list[str]:
     if not targets:
         column(frame, options.loss or "loss")
     return targets
+
+
+def _inputs_that_it_plays(target: str, columns: dict[str, str], x: tuple[str, ...]) -> list[str]:
+    """The inputs that a target is itself, where that leaves nothing to fit it against.
+
+    Best sizes, best numbers of tokens and the like are targets too, against the other inputs.
+    """
+    usual = ("flops", "params", "tokens")
+    plays = [role for role, source in columns.items() if source == target]
+    asked = [name for name in x if columns.get(name, name) == target]
+    others = [role for role in usual if role in columns and role not in plays]
+    return asked or [role for role in plays if role not in usual or not (others or x)]
 
 
 def _own(frame: pd.DataFrame, columns: dict[str, str], targets: list[str], options: FitOptions) -> list[str]:
