@@ -48,6 +48,7 @@ class Refits:
                     objective=self.fitted.objective,
                     offset=self.fitted.offset,
                     few_starts=True,
+                    near=self.fitted,
                 )
             except FitRefused:
                 self._made[key] = None

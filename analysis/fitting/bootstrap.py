@@ -25,9 +25,12 @@ from analysis.fitting.newton import Objective, minimise
 FEW_ROWS = 100
 """Below so many rows (or runs) the case bootstrap is replaced by the parametric one."""
 MANY_ROWS = 1000
-"""Above so many, one Newton step a draw takes the place of a refit."""
+"""Above so many, one Newton step a draw takes the place of a refit (not for very few runs)."""
 PROFILED_ROWS = 5000
 """Up to so many, offsets that rows don't tell are profiled."""
+BY_RUN, BY_CELL = "case bootstrap by run", "case bootstrap by cell"
+_SMOOTH = 20
+"""Sums over fewer drawn runs are too uneven for one Newton step."""
 _ENOUGH = 10
 """Fewer rows don't show whether their scatter is even."""
 _UNEVEN = 0.05
@@ -54,8 +57,16 @@ class Draws:
     units: int
     edge_SP: Array | None = None
 
+    @property
+    def of_runs(self) -> bool:
+        """Whether whole runs were drawn, with all their checkpoints."""
+        return self.method == BY_RUN
+
     def interval(self, estimate: float, of: Callable[[Array], Array], quantile: float) -> tuple[float, float]:
         """The 95% interval of a quantity: the estimate ± `quantile` times the draws' spread, or its range on the edge.
+
+        Draws of runs are few values drawn again and again, far from normal: there it is the draws' own 2.5% and 97.5%
+        quantiles.
 
         Args:
             estimate: its value at the fit.
@@ -65,6 +76,9 @@ class Draws:
         if self.edge_SP is not None:
             values_S = of(self.edge_SP)
             return min(float(values_S.min()), estimate), max(float(values_S.max()), estimate)
+        if self.of_runs:
+            low, high = np.quantile(of(self.theta_SP), [0.025, 0.975])
+            return min(float(low), estimate), max(float(high), estimate)
         half = quantile * self.spread(of(self.theta_SP))
         return estimate - half, estimate + half
 
@@ -104,7 +118,7 @@ def resample(
         return Draws("profile likelihood along the offset", drawn_SP, len(fitted.y_n), edge_SP)
     together = clusters if clusters is not None else repeats
     units = len(fitted.y_n) if together is None else len(np.unique(together))
-    if units > MANY_ROWS:
+    if len(fitted.y_n) > MANY_ROWS and units >= _SMOOTH:
         return one_step(fitted, draws, seed, together)
     if units >= FEW_ROWS or clusters is not None or (units >= _ENOUGH and uneven(fitted) < _UNEVEN):
         return case(fitted, draws, seed, together, "cell" if clusters is None else "run")
@@ -119,7 +133,7 @@ def case(fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = Non
     def chunk(count: int) -> tuple[Array, Array]:
         return fitted.y_n, _drawn_counts(generator, count, units)[:, labels]
 
-    method = "case bootstrap" if units == len(labels) else f"case bootstrap by {cluster}"
+    method = "case bootstrap" if units == len(labels) else BY_CELL if cluster == "cell" else BY_RUN
     return Draws(method, _refit(fitted, draws, chunk), units)
 
 

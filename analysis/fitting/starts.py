@@ -12,8 +12,9 @@ from analysis.fitting.laws.base import Array, Problem
 from analysis.fitting.newton import Objective, minimise
 
 ROWS_FOR_STARTS = 2000
-"""With more rows, starts run on some of them; so do refits of a quarter as many."""
-_SOME_ROWS = 500
+"""With more rows, starts run on some of them."""
+SOME_ROWS = 500
+"""On so many; refits of more begin where the fit ended."""
 _A_MATCH = 1.02
 """An optimum higher than the best by more than this on some rows is not the best on all."""
 
@@ -27,7 +28,7 @@ def from_many_starts(
     loss. What they find is then refined on all rows by the objective itself, each distinct optimum once, but for those
     that are no match for the best already.
     """
-    whole = len(y) <= (_SOME_ROWS if few else ROWS_FOR_STARTS)
+    whole = len(y) <= ROWS_FOR_STARTS
     chosen = np.arange(len(y)) if whole else _even_subset(len(y))
     subset = problem if whole else replace(problem, log_inputs_In=problem.log_inputs_In[:, chosen])
     rough = Objective() if objective.name == "lad" else objective
@@ -48,4 +49,4 @@ def from_many_starts(
 
 
 def _even_subset(rows: int) -> NDArray[np.intp]:
-    return np.sort(np.random.default_rng(0).permutation(rows)[:_SOME_ROWS])
+    return np.sort(np.random.default_rng(0).permutation(rows)[:SOME_ROWS])

@@ -16,6 +16,9 @@ from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
 from analysis.grids.isoflop import Minimum
 
+_STEEPEST = 0.5
+"""Exponent of N that the FLOPs a token and parameter have at most, beyond the sizes."""
+_HARDLY = 0.005
 _GRID = 600
 _DRAWS = 500
 
@@ -58,18 +61,46 @@ class Allocation:
 
 
 class FlopsPerToken:
-    """Training FLOPs a token and parameter, C / (N·D), as a function of size: each size's own, interpolated between."""
+    """Training FLOPs a token and parameter, k = C / (N·D), as a smooth function of size.
+
+    A line from each size's own ratio to the next would have a kink at each, where the best size then sticks over a
+    range of budgets. So within the sizes log k is a polynomial in log N: a straight line, or of degree two or three
+    where that follows the sizes' own ratios clearly better. Beyond them it goes on in a straight line, k a power of N.
+
+    Args:
+        rows: with params, tokens and flops.
+        declared: k, where C = k·N·D was declared.
+    """
 
     def __init__(self, rows: pd.DataFrame, declared: float | None = None) -> None:
-        if declared is not None:
-            self._sizes, self._logs = np.array([1.0]), np.array([np.log(declared)])
-            return
         ratios = np.log(rows["flops"] / (rows["params"] * rows["tokens"])).groupby(rows["params"]).mean()
-        self._sizes, self._logs = ratios.index.to_numpy(dtype=float), ratios.to_numpy(dtype=float)
+        logs, values = np.log(ratios.index.to_numpy(dtype=float)), ratios.to_numpy(dtype=float)
+        self._ends = float(logs.min()), float(logs.max())
+        self._centre = float(logs.mean())
+        if declared is not None or len(logs) == 1:
+            self._law = np.array([np.log(declared) if declared is not None else values[0]])
+            return
+        misses = []
+        for degree in range(1, int(np.clip(len(logs) - 2, 1, 3)) + 1):
+            law = np.polyfit(logs - self._centre, values, degree)
+            misses.append(float(np.abs(np.polyval(law, logs - self._centre) - values).max()))
+            if degree == 1 or misses[-1] < 0.5 * misses[-2]:
+                self._law = law
+            if misses[-1] < _HARDLY:
+                break
 
     def __call__(self, params: Array) -> Array:
-        """The ratio at sizes given; outside the sizes seen, that of the nearest one."""
-        return np.asarray(np.exp(np.interp(np.log(params), np.log(self._sizes), self._logs)))
+        """The ratio at sizes given."""
+        logs = np.log(params)
+        inside = np.clip(logs, *self._ends)
+        slope = np.clip(np.polyval(np.polyder(self._law), inside - self._centre), -_STEEPEST, _STEEPEST)
+        return np.asarray(np.exp(np.polyval(self._law, inside - self._centre) + slope * (logs - inside)))
+
+    def beyond(self, params: float) -> float | None:
+        """The ratio of the largest or smallest size for one that is larger or smaller; None among the sizes."""
+        log = float(np.log(params))
+        nearest = float(np.clip(log, *self._ends))
+        return None if abs(log - nearest) < _HARDLY else float(self(np.exp(np.array([nearest])))[0])
 
     def tokens(self, budget: float, params: Array) -> Array:
         """D that the budget pays for at each size."""
@@ -165,42 +196,30 @@ def from_law(
 ) -> Allocation:
     """Approach 3: the law minimised at each budget over sizes, with each size's own FLOPs a token.
 
-    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used.
+    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used. Otherwise k as a function of size is
+    known among the sizes only; where the best size lies beyond them, intervals also hold what a constant k gives.
     """
-    per_token = FlopsPerToken(rows, declared)
+    per_token, last = FlopsPerToken(rows, declared), 1.0
     theta_SP = np.vstack([fitted.theta_P, uncertainty.draws.theta_SP])
     if declared is not None:
         exponents_S = _closed_form(fitted, theta_SP)
         tokens_exponents_S = 1 - exponents_S
     else:
         theta_SP = theta_SP[: _DRAWS + 1]
-        low, high = float(rows["flops"].min()), float(rows["flops"].max())
-        first_S, last_S = (_minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
-        span = np.log(high / low) if high > low else np.nan
-        exponents_S = np.log(last_S / first_S) / span
-        tokens_exponents_S = np.log(per_token.tokens(high, last_S) / per_token.tokens(low, first_S)) / span
-    best = []
-    for budget in at:
-        sizes_S, values_S = _minimise_over_sizes(fitted, theta_SP[: _DRAWS + 1], rows, per_token, budget)
-        tokens_S = per_token.tokens(budget, sizes_S)
-        best.append(
-            Best(
-                budget,
-                float(sizes_S[0]),
-                _interval(sizes_S, uncertainty, log=True),
-                float(tokens_S[0]),
-                _interval(tokens_S, uncertainty, log=True),
-                float(values_S[0]),
-            )
-        )
+        exponents_S, tokens_exponents_S, last = _exponents(fitted, theta_SP, rows, per_token)
+    intervals = [_interval(exponents_S, uncertainty), _interval(tokens_exponents_S, uncertainty)]
+    if declared is None and (level := per_token.beyond(last)) is not None:
+        other_S, other_tokens_S, _ = _exponents(fitted, theta_SP, rows, FlopsPerToken(rows, level))
+        others = _interval(other_S, uncertainty), _interval(other_tokens_S, uncertainty)
+        intervals = [_both(*pair) for pair in zip(intervals, others, strict=True)]
     return Allocation(
         f"parametric {fitted.law.name}",
         len(fitted.y_n),
         float(exponents_S[0]),
-        _interval(exponents_S, uncertainty),
+        intervals[0],
         float(tokens_exponents_S[0]),
-        _interval(tokens_exponents_S, uncertainty),
-        tuple(best),
+        intervals[1],
+        tuple(_best_at(fitted, theta_SP[: _DRAWS + 1], uncertainty, rows, per_token, budget) for budget in at),
     )
 
 
@@ -211,6 +230,36 @@ def best_sizes(fitted: Fit, rows: pd.DataFrame, budgets: Array, declared: float 
     found = [_minimise_over_sizes(fitted, theta_1P, rows, per_token, float(each))[0] for each in budgets]
     sizes = np.concatenate(found)
     return sizes, np.asarray(budgets / (per_token(sizes) * sizes))
+
+
+def _exponents(
+    fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken
+) -> tuple[Array, Array, float]:
+    """a and b between the least and most compute of the rows, for each θ, and the best size at the most."""
+    low, high = float(rows["flops"].min()), float(rows["flops"].max())
+    first_S, last_S = (_minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
+    span = np.log(high / low) if high > low else np.nan
+    tokens_S = per_token.tokens(high, last_S) / per_token.tokens(low, first_S)
+    return np.log(last_S / first_S) / span, np.log(tokens_S) / span, float(last_S[0])
+
+
+def _best_at(
+    fitted: Fit, theta_SP: Array, uncertainty: Uncertainty, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
+) -> Best:
+    """The best size and data at one budget, with intervals."""
+    sizes_S, values_S = _minimise_over_sizes(fitted, theta_SP, rows, per_token, budget)
+    tokens_S = per_token.tokens(budget, sizes_S)
+    sizes, tokens = _interval(sizes_S, uncertainty, log=True), _interval(tokens_S, uncertainty, log=True)
+    if (level := per_token.beyond(float(sizes_S[0]))) is not None:
+        flat = FlopsPerToken(rows, level)
+        other_S = _minimise_over_sizes(fitted, theta_SP, rows, flat, budget)[0]
+        sizes = _both(sizes, _interval(other_S, uncertainty, log=True))
+        tokens = _both(tokens, _interval(flat.tokens(budget, other_S), uncertainty, log=True))
+    return Best(budget, float(sizes_S[0]), sizes, float(tokens_S[0]), tokens, float(values_S[0]))
+
+
+def _both(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _closed_form(fitted: Fit, theta_SP: Array) -> Array:
