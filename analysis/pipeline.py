@@ -27,7 +27,7 @@ from analysis.fitting.laws.base import Array
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective
 from analysis.grids.allocation import Allocation, FlopsPerToken, from_law
-from analysis.grids.frontier import with_budgets
+from analysis.grids.frontier import scattered, with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
 from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
@@ -153,6 +153,8 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
         fits += fitted
         warnings += [*skipped, *(warning for entry in fitted for warning in entry.warnings)]
+        if frame is None and not is_input:
+            warnings += _frontier_possible(fitted, target, options)
         if table.has("params", "flops") and not is_input:
             top = float(table.frame["flops"].max())
             at = options.allocate or (top, _TEN_TIMES * top)
@@ -329,6 +331,20 @@ def _unused_points(options: FitOptions, fits: list[FitEntry]) -> list[LawWarning
             message = f"--predict {text}: no law was fitted against {' and '.join(point)}"
             found.append(LawWarning("point-unused", message))
     return found
+
+
+def _frontier_possible(fits: list[FitEntry], target: str, options: FitOptions) -> list[LawWarning]:
+    """Where a law of compute is fitted to runs that share no budgets, most of them beaten by smaller ones."""
+    entry = next((each for each in fits if each.x == "flops"), None)
+    if entry is None or options.frontier or options.checkpoints or entry.fitted.law.name == "rising-power":
+        return []
+    if not (beaten := scattered(entry.rows, target)):
+        return []
+    message = (
+        f"{target} against flops is fitted to all {len(entry.rows)} runs, although {beaten} of them are beaten by "
+        "runs of less compute; --frontier envelope, hull or bins fits the best ones"
+    )
+    return [LawWarning("frontier-possible", message, entry.name)]
 
 
 def _distance(values: "pd.Series[float]", place: float) -> float:

@@ -48,7 +48,7 @@ class Refits:
                     objective=self.fitted.objective,
                     offset=self.fitted.offset,
                     few_starts=True,
-                    near=self.fitted,
+                    near=None if self.fitted.at_bound else self.fitted,
                 )
             except FitRefused:
                 self._made[key] = None
@@ -182,7 +182,9 @@ def _check(name: str, column: str, held: Array, refits: Refits, noise: SeedNoise
         mean_percent=float(errors.mean()),
         worst_percent=float(errors.max()),
         noise_units=float(errors.mean() / (100 * noise.relative)) if noise and noise.relative > 0 else None,
-        baselines=_baselines(known, unknown, inputs, target, column, refits.fitted.law.name not in ("power", "rising-power")),
+        baselines=_baselines(
+            known, unknown, inputs, target, column, refits.fitted.law.name not in ("power", "rising-power")
+        ),
         parameters=again.parameters,
         place=float(known[column].max()),
     )

@@ -4,21 +4,27 @@ Hoffmann et al. 2022 call them approaches 1, 2 and 3. The exponents a and b say 
 tokens grow with compute, N_opt ∝ C^a and D_opt ∝ C^b.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import FitRefused
+from analysis.fitting.bootstrap import decile_spread
 from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty, t_quantile
 from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
 from analysis.grids.isoflop import Minimum
 
+if TYPE_CHECKING:
+    from analysis.grids.grid_bias import GridBias
+
 _STEEPEST = 0.5
 """Exponent of N that the FLOPs a token and parameter have at most, beyond the sizes."""
 _HARDLY = 0.005
+_UNLIKELY = 0.05
 _GRID = 600
 _DRAWS = 500
 
@@ -48,6 +54,7 @@ class Allocation:
         tokens_ci95: interval of b.
         best: N_opt and D_opt at the budgets asked for.
         refused: why there is no answer.
+        bias: what IsoFLOP minima miss on this grid even without noise, where a surface was fitted.
     """
 
     approach: str
@@ -58,6 +65,7 @@ class Allocation:
     tokens_ci95: tuple[float, float] | None = None
     best: tuple[Best, ...] = ()
     refused: str = ""
+    bias: "GridBias | None" = None
 
 
 class FlopsPerToken:
@@ -167,28 +175,90 @@ def from_frontier(frontier: pd.DataFrame, grid_cells: pd.DataFrame, at: tuple[fl
     return from_points("envelope", budgets, params, tokens, at, np.array(errors))
 
 
-def from_minima(found: list[Minimum], at: tuple[float, ...], other: tuple[Minimum, ...] = ()) -> Allocation:
+def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
     """Approach 2, from the budgets whose minimum is bracketed.
 
-    Each minimum is uncertain by its own interval, and by what another curve (`other`) makes of the same budget.
+    Intervals hold what noise makes of the minima (`isoflop.Simulated`), and how far the method's exponent is off that of
+    the smooth curves through the same bowls. Where the minima lie further from a line than noise would have them, they
+    are the line's own.
+
+    Raises:
+        FitRefused: fewer than three budgets, or one size throughout.
     """
     usable = [each for each in found if each.params is not None]
-    others = {each.budget: each.params for each in other if each.params is not None}
-    method = found[0].method if found else "parabola"
+    method = f"isoflop-{found[0].method if found else 'parabola'}"
+    budgets = np.array([each.budget for each in usable])
+    params = np.array([each.params for each in usable], dtype=float)
     tokens = [each.tokens for each in usable if each.tokens is not None]
-    errors = []
-    for each in usable:
-        low, high = each.params_ci95 or (each.params or 1.0, each.params or 1.0)
-        shift = np.log((each.params or 1.0) / others[each.budget]) if each.budget in others else 0.0
-        errors.append(float(np.hypot(np.log(high / low) / (2 * 1.96), shift)))
-    return from_points(
-        f"isoflop-{method}",
-        np.array([each.budget for each in usable]),
-        np.array([each.params for each in usable], dtype=float),
-        np.array(tokens) if len(tokens) == len(usable) else None,
-        at,
-        np.array(errors),
+    tokens_B = np.array(tokens) if len(tokens) == len(usable) else None
+    lines = from_points(method, budgets, params, tokens_B, at)
+    simulated = [each.simulated for each in usable if each.simulated is not None]
+    if len(simulated) < len(usable):
+        return lines
+    quantile = t_quantile(simulated[0].degrees_of_freedom)
+    off_BS = np.stack([each.off_S for each in simulated])
+    drawn_BS = np.stack([each.log_params_S for each in simulated])
+    if _further_than_noise(np.log(budgets), np.log(params), drawn_BS):
+        return lines
+    size = _Spread(np.log(budgets), drawn_BS, off_BS, quantile)
+    data = _Spread(np.log(budgets), np.stack([each.log_tokens_S for each in simulated]), off_BS, quantile)
+    best = tuple(
+        replace(
+            each,
+            params_ci95=size.factor(each.params, np.log(each.budget)),
+            tokens_ci95=data.factor(each.tokens, np.log(each.budget)) if each.tokens is not None else None,
+        )
+        for each in lines.best
     )
+    return replace(
+        lines,
+        params_ci95=size.around(lines.params_exponent),
+        tokens_ci95=data.around(lines.tokens_exponent),
+        best=best,
+    )
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How far lines through simulated minima (B budgets, S simulations) differ, in slope and in height."""
+
+    logs_B: Array
+    drawn_BS: Array
+    off_BS: Array
+    quantile: float
+
+    def around(self, slope: float | None) -> tuple[float, float] | None:
+        """Interval of a slope."""
+        if slope is None:
+            return None
+        half = self._half(self._slopes(self.drawn_BS), self._slopes(self.off_BS))
+        return slope - half, slope + half
+
+    def factor(self, value: float, log: float) -> tuple[float, float]:
+        """Interval of the line's value at a place."""
+        heights_S, off_S = (
+            each.mean(axis=0) + self._slopes(each) * (log - self.logs_B.mean()) for each in (self.drawn_BS, self.off_BS)
+        )
+        half = self._half(heights_S, off_S)
+        return value * float(np.exp(-half)), value * float(np.exp(half))
+
+    def _slopes(self, values_B: Array) -> Array:
+        weights_B = self.logs_B - self.logs_B.mean()
+        return np.asarray(weights_B @ values_B / (weights_B**2).sum())
+
+    def _half(self, drawn_S: Array, off_S: Array) -> float:
+        # What the method is off beyond what noise alone makes of it.
+        off = float(np.sqrt(max(off_S[0] ** 2 - decile_spread(off_S[1:]) ** 2, 0.0)))
+        return float(np.hypot(self.quantile * decile_spread(drawn_S), off))
+
+
+def _further_than_noise(logs_B: Array, minima_B: Array, drawn_BS: Array) -> bool:
+    """Whether minima lie further from a line than one in twenty of simulated ones do for their noise alone."""
+    noise_BS = drawn_BS - drawn_BS.mean(axis=1, keepdims=True)
+    design_B2 = np.stack([np.ones_like(logs_B), logs_B - logs_B.mean()], axis=1)
+    apart_BB = np.eye(len(logs_B)) - design_B2 @ np.linalg.pinv(design_B2)
+    seen, simulated_S = (((apart_BB @ each) ** 2).sum(axis=0) for each in (minima_B, noise_BS))
+    return bool((simulated_S >= seen).mean() < _UNLIKELY)
 
 
 def from_law(

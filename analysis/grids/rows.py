@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.fitting.laws.registry import LAWS
-from analysis.grids.frontier import curve_envelope, fullest_budget
+from analysis.grids.frontier import FRONTIERS, curve_envelope, frontier_of_runs, fullest_budget
 from analysis.grids.grid import TargetGrid
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
@@ -79,8 +79,11 @@ def rows_for(
     frame = table.frame[table.frame[target].notna()]
     if not LAWS[law].is_curve:
         return frame, ()
-    if x == "flops" and options.checkpoints and table.has("flops"):
+    if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
         return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
+    if x == "flops" and options.frontier and table.has("flops"):
+        rises = may_rise(target, options) and bool(frame["flops"].corr(frame[target], method="spearman") > 0)
+        return frontier_of_runs(frame, target, options.frontier, rises), (f"frontier: {FRONTIERS[options.frontier]}",)
     if grid is not None and x == "flops":
         return grid.frontier, ("frontier: best cell of each budget",)
     if grid is not None and x == "params":

@@ -81,12 +81,15 @@ def against(result: LawsResult, target: str, x: str, name: str, group: str = "")
     drawn = [entry for entry in entries if entry.is_shown]
     banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
     levels = floors(result.table, target)
+    on_frontier = x == "flops" and bool(result.options.frontier)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         values = rows[x].to_numpy(dtype=float)
         interval_bars(axes, rows, rows[x], target, BLUE)
-        points(axes, values, rows[target].to_numpy(dtype=float), "runs")
+        if on_frontier:
+            _others(axes, result.table.frame, target, group)
+        points(axes, values, rows[target].to_numpy(dtype=float), "frontier" if on_frontier else "runs")
         reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
         if banded is not None:
             _interval_bands(axes, banded, reach)
@@ -182,6 +185,12 @@ def _band(axes: Axes, best: pd.DataFrame, target: str, grid: TargetGrid, reach: 
     average = OffsetAverage(best["flops"].to_numpy(dtype=float), best[target].to_numpy(dtype=float), grid.noise)
     _, low, high = average.predict(reach)
     axes.fill_between(reach, low, high, color="#8a8f98", alpha=0.28, lw=0, label="95%, new run", zorder=1)
+
+
+def _others(axes: Axes, frame: pd.DataFrame, target: str, group: str) -> None:
+    """All runs, behind those of the frontier."""
+    chosen = frame[frame["group"].astype(str) == group] if group else frame
+    axes.plot(chosen["flops"], chosen[target], "o", color="#8a8f98", ms=2, alpha=0.5, label="all runs", zorder=2)
 
 
 def _interval_bands(axes: Axes, entry: FitEntry, reach: Array) -> None:

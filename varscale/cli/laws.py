@@ -55,6 +55,9 @@ def fit_laws(
         list[float] | None, typer.Option("--budget", metavar="FLOPS", help="Find the best size for it.")
     ] = None,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.")] = False,
+    frontier: Annotated[
+        str, typer.Option(metavar="RULE", help="Fit the best of scattered runs: envelope, hull or bins.")
+    ] = "",
     compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
     published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
     holdout: Annotated[bool, typer.Option(help="Refit with runs left out, and report the errors.")] = True,
