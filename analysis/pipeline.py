@@ -33,6 +33,7 @@ from analysis.grids.guidance import guidance_curves
 from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
+from analysis.progress import steps
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
@@ -194,6 +195,7 @@ def _fit_target(
                 continue
             law = planned.law
         name = f"{target} against {x}: {_law_name(planned, floor, options)}" + (f" [{group}]" if group else "")
+        steps.info("fitting %s to %d rows", name, len(rows))
         missing = [each for each in LAWS[law].columns(x) if each not in rows.columns]
         try:
             if missing:

@@ -49,13 +49,13 @@ class Draws:
         method: what was resampled, in words.
         theta_SP: internal parameters, one row a draw.
         units: how many independent units (rows or runs) were resampled.
-        edge_SP: θ on the edge of the 95% region, where intervals are taken from it rather than from the draws' spread.
+        region: the 95% region, where intervals are a quantity's range in it rather than from the draws' spread.
     """
 
     method: str
     theta_SP: Array
     units: int
-    edge_SP: Array | None = None
+    region: profile_likelihood.Region | None = None
 
     @property
     def of_runs(self) -> bool:
@@ -63,7 +63,7 @@ class Draws:
         return self.method == BY_RUN
 
     def interval(self, estimate: float, of: Callable[[Array], Array], quantile: float) -> tuple[float, float]:
-        """The 95% interval of a quantity: the estimate ± `quantile` times the draws' spread, or its range on the edge.
+        """The 95% interval of a quantity: the estimate ± `quantile` times the draws' spread, or its range in a region.
 
         Draws of runs are few values drawn again and again, far from normal: there it is the draws' own 2.5% and 97.5%
         quantiles.
@@ -73,9 +73,9 @@ class Draws:
             of: its values at many θ.
             quantile: Student's t.
         """
-        if self.edge_SP is not None:
-            values_S = of(self.edge_SP)
-            return min(float(values_S.min()), estimate), max(float(values_S.max()), estimate)
+        if self.region is not None:
+            low, high = self.region.range_of(of)
+            return min(low, estimate), max(high, estimate)
         if self.of_runs:
             low, high = np.quantile(of(self.theta_SP), [0.025, 0.975])
             return min(float(low), estimate), max(float(high), estimate)
@@ -113,16 +113,24 @@ def resample(
         clusters: a label for each row; rows with the same label (checkpoints of a run) are drawn together, however few.
         repeats: labels like these for rows that differ only in their seed, used where cases are drawn.
     """
-    if clusters is None and len(fitted.y_n) <= PROFILED_ROWS and offset_error(fitted) > _UNSURE:
-        drawn_SP, edge_SP = profile_likelihood.possible(fitted.problem, fitted.y_n, fitted.theta_P, draws, seed)
-        return Draws("profile likelihood along the offset", drawn_SP, len(fitted.y_n), edge_SP)
     together = clusters if clusters is not None else repeats
     units = len(fitted.y_n) if together is None else len(np.unique(together))
+    hardly = clusters is None and len(fitted.y_n) <= PROFILED_ROWS and offset_error(fitted) > _UNSURE
+    if hardly or _is_small_surface(fitted, clusters):
+        drawn_SP, region = profile_likelihood.possible(fitted.problem, fitted.y_n, fitted.theta_P, draws, seed)
+        return Draws("profile likelihood along the offset", drawn_SP, len(fitted.y_n), region)
     if len(fitted.y_n) > MANY_ROWS and units >= _SMOOTH:
         return one_step(fitted, draws, seed, together)
     if units >= FEW_ROWS or clusters is not None or (units >= _ENOUGH and uneven(fitted) < _UNEVEN):
         return case(fitted, draws, seed, together, "cell" if clusters is None else "run")
     return parametric(fitted, draws, seed)
+
+
+def _is_small_surface(fitted: Fit, clusters: NDArray[Any] | None) -> bool:
+    """A law of N and D with an offset, fitted to few rows that scatter evenly: its draws are too skewed for t."""
+    few = clusters is None and len(fitted.y_n) < FEW_ROWS and len(fitted.law.inputs) > 1
+    even = few and uneven(fitted) >= _UNEVEN
+    return even and OFFSET in fitted.problem.free and not fitted.objective.raw
 
 
 def case(fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None, cluster: str = "run") -> Draws:

@@ -178,9 +178,9 @@ def from_frontier(frontier: pd.DataFrame, grid_cells: pd.DataFrame, at: tuple[fl
 def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
     """Approach 2, from the budgets whose minimum is bracketed.
 
-    Intervals hold what noise makes of the minima (`isoflop.Simulated`), and how far the method's exponent is off that of
-    the smooth curves through the same bowls. Where the minima lie further from a line than noise would have them, they
-    are the line's own.
+    Intervals hold what noise makes of the minima (`isoflop.Simulated`), and how far the method's exponent is off that
+    of the smooth curves through the same bowls. Where the minima lie further from a line than noise would have them,
+    they are the line's own.
 
     Raises:
         FitRefused: fewer than three budgets, or one size throughout.
@@ -264,10 +264,10 @@ def _further_than_noise(logs_B: Array, minima_B: Array, drawn_BS: Array) -> bool
 def from_law(
     fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame, at: tuple[float, ...], declared: float | None = None
 ) -> Allocation:
-    """Approach 3: the law minimised at each budget over sizes, with each size's own FLOPs a token.
+    """Approach 3: the law minimised at each budget over sizes, with a smooth law of FLOPs a token.
 
-    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used. Otherwise k as a function of size is
-    known among the sizes only; where the best size lies beyond them, intervals also hold what a constant k gives.
+    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used. Otherwise k as a function of size
+    is known among the sizes only; where the best size lies beyond them, intervals also hold what a constant k gives.
     """
     per_token, last = FlopsPerToken(rows, declared), 1.0
     theta_SP = np.vstack([fitted.theta_P, uncertainty.draws.theta_SP])
@@ -305,7 +305,7 @@ def best_sizes(fitted: Fit, rows: pd.DataFrame, budgets: Array, declared: float 
 def _exponents(
     fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken
 ) -> tuple[Array, Array, float]:
-    """a and b between the least and most compute of the rows, for each θ, and the best size at the most."""
+    """A and b between the least and most compute of the rows, for each θ, and the best size at the most."""
     low, high = float(rows["flops"].min()), float(rows["flops"].max())
     first_S, last_S = (_minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
     span = np.log(high / low) if high > low else np.nan
@@ -359,7 +359,7 @@ def _minimise_over_sizes(
 def _interval(values_S: Array, uncertainty: Uncertainty, log: bool = False) -> tuple[float, float]:
     """Percentiles of case draws; the estimate ± t times the spread of parametric ones."""
     drawn_S = values_S[1:]
-    if uncertainty.draws.edge_SP is not None or uncertainty.draws.method.startswith("case"):
+    if uncertainty.draws.region is not None or uncertainty.draws.method.startswith("case"):
         low, high = np.quantile(drawn_S, [0.025, 0.975])
         return float(low), float(high)
     quantile = t_quantile(uncertainty.degrees_of_freedom)

@@ -1,7 +1,7 @@
 """What IsoFLOP minima miss without any noise: a grid simulated on the fitted surface.
 
-Parabolas in log N are biased where the surface is asymmetric (α and β differ), where the grid is wide or off-centre, and
-all the more where it drifts with compute (Czech et al. 2026, arXiv 2603.22339).
+Parabolas in log N are biased where the surface is asymmetric (α and β differ), where the grid is wide or off-centre,
+and all the more where it drifts with compute (Czech et al. 2026, arXiv 2603.22339).
 """
 
 from collections.abc import Sequence

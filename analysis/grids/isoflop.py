@@ -30,8 +30,8 @@ class Simulated:
         log_params_S: log N_opt of each.
         log_tokens_S: log D_opt; log N_opt again where the table has no tokens.
         degrees_of_freedom: of the scatter that was simulated.
-        off_S: by how much the smooth curve's own minimum lies beyond what the method finds, in log N; zero for a parabola
-            where the bowls are parabolas. The first one is of the smooth curve itself, others are of simulated bowls.
+        off_S: by how much the smooth curve's own minimum lies beyond what the method finds, in log N; zero for a
+            parabola where the bowls are parabolas. The first is of the smooth curve itself, others of simulated bowls.
     """
 
     log_params_S: Array

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Collection
 from dataclasses import fields
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,13 +184,16 @@ def _fit(table: Any, options: "FitOptions", folder: Path) -> "WrittenLaws":
 
     from analysis.errors import TableError
     from analysis.pipeline import fit_laws
+    from analysis.progress import progress
     from analysis.report.terminal import terminal_summary
     from analysis.report.writing import write
 
     _check_writable(folder)
-    try:
-        result = fit_laws(table, options)
-    except TableError as error:  # a reason for every law and target
-        raise TableError(textwrap.shorten(str(error), 240, placeholder=" …")) from error
+    with progress(partial(typer.echo, err=True)):
+        try:
+            result = fit_laws(table, options)
+        except TableError as error:  # a reason for every law and target
+            raise TableError(textwrap.shorten(str(error), 240, placeholder=" …")) from error
+        written = write(result, folder)
     Console().print(terminal_summary(result))
-    return write(result, folder)
+    return written
