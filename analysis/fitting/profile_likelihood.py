@@ -76,7 +76,7 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     generator = np.random.default_rng(seed)
     place, rows = problem.free.index(OFFSET), len(y)
     degrees = max(rows - len(problem.free), 1)
-    level = special.stdtrit(degrees, 0.975) ** 2 / degrees
+    level = float(special.stdtrit(degrees, 0.975)) ** 2 / degrees
     theta_GP, squares_G, offsets_G = _finely(problem, y, theta_P, 1 + _FAR**2 * level)
     _, shares_JGn = problem.evaluate(theta_GP)
     jacobian_GnQ = np.delete(problem.jacobian(theta_GP, shares_JGn), place, axis=2)
