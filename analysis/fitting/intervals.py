@@ -7,7 +7,7 @@ offset are taken as they are, the coefficients A and B and predictions on the lo
 coverage measured on planted laws.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -90,7 +90,8 @@ def predict(fitted: Fit, uncertainty: Uncertainty, *inputs: Array) -> list[Predi
     quantile = t_quantile(uncertainty.degrees_of_freedom)
     found = []
     for place, u in enumerate(u_m):
-        below, above = uncertainty.draws.interval(u, partial(_linked, problem, place), quantile)
+        alone = replace(problem, log_inputs_In=problem.log_inputs_In[:, [place]])
+        below, above = uncertainty.draws.interval(float(u), partial(_linked, alone), quantile)
         value = float(fitted.law.respond(u))
         # Raw residuals have the values' unit; relative to the value they are a scatter of the logarithm.
         around = uncertainty.scatter / value if fitted.objective.raw else uncertainty.scatter
@@ -111,8 +112,9 @@ def _log_parameter(fitted: Fit, place: int, theta_SP: Array) -> Array:
     return np.asarray(np.log(np.maximum(_parameter(fitted, place, theta_SP), 1e-300)))
 
 
-def _linked(problem: Problem, place: int, theta_SP: Array) -> Array:
-    return problem.evaluate(theta_SP)[0][:, place]
+def _linked(alone: Problem, theta_SP: Array) -> Array:
+    """The linked prediction at a problem's only row."""
+    return alone.evaluate(theta_SP)[0][:, 0]
 
 
 def t_quantile(degrees: int) -> float:
