@@ -90,8 +90,20 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     steps_SQ = generator.standard_normal((draws, values_GQ.shape[1])) * lengths_S[:, None]
     drawn_SP = theta_GP[drawn_S] + np.einsum("sq,sqp->sp", steps_SQ, axes_GQP[drawn_S])
     slack_G = squares_G.min() * (1 + level) - squares_G
-    inside_G = slack_G >= 0
-    return drawn_SP, Region(theta_GP[inside_G], axes_GQP[inside_G] * np.sqrt(slack_G[inside_G])[:, None, None])
+    inside = np.flatnonzero(slack_G >= 0)
+    ends = [_crossing(theta_GP, slack_G, inside[0], -1), _crossing(theta_GP, slack_G, inside[-1], 1)]
+    middles_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
+    axes_GQP = np.concatenate([axes_GQP[inside] * np.sqrt(slack_G[inside])[:, None, None], np.zeros_like(axes_GQP[:2])])
+    return drawn_SP, Region(middles_GP, axes_GQP)
+
+
+def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
+    """θ where the slack vanishes, between the last offset inside and the next one; the last where there is none."""
+    following = last + step
+    if not 0 <= following < len(slack_G):
+        return theta_GP[last]
+    share = slack_G[last] / (slack_G[last] - slack_G[following])
+    return np.asarray(theta_GP[last] + share * (theta_GP[following] - theta_GP[last]))
 
 
 def _finely(problem: Problem, y: Array, theta_P: Array, limit: float) -> tuple[Array, Array, Array]:
