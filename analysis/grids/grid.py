@@ -78,7 +78,8 @@ def allocations(
                 found.append(from_minima(list(minima_found), at))
                 if surfaces:
                     law, _, rows = surfaces[0]
-                    bias = grid_bias(minima_found, grid.cells, law, rows, declared)
+                    measured = grid.cells[grid.cells[grid.target].notna()]
+                    bias = grid_bias(minima_found, measured, law, rows, declared)
                     found[-1] = holding(found[-1], bias)
             except FitRefused as refusal:
                 found.append(Allocation(f"isoflop-{method}", len(minima_found), refused=str(refusal)))

@@ -194,6 +194,5 @@ def _fit(table: Any, options: "FitOptions", folder: Path) -> "WrittenLaws":
             result = fit_laws(table, options)
         except TableError as error:  # a reason for every law and target
             raise TableError(textwrap.shorten(str(error), 240, placeholder=" …")) from error
-        written = write(result, folder)
-    Console().print(terminal_summary(result))
-    return written
+        Console().print(terminal_summary(result))
+        return write(result, folder)
