@@ -48,6 +48,8 @@ class FitOptions:
     """C = k·N·D with this k (6 for the usual count) gives the third of N, D and C; never done unasked."""
     checkpoints: bool = False
     """Rows are checkpoints of runs (several rows a run id): the frontier runs over curves, the bootstrap over runs."""
+    frontier: str = ""
+    """Fits laws of compute to the best of scattered runs: envelope, hull or bins (`grids.frontier` has the rules)."""
     law: tuple[str, ...] = ()
     """Laws to fit; those that the columns allow when empty."""
     target: tuple[str, ...] = ()

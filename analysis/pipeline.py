@@ -29,12 +29,13 @@ from analysis.fitting.laws.base import Array
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective
 from analysis.grids.allocation import Allocation, FlopsPerToken, from_law
-from analysis.grids.frontier import with_budgets
+from analysis.grids.frontier import scattered, with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
-from analysis.grids.rows import PlannedFit, plan, rows_for
+from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
+from analysis.progress import steps
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.cells import mixed_rows, with_rows_reduced
 from analysis.tables.conditions import meets
@@ -177,7 +178,8 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         if table.frame[target].isna().all():
             warnings.append(LawWarning("law-skipped", f"{target}: no row has a value"))
             continue
-        if frame is not None:
+        is_input = target in table.columns.values()  # a best size against compute
+        if frame is not None and not is_input:
             best = best_rows(frame, ["budget", "params"], mixed.columns, target) if mixed else frame
             grids[target] = build_grid(best, target, table.targets, options.seed)
             forecasts[target] = forecast(grids[target])
@@ -185,7 +187,9 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
         fits += fitted
         warnings += [*skipped, *(warning for entry in fitted for warning in entry.warnings)]
-        if table.has("params", "flops"):
+        if frame is None and not is_input:
+            warnings += _frontier_possible(fitted, target, options)
+        if table.has("params", "flops") and not is_input:
             top = float(table.frame["flops"].max())
             at = options.allocate or (top, _TEN_TIMES * top)
             surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if len(each.inputs) == 2]
@@ -216,8 +220,15 @@ def _fit_target(
     skipped += below
     for planned in plan(table, target, options, grid, floor):
         x, law = planned.x, planned.law
-        name = f"{target} against {x}: {_law_name(planned, floor, options)}" + (f" [{group}]" if group else "")
         rows, filters = rows_for(x, law, target, table, grid, options)
+        if _rises(rows, x, target, options):
+            if law == "power":
+                planned = replace(planned, law="rising-power")
+            elif LAWS[law].has_offset and not options.law:
+                continue
+            law = planned.law
+        name = f"{target} against {x}: {_law_name(planned, floor, options)}" + (f" [{group}]" if group else "")
+        steps.info("fitting %s to %d rows", name, len(rows))
         missing = [each for each in LAWS[law].columns(x) if each not in rows.columns]
         try:
             if missing:
@@ -267,6 +278,14 @@ def _entry(
         warnings=tuple(warnings),
     )
     return replace(entry, predictions=_predictions(entry, options))
+
+
+def _rises(rows: pd.DataFrame, x: str, target: str, options: FitOptions) -> bool:
+    """Whether a target that may rise does so with x."""
+    if not may_rise(target, options) or x not in rows.columns or len(rows) < 2:
+        return False
+    logs = np.log(rows[[x, target]].to_numpy(dtype=float))
+    return bool(np.cov(logs.T)[0, 1] > 0)
 
 
 def _floor(table: RunsTable, target: str) -> tuple[float | None, list[LawWarning]]:
@@ -347,6 +366,20 @@ def _unused_points(options: FitOptions, fits: list[FitEntry]) -> list[LawWarning
             message = f"--predict {text}: no law was fitted against {' and '.join(point)}"
             found.append(LawWarning("point-unused", message))
     return found
+
+
+def _frontier_possible(fits: list[FitEntry], target: str, options: FitOptions) -> list[LawWarning]:
+    """Where a law of compute is fitted to runs that share no budgets, most of them beaten by smaller ones."""
+    entry = next((each for each in fits if each.x == "flops"), None)
+    if entry is None or options.frontier or options.checkpoints or entry.fitted.law.name == "rising-power":
+        return []
+    if not (beaten := scattered(entry.rows, target)):
+        return []
+    message = (
+        f"{target} against flops is fitted to all {len(entry.rows)} runs, although {beaten} of them are beaten by "
+        "runs of less compute; --frontier envelope, hull or bins fits the best ones"
+    )
+    return [LawWarning("frontier-possible", message, entry.name)]
 
 
 def _distance(values: "pd.Series[float]", place: float) -> float:

@@ -56,8 +56,8 @@ class FitEntry:
     group: str = ""
 
     @property
-    def falls(self) -> bool:
-        """Whether the target falls with x; a law that rises is drawn in no figure."""
+    def is_shown(self) -> bool:
+        """Whether figures draw the law: not where a target that should fall with x doesn't."""
         return not any(warning.code == "not-monotone" for warning in self.warnings)
 
     @property
@@ -222,7 +222,8 @@ def _frontier_json(frontier: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _minima_json(grid: TargetGrid) -> list[dict[str, Any]]:
-    return [asdict(each) for found in (grid.minima, *grid.other_minima.values()) for each in found]
+    every = (each for found in (grid.minima, *grid.other_minima.values()) for each in found)
+    return [{key: value for key, value in vars(each).items() if key != "simulated"} for each in every]
 
 
 def _check_json(check: LargestBudgetCheck) -> dict[str, Any]:

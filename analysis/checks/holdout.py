@@ -48,6 +48,7 @@ class Refits:
                     objective=self.fitted.objective,
                     offset=self.fitted.offset,
                     few_starts=True,
+                    near=None if self.fitted.at_bound else self.fitted,
                 )
             except FitRefused:
                 self._made[key] = None
@@ -181,7 +182,9 @@ def _check(name: str, column: str, held: Array, refits: Refits, noise: SeedNoise
         mean_percent=float(errors.mean()),
         worst_percent=float(errors.max()),
         noise_units=float(errors.mean() / (100 * noise.relative)) if noise and noise.relative > 0 else None,
-        baselines=_baselines(known, unknown, inputs, target, column, refits.fitted.law.name != "power"),
+        baselines=_baselines(
+            known, unknown, inputs, target, column, refits.fitted.law.name not in ("power", "rising-power")
+        ),
         parameters=again.parameters,
         place=float(known[column].max()),
     )
@@ -203,7 +206,7 @@ def _baselines(
     before = nearest
     # Alike otherwise: the same size when budgets are left out, the same budget when a size is.
     alike = "params" if column != "params" else ("budget" if "budget" in known.columns else None)
-    if alike in known.columns:
+    if alike in known.columns and alike != target:
         last = known.sort_values(column).drop_duplicates(alike, keep="last").set_index(alike)[target]
         alike_before = unknown[alike].map(last).to_numpy(dtype=float)
         before = np.where(np.isnan(alike_before), nearest, alike_before)

@@ -18,6 +18,7 @@ from analysis.fitting.laws.base import NO_OFFSET, OFFSET, Array, is_exponent
 from analysis.fitting.newton import residuals_of
 from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
+from analysis.grids.grid_bias import bias_text
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.tables.evaluations import is_evaluation
 from analysis.tables.roles import plain_name, some
@@ -34,6 +35,7 @@ CODES: dict[str, str] = {
     "edge-optimum": "the best size of a budget is the smallest or largest of the grid",
     "few-budgets": "fewer than four budgets",
     "few-sizes": "fewer than four sizes",
+    "frontier-possible": "a law of compute is fitted to runs that are not the best of their compute",
     "holdout-skipped": "the rows named could not be held out",
     "isoflop-refused": "no IsoFLOP minimum at a budget",
     "law-skipped": "a law was not fitted, because columns or rows are missing",
@@ -49,6 +51,7 @@ CODES: dict[str, str] = {
     "not-monotone": "the target does not fall with x over the fitted rows",
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
+    "parabola-bias": "on this grid parabolas would miss the best sizes even without noise",
     "point-unused": "no law was fitted that takes a point asked for",
     "prediction-failed": "the held-out prediction of the largest budget did not hold",
     "repeated-rows": "rows repeat another row's values",
@@ -193,14 +196,21 @@ def grid_warnings(grid: TargetGrid, forecast: Forecast, first: bool) -> list[Law
 
 
 def allocation_warnings(target: str, allocations: Sequence[Allocation]) -> list[LawWarning]:
-    """Approaches whose exponents' intervals don't meet."""
+    """Parabolas that this grid biases, and approaches whose exponents' intervals don't meet."""
+    found = []
+    parabola = next((each for each in allocations if each.approach == "isoflop-parabola"), None)
+    if parabola is not None and parabola.bias is not None and parabola.bias.large:
+        message = (
+            f"{target}: simulated without noise on this grid, parabolas miss the surface: {bias_text(parabola.bias)}"
+        )
+        found.append(LawWarning("parabola-bias", message))
     apart = ("isoflop-cubic", "isoflop-akima")  # other readings of the same minima
     known = [each for each in allocations if each.params_ci95 is not None and each.approach not in apart]
     intervals = [each.params_ci95 for each in known if each.params_ci95 is not None]
     if not intervals or max(low for low, _ in intervals) <= min(high for _, high in intervals):
-        return []
+        return found
     each_way = ", ".join(f"{each.params_exponent:.3f} by {each.approach}" for each in known)
-    return [LawWarning("approaches-disagree", f"{target}: N_opt grows as C to the power {each_way}")]
+    return [*found, LawWarning("approaches-disagree", f"{target}: N_opt grows as C to the power {each_way}")]
 
 
 def _units(frame: pd.DataFrame) -> list[LawWarning]:

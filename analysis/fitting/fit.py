@@ -12,7 +12,7 @@ from analysis.fitting import profile_likelihood
 from analysis.fitting.laws.base import NO_OFFSET, OFFSET, Array, Law, Problem
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective, minimise, residuals_of
-from analysis.fitting.starts import ROWS_FOR_STARTS, from_many_starts
+from analysis.fitting.starts import ROWS_FOR_STARTS, SOME_ROWS, from_many_starts
 
 AGREEMENT = 1e-6
 """Starts agree when the objectives that they reach differ by less than this share."""
@@ -74,6 +74,7 @@ def fit(
     objective: Objective | None = None,
     offset: float | None = None,
     few_starts: bool = False,
+    near: Fit | None = None,
 ) -> Fit:
     """Fits a law to rows.
 
@@ -84,6 +85,7 @@ def fit(
         objective: what to minimise; the sum of Huber losses of log residuals by default.
         offset: holds E at this value.
         few_starts: a coarser grid of starts, for refits of rows that have been fitted before.
+        near: a fit of much the same rows; with many rows its optimum is the only start.
 
     Raises:
         FitRefused: too few distinct rows for the law's parameters, or values that the law can't take.
@@ -93,9 +95,14 @@ def fit(
     y = np.asarray(y, dtype=float)
     inputs = tuple(np.asarray(values, dtype=float) for values in inputs)
     check(law, inputs, y, offset)
-    problem = Problem.of(law, inputs, offset)
     weights_n = np.ones_like(y)
-    theta_SP, values_S, count = from_many_starts(problem, y, weights_n, objective, few_starts)
+    if near is not None and len(y) > SOME_ROWS:
+        problem = Problem.of(law, inputs, offset, near.problem.centres)
+        theta_SP, values_S = minimise(problem, y, weights_n[None], near.theta_P[None], objective)
+        count = 1
+    else:
+        problem = Problem.of(law, inputs, offset)
+        theta_SP, values_S, count = from_many_starts(problem, y, weights_n, objective, few_starts)
     best = int(np.argmin(values_S))
     theta_1P, polished_1 = minimise(
         problem, y, weights_n[None], theta_SP[[best]], objective, smooth=False, iterations=400

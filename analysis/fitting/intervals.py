@@ -1,12 +1,13 @@
 """Standard errors, covariance and intervals from draws of the bootstrap.
 
 The interval of a quantity is its estimate ± Student's t (n - p degrees of freedom) × the draws' spread, or its range
-within the 95% level of the likelihood where the rows hardly tell the offset (`profile_likelihood`). Exponents and the
+within the 95% level of the likelihood where the rows hardly tell the offset (`profile_likelihood`), or the quantiles of
+draws of whole runs. An offset lies between zero and the lowest value. Exponents and the
 offset are taken as they are, the coefficients A and B and predictions on the logarithmic scale. docs/laws.md has the
 coverage measured on planted laws.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -28,7 +29,7 @@ class Uncertainty:
         covariance: of the parameters, in the law's order.
         correlations: of the internal parameters (centred inputs) at the optimum, (JᵀJ)⁻¹ scaled to one on its diagonal.
         scatter: standard deviation of a single row around the law, in the residuals' space.
-        degrees_of_freedom: independent rows (or runs) minus free parameters.
+        degrees_of_freedom: rows (cells, where seeds are said) minus free parameters.
         draws: the draws themselves.
     """
 
@@ -53,7 +54,8 @@ class Prediction:
 
 def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
     """Intervals of the reported parameters."""
-    degrees = max(draws.units - fitted.free_count, 1)
+    # Of checkpoints the rows tell how much one scatters; how far the law is known, the draws of runs tell.
+    degrees = max((len(fitted.y_n) if draws.of_runs else draws.units) - fitted.free_count, 1)
     quantile = t_quantile(degrees)
     natural_SP = fitted.problem.natural(draws.theta_SP)
     errors, intervals = {}, {}
@@ -61,7 +63,9 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
         if name == OFFSET or is_exponent(name):
             low, high = draws.interval(value, partial(_parameter, fitted, place), quantile)
             none = name == OFFSET and low < NO_OFFSET * fitted.y_n.min()
-            intervals[name] = (0.0 if none else low, high)
+            if name == OFFSET:
+                low, high = 0.0 if none else low, max(min(high, float(fitted.y_n.min())), value)
+            intervals[name] = (low, high)
         else:
             middle = float(np.log(max(value, 1e-300)))
             low, high = draws.interval(middle, partial(_log_parameter, fitted, place), quantile)
@@ -86,7 +90,8 @@ def predict(fitted: Fit, uncertainty: Uncertainty, *inputs: Array) -> list[Predi
     quantile = t_quantile(uncertainty.degrees_of_freedom)
     found = []
     for place, u in enumerate(u_m):
-        below, above = uncertainty.draws.interval(u, partial(_linked, problem, place), quantile)
+        alone = replace(problem, log_inputs_In=problem.log_inputs_In[:, [place]])
+        below, above = uncertainty.draws.interval(float(u), partial(_linked, alone), quantile)
         value = float(fitted.law.respond(u))
         # Raw residuals have the values' unit; relative to the value they are a scatter of the logarithm.
         around = uncertainty.scatter / value if fitted.objective.raw else uncertainty.scatter
@@ -107,8 +112,9 @@ def _log_parameter(fitted: Fit, place: int, theta_SP: Array) -> Array:
     return np.asarray(np.log(np.maximum(_parameter(fitted, place, theta_SP), 1e-300)))
 
 
-def _linked(problem: Problem, place: int, theta_SP: Array) -> Array:
-    return problem.evaluate(theta_SP)[0][:, place]
+def _linked(alone: Problem, theta_SP: Array) -> Array:
+    """The linked prediction at a problem's only row."""
+    return alone.evaluate(theta_SP)[0][:, 0]
 
 
 def t_quantile(degrees: int) -> float:

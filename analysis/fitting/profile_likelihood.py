@@ -3,13 +3,13 @@
 Where the rows hardly tell E, the objective is a long flat valley from E = 0 to the lowest value: descent creeps in it,
 and refits that begin at its end, where the derivative by log E vanishes, don't leave it.
 
-Letters: G offsets, S draws, n rows, P free parameters.
+Letters: G offsets, S draws, n rows, P free parameters, Q those but the offset.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 from scipy.optimize import minimize_scalar
 
@@ -17,6 +17,8 @@ from analysis.fitting.laws.base import NO_OFFSET, OFFSET, Array, Problem, is_exp
 from analysis.fitting.newton import Objective, minimise
 
 _COARSE, _FINE = 20, 61
+_FAR = 3.0
+"""Draws come from offsets so many times further than the 95% level reaches, in standard errors."""
 _NONE = NO_OFFSET / 1000
 """Share of the lowest value that stands for no offset, whose logarithm there is none of."""
 
@@ -39,38 +41,82 @@ def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objecti
     return ends_2P[lowest], float(values_2[lowest])
 
 
-def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) -> tuple[Array, Array]:
-    """What normal errors of unknown size leave possible: draws of θ, and θ on the edge of the 95% region, (S, P) each.
+@dataclass(frozen=True)
+class Region:
+    """The θ that the rows leave possible at the 95% level: at each offset an ellipsoid.
+
+    Attributes:
+        middles_GP: the fit at each offset.
+        axes_GQP: its half axes, as steps in θ; they leave the offset as it is.
+    """
+
+    middles_GP: Array
+    axes_GQP: Array
+
+    def range_of(self, of: Callable[[Array], Array]) -> tuple[float, float]:
+        """The least and largest value of a quantity, taken for linear within each ellipsoid."""
+        offsets, axes, width = self.axes_GQP.shape
+        ends = np.stack([self.middles_GP[:, None] + sign * self.axes_GQP for sign in (1.0, -1.0)])
+        upper_GQ, lower_GQ = of(ends.reshape(-1, width)).reshape(2, offsets, axes)
+        slope_GQ = (upper_GQ - lower_GQ) / 2
+        slope_GQ = slope_GQ / np.maximum(np.linalg.norm(slope_GQ, axis=1, keepdims=True), 1e-300)
+        steepest_GP = np.einsum("gq,gqp->gp", slope_GQ, self.axes_GQP)
+        values = of(np.concatenate([self.middles_GP + steepest_GP, self.middles_GP - steepest_GP]))
+        return float(values.min()), float(values.max())
+
+
+def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) -> tuple[Array, Region]:
+    """What normal errors of unknown size leave possible: draws of θ (S, P), and the 95% region.
 
     The draws take all offsets for alike likely beforehand: an offset counts with weight S(E)^(-ν/2), S the sum of
     squared log residuals of the law fitted at E held fixed and ν their degrees of freedom; given E, the others are
-    Student's t around that fit, as in `OffsetAverage`. The edge is where the profile likelihood ratio of
-    one quantity reaches its 95% level, S = S_min·(1 + t²/ν): a quantity's interval is its range there.
+    Student's t around that fit, as in `OffsetAverage`. The region is where the profile likelihood ratio of
+    one quantity stays below its 95% level, S = S_min·(1 + t²/ν): a quantity's interval is its range there.
     """
     generator = np.random.default_rng(seed)
     place, rows = problem.free.index(OFFSET), len(y)
-    offsets_G = (1 - np.linspace(1, 0.05, _FINE) ** 2) * y.min() + _NONE * y.min()  # denser near the lowest value
-    theta_GP, squares_G = along(problem, y, np.ones(rows), theta_P, Objective("lsq-log"), offsets_G)
-    squares_G = np.maximum(squares_G, 1e-16)
     degrees = max(rows - len(problem.free), 1)
+    level = float(special.stdtrit(degrees, 0.975)) ** 2 / degrees
+    theta_GP, squares_G, offsets_G = _finely(problem, y, theta_P, 1 + _FAR**2 * level)
     _, shares_JGn = problem.evaluate(theta_GP)
     jacobian_GnQ = np.delete(problem.jacobian(theta_GP, shares_JGn), place, axis=2)
     covariance_GQQ = np.linalg.pinv(np.einsum("gnp,gnq->gpq", jacobian_GnQ, jacobian_GnQ), hermitian=True)
     values_GQ, vectors_GQQ = np.linalg.eigh(covariance_GQQ)
-    roots_GQQ = vectors_GQQ * np.sqrt(values_GQ.clip(0.0))[:, None]
-    steps_SQ = generator.standard_normal((draws, values_GQ.shape[1]))
-
-    def moved(chosen_S: NDArray[np.signedinteger[Any]], lengths_S: Array, steps_SQ: Array) -> Array:
-        moves_SQ = np.einsum("spq,sq->sp", roots_GQQ[chosen_S], steps_SQ) * lengths_S[:, None]
-        return np.asarray(theta_GP[chosen_S] + np.insert(moves_SQ, place, 0.0, axis=1))
-
+    axes_GQQ = (vectors_GQQ * np.sqrt(values_GQ.clip(0.0))[:, None]).swapaxes(1, 2)
+    axes_GQP = np.insert(axes_GQQ, place, 0.0, axis=2)
     weights_G = np.exp(-0.5 * degrees * np.log(squares_G / squares_G.min())) * np.gradient(offsets_G)
-    drawn_S = generator.choice(_FINE, draws, p=weights_G / weights_G.sum())
-    drawn_SP = moved(drawn_S, np.sqrt(squares_G[drawn_S] / generator.chisquare(degrees, draws)), steps_SQ)
-    slack_G = squares_G.min() * (1 + special.stdtrit(degrees, 0.975) ** 2 / degrees) - squares_G
-    inside_S = np.resize(np.flatnonzero(slack_G >= 0), draws)
-    directions_SQ = steps_SQ / np.linalg.norm(steps_SQ, axis=1, keepdims=True)
-    return drawn_SP, moved(inside_S, np.sqrt(slack_G[inside_S]), directions_SQ)
+    drawn_S = generator.choice(len(offsets_G), draws, p=weights_G / weights_G.sum())
+    lengths_S = np.sqrt(squares_G[drawn_S] / generator.chisquare(degrees, draws))
+    steps_SQ = generator.standard_normal((draws, values_GQ.shape[1])) * lengths_S[:, None]
+    drawn_SP = theta_GP[drawn_S] + np.einsum("sq,sqp->sp", steps_SQ, axes_GQP[drawn_S])
+    slack_G = squares_G.min() * (1 + level) - squares_G
+    inside = np.flatnonzero(slack_G >= 0)
+    ends = [_crossing(theta_GP, slack_G, inside[0], -1), _crossing(theta_GP, slack_G, inside[-1], 1)]
+    middles_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
+    axes_GQP = np.concatenate([axes_GQP[inside] * np.sqrt(slack_G[inside])[:, None, None], np.zeros_like(axes_GQP[:2])])
+    return drawn_SP, Region(middles_GP, axes_GQP)
+
+
+def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
+    """θ where the slack vanishes, between the last offset inside and the next one; the last where there is none."""
+    following = last + step
+    if not 0 <= following < len(slack_G):
+        return np.asarray(theta_GP[last])
+    share = slack_G[last] / (slack_G[last] - slack_G[following])
+    return np.asarray(theta_GP[last] + share * (theta_GP[following] - theta_GP[last]))
+
+
+def _finely(problem: Problem, y: Array, theta_P: Array, limit: float) -> tuple[Array, Array, Array]:
+    """θ, sums of squares and offsets along a fine grid over the offsets whose squares stay below a multiple."""
+    offsets_G = (1 - np.linspace(1, 0.05, _FINE) ** 2) * y.min() + _NONE * y.min()  # denser near the lowest value
+    ones_n, squares = np.ones(len(y)), Objective("lsq-log")
+    theta_GP, squares_G = along(problem, y, ones_n, theta_P, squares, offsets_G)
+    floor = 1e-16
+    near = np.flatnonzero(np.maximum(squares_G, floor) <= limit * max(float(squares_G.min()), floor))
+    first, last = max(near[0] - 1, 0), min(near[-1] + 1, _FINE - 1)
+    finer_G = np.linspace(offsets_G[first], offsets_G[last], _FINE)
+    theta_GP, squares_G = along(problem, y, ones_n, theta_GP[int(squares_G.argmin())], squares, finer_G)
+    return theta_GP, np.maximum(squares_G, floor), finer_G
 
 
 def along(

@@ -4,18 +4,27 @@ Hoffmann et al. 2022 call them approaches 1, 2 and 3. The exponents a and b say 
 tokens grow with compute, N_opt ∝ C^a and D_opt ∝ C^b.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import FitRefused
+from analysis.fitting.bootstrap import decile_spread
 from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty, t_quantile
 from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
 from analysis.grids.isoflop import Minimum
 
+if TYPE_CHECKING:
+    from analysis.grids.grid_bias import GridBias
+
+_STEEPEST = 0.5
+"""Exponent of N that the FLOPs a token and parameter have at most, beyond the sizes."""
+_HARDLY = 0.005
+_UNLIKELY = 0.05
 _GRID = 600
 _DRAWS = 500
 
@@ -45,6 +54,7 @@ class Allocation:
         tokens_ci95: interval of b.
         best: N_opt and D_opt at the budgets asked for.
         refused: why there is no answer.
+        bias: what IsoFLOP minima miss on this grid even without noise, where a surface was fitted.
     """
 
     approach: str
@@ -55,21 +65,50 @@ class Allocation:
     tokens_ci95: tuple[float, float] | None = None
     best: tuple[Best, ...] = ()
     refused: str = ""
+    bias: "GridBias | None" = None
 
 
 class FlopsPerToken:
-    """Training FLOPs a token and parameter, C / (N·D), as a function of size: each size's own, interpolated between."""
+    """Training FLOPs a token and parameter, k = C / (N·D), as a smooth function of size.
+
+    A line from each size's own ratio to the next would have a kink at each, where the best size then sticks over a
+    range of budgets. So within the sizes log k is a polynomial in log N: a straight line, or of degree two or three
+    where that follows the sizes' own ratios clearly better. Beyond them it goes on in a straight line, k a power of N.
+
+    Args:
+        rows: with params, tokens and flops.
+        declared: k, where C = k·N·D was declared.
+    """
 
     def __init__(self, rows: pd.DataFrame, declared: float | None = None) -> None:
-        if declared is not None:
-            self._sizes, self._logs = np.array([1.0]), np.array([np.log(declared)])
-            return
         ratios = np.log(rows["flops"] / (rows["params"] * rows["tokens"])).groupby(rows["params"]).mean()
-        self._sizes, self._logs = ratios.index.to_numpy(dtype=float), ratios.to_numpy(dtype=float)
+        logs, values = np.log(ratios.index.to_numpy(dtype=float)), ratios.to_numpy(dtype=float)
+        self._ends = float(logs.min()), float(logs.max())
+        self._centre = float(logs.mean())
+        if declared is not None or len(logs) == 1:
+            self._law = np.array([np.log(declared) if declared is not None else values[0]])
+            return
+        misses = []
+        for degree in range(1, int(np.clip(len(logs) - 2, 1, 3)) + 1):
+            law = np.polyfit(logs - self._centre, values, degree)
+            misses.append(float(np.abs(np.polyval(law, logs - self._centre) - values).max()))
+            if degree == 1 or misses[-1] < 0.5 * misses[-2]:
+                self._law = law
+            if misses[-1] < _HARDLY:
+                break
 
     def __call__(self, params: Array) -> Array:
-        """The ratio at sizes given; outside the sizes seen, that of the nearest one."""
-        return np.asarray(np.exp(np.interp(np.log(params), np.log(self._sizes), self._logs)))
+        """The ratio at sizes given."""
+        logs = np.log(params)
+        inside = np.clip(logs, *self._ends)
+        slope = np.clip(np.polyval(np.polyder(self._law), inside - self._centre), -_STEEPEST, _STEEPEST)
+        return np.asarray(np.exp(np.polyval(self._law, inside - self._centre) + slope * (logs - inside)))
+
+    def beyond(self, params: float) -> float | None:
+        """The ratio of the largest or smallest size for one that is larger or smaller; None among the sizes."""
+        log = float(np.log(params))
+        nearest = float(np.clip(log, *self._ends))
+        return None if abs(log - nearest) < _HARDLY else float(self(np.exp(np.array([nearest])))[0])
 
     def tokens(self, budget: float, params: Array) -> Array:
         """D that the budget pays for at each size."""
@@ -136,71 +175,121 @@ def from_frontier(frontier: pd.DataFrame, grid_cells: pd.DataFrame, at: tuple[fl
     return from_points("envelope", budgets, params, tokens, at, np.array(errors))
 
 
-def from_minima(found: list[Minimum], at: tuple[float, ...], other: tuple[Minimum, ...] = ()) -> Allocation:
+def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
     """Approach 2, from the budgets whose minimum is bracketed.
 
-    Each minimum is uncertain by its own interval, and by what another curve (`other`) makes of the same budget.
+    Intervals hold what noise makes of the minima (`isoflop.Simulated`), and how far the method's exponent is off that
+    of the smooth curves through the same bowls. Where the minima lie further from a line than noise would have them,
+    they are the line's own.
+
+    Raises:
+        FitRefused: fewer than three budgets, or one size throughout.
     """
     usable = [each for each in found if each.params is not None]
-    others = {each.budget: each.params for each in other if each.params is not None}
-    method = found[0].method if found else "parabola"
+    method = f"isoflop-{found[0].method if found else 'parabola'}"
+    budgets = np.array([each.budget for each in usable])
+    params = np.array([each.params for each in usable], dtype=float)
     tokens = [each.tokens for each in usable if each.tokens is not None]
-    errors = []
-    for each in usable:
-        low, high = each.params_ci95 or (each.params or 1.0, each.params or 1.0)
-        shift = np.log((each.params or 1.0) / others[each.budget]) if each.budget in others else 0.0
-        errors.append(float(np.hypot(np.log(high / low) / (2 * 1.96), shift)))
-    return from_points(
-        f"isoflop-{method}",
-        np.array([each.budget for each in usable]),
-        np.array([each.params for each in usable], dtype=float),
-        np.array(tokens) if len(tokens) == len(usable) else None,
-        at,
-        np.array(errors),
+    tokens_B = np.array(tokens) if len(tokens) == len(usable) else None
+    lines = from_points(method, budgets, params, tokens_B, at)
+    simulated = [each.simulated for each in usable if each.simulated is not None]
+    if len(simulated) < len(usable):
+        return lines
+    quantile = t_quantile(simulated[0].degrees_of_freedom)
+    off_BS = np.stack([each.off_S for each in simulated])
+    drawn_BS = np.stack([each.log_params_S for each in simulated])
+    if _further_than_noise(np.log(budgets), np.log(params), drawn_BS):
+        return lines
+    size = _Spread(np.log(budgets), drawn_BS, off_BS, quantile)
+    data = _Spread(np.log(budgets), np.stack([each.log_tokens_S for each in simulated]), off_BS, quantile)
+    best = tuple(
+        replace(
+            each,
+            params_ci95=size.factor(each.params, np.log(each.budget)),
+            tokens_ci95=data.factor(each.tokens, np.log(each.budget)) if each.tokens is not None else None,
+        )
+        for each in lines.best
     )
+    return replace(
+        lines,
+        params_ci95=size.around(lines.params_exponent),
+        tokens_ci95=data.around(lines.tokens_exponent),
+        best=best,
+    )
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How far lines through simulated minima (B budgets, S simulations) differ, in slope and in height."""
+
+    logs_B: Array
+    drawn_BS: Array
+    off_BS: Array
+    quantile: float
+
+    def around(self, slope: float | None) -> tuple[float, float] | None:
+        """Interval of a slope."""
+        if slope is None:
+            return None
+        half = self._half(self._slopes(self.drawn_BS), self._slopes(self.off_BS))
+        return slope - half, slope + half
+
+    def factor(self, value: float, log: float) -> tuple[float, float]:
+        """Interval of the line's value at a place."""
+        heights_S, off_S = (
+            each.mean(axis=0) + self._slopes(each) * (log - self.logs_B.mean()) for each in (self.drawn_BS, self.off_BS)
+        )
+        half = self._half(heights_S, off_S)
+        return value * float(np.exp(-half)), value * float(np.exp(half))
+
+    def _slopes(self, values_B: Array) -> Array:
+        weights_B = self.logs_B - self.logs_B.mean()
+        return np.asarray(weights_B @ values_B / (weights_B**2).sum())
+
+    def _half(self, drawn_S: Array, off_S: Array) -> float:
+        # What the method is off beyond what noise alone makes of it.
+        off = float(np.sqrt(max(off_S[0] ** 2 - decile_spread(off_S[1:]) ** 2, 0.0)))
+        return float(np.hypot(self.quantile * decile_spread(drawn_S), off))
+
+
+def _further_than_noise(logs_B: Array, minima_B: Array, drawn_BS: Array) -> bool:
+    """Whether minima lie further from a line than one in twenty of simulated ones do for their noise alone."""
+    noise_BS = drawn_BS - drawn_BS.mean(axis=1, keepdims=True)
+    design_B2 = np.stack([np.ones_like(logs_B), logs_B - logs_B.mean()], axis=1)
+    apart_BB = np.eye(len(logs_B)) - design_B2 @ np.linalg.pinv(design_B2)
+    seen, simulated_S = (((apart_BB @ each) ** 2).sum(axis=0) for each in (minima_B, noise_BS))
+    return bool((simulated_S >= seen).mean() < _UNLIKELY)
 
 
 def from_law(
     fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame, at: tuple[float, ...], declared: float | None = None
 ) -> Allocation:
-    """Approach 3: the law minimised at each budget over sizes, with each size's own FLOPs a token.
+    """Approach 3: the law minimised at each budget over sizes, with a smooth law of FLOPs a token.
 
-    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used.
+    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used. Otherwise k as a function of size
+    is known among the sizes only; where the best size lies beyond them, intervals also hold what a constant k gives.
     """
-    per_token = FlopsPerToken(rows, declared)
+    per_token, last = FlopsPerToken(rows, declared), 1.0
     theta_SP = np.vstack([fitted.theta_P, uncertainty.draws.theta_SP])
     if declared is not None:
         exponents_S = _closed_form(fitted, theta_SP)
         tokens_exponents_S = 1 - exponents_S
     else:
         theta_SP = theta_SP[: _DRAWS + 1]
-        low, high = float(rows["flops"].min()), float(rows["flops"].max())
-        first_S, last_S = (_minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
-        span = np.log(high / low) if high > low else np.nan
-        exponents_S = np.log(last_S / first_S) / span
-        tokens_exponents_S = np.log(per_token.tokens(high, last_S) / per_token.tokens(low, first_S)) / span
-    best = []
-    for budget in at:
-        sizes_S, values_S = _minimise_over_sizes(fitted, theta_SP[: _DRAWS + 1], rows, per_token, budget)
-        tokens_S = per_token.tokens(budget, sizes_S)
-        best.append(
-            Best(
-                budget,
-                float(sizes_S[0]),
-                _interval(sizes_S, uncertainty, log=True),
-                float(tokens_S[0]),
-                _interval(tokens_S, uncertainty, log=True),
-                float(values_S[0]),
-            )
-        )
+        exponents_S, tokens_exponents_S, last = _exponents(fitted, theta_SP, rows, per_token)
+    intervals = [_interval(exponents_S, uncertainty), _interval(tokens_exponents_S, uncertainty)]
+    if declared is None and (level := per_token.beyond(last)) is not None:
+        other_S, other_tokens_S, _ = _exponents(fitted, theta_SP, rows, FlopsPerToken(rows, level))
+        others = _interval(other_S, uncertainty), _interval(other_tokens_S, uncertainty)
+        intervals = [_both(*pair) for pair in zip(intervals, others, strict=True)]
     return Allocation(
         f"parametric {fitted.law.name}",
         len(fitted.y_n),
         float(exponents_S[0]),
-        _interval(exponents_S, uncertainty),
+        intervals[0],
         float(tokens_exponents_S[0]),
-        _interval(tokens_exponents_S, uncertainty),
-        tuple(best),
+        intervals[1],
+        tuple(_best_at(fitted, theta_SP[: _DRAWS + 1], uncertainty, rows, per_token, budget) for budget in at),
     )
 
 
@@ -211,6 +300,36 @@ def best_sizes(fitted: Fit, rows: pd.DataFrame, budgets: Array, declared: float 
     found = [_minimise_over_sizes(fitted, theta_1P, rows, per_token, float(each))[0] for each in budgets]
     sizes = np.concatenate(found)
     return sizes, np.asarray(budgets / (per_token(sizes) * sizes))
+
+
+def _exponents(
+    fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken
+) -> tuple[Array, Array, float]:
+    """A and b between the least and most compute of the rows, for each θ, and the best size at the most."""
+    low, high = float(rows["flops"].min()), float(rows["flops"].max())
+    first_S, last_S = (_minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
+    span = np.log(high / low) if high > low else np.nan
+    tokens_S = per_token.tokens(high, last_S) / per_token.tokens(low, first_S)
+    return np.log(last_S / first_S) / span, np.log(tokens_S) / span, float(last_S[0])
+
+
+def _best_at(
+    fitted: Fit, theta_SP: Array, uncertainty: Uncertainty, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
+) -> Best:
+    """The best size and data at one budget, with intervals."""
+    sizes_S, values_S = _minimise_over_sizes(fitted, theta_SP, rows, per_token, budget)
+    tokens_S = per_token.tokens(budget, sizes_S)
+    sizes, tokens = _interval(sizes_S, uncertainty, log=True), _interval(tokens_S, uncertainty, log=True)
+    if (level := per_token.beyond(float(sizes_S[0]))) is not None:
+        flat = FlopsPerToken(rows, level)
+        other_S = _minimise_over_sizes(fitted, theta_SP, rows, flat, budget)[0]
+        sizes = _both(sizes, _interval(other_S, uncertainty, log=True))
+        tokens = _both(tokens, _interval(flat.tokens(budget, other_S), uncertainty, log=True))
+    return Best(budget, float(sizes_S[0]), sizes, float(tokens_S[0]), tokens, float(values_S[0]))
+
+
+def _both(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _closed_form(fitted: Fit, theta_SP: Array) -> Array:
@@ -240,7 +359,7 @@ def _minimise_over_sizes(
 def _interval(values_S: Array, uncertainty: Uncertainty, log: bool = False) -> tuple[float, float]:
     """Percentiles of case draws; the estimate ± t times the spread of parametric ones."""
     drawn_S = values_S[1:]
-    if uncertainty.draws.edge_SP is not None or uncertainty.draws.method.startswith("case"):
+    if uncertainty.draws.region is not None or uncertainty.draws.method.startswith("case"):
         low, high = np.quantile(drawn_S, [0.025, 0.975])
         return float(low), float(high)
     quantile = t_quantile(uncertainty.degrees_of_freedom)

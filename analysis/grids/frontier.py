@@ -9,6 +9,15 @@ from analysis.fitting.laws.base import Array
 from analysis.tables.evaluations import LIKELIHOOD, companions
 from analysis.tables.table import RunsTable
 
+FRONTIERS = {
+    "envelope": "runs that no run of less compute matches",
+    "hull": "runs on the convex hull of the logarithms",
+    "bins": "the best run of each bin of compute, where no smaller bin matches it",
+}
+"""What may be taken for the best of scattered runs."""
+_ON_HULL = 1e-3
+_SCATTERED = 0.02
+_MOST_SCATTERED = 1000
 _SAME_BUDGET = 0.02
 _WIDEST_BUDGET = 0.05
 _BUDGETS_APART = 0.1
@@ -89,11 +98,67 @@ def curve_envelope(frame: pd.DataFrame, target: str) -> pd.DataFrame:
     return ordered[ordered[target] < lowest].reset_index(drop=True)
 
 
+def frontier_of_runs(frame: pd.DataFrame, target: str, rule: str, rises: bool = False) -> pd.DataFrame:
+    """The best of runs that share no budgets, in order of compute.
+
+    Args:
+        frame: the runs, with `flops` and the target.
+        target: the column.
+        rule: one of `FRONTIERS`. An envelope takes every lucky run; bins, about as many as the square root of one and a
+            half times the runs, take one of several; a hull takes only what no two others lie below, which suits laws
+            that are straight or bend upwards.
+        rises: more is better, as of an accuracy.
+    """
+    ordered = frame.sort_values(["flops", target], ascending=[True, not rises])
+    x_n = np.log(ordered["flops"].to_numpy(dtype=float))
+    y_n = np.log(ordered[target].to_numpy(dtype=float)) * (-1.0 if rises else 1.0)
+    kept_n = np.ones(len(ordered), dtype=bool)
+    if rule == "bins" and np.ptp(x_n) > 0:
+        count = max(3, int(np.sqrt(1.5 * len(ordered))))
+        bins_n = np.minimum(((x_n - x_n[0]) / np.ptp(x_n) * count).astype(int), count - 1)
+        best = pd.Series(y_n).groupby(bins_n).idxmin().to_numpy()
+        kept_n = np.isin(np.arange(len(ordered)), best)
+    before_n = np.minimum.accumulate(np.where(kept_n, y_n, np.inf))
+    kept_n &= y_n < np.concatenate([[np.inf], before_n[:-1]])
+    if rule == "hull":
+        kept_n &= y_n <= _hull(x_n[kept_n], y_n[kept_n], x_n) + _ON_HULL
+    return ordered[kept_n].reset_index(drop=True)
+
+
+def scattered(frame: pd.DataFrame, target: str) -> int:
+    """How many runs are beaten by others of less compute, by so much that it isn't noise; 0 where few are.
+
+    Very many rows are points on curves rather than runs.
+    """
+    if not 8 <= len(frame) <= _MOST_SCATTERED:
+        return 0
+    values_n = frame.sort_values("flops")[target].to_numpy(dtype=float)
+    excess_n = np.log(values_n / np.minimum.accumulate(values_n))
+    beaten_n = excess_n > 0
+    many = beaten_n.mean() > 1 / 3 and np.median(excess_n[beaten_n]) > _SCATTERED
+    return int(beaten_n.sum()) if many else 0
+
+
 def fullest_budget(grid_cells: pd.DataFrame) -> tuple[float, int]:
     """The budget at which most sizes have a cell, the largest of several, and how many sizes it has."""
     counts = grid_cells.groupby("budget")["params"].nunique()
     most = int(counts.max())
     return float(str(counts[counts == most].index.max())), most
+
+
+def _hull(x_m: Array, y_m: Array, at_n: Array) -> Array:
+    """Height of the lower convex hull of points in order of x, falling in y, at places among them."""
+    corners: list[int] = []
+    for place in range(len(x_m)):
+        while len(corners) > 1:
+            first, last = corners[-2], corners[-1]
+            if (y_m[last] - y_m[first]) * (x_m[place] - x_m[first]) < (y_m[place] - y_m[first]) * (
+                x_m[last] - x_m[first]
+            ):
+                break
+            corners.pop()
+        corners.append(place)
+    return np.asarray(np.interp(at_n, x_m[corners], y_m[corners]))
 
 
 def _cluster(flops: Array) -> Array:

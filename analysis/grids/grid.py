@@ -10,6 +10,7 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty
 from analysis.grids.allocation import Allocation, from_frontier, from_law, from_minima
 from analysis.grids.frontier import SeedNoise, cells, envelope, seed_noise
+from analysis.grids.grid_bias import grid_bias, holding
 from analysis.grids.isoflop import METHODS, Minimum, minima
 
 
@@ -66,6 +67,7 @@ def allocations(
         declared: k where C = k·N·D was declared.
     """
     found = []
+    surfaces = list(surfaces)
     if grid is not None:
         try:
             found.append(from_frontier(grid.frontier, grid.cells, at))
@@ -73,7 +75,12 @@ def allocations(
             found.append(Allocation("envelope", len(grid.frontier), refused=str(refusal)))
         for method, minima_found in ((METHODS[0], grid.minima), *grid.other_minima.items()):
             try:
-                found.append(from_minima(list(minima_found), at, grid.other_minima["cubic"]))
+                found.append(from_minima(list(minima_found), at))
+                if surfaces:
+                    law, _, rows = surfaces[0]
+                    measured = grid.cells[grid.cells[grid.target].notna()]
+                    bias = grid_bias(minima_found, measured, law, rows, declared)
+                    found[-1] = holding(found[-1], bias)
             except FitRefused as refusal:
                 found.append(Allocation(f"isoflop-{method}", len(minima_found), refused=str(refusal)))
     parametric = (

@@ -1,9 +1,11 @@
 """IsoFLOP minima: at one budget, the size with the lowest loss (Hoffmann et al. 2022, approach 2)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from scipy.interpolate import Akima1DInterpolator
 
 from analysis.fitting.bootstrap import decile_spread
@@ -14,8 +16,28 @@ from analysis.grids.frontier import SeedNoise
 MINIMUM_SIZES = 4
 METHODS = ("parabola", "cubic", "akima")
 _DEGREES = {"parabola": 2, "cubic": 3}
+_HIGHEST = 4
+"""Degree of the polynomials that are tried for the bowls' shape."""
 _DRAWS = 400
 _GRID, _DRAWS_GRID = 2001, 401
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A budget's minimum as the same method finds it in simulated bowls.
+
+    Attributes:
+        log_params_S: log N_opt of each.
+        log_tokens_S: log D_opt; log N_opt again where the table has no tokens.
+        degrees_of_freedom: of the scatter that was simulated.
+        off_S: by how much the smooth curve's own minimum lies beyond what the method finds, in log N; zero for a
+            parabola where the bowls are parabolas. The first is of the smooth curve itself, others of simulated bowls.
+    """
+
+    log_params_S: Array
+    log_tokens_S: Array
+    degrees_of_freedom: int
+    off_S: Array
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,7 @@ class Minimum:
         refused: why there is no minimum; empty when there is one.
         params_ci95: interval of N_opt.
         coefficients: of the polynomial in log(N / geometric mean), highest power first.
+        simulated: what noise makes of it.
     """
 
     budget: float
@@ -43,6 +66,7 @@ class Minimum:
     refused: str = ""
     params_ci95: tuple[float, float] | None = None
     coefficients: tuple[float, ...] = ()
+    simulated: Simulated | None = None
 
 
 def minima(
@@ -50,19 +74,22 @@ def minima(
 ) -> list[Minimum]:
     """The minimum of each budget, refused by name where the sizes don't bracket one.
 
-    The interval of a minimum comes from refits to the curve plus normal errors (parametric bootstrap). Their size is
-    pooled over the budgets' parabolas, and with the scatter between seeds where runs were repeated.
+    Intervals come from simulated bowls: the smooth curve through each budget's cells plus normal errors of the cells'
+    scatter around it, and with them the scatter between seeds where runs were repeated. The smooth curve is the
+    parabola unless a polynomial of degree three or four follows the bowls significantly better, so that what a parabola
+    misses of the bowls' shape isn't taken for noise.
     """
     usable = grid_cells[grid_cells[target].notna()].sort_values(["budget", "params"])
-    found = [minimum(rows, target, float(str(budget)), method) for budget, rows in usable.groupby("budget")]
-    size, degrees = _pooled_scatter(usable, target, noise)
+    bowls = {float(str(budget)): rows for budget, rows in usable.groupby("budget")}
+    found = [minimum(rows, target, budget, method) for budget, rows in bowls.items()]
+    degree, size, degrees = _smooth(bowls.values(), target, noise)
     if degrees < 1:
         return found
     generator = np.random.default_rng(seed)
     return [
         each
         if each.params is None
-        else replace(each, params_ci95=_interval(each, usable, target, size, degrees, generator))
+        else _with_interval(each, bowls[each.budget], target, degree, size, degrees, generator)
         for each in found
     ]
 
@@ -105,42 +132,87 @@ def _why_not(params: Array, values: Array, sizes: int, method: str) -> str:
     return ""
 
 
-def _pooled_scatter(cells: pd.DataFrame, target: str, noise: SeedNoise | None) -> tuple[float, int]:
-    """Standard deviation around parabolas and its degrees of freedom, over all budgets with more than three sizes."""
-    squares, degrees = 0.0, 0
-    for _, rows in cells.groupby("budget"):
-        if rows["params"].nunique() > 3:
-            logs = np.log(rows["params"].to_numpy(dtype=float))
-            values = rows[target].to_numpy(dtype=float)
-            coefficients = np.polyfit(logs - logs.mean(), values, 2)
-            squares += float(((values - np.polyval(coefficients, logs - logs.mean())) ** 2).sum())
-            degrees += len(rows) - 3
+def _smooth(bowls: Collection[pd.DataFrame], target: str, noise: SeedNoise | None) -> tuple[int, float, int]:
+    """Degree of the polynomial that follows the bowls, relative scatter around it and its degrees of freedom.
+
+    The degree rises from two as long as that lowers the sum of squares significantly (F test over all budgets).
+    """
+    degree = 2
+    squares, degrees = _squares(bowls, target, 2, 2)
+    while degree < _HIGHEST:
+        lower, fewer = _squares(bowls, target, degree, degree + 1)
+        higher, left = _squares(bowls, target, degree + 1, degree + 1)
+        if (
+            left < 1
+            or stats.f.sf((lower - higher) / (fewer - left) / max(higher / left, 1e-300), fewer - left, left) > 0.05
+        ):
+            break
+        degree, squares, degrees = degree + 1, higher, left
     if noise is not None:
-        typical = float(cells[target].median())
-        squares += noise.degrees_of_freedom * (noise.relative * typical) ** 2
+        squares += noise.degrees_of_freedom * noise.relative**2
         degrees += noise.degrees_of_freedom
-    return float(np.sqrt(squares / max(degrees, 1))), degrees
+    return degree, float(np.sqrt(squares / max(degrees, 1))), degrees
 
 
-def _interval(
-    found: Minimum, cells: pd.DataFrame, target: str, size: float, degrees: int, generator: np.random.Generator
-) -> tuple[float, float]:
-    rows = cells[cells["budget"] == found.budget]
+def _squares(bowls: Collection[pd.DataFrame], target: str, degree: int, allowing: int) -> tuple[float, int]:
+    """Relative squares around polynomials and their degrees of freedom, of the bowls that allow a certain degree."""
+    squares, degrees = 0.0, 0
+    for rows in bowls:
+        if rows["params"].nunique() > allowing + 1:
+            _, values, curve = _polynomial(rows, target, degree)
+            squares += float(((values / curve - 1) ** 2).sum())
+            degrees += len(rows) - degree - 1
+    return squares, degrees
+
+
+def _polynomial(rows: pd.DataFrame, target: str, degree: int) -> tuple[Array, Array, Array]:
+    """Centred log sizes, values, and a polynomial's heights there."""
     logs = np.log(rows["params"].to_numpy(dtype=float))
     logs = logs - logs.mean()
     values = rows[target].to_numpy(dtype=float)
-    fitted = np.polyval(found.coefficients, logs) if found.coefficients else values
-    drawn_nS = fitted[:, None] + size * generator.standard_normal((len(values), _DRAWS))
-    fine, curves_GS = _curves(logs, drawn_nS, found.method, _DRAWS_GRID)
-    half = t_quantile(degrees) * decile_spread(fine[curves_GS.argmin(axis=0)])
+    return logs, values, np.polyval(np.polyfit(logs, values, degree), logs)
+
+
+def _with_interval(
+    found: Minimum,
+    rows: pd.DataFrame,
+    target: str,
+    degree: int,
+    size: float,
+    degrees: int,
+    generator: np.random.Generator,
+) -> Minimum:
+    """The minimum with its interval and the simulated ones."""
+    degree = min(degree, max(found.sizes - 2, 2))
+    logs, _, curve = _polynomial(rows, target, degree)
+    errors_nS = size * generator.standard_normal((len(logs), _DRAWS))
+    errors_nS[:, 0] = 0.0  # the smooth curve itself
+    bowls_nS = curve[:, None] * (1 + errors_nS)
+    drawn_S = _lowest(*_curves(logs, bowls_nS, found.method, _DRAWS_GRID))
+    smooth_S = _lowest(*_curves(logs, bowls_nS, degree, _DRAWS_GRID))
+    half = t_quantile(degrees) * decile_spread(drawn_S[1:])
     middle = float(np.log(found.params or 1.0))
-    return float(np.exp(middle - half)), float(np.exp(middle + half))
+    drawn_2S = np.stack([drawn_S + float(np.log(rows["params"]).mean())] * 2)
+    if "tokens" in rows.columns:
+        drawn_2S[1] = np.interp(drawn_S, logs, np.log(rows["tokens"].to_numpy(dtype=float)))
+    simulated = Simulated(drawn_2S[0, 1:], drawn_2S[1, 1:], degrees, smooth_S - drawn_S)
+    return replace(found, params_ci95=(float(np.exp(middle - half)), float(np.exp(middle + half))), simulated=simulated)
 
 
-def _curves(logs: Array, values_nS: Array, method: str, points: int = _GRID) -> tuple[Array, Array]:
-    """The method's curve through each column of values, on a grid of centred log N between the sizes."""
+def _lowest(fine: Array, curves_GS: Array) -> Array:
+    """Where each curve is lowest, by a parabola through the lowest point of the grid and its neighbours."""
+    best_S = np.clip(curves_GS.argmin(axis=0), 1, len(fine) - 2)
+    every = np.arange(curves_GS.shape[1])
+    left_S, middle_S, right_S = (curves_GS[best_S + shift, every] for shift in (-1, 0, 1))
+    bend_S = left_S - 2 * middle_S + right_S
+    shift_S = np.where(bend_S > 0, 0.5 * (left_S - right_S) / np.where(bend_S > 0, bend_S, 1.0), 0.0)
+    return np.asarray(fine[best_S] + (fine[1] - fine[0]) * np.clip(shift_S, -1, 1))
+
+
+def _curves(logs: Array, values_nS: Array, method: str | int, points: int = _GRID) -> tuple[Array, Array]:
+    """A method's curve, or a polynomial of a degree, through each column of values, on a grid between the sizes."""
     fine = np.linspace(logs.min(), logs.max(), points)
     if method == "akima":
         return fine, np.asarray(Akima1DInterpolator(logs, values_nS)(fine))
-    coefficients = np.polyfit(logs, values_nS, _DEGREES[method])
+    coefficients = np.polyfit(logs, values_nS, _DEGREES[method] if isinstance(method, str) else method)
     return fine, np.vander(fine, len(coefficients)) @ coefficients

@@ -1,17 +1,20 @@
 """Which laws are fitted to which rows of a table."""
 
+import re
 from dataclasses import dataclass
 
 import pandas as pd
 
 from analysis.fitting.laws.registry import LAWS
-from analysis.grids.frontier import curve_envelope, fullest_budget
+from analysis.grids.frontier import FRONTIERS, curve_envelope, frontier_of_runs, fullest_budget
 from analysis.grids.grid import TargetGrid
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
 from analysis.tables.checkpoints import last_rows
 from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
 from analysis.tables.table import RunsTable
+
+_FALLS_BY_NAME = re.compile(r"loss|error|perplexity|ppl|bpb|bits|nats|nll|entropy", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,10 @@ def plan(
     own; the IsoFLOP sets say what there is to say). Nor is a surface fitted unasked to fewer than four sizes.
     """
     evaluation = is_evaluation(target)
+    itself = {role for role, source in table.columns.items() if source == target}
     laws = options.law or (EVALUATION_LAWS if evaluation else DEFAULT_LAWS)
-    places = options.x or tuple(role for role in ("flops", "params") if table.has(role)) or ("tokens",)
+    places = options.x or tuple(role for role in ("flops", "params") if table.has(role) and role not in itself)
+    places = places or ("tokens",)
     if evaluation and not options.x and table.has(LIKELIHOOD):
         places += (LIKELIHOOD,)
     held = [floor] if floor is not None and options.offset is None else []
@@ -58,9 +63,14 @@ def plan(
         shared = 2 * fullest_budget(grid.cells)[1] >= grid.cells["params"].nunique()
         free = [each for each in plan if LAWS[each.law].has_offset and each.floor is None]
         plan = [each for each in plan if each.x != "params" or (shared and each not in free)]
-    surface = table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
+    surface = not itself and table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
     wanted = options.law or (surface and not options.x)
     return plan + [PlannedFit("params, tokens", law) for law in laws if not LAWS[law].is_curve and wanted]
+
+
+def may_rise(target: str, options: FitOptions) -> bool:
+    """Whether a target that grows with x is as it should be: a best size, a batch, a rate, an accuracy; not a loss."""
+    return target != options.loss and not is_evaluation(target) and not _FALLS_BY_NAME.search(target)
 
 
 def rows_for(
@@ -70,8 +80,11 @@ def rows_for(
     frame = table.frame[table.frame[target].notna()]
     if not LAWS[law].is_curve:
         return frame, ()
-    if x == "flops" and options.checkpoints and table.has("flops"):
+    if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
         return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
+    if x == "flops" and options.frontier and table.has("flops"):
+        rises = may_rise(target, options) and bool(frame["flops"].corr(frame[target], method="spearman") > 0)
+        return frontier_of_runs(frame, target, options.frontier, rises), (f"frontier: {FRONTIERS[options.frontier]}",)
     if grid is not None and x == "flops":
         return grid.frontier, ("frontier: best cell of each budget",)
     if grid is not None and x == "params":

@@ -41,7 +41,7 @@ _LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BL
 def against_compute(result: LawsResult, key: str, group: str, target: str, name: str) -> Drawing:
     """Cells as points joined by size, the frontier, its law with the interval for a new run, and the held-out check."""
     grid, check = result.grids[key], result.checks.get(key)
-    entries = [entry for entry in result.entries(target, "flops", group) if entry.falls]
+    entries = [entry for entry in result.entries(target, "flops", group) if entry.is_shown]
     bent = [each for each in entries if each.fitted.law.name in ("power-offset", "power-floor")]
     drawn = [each for each in bent if each.fitted.law == bent[0].fitted.law] or entries[:1]
     levels = floors(result.table, target)
@@ -75,18 +75,21 @@ def against_compute(result: LawsResult, key: str, group: str, target: str, name:
 
 
 def against(result: LawsResult, target: str, x: str, name: str, group: str = "") -> Drawing:
-    """The rows of the fits against x, with each law that falls with x."""
+    """The rows of the fits against x, with each law that is shown."""
     entries = result.entries(target, x, group)
     rows = entries[0].rows
-    drawn = [entry for entry in entries if entry.falls]
+    drawn = [entry for entry in entries if entry.is_shown]
     banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
     levels = floors(result.table, target)
+    on_frontier = x == "flops" and bool(result.options.frontier)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         values = rows[x].to_numpy(dtype=float)
         interval_bars(axes, rows, rows[x], target, BLUE)
-        points(axes, values, rows[target].to_numpy(dtype=float), "runs")
+        if on_frontier:
+            _others(axes, result.table.frame, target, group)
+        points(axes, values, rows[target].to_numpy(dtype=float), "frontier" if on_frontier else "runs")
         reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
         if banded is not None:
             _interval_bands(axes, banded, reach)
@@ -153,8 +156,8 @@ def groups(result: LawsResult) -> Drawing:
         for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
             values = entry.rows[x].to_numpy(dtype=float)
             name = plain(entry.group)
-            axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.falls else name)
-            if entry.falls:
+            axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.is_shown else name)
+            if entry.is_shown:
                 reach = np.geomspace(values.min(), values.max() * 2, 50)
                 axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{name}: {_formula(entry)}")
         log_axis(axes, "x")
@@ -184,6 +187,12 @@ def _band(axes: Axes, best: pd.DataFrame, target: str, grid: TargetGrid, reach: 
     axes.fill_between(reach, low, high, color="#8a8f98", alpha=0.28, lw=0, label="95%, new run", zorder=1)
 
 
+def _others(axes: Axes, frame: pd.DataFrame, target: str, group: str) -> None:
+    """All runs, behind those of the frontier."""
+    chosen = frame[frame["group"].astype(str) == group] if group else frame
+    axes.plot(chosen["flops"], chosen[target], "o", color="#8a8f98", ms=2, alpha=0.5, label="all runs", zorder=2)
+
+
 def _interval_bands(axes: Axes, entry: FitEntry, reach: Array) -> None:
     sure = predict(entry.fitted, entry.uncertainty, reach)
     for pairs, alpha in (([each.new_run_ci95 for each in sure], 0.18), ([each.curve_ci95 for each in sure], 0.3)):
@@ -208,7 +217,8 @@ def _formula(entry: FitEntry) -> str:
     if "E" in entry.fitted.at_bound:
         values["E"] = "0"
     x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
-    power = f"{x}$^{{{-entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
+    sign = 1 if entry.fitted.law.name == "rising-power" else -1
+    power = f"{x}$^{{{sign * entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
     text = entry.fitted.law.legend.format(power=power, **values) or entry.fitted.law.name
     floor = "" if entry.fitted.law.name != "power-floor" else ", free" if entry.fitted.offset is None else ", held"
     return text + floor

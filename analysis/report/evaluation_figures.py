@@ -80,7 +80,7 @@ def marks_in_words(levels: dict[str, float], rows: pd.DataFrame, target: str) ->
 def against_loss(result: LawsResult, target: str, name: str, group: str) -> Drawing:
     """Cells by size against their loss, with the laws fitted to all of them."""
     every = result.entries(target, LIKELIHOOD, group)
-    entries = [entry for entry in every if entry.falls]
+    entries = [entry for entry in every if entry.is_shown]
     entries = [entry for entry in entries if entry.fitted.law.has_offset] or entries
     rows = every[0].rows
     loss = -np.log(rows[LIKELIHOOD])

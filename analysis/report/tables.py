@@ -7,6 +7,7 @@ from analysis.checks.compare import INPUTS, Comparison
 from analysis.checks.forecast import LargestBudgetCheck
 from analysis.checks.holdout import Heldout
 from analysis.grids.allocation import Allocation
+from analysis.grids.grid_bias import bias_text
 from analysis.grids.guidance import SHARES, GuidanceCurve
 from analysis.grids.side_by_side import OptimalSize
 from analysis.results import FitEntry, LawsResult, PredictionAt
@@ -350,4 +351,5 @@ def _allocation_row(each: Allocation) -> tuple[tuple[str, ...], ...]:
     columns.append([(number(best.params), interval(best.params_ci95)) for best in each.best])
     columns.append([(number(best.tokens), interval(best.tokens_ci95) if best.tokens else "") for best in each.best])
     lines = [tuple(line for pair in column for line in pair) for column in columns]
-    return (each.approach,), *exponents, *lines, ("",)
+    remark = f"without noise on the surface off by: {bias_text(each.bias)}" if each.bias is not None else ""
+    return (each.approach,), *exponents, *lines, (remark,)

@@ -79,7 +79,9 @@ def runs(frame: pd.DataFrame, targets: Sequence[str]) -> "pd.Series[int]":
     They agree in their roles and labels and in all targets that are no evaluations, and differ in how they were
     evaluated. Rows that don't are copies, or runs of their own.
     """
-    alike = [name for name in (*ROLES, *LABELS, *targets) if name in frame.columns and not _of_images(name)]
+    alike = [
+        name for name in dict.fromkeys((*ROLES, *LABELS, *targets)) if name in frame.columns and not _of_images(name)
+    ]
     keys = frame[alike].assign(settings=_texts(frame, setting_columns(frame)))
     keys["copy"] = keys.groupby(list(keys.columns), dropna=False).cumcount()
     numbers: pd.Series[int] = keys.groupby([*alike, "copy"], dropna=False, sort=False).ngroup()

@@ -83,7 +83,6 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> RoleMapping:
         "group": options.group,
         "seed": options.seed_column,
     }
-    fitted = (*options.target, *([options.loss] if options.loss else ()))
     columns: dict[str, str] = {}
     notes: list[str] = []
     for role, name in given.items():
@@ -91,7 +90,7 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> RoleMapping:
             columns[role] = column(frame, name)
         elif is_sweep and SWEEP_COLUMNS.get(role) in frame.columns:
             columns[role] = SWEEP_COLUMNS[role]
-        elif role in FOUND_BY_NAME and role in frame.columns and role not in {*given.values(), *fitted}:
+        elif role in FOUND_BY_NAME and role in frame.columns and role not in given.values():
             columns[role] = role
             notes.append(f"column {role!r} is taken for {NOUNS.get(role, role)} by its name")
     if options.tokens is None and options.tokens_from_flops is not None and {"params", "flops"} <= set(columns):
@@ -114,9 +113,7 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> RoleMapping:
         if name not in NOUNS:
             column(frame, name)
     for name in targets:
-        inputs = [role for role, source in columns.items() if source == name and role in (*ROLES, name)]
-        inputs += [x for x in options.x if x == name]
-        if inputs:
+        if inputs := _inputs_that_it_plays(name, columns, options.x):
             raise TableError(f"--target {name}: no law can be fitted to what it is fitted against ({inputs[0]})")
     own = [] if is_sweep else _own(frame, columns, targets, options)
     return RoleMapping(columns, tuple(targets), units, is_sweep, tuple(notes), tuple(own))
@@ -211,6 +208,18 @@ def _targets(frame: pd.DataFrame, options: FitOptions) -> list[str]:
     if not targets:
         column(frame, options.loss or "loss")
     return targets
+
+
+def _inputs_that_it_plays(target: str, columns: dict[str, str], x: tuple[str, ...]) -> list[str]:
+    """The inputs that a target is itself, where that leaves nothing to fit it against.
+
+    Best sizes, best numbers of tokens and the like are targets too, against the other inputs.
+    """
+    usual = ("flops", "params", "tokens")
+    plays = [role for role, source in columns.items() if source == target and role in (*ROLES, target)]
+    asked = [name for name in x if columns.get(name, name) == target]
+    others = [role for role in usual if role in columns and role not in plays]
+    return asked or [role for role in plays if role not in usual or not (others or x)]
 
 
 def _own(frame: pd.DataFrame, columns: dict[str, str], targets: list[str], options: FitOptions) -> list[str]:

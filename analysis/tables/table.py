@@ -156,7 +156,7 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     loss = options.loss or "loss"
     apart = kept_apart(measured, targets, loss if loss in targets else "")
     _check_run_ids(apart.frame, options)
-    kept = [name for name in (*ROLES, *LABELS, *targets) if name in measured.columns]
+    kept = [name for name in dict.fromkeys((*ROLES, *LABELS, *targets)) if name in measured.columns]
     repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
     if repeated.any():
         log.notes.append(f"{int(repeated.sum())} {REPEATED}")

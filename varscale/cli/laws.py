@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Collection
 from dataclasses import fields
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,6 +66,9 @@ def fit_laws(
         list[float] | None, typer.Option("--budget", metavar="FLOPS", help="Find the best size for it.")
     ] = None,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.")] = False,
+    frontier: Annotated[
+        str, typer.Option(metavar="RULE", help="Fit the best of scattered runs: envelope, hull or bins.")
+    ] = "",
     compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
     published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
     holdout: Annotated[bool, typer.Option(help="Refit with runs left out, and report the errors.")] = True,
@@ -194,13 +198,15 @@ def _fit(table: Any, options: "FitOptions", folder: Path) -> "WrittenLaws":
 
     from analysis.errors import TableError
     from analysis.pipeline import fit_laws
+    from analysis.progress import progress
     from analysis.report.terminal import terminal_summary
     from analysis.report.writing import write
 
     _check_writable(folder)
-    try:
-        result = fit_laws(table, options)
-    except TableError as error:  # a reason for every law and target
-        raise TableError(textwrap.shorten(str(error), 240, placeholder=" …")) from error
-    Console().print(terminal_summary(result))
-    return write(result, folder)
+    with progress(partial(typer.echo, err=True)):
+        try:
+            result = fit_laws(table, options)
+        except TableError as error:  # a reason for every law and target
+            raise TableError(textwrap.shorten(str(error), 240, placeholder=" …")) from error
+        Console().print(terminal_summary(result))
+        return write(result, folder)

@@ -19,11 +19,12 @@ from analysis.fitting.laws.base import Array, Law, Problem, is_exponent
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a sum: coefficient · input^-exponent, or the coefficient alone (the offset)."""
+    """One term of a sum: coefficient · input^(sign · exponent), or the coefficient alone (the offset)."""
 
     coefficient: str
     exponent: str | None = None
     input: int = 0
+    sign: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class PowerSum(Law):
         if len(self.terms) == 1:
             slope, intercept = np.polyfit(problem.log_inputs_In[0], self.linked(y), 1)
             spread = np.zeros(1) if few else np.array([0.0, -0.5, 0.5, -1.0, 1.0])
-            return np.stack([np.full(len(spread), intercept), -slope + spread * max(abs(slope), 0.05)], axis=1)
+            exponents_S = self.terms[0].sign * slope + spread * max(abs(slope), 0.05)
+            return np.stack([np.full(len(spread), intercept), exponents_S], axis=1)
         exponents = [name for name in problem.free if is_exponent(name)]
         points = (4 if few else 8) if len(exponents) > 1 else (6 if few else 24)
         # Coefficients minimise relative residuals, which are log residuals to first order.
@@ -89,7 +91,9 @@ class PowerSum(Law):
         for point in product(np.geomspace(0.02, 2.5, points), repeat=len(exponents)):
             chosen = dict(zip(exponents, point, strict=True))
             columns = [
-                np.exp(-chosen[term.exponent] * problem.log_inputs_In[term.input]) if term.exponent else np.ones_like(y)
+                np.exp(term.sign * chosen[term.exponent] * problem.log_inputs_In[term.input])
+                if term.exponent
+                else np.ones_like(y)
                 for term in terms
             ]
             design_nJ, values_n = np.stack(columns, axis=1) * scale_n[:, None], (y - offset) * scale_n
@@ -105,7 +109,7 @@ class PowerSum(Law):
     def shift(self, problem: Problem, name: str, values: dict[str, Array]) -> Array | float:
         """The centre of the term's input times its exponent."""
         term = next(term for term in self.terms if term.coefficient == name)
-        return 0.0 if term.exponent is None else values[term.exponent] * problem.centres[term.input]
+        return 0.0 if term.exponent is None else -term.sign * values[term.exponent] * problem.centres[term.input]
 
     def bounds(self, problem: Problem, name: str) -> tuple[float, float] | None:
         """Beside other terms, an exponent of zero or less would be a second offset."""
@@ -141,7 +145,7 @@ class _Derivatives:
             if term.coefficient in self.free:
                 terms_JnP[j, :, self.free.index(term.coefficient)] = 1.0
             if term.exponent is not None:
-                terms_JnP[j, :, self.free.index(term.exponent)] -= self.log_inputs_In[term.input]
+                terms_JnP[j, :, self.free.index(term.exponent)] += term.sign * self.log_inputs_In[term.input]
         return terms_JnP
 
     @cached_property

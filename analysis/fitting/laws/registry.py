@@ -4,13 +4,14 @@ from analysis.fitting.laws.base import Law
 from analysis.fitting.laws.broken_power import BrokenPower
 from analysis.fitting.laws.power_sums import Term, power_sum
 
-_E, _A = Term("E"), Term("A", "alpha")
+_E, _A, _RISING = Term("E"), Term("A", "alpha"), Term("A", "alpha", sign=1.0)
 _X, _N_AND_D = ("x",), ("params", "tokens")
 
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
         power_sum("power", "A·x^-α", _X, _A, legend="power, {power}"),
+        power_sum("rising-power", "A·x^α", _X, _RISING, legend="power, {power}"),
         power_sum("power-offset", "E + A·x^-α", _X, _E, _A, legend="{E} + A·{power}"),
         power_sum("chinchilla", "E + A·N^-α + B·D^-β", _N_AND_D, _E, _A, Term("B", "beta", 1)),
         power_sum("chinchilla-tied", "E + A·N^-α + B·D^-α", _N_AND_D, _E, _A, Term("B", "alpha", 1)),

@@ -17,6 +17,7 @@ from analysis.fitting.newton import Objective
 
 FORMULAS = {
     "power": lambda p, x: p["A"] * x ** -p["alpha"],
+    "rising-power": lambda p, x: p["A"] * x ** p["alpha"],
     "power-offset": lambda p, x: p["E"] + p["A"] * x ** -p["alpha"],
     "power-floor": lambda p, x: p["E"] + p["A"] * x ** -p["alpha"],
     "power-logit": lambda p, x: p["A"] * x ** -p["alpha"] / (1 + p["A"] * x ** -p["alpha"]),
@@ -26,6 +27,7 @@ FORMULAS = {
 }
 TRUE = {
     "power": {"A": 30.0, "alpha": 0.08},
+    "rising-power": {"A": 0.1, "alpha": 0.5},
     "power-offset": {"E": 2.0, "A": 40.0, "alpha": 0.2},
     "power-floor": {"E": 1.5, "A": 4000.0, "alpha": 0.3},
     "power-logit": {"A": 300.0, "alpha": 0.15},
@@ -55,6 +57,7 @@ def noisy(law, values, seed=3, size=0.02):
 def test_ids_and_parameters_of_laws_json_stay():
     assert {name: law.parameters for name, law in LAWS.items()} == {
         "power": ("A", "alpha"),
+        "rising-power": ("A", "alpha"),
         "power-offset": ("E", "A", "alpha"),
         "chinchilla": ("E", "A", "B", "alpha", "beta"),
         "chinchilla-tied": ("E", "A", "B", "alpha"),

@@ -283,10 +283,11 @@ def test_any_two_of_n_d_and_c_give_the_third():
 
 def test_a_target_may_have_the_name_of_a_role():
     table = TABLE.rename(columns={"C": "flops", "N": "params"})
-    assert prepare(table, FitOptions(target=("params",))).targets == ("source params",)
+    assert prepare(table, FitOptions(target=("params",))).targets == ("params",)
     kept = prepare(table.assign(N=table["flops"]), FitOptions(params="N", target=("params",)))
     np.testing.assert_allclose(kept.frame["source params"], table["params"])
+    assert prepare(table, FitOptions(target=("params",), params="params")).targets == ("params",)  # against FLOPs
     with pytest.raises(TableError, match="no law can be fitted to what it is fitted against"):
-        prepare(table, FitOptions(target=("params",), params="params"))
+        prepare(table, FitOptions(target=("params",), x=("params",)))
     with pytest.raises(TableError, match="--x group: the name means something else here"):
         prepare(table.assign(group=1.0), FitOptions(x=("group",)))
