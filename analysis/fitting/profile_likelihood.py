@@ -101,7 +101,7 @@ def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
     """θ where the slack vanishes, between the last offset inside and the next one; the last where there is none."""
     following = last + step
     if not 0 <= following < len(slack_G):
-        return theta_GP[last]
+        return np.asarray(theta_GP[last])
     share = slack_G[last] / (slack_G[last] - slack_G[following])
     return np.asarray(theta_GP[last] + share * (theta_GP[following] - theta_GP[last]))
 
