@@ -5,7 +5,6 @@ tokens grow with compute, N_opt ∝ C^a and D_opt ∝ C^b.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,9 +17,8 @@ from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
 from analysis.grids.isoflop import Minimum
 
-if TYPE_CHECKING:
-    from analysis.grids.grid_bias import GridBias
-
+LARGEST_EXPONENT_BIAS = 0.01
+LARGEST_SIZE_BIAS = 0.1
 _STEEPEST = 0.5
 """Exponent of N that the FLOPs a token and parameter have at most, beyond the sizes."""
 _HARDLY = 0.005
@@ -39,6 +37,33 @@ class Best:
     tokens: float | None = None
     tokens_ci95: tuple[float, float] | None = None
     value: float | None = None
+
+
+@dataclass(frozen=True)
+class GridBias:
+    """By how much minima on this grid miss the surface's own best sizes, without noise.
+
+    Attributes:
+        law: of the surface.
+        budgets: the budgets that have a minimum.
+        sizes: found over true best size, minus one, at each.
+        exponent: found minus true exponent of the growth of the best size; None for fewer than three budgets.
+    """
+
+    law: str
+    budgets: tuple[float, ...]
+    sizes: tuple[float, ...]
+    exponent: float | None
+
+    @property
+    def worst_size(self) -> float:
+        """The largest miss of a best size, with its sign."""
+        return max(self.sizes, key=abs)
+
+    @property
+    def large(self) -> bool:
+        """Whether a reader must know: the exponent is off by more than 0.01, or a best size by more than 10%."""
+        return abs(self.exponent or 0.0) > LARGEST_EXPONENT_BIAS or abs(self.worst_size) > LARGEST_SIZE_BIAS
 
 
 @dataclass(frozen=True)
@@ -65,7 +90,7 @@ class Allocation:
     tokens_ci95: tuple[float, float] | None = None
     best: tuple[Best, ...] = ()
     refused: str = ""
-    bias: "GridBias | None" = None
+    bias: GridBias | None = None
 
 
 class FlopsPerToken:

@@ -5,46 +5,17 @@ and all the more where it drifts with compute (Czech et al. 2026, arXiv 2603.223
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.fitting.fit import Fit
 from analysis.fitting.laws.base import Array
-from analysis.grids.allocation import Allocation, Best, best_sizes
+from analysis.grids.allocation import Allocation, Best, GridBias, best_sizes
 from analysis.grids.isoflop import Minimum, minimum
 
-LARGEST_EXPONENT_BIAS = 0.01
-LARGEST_SIZE_BIAS = 0.1
 _VALUE = "value without noise"
-
-
-@dataclass(frozen=True)
-class GridBias:
-    """By how much minima on this grid miss the surface's own best sizes, without noise.
-
-    Attributes:
-        law: of the surface.
-        budgets: the budgets that have a minimum.
-        sizes: found over true best size, minus one, at each.
-        exponent: found minus true exponent of the growth of the best size; None for fewer than three budgets.
-    """
-
-    law: str
-    budgets: tuple[float, ...]
-    sizes: tuple[float, ...]
-    exponent: float | None
-
-    @property
-    def worst_size(self) -> float:
-        """The largest miss of a best size, with its sign."""
-        return max(self.sizes, key=abs)
-
-    @property
-    def large(self) -> bool:
-        """Whether a reader must know: the exponent is off by more than 0.01, or a best size by more than 10%."""
-        return abs(self.exponent or 0.0) > LARGEST_EXPONENT_BIAS or abs(self.worst_size) > LARGEST_SIZE_BIAS
 
 
 def grid_bias(
