@@ -66,6 +66,7 @@ def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir
     from sweeps.study import Study
 
     study = Study.of(load(experiment, set_), open_store(runs_dir), ())
+    _describe(study)
     _run([TokenizerJob(study.experiment, StudyPlace.of(study))], _executor(study))
     typer.echo(study.tokenizer.result)
 
@@ -79,6 +80,7 @@ def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsD
     study = study_of_tokens(load(experiment, set_), open_store(runs_dir))
     place = StudyPlace.of(study)
     jobs = [TokenizerJob(study.experiment, place), TokensJob(study.experiment, place, study.train_images)]
+    _describe(study)
     _run(jobs, _executor(study))
     typer.echo(study.tokens.folder)
 
@@ -219,6 +221,12 @@ def _check_suffix(place: str, path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise ExperimentError(f"{place}: expected a name that ends in {suffix}")
     check_output(place, path)
+
+
+def _describe(study: "Study") -> None:
+    """Say what stored images there are."""
+    for line in study.data.summary:
+        typer.echo(line, err=True)
 
 
 def _run(jobs: "list[Job]", executor: "HereExecutor") -> None:

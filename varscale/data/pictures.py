@@ -15,6 +15,7 @@ WHITE = (255, 255, 255)
 
 # its own limit of pixels warns of pictures that fit, and `MOST_BYTES` refuses earlier what does not
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF data, and of palettes with transparent colours
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
