@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sweeps.study import Study
     from sweeps.view import SweepView
     from varscale.families.base import SamplingOptions
+    from varscale.generation.from_files import Drawable
     from varscale.training.cells import Cell
 
 MOST_IMAGES = 2**24
@@ -106,8 +107,8 @@ def sample(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Classes, such as 0,1,2, in turn; or for a folder, .npz or .parquet: balanced (all in turn; the "
-            "default), or as-training (in the training images' proportions)."
+            help="Classes in turn, such as 0,1,2, or by name, such as cat,dog; none: no class; or for a folder, .npz "
+            "or .parquet: balanced (all in turn; the default), or as-training (in the training images' proportions)."
         ),
     ] = None,
     count: Annotated[
@@ -138,18 +139,13 @@ def sample(
         raise ExperimentError(f"--count {count}: expected at least 1 and at most {MOST_IMAGES}")
     from varscale.families.base import SamplingOptions
     from varscale.generation.collection import is_folder
-    from varscale.generation.from_files import draw
 
     with mistakes_as_one_line():
         options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
         if Path(out).suffix != ".png" or is_folder(out):
             _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out)
         else:
-            classes, rows = whole_numbers("--labels", labels or "0"), count or 4
-            if len(classes) * rows > MOST_IN_A_PICTURE:
-                raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
-            check_output(f"--out {out}", Path(out))
-            draw(run, classes, rows, options, Path(out), tokenizer)
+            _sample_picture((run, tokenizer), labels or "0", count or 4, options, out)
     typer.echo(out)
 
 
@@ -184,6 +180,29 @@ def export_official(
     typer.echo(out)
 
 
+def _sample_picture(
+    files: tuple[Path, Path | None], labels: str, rows: int, options: "SamplingOptions", out: str
+) -> None:
+    from varscale.generation.from_files import Drawable, draw
+
+    if (labels.count(",") + 1) * rows > MOST_IN_A_PICTURE:
+        raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
+    check_output(f"--out {out}", Path(out))
+    drawable = Drawable.load(*files)
+    draw(drawable, _labels(labels, drawable), rows, options, Path(out))
+
+
+def _labels(text: str, drawable: "Drawable", keywords: str = "") -> list[int]:
+    """Labels of the classes that `--labels` names, which are said where they have names."""
+    from varscale.generation.labels import in_words, labels_of
+
+    names = drawable.class_names
+    labels = labels_of("--labels", text, drawable.model.config.num_classes, names, keywords=keywords)
+    if names:
+        typer.echo(f"classes: {in_words(labels, names)}", err=True)
+    return labels
+
+
 def _sample_many(
     files: tuple[Path, Path | None],
     labels: str,
@@ -205,10 +224,8 @@ def _sample_many(
         labels_N = labels_in_proportion(drawable.training_labels(), count, options.seed)
     elif labels == "balanced":
         labels_N = labels_in_turn(range(drawable.model.config.num_classes), count)
-    elif labels[:1].isalpha():
-        raise ExperimentError(f"--labels {labels}: expected balanced, as-training, or classes such as 0,1,2")
     else:
-        labels_N = labels_in_turn(whole_numbers("--labels", labels), count)
+        labels_N = labels_in_turn(_labels(labels, drawable, "balanced, as-training, "), count)
     with drawn_alone(out):
         collection, progress = Collection.at(out), partial(view.stage, "drawing")
         draw_collection(drawable, labels_N, options, collection, progress, batch_size=batch)

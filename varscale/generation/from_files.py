@@ -43,6 +43,8 @@ class Drawable:
     tokenizer: MultiScaleTokenizer
     model_checksum: str
     tokenizer_checksum: str
+    class_names: tuple[str, ...] = ()
+    """Name of each label, where a cell's training images had names."""
 
     @classmethod
     def load(cls, place: Path, tokenizer_file: Path | None = None) -> "Drawable":
@@ -54,6 +56,7 @@ class Drawable:
         """
         device = best_device()
         fingerprints: tuple[str | None, str | None] = None, None
+        names: tuple[str, ...] = ()
         if place.suffix == ".safetensors":
             if tokenizer_file is None:
                 raise ExperimentError(f"{place}: name its tokenizer's file by --tokenizer, or name the cell's folder")
@@ -64,9 +67,11 @@ class Drawable:
             cell, tokenizer_run = _files_of_cell(place)
             files = cell.weights, tokenizer_run.weights
             fingerprints = cell.fingerprint, tokenizer_run.fingerprint
+            result = read_result(cell)
+            names = result.class_names if result is not None else ()
         model = load_model(files[0], fingerprints[0]).to(device)
         tokenizer = load_tokenizer(files[1], fingerprints[1]).to(device)
-        return cls(place, model, tokenizer, *map(stored_checksum, files))
+        return cls(place, model, tokenizer, stored_checksum(files[0]), stored_checksum(files[1]), names)
 
     def training_labels(self) -> NDArray[np.int64]:
         """How many training images each class has, (C,).
@@ -84,18 +89,13 @@ class Drawable:
         return np.asarray(np.sum(counts, axis=0), dtype=np.int64)
 
 
-def draw(
-    run: Path, classes: Sequence[int], count: int, options: SamplingOptions, out: Path, tokenizer: Path | None = None
-) -> None:
-    """Draw `count` images of each class into one picture, a row a class; see `Drawable.load`.
+def draw(drawable: Drawable, labels: Sequence[int], count: int, options: SamplingOptions, out: Path) -> None:
+    """Draw `count` images of each label into one picture, a row a label.
 
     Raises:
-        ExperimentError: See `Drawable.load`.
-        CheckpointError: Weights are missing or damaged.
-        ValueError: A class is out of range.
+        ValueError: A label is out of range.
     """
-    drawable = Drawable.load(run, tokenizer)
-    labels_B = torch.tensor(classes, device=best_device()).repeat_interleave(count)
+    labels_B = torch.tensor(labels, device=best_device()).repeat_interleave(count)
     save_pictures(sample_with(drawable.model, drawable.tokenizer, labels_B, options).images, out, count)
 
 
