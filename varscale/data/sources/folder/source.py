@@ -72,17 +72,19 @@ class FolderSource(EncodedSource):
             raise DataError(f"{self.root / name}: none of its {len(held[name])} pictures can be read")
         self.notes = listing.notes()
         if listing.loose and not straight:
-            beside = f"such as {_printable(listing.loose[0].path)}"
+            number, first = len(listing.loose), _printable(Path(listing.loose[0].path).name)
             self.notes.append(
-                f"{len(listing.loose)} images beside the class folders belong to none, and are left out: {beside}"
+                f"images beside the class folders belong to no class and are left out: {number}, such as {first}"
             )
-        alike = {name.casefold() for name in self.classes}
-        if len(alike) < len(self.classes):
-            pairs = [
-                name for name in self.classes if sum(name.casefold() == other.casefold() for other in self.classes) > 1
-            ]
+        folded = [name.casefold() for name in self.class_names]
+        alike = (
+            [name for name in self.class_names if folded.count(name.casefold()) > 1]
+            if len({*folded}) < len(folded)
+            else []
+        )
+        if alike:
             self.notes.append(
-                f"class folders that differ in capital letters alone are different classes: {', '.join(pairs[:6])}"
+                f"class folders that differ in capital letters alone are different classes: {', '.join(alike[:6])}"
             )
 
     def content_digest(self) -> str:
