@@ -68,6 +68,7 @@ TRANSFORMERS = {
     "the trainer's": trainer(config=CONFIG),
     "with the tokenizer, by prefix": prefixed("var.", VAR) | prefixed("vae.", VAE),
     "with the tokenizer in it": VAR | prefixed("vae_proxy.", VAE),
+    "an optimizer's, by name": {"model": VAR, "optimizer": {"state": {name: {"step": 1} for name in VAR}}},
     "without levels": without_levels(VAR),
 }
 TOKENIZERS = {
@@ -170,6 +171,13 @@ def test_copies_are_chosen_by_name(tmp_path: Path, tokenizer: Path) -> None:
             import_checkpoint(file, out, None, tokenizer, entry="other")
 
 
+def test_a_fault_of_one_copy_is_none_of_the_other(tmp_path: Path) -> None:
+    file = stored(tmp_path / "file.pth", {"model": VAR, "ema": OTHER | {"decay": 0.9}})
+    assert_equal(read_contents(file).chosen(None, file, "model").state, VAR)
+    with pytest.raises(CheckpointError, match=r"decay \(float\) is no tensor with values"):
+        read_contents(file).chosen(None, file, "ema")
+
+
 def test_scales_are_compared(tmp_path: Path, tokenizer: Path) -> None:
     other, out = tmp_path / "other.safetensors", tmp_path / "out.safetensors"
     import_checkpoint(tmp_path / "vae.pth", other, (1, 2, 4))
@@ -255,7 +263,7 @@ FOREIGN = {
     "a Git LFS pointer that stands for 1,242,634,240 bytes": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1242634240\n"
     ),
-    "a web page; download the file itself": b'\n<!DOCTYPE html>\n<html lang="de">Stra\xc3\x9fe</html>',
+    "a web page; download the file itself": b'\xef\xbb\xbf\n<!DOCTYPE html>\n<html lang="de">Stra\xc3\x9fe</html>',
     'a text that begins with \'{"error"': b'{"error": "Repository not found"}',
     "a packed archive; unpack it": b"\x1f\x8b\x08" + bytes(100),
     "cut short after 300 bytes; download it again": saved(VAR)[:300],

@@ -44,6 +44,8 @@ class StoredModel:
     kind: Literal["tokenizer", "transformer"]
     state: dict[str, Tensor]
     """Tensors by the reference's names."""
+    fault: str = ""
+    """Why they can't be a model's."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,16 @@ class Contents:
         """The only model of a kind (None: a transformer, or without one a tokenizer), or the one at the place `entry`.
 
         Raises:
-            CheckpointError: There is none, or several.
+            CheckpointError: There is none, there are several, or it holds something else than tensors.
         """
-        if entry is not None:
-            if entry not in self.models:
-                raise CheckpointError(f"{path}: --entry {entry}: there is none; it has {', '.join(self.models)}")
-            return self.models[entry]
+        place = self._place(kind, path) if entry is None else entry
+        if place not in self.models:
+            raise CheckpointError(f"{path}: --entry {place}: there is none; it has {', '.join(self.models)}")
+        if self.models[place].fault:
+            raise CheckpointError(f"{path}: not {THEIRS}: {self.models[place].fault}")
+        return self.models[place]
+
+    def _place(self, kind: str | None, path: Path) -> str:
         kinds = {model.kind for model in self.models.values()}
         kind = kind or ("transformer" if "transformer" in kinds else "tokenizer")
         places = [place for place, model in self.models.items() if model.kind == kind]
@@ -73,7 +79,7 @@ class Contents:
         if len(places) > 1:
             listed = ", ".join(places[:5])
             raise CheckpointError(f"{path}: holds {len(places)} {kind}s ({listed}); import one by --entry {places[0]}")
-        return self.models[places[0]]
+        return places[0]
 
 
 def read_contents(path: Path) -> Contents:
@@ -90,7 +96,7 @@ def read_contents(path: Path) -> Contents:
     models: dict[str, StoredModel] = {}
     patch_nums: set[tuple[int, ...]] = set()
     for place, dictionary in _dictionaries(stored):
-        models.update(_models(path, place, dictionary))
+        models.update(_models(place, dictionary))
         patch_nums.update(_stated_patch_nums(dictionary))
     if not models:
         names = [str(name)[:40] for name in stored][:3] if isinstance(stored, Mapping) else [type(stored).__name__]
@@ -131,14 +137,14 @@ def opened(path: Path) -> BinaryIO:
 
 def _refuse_other_files(path: Path, start: bytes) -> None:
     """What a download leaves under a checkpoint's name when it does not bring the checkpoint."""
-    text = start.decode(errors="replace").strip()
+    text = start.decode("utf-8-sig", errors="replace").strip()
     if not start:
         found = "an empty file; download it again"
     elif text.startswith("version https://git-lfs"):
         size = re.search(r"^size (\d+)$", text, re.MULTILINE)
         stands_for = f" that stands for {int(size[1]):,} bytes" if size else ""
         found = f"a Git LFS pointer{stands_for}, not the file itself; fetch that by `git lfs pull`, or download it"
-    elif re.match(r"<(!doctype|html|head|\?xml|!--)", text, re.IGNORECASE):
+    elif re.match(r"<[!?a-z]", text, re.IGNORECASE):
         found = "a web page; download the file itself (on Hugging Face its address has /resolve/, not /blob/)"
     elif start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or start[257:262] == b"ustar":
         found = "a packed archive; unpack it, and import the file within"
@@ -207,30 +213,31 @@ def _dictionaries(stored: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
                 waiting += [(name, value, depth + 1) for name, value in within if isinstance(value, Mapping)]
 
 
-def _models(path: Path, place: str, dictionary: Mapping[Any, Any]) -> dict[str, StoredModel]:
+def _models(place: str, dictionary: Mapping[Any, Any]) -> dict[str, StoredModel]:
     """The models whose keys stand in one dictionary of a file."""
     plain = [(_without_wrappers(name), value) for name, value in dictionary.items()]
     prefixes = {
         name.removesuffix(sign): kind
-        for name, _ in plain
+        for name, value in plain
         for sign, kind in SIGNS.items()
-        if name == sign or name.endswith(f".{sign}")
+        if isinstance(value, Tensor) and (name == sign or name.endswith(f".{sign}"))
     }
     found = {}
     for prefix, kind in prefixes.items():
         others = tuple(other for other in prefixes if len(other) > len(prefix))
         state: dict[str, Tensor] = {}
+        fault = ""
         for name, value in plain:
             own = name.removeprefix(prefix)
             if not name.startswith(prefix) or name.startswith(others) or own.startswith(TRAINING_ONLY[kind]):
                 continue
             if not isinstance(value, Tensor) or value.device.type != "cpu":
-                what = f"{name[:60]} ({type(value).__name__}) is no tensor with values"
-                raise CheckpointError(f"{path}: not {THEIRS}: {what}, among the model's tensors")
-            if own in state:
-                raise CheckpointError(f"{path}: not {THEIRS}: {name[:60]} is there with a wrapper's prefix and without")
-            state[own] = value
-        found[f"{place}.{prefix}".strip(".") or TOP] = StoredModel(kind, state)
+                fault = f"{name[:60]} ({type(value).__name__}) is no tensor with values, among the model's tensors"
+            elif own in state:
+                fault = f"{name[:60]} is there with a wrapper's prefix and without"
+            else:
+                state[own] = value
+        found[f"{place}.{prefix}".strip(".") or TOP] = StoredModel(kind, state, fault)
     return found
 
 
