@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -76,16 +77,10 @@ class FolderSource(EncodedSource):
             self.notes.append(
                 f"images beside the class folders belong to no class and are left out: {number}, such as {first}"
             )
-        folded = [name.casefold() for name in self.class_names]
-        alike = (
-            [name for name in self.class_names if folded.count(name.casefold()) > 1]
-            if len({*folded}) < len(folded)
-            else []
-        )
-        if alike:
-            self.notes.append(
-                f"class folders that differ in capital letters alone are different classes: {', '.join(alike[:6])}"
-            )
+        folded = Counter(name.casefold() for name in self.class_names)
+        if alike := [name for name in self.class_names if folded[name.casefold()] > 1]:
+            named = ", ".join(alike[:6])
+            self.notes.append(f"class folders that differ in capital letters alone are different classes: {named}")
 
     @property
     def files(self) -> list[Path]:
