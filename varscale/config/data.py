@@ -19,14 +19,7 @@ if TYPE_CHECKING:
     from varscale.data.transforms import Crop
 
 
-def _colour(text: str) -> str:
-    from PIL import ImageColor
-
-    try:
-        ImageColor.getrgb(text)
-    except ValueError:
-        raise ValueError('expected a colour, such as white or "#ff8000"') from None
-    return text
+Level = Annotated[Real, Field(ge=-1e30, le=1e30)]
 
 
 Split = Literal["train", "validation"]
@@ -87,9 +80,9 @@ class DataSection(Section, ABC):
 class PicturesSection(DataSection, ABC):
     """What sources have whose pictures are stored, by anyone, in any format."""
 
-    background: Annotated[str, AfterValidator(_colour), Field(max_length=100)] = "white"
+    background: Annotated[str, Field(max_length=100), AfterValidator(lambda text: _colour(text))] = "white"
     """Colour behind transparent parts: a name, or such as "#ff8000"."""
-    levels: tuple[Real, Real] | None = None
+    levels: tuple[Level, Level] | None = None
     """Values of pictures with more than 8 bits a channel that become black and white; null: they stop the run."""
 
     apart = frozenset({"background", "levels"})
@@ -111,3 +104,13 @@ class PicturesSection(DataSection, ABC):
 
 
 DATA_KINDS: Kinds[DataSection] = Kinds("kind", "varscale.data.sources")
+
+
+def _colour(text: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        raise ValueError('expected a colour, such as white or "#ff8000"') from None
+    return text

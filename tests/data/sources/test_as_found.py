@@ -274,6 +274,15 @@ def test_large_sets_are_looked_at_and_not_decoded(
     assert len(decoded) == seen
     (cat / "cut.jpg").write_bytes(whole)
     assert len(opened(data)) == 82
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+
+    def breaks(crop: Crop, picture: Image.Image) -> Image.Image:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Crop, "shown", breaks)
+        assert len(opened(data)) < 82
+    assert len(opened(data)) == 82  # what may be gone the next time isn't remembered
     monkeypatch.setenv("VARSCALE_CACHE", "/proc/nowhere")  # can't be written to
     assert len(opened(data)) == 82
 

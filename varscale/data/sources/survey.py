@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ class Look(NamedTuple):
     """In what the picture is special, in words."""
     fault: str = ""
     """Why it can't be used."""
+    lasting: bool = True
+    """Whether the fault is the file's, not one of the system's that may be gone the next time."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Survey:
     """Hash of each file's size, beginning and end."""
     shown_N: NDArray[np.uint64] = field(repr=False)
     """Hash of each picture's pixels; 0: not decoded."""
+    lasting: bool = True
+    """Whether the next look would find the same."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def survey(candidates: Candidates, crop: Crop, most_faults: int) -> Survey:
     found = _read(kept, candidates.count)
     if found is None:
         found = _look_at_all(candidates, crop, most_faults)
-        _write(kept, found)
+        if found.lasting:
+            _write(kept, found)
     _check(candidates, found.left_out, candidates.count, most_faults)
     return found
 
@@ -142,9 +147,9 @@ def _how_to_show(candidates: Candidates, deep: Sequence[int]) -> str:
     """What helps where all of these pictures have more than 8 bits a channel."""
     low, high = math.inf, -math.inf
     for index in deep:
-        with candidates.open(index) as stream, Image.open(stream) as picture:
-            least, most = (float(value) for value in cast("tuple[float, float]", picture.getextrema()))
-        low, high = min(low, least), max(high, most)
+        with candidates.open(index) as stream, Image.open(stream) as picture, suppress(*DECODING_ERRORS):
+            values_hw = np.asarray(picture, dtype=np.float64)
+            low, high = min(low, float(np.nanmin(values_hw))), max(high, float(np.nanmax(values_hw)))
     return (
         f"; convert them to 8 bits, or say which values are black and white, such as data.levels=[{low:g},{high:g}], "
         f"between which those of the first {len(deep)} lie"
@@ -159,6 +164,7 @@ def _look_at_all(candidates: Candidates, crop: Crop, most_faults: int) -> Survey
     chosen = range(count) if candidates.only is None else candidates.only.tolist()
     chosen = [index for index in chosen if index not in left_out]
     every = 1 if candidates.stored_bytes <= DECODED_BYTES else max(1, len(chosen) // DECODED_SAMPLE)
+    lasting = True
     started = told = time.monotonic()
 
     def look(place: int) -> Look:
@@ -173,6 +179,7 @@ def _look_at_all(candidates: Candidates, crop: Crop, most_faults: int) -> Survey
                 index = chosen[place]
                 sizes_N2[index], stored_N[index], shown_N[index] = seen.size, seen.stored, seen.shown
                 marks.update(seen.marks)
+                lasting = lasting and seen.lasting
                 if seen.fault:
                     left_out[index] = seen.fault
             if len(left_out) > most_faults:
@@ -180,7 +187,7 @@ def _look_at_all(candidates: Candidates, crop: Crop, most_faults: int) -> Survey
             if (now := time.monotonic()) - told > _SECONDS_BETWEEN_LINES:
                 told, left = now, (now - started) / places.stop * (len(chosen) - places.stop)
                 _log.warning("%s: looked at %d of %d pictures, %.0f s left", name, places.stop, len(chosen), left)
-    return Survey(left_out, dict(marks), sizes_N2, stored_N, shown_N)
+    return Survey(left_out, dict(marks), sizes_N2, stored_N, shown_N, lasting)
 
 
 def _look(open_stored: Callable[[int], BinaryIO], index: int, crop: Crop, *, decode: bool) -> Look:
@@ -215,7 +222,7 @@ def _look(open_stored: Callable[[int], BinaryIO], index: int, crop: Crop, *, dec
                     marks.append(TURNED)
                 return Look(size, stored, shown, tuple(marks))
     except DECODING_ERRORS as error:
-        return Look(fault=why_broken(error, head))
+        return Look(fault=why_broken(error, head), lasting=not (isinstance(error, OSError) and error.errno is not None))
 
 
 FRAMES = "with several frames or pages, of which the first is taken"
@@ -246,10 +253,8 @@ def why_broken(error: Exception, head: bytes) -> str:
             return "a page of the web instead of a picture"
         return "no picture of a known format" if any(head) else "nothing but zeros"
     text = str(error)
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
     if isinstance(error, OSError) and error.strerror is not None:
-        return error.strerror.lower()
+        return error.strerror[:1].lower() + error.strerror[1:]
     if isinstance(error, Image.DecompressionBombError):
         return "too large: over 178 million pixels; make it smaller"
     if isinstance(error, EOFError) or "truncated" in text.lower():

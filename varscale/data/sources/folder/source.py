@@ -2,6 +2,8 @@
 
 import os
 import unicodedata
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +31,7 @@ class FolderSource(EncodedSource):
     files and folders are never images or classes, damaged pictures are left out.
 
     Attributes:
-        files: The images' files.
+        root: The folder.
         classes: The names of the class folders.
 
     Raises:
@@ -65,7 +67,6 @@ class FolderSource(EncodedSource):
         )
         super().__init__(candidates, labels, [_printable(name) for name in self.classes], crop, max_undecodable)
         self._stored = [stored[index] for index in self.kept_N.tolist()]
-        self.files = [Path(file.path) for file in self._stored]
         counts_C = np.bincount(self.labels, minlength=self.num_classes)
         if not counts_C.all():
             name = self.classes[int(counts_C.argmin())]
@@ -76,26 +77,25 @@ class FolderSource(EncodedSource):
             self.notes.append(
                 f"images beside the class folders belong to no class and are left out: {number}, such as {first}"
             )
-        folded = [name.casefold() for name in self.class_names]
-        alike = (
-            [name for name in self.class_names if folded.count(name.casefold()) > 1]
-            if len({*folded}) < len(folded)
-            else []
-        )
-        if alike:
-            self.notes.append(
-                f"class folders that differ in capital letters alone are different classes: {', '.join(alike[:6])}"
-            )
+        folded = Counter(name.casefold() for name in self.class_names)
+        if alike := [name for name in self.class_names if folded[name.casefold()] > 1]:
+            named = ", ".join(alike[:6])
+            self.notes.append(f"class folders that differ in capital letters alone are different classes: {named}")
+
+    @property
+    def files(self) -> list[Path]:
+        """Each image's file."""
+        return [Path(file.path) for file in self._stored]
 
     def content_digest(self) -> str:
         """Hash of the files' names and sizes, and up to `HASHED_BYTES` in all of their contents.
 
         Of a larger set a file that is replaced by another of the same size is not noticed.
         """
-        names = [os.fsencode(file.relative_to(self.root).as_posix()) for file in self.files]
-        listed = [b"%s %d" % (name, file.bytes) for name, file in zip(names, self._stored, strict=True)]
+        above = len(os.fsencode(self.root)) + 1
+        listed = (b"%s %d" % (os.fsencode(file.path)[above:], file.bytes) for file in self._stored)
         small = sum(file.bytes for file in self._stored) <= HASHED_BYTES
-        return digest([*listed, *((file.read_bytes() for file in self.files) if small else ())])
+        return digest(chain(listed, (Path(file.path).read_bytes() for file in self._stored) if small else ()))
 
     def check_apart_from(self, training: ImageSource) -> None:
         """Raise `DataError` where the training images lie in the same folder, or in other class folders."""

@@ -1,5 +1,6 @@
 """Columns of Parquet files that hold images or labels, in the forms in which they are found."""
 
+import errno
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -79,7 +80,7 @@ def open_image(value: Any, folder: Path) -> BinaryIO:
         raise ValueError("an address on the web, not an image; download it first")
     path = folder / str(value)
     if not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"no such file, beginning at the Parquet file's folder\t{value}")
+        raise FileNotFoundError(errno.ENOENT, f"no such file, beginning at the Parquet file's folder\t{value}")
     return path.open("rb")
 
 

@@ -38,7 +38,6 @@ class ParquetSection(PicturesSection):
         from varscale.data.sources.parquet.source import ParquetSource, find_files
 
         named_by = find_files(self.train_path) if split == "validation" and self.label_column else ()
-
         return ParquetSource(
             self.train_path if split == "train" else self.validation_path,
             self.crop(split),
