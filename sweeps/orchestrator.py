@@ -85,6 +85,8 @@ class Orchestrator:
             self._check_space(missing)
             jobs = study_jobs(study, missing)
             running = executor() if jobs else None  # it refuses what can't be: nothing is written before
+            if jobs:
+                self._describe_data()
             study.record("RUNNING")
             self._forwarder.start()
             try:
@@ -108,6 +110,7 @@ class Orchestrator:
         """
         self._study.files.folder.mkdir(parents=True, exist_ok=True)
         self._check_space(self._study.missing)
+        self._describe_data()
         self._study.record("RUNNING")
         self._forwarder.start()
         status = "KILLED"
@@ -150,6 +153,10 @@ class Orchestrator:
                 f"{free / 2**30:.1f} GiB are free; free some space, or choose another --runs-dir"
             )
 
+    def _describe_data(self) -> None:
+        for line in self._study.data.summary:
+            self._view.note(line)
+
     def _note_undecodable(self, tokens: TokenFiles) -> None:
         for folder in (tokens.train, tokens.validation):
             manifest = read_manifest(folder / MANIFEST)
@@ -157,7 +164,8 @@ class Orchestrator:
             if names:
                 more = ", …" if len(names) > 3 else ""
                 self._view.note(
-                    f"{len(names)} {folder.name} images do not decode, and their neighbours stand in for them: "
+                    f"{len(names)} {folder.name} images did not decode when they were encoded, and others, drawn at "
+                    "random, stand in for them: "
                     f"{', '.join(names[:3])}{more}"
                 )
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from one_box import one_box  # noqa: F401  # a fixture of tests on Slurm
 from sweep_here import sweeping  # noqa: F401  # a fixture of sweeps' tests
 from toy_sweep import finished  # noqa: F401  # a fixture of sweeps' and the command's tests
 
+_CACHE = tempfile.TemporaryDirectory(prefix="varscale-cache-")
+os.environ["VARSCALE_CACHE"] = _CACHE.name  # of this process and those that it starts
 hypothesis_settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis_settings.load_profile("untimed")
 _KERNELS = os.environ.get("VARSCALE_NATIVE")

@@ -156,7 +156,10 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["sample", "CELL", "--labels", "x"], "--labels x: expected whole numbers from 0 up"),
+        (
+            ["sample", "CELL", "--labels", "x"],
+            "--labels x: no such class; expected none (no class), or classes: labels must lie in 0 … 1",
+        ),
         (["sample", "CELL", "--labels", "7"], "7"),
         (["sample", "gone"], "gone: no finished cell"),
         (["train", "YAML", "--depth", "2", "--budget", "1e3"], "fewer than grid.min_steps"),

@@ -11,7 +11,7 @@ from tiny_training import cell_of_steps, files_of, ignore, little_experiment, ma
 from varscale.errors import CheckpointError, ExperimentError
 from varscale.families.base import SamplingOptions
 from varscale.families.storage import load_model
-from varscale.generation.from_files import draw
+from varscale.generation.from_files import Drawable, draw
 from varscale.generation.sampling import sample
 from varscale.store.layout import RunFiles
 from varscale.tokenizer.storage import load_tokenizer
@@ -26,7 +26,7 @@ def test_a_picture_of_each_class(tmp_path: Path) -> None:
 
     out = tmp_path / "pictures" / "samples.png"
     for _ in range(2):  # the same again: only the seed decides
-        draw(run.folder, [2, 0], 3, SamplingOptions(seed=7), out)
+        draw(Drawable.load(run.folder), [2, 0], 3, SamplingOptions(seed=7), out)
         image_HW3 = np.asarray(Image.open(out)) / 255
     labels_B = torch.tensor([2, 2, 2, 0, 0, 0])
     expected = sample(load_model(run.weights), load_tokenizer(inputs.tokenizer.weights), labels_B, seed=7).images
@@ -37,18 +37,18 @@ def test_a_picture_of_each_class(tmp_path: Path) -> None:
     assert np.allclose(np.stack(shown_B), expected.permute(0, 2, 3, 1), atol=0.01)
 
     with pytest.raises(ValueError, match="label"):
-        draw(run.folder, [7], 1, SamplingOptions(), out)
+        draw(Drawable.load(run.folder), [7], 1, SamplingOptions(), out)
     with pytest.raises(ExperimentError, match="no finished cell"):
-        draw(tmp_path, [0], 1, SamplingOptions(), out)
+        draw(Drawable.load(tmp_path), [0], 1, SamplingOptions(), out)
     diverged = RunFiles(run.folder.with_name("diverged-0"))
     record_divergence(cell, diverged, inputs, "the training loss is nan")
     with pytest.raises(ExperimentError, match="this cell diverged"):
-        draw(diverged.folder, [0], 1, SamplingOptions(), out)
+        draw(Drawable.load(diverged.folder), [0], 1, SamplingOptions(), out)
     whole = run.weights.read_bytes()
     run.weights.write_bytes(whole[:-5])
     with pytest.raises(CheckpointError, match=r"weights.safetensors: not a readable"):
-        draw(run.folder, [0], 1, SamplingOptions(), out)
+        draw(Drawable.load(run.folder), [0], 1, SamplingOptions(), out)
     run.weights.write_bytes(whole)
     inputs.tokenizer.folder.rename(inputs.tokenizer.folder.with_name("rings-other"))
     with pytest.raises(ExperimentError, match="its tokenizer, tokenizer0, is not in this runs folder"):
-        draw(run.folder, [0], 1, SamplingOptions(), out)
+        draw(Drawable.load(run.folder), [0], 1, SamplingOptions(), out)

@@ -1,5 +1,6 @@
 """Fingerprints: of any settings, of tokenizers and of tokens."""
 
+import io
 import math
 import os
 import shutil
@@ -135,8 +136,11 @@ def test_training_and_validation_must_be_of_the_same_classes_and_apart(tmp_path:
 
 def test_files_of_training_are_no_validation_files(tmp_path: Path) -> None:
     """A folder in Hugging Face's layout holds the files of all splits."""
+    Image.new("RGB", (8, 8)).save(picture := io.BytesIO(), "png")
     for split in ("train", "test"):
-        table = pa.table({"image": [b""], "label": [0]}, pa.schema({"image": pa.binary(), "label": pa.int64()}))
+        table = pa.table(
+            {"image": [picture.getvalue()], "label": [0]}, pa.schema({"image": pa.binary(), "label": pa.int64()})
+        )
         pq.write_table(table, tmp_path / f"{split}-0.parquet")
     paths = {"train_path": str(tmp_path / "train-*.parquet"), "validation_path": str(tmp_path)}
     data = ParquetSection(kind="parquet", image_size=8, num_classes=1, **paths)

@@ -34,7 +34,7 @@ def edit(
         str | None, typer.Option(help="left,top,right,bottom in pixels, drawn anew, in place of a mask.")
     ] = None,
     outside: Annotated[bool, typer.Option("--outside", help="Draw all but that anew: out-painting.")] = False,
-    label: Annotated[str, typer.Option(help="The class that is drawn, by its number, or none.")] = "none",
+    label: Annotated[str, typer.Option(help="The class that is drawn, by its number or name, or none.")] = "none",
     count: Annotated[int, typer.Option(min=1, max=64, help="How many edits, each with its own noise.")] = 4,
     source_scales: Annotated[
         int, typer.Option(min=0, help="First scales that are all the source's; 1: as in the reference.")
@@ -63,8 +63,6 @@ def edit(
     corners = whole_numbers("--box", box) if box is not None else []
     if corners and len(corners) != 4:
         raise ExperimentError(f"--box {box!s:.100}: expected left,top,right,bottom in pixels, such as 8,8,24,24")
-    if label != "none" and not (label.isdecimal() and len(label) < 10):
-        raise ExperimentError(f"--label {label[:100]}: expected the number of a class, or none")
     if smooth and show_scales:
         raise ExperimentError("--smooth: its mixed codes aren't kept, so --show-scales can't show them")
     _check_picture(out)
@@ -75,8 +73,7 @@ def edit(
     with mistakes_as_one_line():
         options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
         region = Region(mask, (corners[0], corners[1], corners[2], corners[3]) if corners else None, outside)
-        class_ = None if label == "none" else int(label)
-        request = EditRequest(image, region, class_, count, source_scales, composite, show_scales)
+        request = EditRequest(image, region, label, count, source_scales, composite, show_scales)
         bands = edit_files(DrawableFiles.find(run, tokenizer), request, options, out)
     _print_bands(bands)
     typer.echo(out)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sweeps.study import Study
     from sweeps.view import SweepView
     from varscale.families.base import SamplingOptions
+    from varscale.generation.from_files import Drawable
     from varscale.training.cells import Cell
 
 MOST_IMAGES = 2**24
@@ -74,6 +75,7 @@ def train_tokenizer(experiment: ExperimentName, set_: Overrides = None, runs_dir
     from sweeps.study import Study
 
     study = Study.of(load(experiment, set_), open_store(runs_dir), ())
+    _describe(study)
     _run([TokenizerJob(study.experiment, StudyPlace.of(study))], _executor(study))
     typer.echo(study.tokenizer.result)
 
@@ -87,6 +89,7 @@ def tokenize(experiment: ExperimentName, set_: Overrides = None, runs_dir: RunsD
     study = study_of_tokens(load(experiment, set_), open_store(runs_dir))
     place = StudyPlace.of(study)
     jobs = [TokenizerJob(study.experiment, place), TokensJob(study.experiment, place, study.train_images)]
+    _describe(study)
     _run(jobs, _executor(study))
     typer.echo(study.tokens.folder)
 
@@ -112,8 +115,8 @@ def sample(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Classes, such as 0,1,2, in turn; or for a folder, .npz or .parquet: balanced (all in turn; the "
-            "default), or as-training (in the training images' proportions)."
+            help="Classes in turn, such as 0,1,2, or by name, such as cat,dog; none: no class; or for a folder, .npz "
+            "or .parquet: balanced (all in turn; the default), or as-training (in the training images' proportions)."
         ),
     ] = None,
     count: Annotated[
@@ -142,7 +145,6 @@ def sample(
         raise ExperimentError(f"--count {count}: expected at least 1 and at most {MOST_IMAGES}")
     from varscale.families.base import SamplingOptions
     from varscale.generation.collection import is_folder
-    from varscale.generation.from_files import draw
 
     with mistakes_as_one_line():
         options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
@@ -151,13 +153,9 @@ def sample(
                 raise ExperimentError("--show-scales: only for one picture, a .png")
             _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out)
         else:
-            classes, rows = whole_numbers("--labels", labels or "0"), count or 4
-            if len(classes) * rows > MOST_IN_A_PICTURE:
-                raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
-            check_output(f"--out {out}", Path(out))
             if smooth and show_scales:
                 raise ExperimentError("--smooth: its mixed codes aren't kept, so --show-scales can't show them")
-            draw(run, classes, rows, options, Path(out), tokenizer, show_scales=show_scales)
+            _sample_picture((run, tokenizer), labels or "0", count or 4, options, out, show_scales=show_scales)
     typer.echo(out)
 
 
@@ -201,6 +199,29 @@ def export_official(
     typer.echo(out)
 
 
+def _sample_picture(
+    files: tuple[Path, Path | None], labels: str, rows: int, options: "SamplingOptions", out: str, *, show_scales: bool
+) -> None:
+    from varscale.generation.from_files import Drawable, draw
+
+    if (labels.count(",") + 1) * rows > MOST_IN_A_PICTURE:
+        raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
+    check_output(f"--out {out}", Path(out))
+    drawable = Drawable.load(*files)
+    draw(drawable, _labels(labels, drawable), rows, options, Path(out), show_scales=show_scales)
+
+
+def _labels(text: str, drawable: "Drawable", keywords: str = "") -> list[int]:
+    """Labels of the classes that `--labels` names, which are said where they have names."""
+    from varscale.generation.labels import in_words, labels_of
+
+    names = drawable.class_names
+    labels = labels_of("--labels", text, drawable.model.config.num_classes, names, keywords=keywords)
+    if names:
+        typer.echo(f"classes: {in_words(labels, names)}", err=True)
+    return labels
+
+
 def _sample_many(
     files: tuple[Path, Path | None],
     labels: str,
@@ -222,10 +243,8 @@ def _sample_many(
         labels_N = labels_in_proportion(drawable.training_labels(), count, options.seed)
     elif labels == "balanced":
         labels_N = labels_in_turn(range(drawable.model.config.num_classes), count)
-    elif labels[:1].isalpha():
-        raise ExperimentError(f"--labels {labels}: expected balanced, as-training, or classes such as 0,1,2")
     else:
-        labels_N = labels_in_turn(whole_numbers("--labels", labels), count)
+        labels_N = labels_in_turn(_labels(labels, drawable, "balanced, as-training, "), count)
     with drawn_alone(out):
         collection, progress = Collection.at(out), partial(view.stage, "drawing")
         draw_collection(drawable, labels_N, options, collection, progress, batch_size=batch)
@@ -238,6 +257,12 @@ def _check_suffix(place: str, path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise ExperimentError(f"{place}: expected a name that ends in {suffix}")
     check_output(place, path)
+
+
+def _describe(study: "Study") -> None:
+    """Say what stored images there are."""
+    for line in study.data.summary:
+        typer.echo(line, err=True)
 
 
 def _run(jobs: "list[Job]", executor: "HereExecutor") -> None:

@@ -6,9 +6,10 @@ Nothing here is heavy: what opens images is imported when they are opened.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from varscale.config.kinds import Kinds
 from varscale.config.section import Classes, Images, ImagesOrZero, Real, Section, Seed, Side, Truth, Whole
@@ -16,6 +17,10 @@ from varscale.config.section import Classes, Images, ImagesOrZero, Real, Section
 if TYPE_CHECKING:
     from varscale.data.sources.base import ImageSource
     from varscale.data.transforms import Crop
+
+
+Level = Annotated[Real, Field(ge=-1e30, le=1e30)]
+
 
 Split = Literal["train", "validation"]
 
@@ -40,12 +45,14 @@ class DataSection(Section, ABC):
     seed: Seed = 0
     """Seed of procedural images, crops and flips."""
     max_undecodable: ImagesOrZero = 10
-    """Images that may fail to decode (each is named and skipped) before the run stops."""
+    """Pictures that may be damaged; they are named and left out, and more of them stop the run before it begins."""
 
     procedural: ClassVar[bool] = False
     """Whether images are drawn as they are needed: image i is the same however many there are, and none repeats."""
     places: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where the images lie, which is no part of what they are."""
+    apart: ClassVar[frozenset[str]] = frozenset()
+    """Fields that count as part of an experiment's identity only where they change an image, which its content says."""
 
     @abstractmethod
     def open(self, split: Split, images: int | None) -> ImageSource:
@@ -70,4 +77,40 @@ class DataSection(Section, ABC):
         )
 
 
+class PicturesSection(DataSection, ABC):
+    """What sources have whose pictures are stored, by anyone, in any format."""
+
+    background: Annotated[str, Field(max_length=100), AfterValidator(lambda text: _colour(text))] = "white"
+    """Colour behind transparent parts: a name, or such as "#ff8000"."""
+    levels: tuple[Level, Level] | None = None
+    """Values of pictures with more than 8 bits a channel that become black and white; null: they stop the run."""
+
+    apart = frozenset({"background", "levels"})
+
+    def crop(self, split: Split) -> Crop:
+        """How stored pictures become square images."""
+        from PIL import ImageColor
+
+        red, green, blue, *_ = ImageColor.getrgb(self.background)
+        return replace(super().crop(split), background=(red, green, blue), levels=self.levels)
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        if self.levels is not None and not self.levels[0] < self.levels[1]:
+            raise ValueError(
+                f"levels: expected the value of black, then a larger one of white, not {list(self.levels)}"
+            )
+        return self
+
+
 DATA_KINDS: Kinds[DataSection] = Kinds("kind", "varscale.data.sources")
+
+
+def _colour(text: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        raise ValueError('expected a colour, such as white or "#ff8000"') from None
+    return text

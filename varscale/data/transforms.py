@@ -3,13 +3,17 @@
 Letters: s side of the crop in pixels, h, w height and width of the resized picture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from varscale.data.pictures import WHITE, as_shown
+
+LONG = 8
+"""Of a picture so many times as long as wide, only the crop is enlarged, not all of it."""
 _TWO_TO_64 = 2.0**64
 
 
@@ -31,6 +35,10 @@ class Crop:
     """Mirror each view left to right with probability ½. VAR: no."""
     seed: int = 0
     """Seed of crops and flips."""
+    background: tuple[int, int, int] = field(default=WHITE, repr=False)
+    """Colour behind transparent parts; it counts where there are any, and so is no part of how a crop is written."""
+    levels: tuple[float, float] | None = field(default=None, repr=False)
+    """Of pictures with more than 8 bits a channel, the values that become black and white; None: they are refused."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -47,17 +55,32 @@ class Crop:
         """Crop one view of image `index`; returns (3, s, s) in 0..255.
 
         Raises:
-            ValueError: the picture has more than 8 bits a channel, of which Pillow would keep the lowest.
+            ValueError: The picture takes too much memory, or has more than 8 bits a channel and there are no levels.
+            OSError: It is damaged; Pillow raises other errors, too.
         """
-        if picture.mode[0] in "IF":
-            raise ValueError(f"mode {picture.mode}: more than 8 bits a channel; convert it")
-        resized = resize_shorter_side(picture.convert("RGB"), round(self.resize_ratio * self.image_size))
+        shown, side = self.shown(picture), self.image_size
+        width, height = resized_size(shown.size, self._shorter)
         down, across, mirror = uniform_draws(self.seed, index, view)
-        top, left = self._corner(resized.height, down), self._corner(resized.width, across)
-        pixels_hw3 = np.asarray(resized)[top : top + self.image_size, left : left + self.image_size]
+        top, left = self._corner(height, down), self._corner(width, across)
+        if max(shown.size) > LONG * min(shown.size) and (width, height) != shown.size:
+            over, along = shown.width / width, shown.height / height
+            box = left * over, top * along, (left + side) * over, (top + side) * along
+            pixels_hw3 = np.asarray(shown.resize((side, side), Image.Resampling.LANCZOS, box))
+        else:
+            resized = resize_shorter_side(shown, self._shorter)
+            pixels_hw3 = np.asarray(resized)[top : top + side, left : left + side]
         if self.flip and mirror < 0.5:
             pixels_hw3 = pixels_hw3[:, ::-1]
         return np.ascontiguousarray(pixels_hw3.transpose(2, 0, 1))
+
+    def shown(self, picture: Image.Image) -> Image.Image:
+        """The whole picture as a viewer shows it, before it is resized; raises what `apply` raises."""
+        return as_shown(picture, self._shorter, self.background, self.levels)
+
+    @property
+    def _shorter(self) -> int:
+        """Pixels of the shorter side after resizing."""
+        return round(self.resize_ratio * self.image_size)
 
     def _corner(self, length: int, uniform: float) -> int:
         room = length - self.image_size
@@ -66,11 +89,15 @@ class Crop:
 
 def resize_shorter_side(picture: Image.Image, target: int) -> Image.Image:
     """Resize with Lanczos so that the shorter side has `target` pixels; torchvision's rule for the longer."""
-    shorter = min(picture.size)
-    if shorter == target:
-        return picture
-    width, height = (target if side == shorter else int(target * side / shorter) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+    size = resized_size(picture.size, target)
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def resized_size(size: tuple[int, int], target: int) -> tuple[int, int]:
+    """Width and height that a picture has when its shorter side has `target` pixels; torchvision's rule."""
+    shorter = min(size)
+    width, height = (target if side == shorter else int(target * side / shorter) for side in size)
+    return width, height
 
 
 def uniform_draws(seed: int, index: int, view: int) -> tuple[float, float, float]:

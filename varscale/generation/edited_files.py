@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from varscale.errors import DataError, ExperimentError
-from varscale.families.base import ModelDescription, SamplingOptions
+from varscale.families.base import SamplingOptions
 from varscale.families.storage import stored_description
 from varscale.generation.editing import DistanceBand, edit, kept_tokens, psnr_by_distance
 from varscale.generation.from_files import DrawableFiles, tokenizer_file
+from varscale.generation.labels import labels_of
 from varscale.generation.pictures import opened_picture, read_picture, save_picture, save_pictures, scale_pictures
 from varscale.numerics.device import best_device
 from varscale.store.atomic import write_atomically
@@ -76,8 +77,8 @@ class EditRequest:
 
     image: Path
     region: Region
-    label: int | None
-    """The class; None: no class."""
+    label: str
+    """The class, by its number or name; `none`: no class."""
     count: int
     """How many edits."""
     source_scales: int
@@ -85,8 +86,8 @@ class EditRequest:
     """Paste the source's pixels over what is not masked."""
     show_scales: bool
 
-    def checked(self, files: DrawableFiles) -> tuple[Tensor, Tensor, ModelDescription]:
-        """The image (1, 3, S, S) in [0, 1], the mask (S, S), and the model's description.
+    def checked(self, files: DrawableFiles) -> tuple[Tensor, Tensor, int]:
+        """The image (1, 3, S, S) in [0, 1], the mask (S, S), and the label.
 
         Raises:
             DataError: A picture can't be read, has another size, or the mask is empty.
@@ -99,12 +100,13 @@ class EditRequest:
                 f"--source-scales {self.source_scales}: the model has {len(description.patch_nums)} scales, of which "
                 "one at least has to be drawn"
             )
-        if self.label is not None and not self.label < description.num_classes:
-            raise ExperimentError(f"--label {self.label}: expected 0 … {description.num_classes - 1}, or none")
+        labels = labels_of("--label", self.label, description.num_classes, files.class_names)
+        if len(labels) != 1:
+            raise ExperimentError(f"--label {self.label[:100]}: expected one class")
         image_13SS, mask_SS = read_picture(self.image, architecture.image_size), self.region.of(architecture.image_size)
         if all(kept.all() for kept in kept_tokens(mask_SS, description.patch_nums, self.source_scales)):
             raise ExperimentError("the mask covers less than half of every token, so nothing is drawn; enlarge it")
-        return image_13SS, mask_SS, description
+        return image_13SS, mask_SS, labels[0]
 
 
 def edit_files(files: DrawableFiles, request: EditRequest, options: SamplingOptions, out: Path) -> list[DistanceBand]:
@@ -124,9 +126,8 @@ def edit_files(files: DrawableFiles, request: EditRequest, options: SamplingOpti
         CheckpointError: Weights are missing or damaged.
         ValueError: An option of sampling is out of range.
     """
-    source_13SS, mask_SS, description = request.checked(files)
+    source_13SS, mask_SS, label = request.checked(files)
     drawable, device = files.load(), best_device()
-    label = description.num_classes if request.label is None else request.label
     labels_B = torch.full((request.count,), label, device=device)
     edited = edit(
         drawable.model,

@@ -43,6 +43,8 @@ class Drawable:
     tokenizer: MultiScaleTokenizer
     model_checksum: str
     tokenizer_checksum: str
+    class_names: tuple[str, ...] = ()
+    """Name of each label, where a cell's training images had names."""
 
     @classmethod
     def load(cls, place: Path, tokenizer_file: Path | None = None) -> "Drawable":
@@ -79,6 +81,8 @@ class DrawableFiles:
     tokenizer: Path
     fingerprints: tuple[str | None, str | None] = (None, None)
     """What both must have been made by, where that is known."""
+    class_names: tuple[str, ...] = ()
+    """See `Drawable`."""
 
     @classmethod
     def find(cls, place: Path, tokenizer_file: Path | None = None) -> "DrawableFiles":
@@ -94,37 +98,36 @@ class DrawableFiles:
                 f"{place}: no .safetensors file; `varscale import-official` makes one of the reference's"
             )
         cell, tokenizer = _files_of_cell(place)
-        return cls(place, cell.weights, tokenizer.weights, (cell.fingerprint, tokenizer.fingerprint))
+        result, fingerprints = read_result(cell), (cell.fingerprint, tokenizer.fingerprint)
+        names = result.class_names if result is not None else ()
+        return cls(place, cell.weights, tokenizer.weights, fingerprints, names)
 
     def load(self) -> Drawable:
         """Both on this machine's device; see `Drawable.load`."""
-        device, checksums = best_device(), map(stored_checksum, (self.model, self.tokenizer))
+        device = best_device()
         model = load_model(self.model, self.fingerprints[0]).to(device)
         tokenizer = load_tokenizer(self.tokenizer, self.fingerprints[1]).to(device)
-        return Drawable(self.place, model, tokenizer, *checksums)
+        checksums = stored_checksum(self.model), stored_checksum(self.tokenizer)
+        return Drawable(self.place, model, tokenizer, *checksums, self.class_names)
 
 
 def draw(
-    run: Path,
-    classes: Sequence[int],
+    drawable: Drawable,
+    labels: Sequence[int],
     count: int,
     options: SamplingOptions,
     out: Path,
-    tokenizer: Path | None = None,
     *,
     show_scales: bool = False,
 ) -> None:
-    """Draw `count` images of each class into one picture, a row a class; see `Drawable.load`.
+    """Draw `count` images of each label into one picture, a row a label.
 
     With `show_scales` each image has a row of its own, with the picture after each scale.
 
     Raises:
-        ExperimentError: See `Drawable.load`.
-        CheckpointError: Weights are missing or damaged.
-        ValueError: A class is out of range.
+        ValueError: A label is out of range.
     """
-    drawable = Drawable.load(run, tokenizer)
-    labels_B = torch.tensor(classes, device=best_device()).repeat_interleave(count)
+    labels_B = torch.tensor(labels, device=best_device()).repeat_interleave(count)
     drawn = sample_with(drawable.model, drawable.tokenizer, labels_B, options)
     if show_scales:
         save_pictures(scale_pictures(drawable.tokenizer, drawn.tokens), out, len(drawn.tokens))

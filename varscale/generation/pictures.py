@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
+from varscale.data.pictures import as_shown
 from varscale.errors import DataError
 from varscale.families.models import evaluating, pictures
 from varscale.store.atomic import write_atomically
@@ -56,14 +57,12 @@ def read_picture(path: Path, side: int) -> Tensor:
     Raises:
         DataError: It can't be read, or has another size.
     """
-    picture = opened_picture(path, side).convert("RGBA")
-    ground = Image.new("RGBA", picture.size, "white")
-    pixels_HW3 = np.asarray(Image.alpha_composite(ground, picture).convert("RGB"))
-    return torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).unsqueeze(0) / 255
+    pixels_HW3 = np.array(opened_picture(path, side))
+    return torch.from_numpy(pixels_HW3).permute(2, 0, 1).unsqueeze(0) / 255
 
 
 def opened_picture(path: Path, side: int) -> Image.Image:
-    """A picture of side × side pixels, turned as a viewer shows it.
+    """A picture of side × side pixels as a viewer shows it, RGB, transparency on white.
 
     Raises:
         DataError: It can't be read, or has another size.
@@ -71,7 +70,7 @@ def opened_picture(path: Path, side: int) -> Image.Image:
     try:
         with Image.open(path) as picture:
             if picture.size == (side, side):  # of any other, nothing is decoded
-                return ImageOps.exif_transpose(picture)
+                return as_shown(picture)
             width, height = picture.size
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None

@@ -9,7 +9,7 @@ fingerprint.
 import errno
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class DataIdentity:
     views: int = 1
     stored_images: int | None = None
     """Training images; None: they are procedural, as many as are needed. No part of a fingerprint."""
+    summary: tuple[str, ...] = field(default=(), compare=False)
+    """What a person should know of stored images before anything is trained, in lines."""
 
 
 def fingerprint(**settings: Any) -> str:

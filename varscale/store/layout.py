@@ -98,6 +98,16 @@ class Store:
                 raise ExperimentError(f"--runs-dir {self.runs}: {folder} can't be written to; name another one")
 
 
+def cache_folder() -> Path:
+    """Folder of what can be found out again: $VARSCALE_CACHE, or varscale in $XDG_CACHE_HOME or in ~/.cache.
+
+    It may not exist, and may not be one that can be written to.
+    """
+    if named := os.environ.get("VARSCALE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "varscale"  # noqa: PTH111  # raises nothing
+
+
 class _Below:
     """A path below the folder of what it belongs to."""
 

@@ -102,6 +102,8 @@ class Result(Record):
     """How a machine carried it out: device, threads, compilation, versions. Rows of the table have it, too."""
     pictures: tuple[PlainName, ...] = ()
     """PNG files beside this one."""
+    class_names: tuple[str, ...] = ()
+    """Of a cell, the name of each label, where the training images' labels have names."""
     reason: str = ""
     """Why it diverged."""
 

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from varscale.data.loading import EvaluationBatches, StepBatches
+from varscale.data.tokens.manifest import class_names
 from varscale.data.tokens.store import TokenStore
 from varscale.errors import Diverged
 from varscale.evaluation.verdict import recorded_faults
@@ -143,6 +144,7 @@ def _result(
         metrics=numbers,
         row=row,
         provenance=provenance(inputs.execution, cell.trunk),
+        class_names=class_names(inputs.tokens.train),
         **rest,
     )
 

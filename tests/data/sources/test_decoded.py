@@ -65,36 +65,49 @@ def test_wrong_level_and_empty_folders_are_explained(tmp_path):
         FolderSource(tmp_path / "val", Crop(12))
 
 
-def test_undecodable_images_are_named_counted_and_replaced_by_the_next(tmp_path, caplog):
+def test_damaged_pictures_are_named_and_left_out(tmp_path):
     write_folder(tmp_path, {"a": 4, "b": 2})
     whole = FolderSource(tmp_path, Crop(12, 1.0))
-    expected = whole.load(4)
+    expected = [whole.load(index)[0] for index in (0, 1, 4, 5)]
     broken = [tmp_path / "a" / "2.png", tmp_path / "a" / "3.png"]
     broken[0].write_bytes(broken[0].read_bytes()[:60])  # truncated
     broken[1].write_bytes(b"<html>not found</html>")
     source = FolderSource(tmp_path, Crop(12, 1.0), max_undecodable=2)
-    for _ in range(2):
-        pixels_B3ss, labels_B = source.load_batch([2, 3, 4], [0, 0, 0])
-        for row in range(3):
-            np.testing.assert_array_equal(pixels_B3ss[row], expected[0])
-        assert labels_B.tolist() == [expected[1]] * 3
+    pixels_B3ss, labels_B = source.load_batch(range(4), [0] * 4)
+    np.testing.assert_array_equal(pixels_B3ss, expected)
+    assert (len(source), labels_B.tolist(), source.undecodable) == (4, [0, 0, 1, 1], {})
+    line = source.summary()[1]
+    assert "2 pictures left out: cut short: a/2.png; a page of the web instead of a picture: a/3.png" in line
+    with pytest.raises(DataError, match=r"2 of the 6 pictures looked at can't be used, data.max_undecodable is 1: cut"):
+        FolderSource(tmp_path, Crop(12, 1.0), max_undecodable=1)
+
+
+def test_pictures_damaged_later_are_counted_and_random_ones_stand_in(tmp_path, caplog):
+    write_folder(tmp_path, {"a": 40, "b": 40})
+    source = FolderSource(tmp_path, Crop(12, 1.0), max_undecodable=2)
+    everything = {source.load(index)[0].tobytes(): int(source.labels[index]) for index in range(80)}
+    strict = FolderSource(tmp_path, Crop(12, 1.0), max_undecodable=1)
+    broken = source.files[20:22]
+    for file in broken:
+        file.write_bytes(b"")
+    loaded = [source.load(index) for index in (20, 21, 20)]
+    assert [everything[pixels.tobytes()] for pixels, _ in loaded] == [label for _, label in loaded]
+    assert loaded[0][0].tobytes() == loaded[2][0].tobytes()  # a function of the index
+    assert loaded[0][0].tobytes() != loaded[1][0].tobytes()  # as one and the same neighbour would be
     assert set(source.undecodable) == {str(file) for file in broken}
-    assert "UnidentifiedImageError" in source.undecodable[str(broken[1])]
     assert len(caplog.records) == 2
     assert f"{broken[0]} does not decode" in caplog.text
     assert "(2 so far, at most 2)" in caplog.text
-
-    strict = FolderSource(tmp_path, Crop(12, 1.0), max_undecodable=1)
-    with pytest.raises(DataError, match=r"2 images do not decode, max_undecodable is 1; the last is .*a/3\.png"):
-        strict.load(2)
+    with pytest.raises(DataError, match=r"2 images do not decode, max_undecodable is 1; the last is .*\.png"):
+        strict.load_batch([20, 21], [0, 0])
 
 
 def test_nothing_decodes(tmp_path):
     write_folder(tmp_path, {"a": 2})
     for file in (tmp_path / "a").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 2 images decodes"):
-        FolderSource(tmp_path, Crop(12)).load(1)
+    with pytest.raises(DataError, match=r"none of the 2 pictures looked at can be used: empty: a/0\.png, a/1\.png"):
+        FolderSource(tmp_path, Crop(12))
 
 
 def test_fingerprint_follows_content_and_cropping(tmp_path):

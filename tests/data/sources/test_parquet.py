@@ -8,6 +8,7 @@ from PIL import Image
 from requirements import shared_path
 
 from varscale.data.loading import ImageBatches
+from varscale.data.sources.parquet.columns import LabelColumn
 from varscale.data.sources.parquet.source import ParquetSource
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
@@ -93,14 +94,14 @@ def test_missing_columns_name_the_nearest(tmp_path):
     with pytest.raises(DataError, match=r"a\.parquet: image_column: no column 'img'; the file has image"):
         ParquetSource(file, Crop(12), image_column="img")
     with pytest.raises(DataError, match=r"label_column: no column 'lable'; the file has label"):
-        ParquetSource(file, Crop(12), label_column="lable")
+        ParquetSource(file, Crop(12), labels=LabelColumn("lable"))
 
 
 def test_columns_of_another_type_are_explained(tmp_path):
-    file = write(tmp_path / "a.parquet", labels=[str(n) for n in range(10)])
-    with pytest.raises(DataError, match=r"label_column: 'label' is (large_)?string; expected whole numbers"):
+    file = write(tmp_path / "a.parquet", labels=[[n] for n in range(10)])
+    with pytest.raises(DataError, match=r"label_column: 'label' is list<.*>; expected whole numbers"):
         ParquetSource(file, Crop(12))
-    with pytest.raises(DataError, match=r"image_column: 'label' is (large_)?string; expected binary"):
+    with pytest.raises(DataError, match=r"image_column: 'label' is list<.*>; expected binary"):
         ParquetSource(file, Crop(12), image_column="label")
 
 
@@ -123,15 +124,17 @@ def test_missing_files_and_other_formats(tmp_path):
         ParquetSource(tmp_path / "train-*.parquet", Crop(12))
 
 
-def test_rows_that_do_not_decode_are_named(tmp_path):
+def test_rows_that_do_not_decode_are_named_and_left_out(tmp_path):
     images = [png(p) for p in PIXELS]
     images[4] = images[4][:50]
-    images[9] = None
+    images[8] = None
     source = ParquetSource(write(tmp_path / "a.parquet", images), Crop(12, 1.0))
-    np.testing.assert_array_equal(source.load(4)[0], PIXELS[5].transpose(2, 0, 1))
-    np.testing.assert_array_equal(source.load(9)[0], PIXELS[0].transpose(2, 0, 1))
-    assert source.load(9)[1] == 0
-    assert set(source.undecodable) == {f"{tmp_path / 'a.parquet'} row {row}" for row in (4, 9)}
+    assert source.labels.tolist() == [0, 1, 2, 3, 5, 6, 7, 9]
+    for index, row in enumerate(source.labels.tolist()):
+        np.testing.assert_array_equal(source.load(index)[0], PIXELS[row].transpose(2, 0, 1))
+        assert source.picture_name(index) == f"{tmp_path / 'a.parquet'} row {row}"
+    np.testing.assert_array_equal(np.sort(source.order(0, 0, 8)), np.arange(8))
+    assert "2 pictures left out: cut short: row 4; no image (null): row 8" in source.summary()[1]
 
 
 def test_fingerprint_follows_content(tmp_path):

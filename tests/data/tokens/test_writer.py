@@ -301,16 +301,15 @@ def test_views_that_cannot_differ_are_refused(tmp_path):
 
 def test_undecodable_images_survive_an_interruption(tmp_path):
     images = tmp_path / "images"
-    folder_source(images, 40)
-    for name in ("0", "19"):
+    source = folder_source(images, 40, max_undecodable=2)
+    strict = FolderSource(images, Crop(8), max_undecodable=1)
+    for name in ("0", "19"):  # after they were looked at
         (images / "a" / f"{name}.png").write_bytes(b"")
-    source = FolderSource(images, Crop(8), max_undecodable=2)
     encoder = CountingEncoder(lambda calls: kill_self() if calls == 3 else None)
     assert in_child(lambda: store_of_rings(tmp_path / "store", source=source, encode=encoder)) == -signal.SIGKILL
     store = store_of_rings(tmp_path / "store", source=source)
     assert set(store.manifest.undecodable) == {str(images / "a" / f"{name}.png") for name in ("0", "19")}
 
-    strict = FolderSource(images, Crop(8), max_undecodable=1)
     with pytest.raises(DataError, match="2 images do not decode, max_undecodable is 1"):
         store_of_rings(tmp_path / "other", source=strict)
 

@@ -30,8 +30,10 @@ class ImageSource(ABC):
     """Whether image i is the same however many images the source has, and images are in no particular order."""
     varies: bool
     """Whether two views of an image can differ."""
+    class_names: tuple[str, ...] = ()
+    """Name of each label, where labels have names."""
     undecodable: dict[str, str]
-    """Images met so far that did not decode → why. Another image stands in for each."""
+    """Images that turned out damaged while they were loaded → why. Another one, drawn at random, stands in for each."""
 
     @property
     @abstractmethod
@@ -57,6 +59,14 @@ class ImageSource(ABC):
 
         return permutation(seed, epoch, size)
 
+    def summary(self) -> list[str]:
+        """What a person should know of the images before anything is trained on them, in lines; [] where nothing."""
+        return []
+
+    def shared_with(self, training: "ImageSource") -> list[str]:
+        """Names of those images that are in another source, too, as far as that is known."""
+        return []
+
     def check_apart_from(self, training: "ImageSource") -> None:
         """Of validation images: raise `DataError` where some are trained on, or labels mean other classes there."""
         if training.fingerprint == self.fingerprint:
@@ -72,7 +82,7 @@ class SubsetSource(ImageSource):
         self.source = source
         self.name = f"{count} images of {source.name}"
         self.image_size, self.num_classes, self.varies = source.image_size, source.num_classes, source.varies
-        self.undecodable = source.undecodable
+        self.undecodable, self.class_names = source.undecodable, source.class_names
         self._chosen = np.arange(count, dtype=np.int64) * len(source) // count
 
     @property
@@ -90,6 +100,14 @@ class SubsetSource(ImageSource):
     def check_apart_from(self, training: ImageSource) -> None:
         """What the whole source checks."""
         self.source.check_apart_from(training)
+
+    def summary(self) -> list[str]:
+        """How many are taken, and what there is to know of the whole source."""
+        return [f"{len(self):,} of these images are used: {self.source.name}", *self.source.summary()]
+
+    def shared_with(self, training: ImageSource) -> list[str]:
+        """Names of those of the whole source."""
+        return self.source.shared_with(training)
 
 
 def digest(parts: Iterable[bytes]) -> str:

@@ -1,15 +1,14 @@
 """Images that are decoded and cropped: what such sources share.
 
-Letters: B batch, s side of an image in pixels.
+Letters: B batch, N pictures, s side of an image in pixels.
 """
 
 import difflib
 import logging
 import os
-import struct
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +16,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
-from varscale.data.transforms import Crop
+from varscale.data.sources.survey import (
+    DECODING_ERRORS,
+    LEVELS,
+    TRANSPARENT,
+    TURNED,
+    Candidates,
+    by_reason,
+    survey,
+    why_broken,
+)
+from varscale.data.transforms import Crop, uniform_draws
 from varscale.errors import DataError
 
 MAX_UNDECODABLE = 10
-"""Images that may fail to decode before a source gives up, unless said otherwise."""
-
-# What Pillow raises for broken files: mostly OSError, for some formats and headers the others.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""Pictures that may be damaged before a source gives up, unless said otherwise."""
+MOST_STAND_INS = 100
+_NAMED = 10
 _log = logging.getLogger(__name__)
 
 
 class DecodedSource(ImageSource):
     """Labelled pictures that are decoded, resized and cropped when asked for.
 
-    A picture that doesn't decode is recorded in `undecodable`, and the next one in order stands in for it with its own
-    label, so every index always means the same image. More than `max_undecodable` of them raise `DataError`.
+    A picture that turns out damaged only then is recorded in `undecodable`, and another one, drawn at random, stands in
+    for it with its own label. More than `max_undecodable` of them raise `DataError`.
     """
 
     def __init__(self, name: str, labels: Labels, num_classes: int, crop: Crop, max_undecodable: int) -> None:
@@ -43,8 +51,8 @@ class DecodedSource(ImageSource):
         self._record_lock = threading.Lock()
 
     @abstractmethod
-    def open_picture(self, index: int) -> Image.Image:
-        """The picture as stored."""
+    def cropped(self, index: int, view: int) -> Pixels:
+        """One view of the picture as stored: (3, s, s) in 0..255; raises what `Crop.apply` raises."""
 
     @abstractmethod
     def picture_name(self, index: int) -> str:
@@ -66,17 +74,18 @@ class DecodedSource(ImageSource):
         """One view of an image: (3, s, s) in 0..255 and its label.
 
         Raises:
-            DataError: If more than `max_undecodable` pictures did not decode.
+            DataError: If more than `max_undecodable` pictures turned out damaged.
         """
-        for offset in range(len(self)):
-            candidate = (index + offset) % len(self)
+        candidate = index
+        for attempt in range(1, MOST_STAND_INS):
             try:
-                return self.crop.apply(self.open_picture(candidate), candidate, view), int(self.labels[candidate])
+                return self.cropped(candidate, view), int(self.labels[candidate])
             except DataError:
                 raise
-            except _DECODING_ERRORS as error:
-                self._record_undecodable(self.picture_name(candidate), error)
-        raise DataError(f"{self.name}: none of the {len(self)} images decodes")
+            except DECODING_ERRORS as error:
+                self._record_undecodable(self.picture_name(candidate), why_broken(error, b"?"))
+            candidate = int(uniform_draws(self.crop.seed, index, 2**32 + attempt)[0] * len(self))
+        raise DataError(f"{self.name}: pictures do not decode any more, such as {self.picture_name(index)}")
 
     def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
         """Images (B, 3, s, s) in 0..255 and labels (B,)."""
@@ -86,20 +95,134 @@ class DecodedSource(ImageSource):
             pixels_B3ss[row], labels_B[row] = self.load(int(index), int(view))
         return pixels_B3ss, labels_B
 
-    def _record_undecodable(self, picture: str, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+    def _record_undecodable(self, picture: str, reason: str) -> None:
         with self._record_lock:
             known, most = picture in self.undecodable, self.max_undecodable
             self.undecodable[picture] = reason
             count = len(self.undecodable)
         if not known:
-            told = "%s does not decode (%s); the next image stands in for it (%d so far, at most %d)"
+            told = "%s does not decode (%s); another image, drawn at random, stands in for it (%d so far, at most %d)"
             _log.warning(told, picture, reason, count, most)
         if count > most:
             raise DataError(
                 f"{self.name}: {count} images do not decode, max_undecodable is {most}; "
                 f"the last is {picture} ({reason})"
             ) from None
+
+
+class EncodedSource(DecodedSource):
+    """Pictures that are stored as encoded files, all of which are looked at first: damaged ones are left out.
+
+    Attributes:
+        survey: What the look at them found.
+        kept_N: Of each image its place among the candidates.
+        notes: What else there is to know of them, in lines.
+    """
+
+    def __init__(
+        self, candidates: Candidates, labels: Labels, classes: int | Sequence[str], crop: Crop, max_undecodable: int
+    ) -> None:
+        """Look at the candidates.
+
+        Args:
+            candidates: All pictures.
+            labels: Of each.
+            classes: The names of the labels, or how many there are.
+            crop: How a picture becomes an image.
+            max_undecodable: Pictures that may be damaged.
+
+        Raises:
+            DataError: More pictures are damaged.
+        """
+        self.candidates = candidates
+        self.survey = survey(candidates, crop, max_undecodable)
+        self.kept_N = np.delete(np.arange(candidates.count), list(self.survey.left_out))
+        self.notes: list[str] = []
+        if not isinstance(classes, int):
+            self.class_names = tuple(classes)
+        number = classes if isinstance(classes, int) else len(classes)
+        super().__init__(candidates.name, labels[self.kept_N], number, crop, max_undecodable)
+
+    def cropped(self, index: int, view: int) -> Pixels:
+        """One view of the picture as stored: (3, s, s) in 0..255; raises what `Crop.apply` raises."""
+        with self.candidates.open(int(self.kept_N[index])) as stream, Image.open(stream) as picture:
+            return self.crop.apply(picture, index, view)
+
+    def picture_name(self, index: int) -> str:
+        """The picture's file, or its file and row."""
+        return self.candidates.place(int(self.kept_N[index]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the stored pictures, the labels, how they are cropped, and how special ones are shown."""
+        marks = self.survey.marks
+        shown = [repr(self.crop.background).encode()] if TRANSPARENT in marks else []
+        shown += [repr(self.crop.levels).encode()] if LEVELS in marks else []
+        shown += [b"turned"] if TURNED in marks else []
+        return digest([super().fingerprint.encode(), *shown]) if shown else super().fingerprint
+
+    def summary(self) -> list[str]:
+        """Images and classes, sizes, what was left out and why, and how special pictures are shown."""
+        counts_C = np.bincount(self.labels, minlength=self.num_classes)
+        smallest, largest = self._class(int(counts_C.argmin()), counts_C), self._class(int(counts_C.argmax()), counts_C)
+        each = f"{counts_C[0]:,} each" if counts_C.min() == counts_C.max() else f"{smallest} to {largest}"
+        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes:,} classes of {each}"
+        sizes_N2 = self.survey.sizes_N2[self.kept_N]
+        sizes_N2 = sizes_N2[sizes_N2[:, 0] > 0]
+        lines = [f"{self.name}: {len(self):,} images in {classes}{_sizes(sizes_N2)}"]
+        if left_out := self.survey.left_out:
+            why = by_reason(
+                ((self.candidates.short(index), reason) for index, reason in left_out.items()), names=_NAMED
+            )
+            lines.append(f"{_count(len(left_out), 'picture')} left out: {why}")
+        lines += [f"{_count(number, 'picture')} {mark}" for mark, number in self.survey.marks.items()]
+        smaller = int((sizes_N2.min(1) < self.image_size).sum())
+        if smaller:
+            lines.append(f"{_count(smaller, 'picture')} smaller than image_size ({self.image_size}) will be enlarged")
+        return [lines[0], *(f"  {line}" for line in (*lines[1:], *self.notes))]
+
+    def shared_with(self, training: ImageSource) -> list[str]:
+        """Names of those pictures that are in another source, too: the same file, or the same pixels where known."""
+        if not isinstance(training, EncodedSource):
+            return []
+        (ours, theirs), (stored_N, their_stored) = (
+            [getattr(source.survey, key)[source.kept_N] for source in (self, training)]
+            for key in ("shown_N", "stored_N")
+        )
+        same_N = (ours > 0) & np.isin(ours, theirs)
+        places = {int(hashed): place for place, hashed in enumerate(their_stored.tolist()) if hashed}
+        for index in np.flatnonzero(~same_N & (stored_N > 0) & np.isin(stored_N, their_stored)).tolist():
+            same_N[index] = self._content(index) == training._content(places[int(stored_N[index])])
+        return [self.picture_name(index) for index in np.flatnonzero(same_N).tolist()]
+
+    def _content(self, index: int) -> bytes:
+        with self.candidates.open(int(self.kept_N[index])) as stream:
+            return stream.read()
+
+    def _class(self, label: int, counts_C: NDArray[np.int64]) -> str:
+        name = self.class_names[label] if self.class_names else f"label {label}"
+        return f"{counts_C[label]:,} ({name})"
+
+
+def _sizes(sizes_N2: NDArray[np.int64]) -> str:
+    """The smallest, the median and the largest picture, by area."""
+    if not len(sizes_N2):
+        return ""
+    by_area = sizes_N2[np.argsort(sizes_N2.prod(1), kind="stable")]
+    small, middle, large = (f"{width} × {height}" for width, height in by_area[[0, len(by_area) // 2, -1]])
+    return f", {small} pixels each" if small == large else f", {small} to {large} pixels, median {middle}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Names of classes in the order of their labels: of their numbers where all of them are numbers."""
+    ordered = sorted(names)
+    if all(name.isascii() and name.isdigit() for name in ordered):
+        ordered.sort(key=int)
+    return ordered
 
 
 def existing(path: Path) -> Path:

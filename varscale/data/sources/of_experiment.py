@@ -28,7 +28,7 @@ def data_identity(data: DataSection) -> DataIdentity:
     where validation images are among the training images.
     """
     # nor does it change training images how often each is seen, or how many others are left out
-    apart = {"validation_images", "max_undecodable", "views", *data.places}
+    apart = {"validation_images", "max_undecodable", "views", *data.places, *data.apart}
     settings: dict[str, object] = data.model_dump(mode="json", exclude=apart)
     validation: dict[str, object] = {"images": data.validation_images}
     if data.procedural:
@@ -36,4 +36,10 @@ def data_identity(data: DataSection) -> DataIdentity:
     train, held_out = training_source(data, 1), validation_source(data)
     held_out.check_apart_from(train)
     validation["content"] = held_out.fingerprint  # fingerprints are of the images and their crops
-    return DataIdentity({**settings, "content": train.fingerprint}, validation, data.views, len(train))
+    lines = [*train.summary(), *held_out.summary()]
+    if shared := held_out.shared_with(train):
+        more = ", …" if len(shared) > 3 else ""
+        lines.append(
+            f"validation pictures that are training pictures, too: {len(shared)}: {', '.join(shared[:3])}{more}"
+        )
+    return DataIdentity({**settings, "content": train.fingerprint}, validation, data.views, len(train), tuple(lines))

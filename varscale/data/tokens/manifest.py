@@ -68,6 +68,8 @@ class Manifest(BaseModel):
     """Tokens are 0 … vocab_size - 1."""
     num_classes: _Numbers32Bit
     """Labels are 0 … num_classes - 1."""
+    class_names: tuple[str, ...] = ()
+    """Name of each label; none: labels have no names, or the store is of an earlier version."""
     num_images: _Count
     """Images, each with `views` rows."""
     views: _Count
@@ -77,7 +79,7 @@ class Manifest(BaseModel):
     procedural: bool
     """Whether the images are in no particular order and more of them can be added."""
     undecodable: dict[str, str] = {}
-    """Images that did not decode → why; others stand in for them."""
+    """Images that did not decode while they were encoded → why; others, drawn at random, stand in for them."""
     shards: tuple[Shard, ...] = ()
     """View by view, in the order of the images."""
 
@@ -164,6 +166,15 @@ def read_manifest(path: Path) -> Manifest | None:
             return manifest
         reason = f"shards: {len(manifest.shards)}, expected {expected}"
     raise TokenStoreError(f"{path}: damaged ({reason}); encode the store again")
+
+
+def class_names(directory: Path) -> tuple[str, ...]:
+    """The names of the labels in a token store; none where it can't be read or does not say."""
+    try:
+        manifest = read_manifest(directory / MANIFEST)
+    except TokenStoreError:
+        return ()
+    return manifest.class_names if manifest is not None else ()
 
 
 def checksum(content: bytes) -> str:

@@ -91,6 +91,7 @@ def encode_store(
         patch_nums=tuple(patch_nums),
         vocab_size=vocab_size,
         num_classes=source.num_classes,
+        class_names=source.class_names,
         num_images=len(source),
         views=views,
         shard_images=shard_images,

@@ -39,11 +39,13 @@ class Cifar10Source(DecodedSource):
         self._pixels_N32x32x3: Pixels = stored.data
         labels = np.asarray(stored.targets, dtype=np.int64)
         check_labels(labels, num_classes, lambda row: f"{root}, image {row}")
+        if num_classes == len(stored.classes):
+            self.class_names = tuple(stored.classes)
         super().__init__(f"{root} ({'train' if train else 'test'})", labels, num_classes, crop, max_undecodable)
 
-    def open_picture(self, index: int) -> Image.Image:
-        """The picture as stored."""
-        return Image.fromarray(self._pixels_N32x32x3[index])
+    def cropped(self, index: int, view: int) -> Pixels:
+        """One view of the picture as stored: (3, s, s) in 0..255."""
+        return self.crop.apply(Image.fromarray(self._pixels_N32x32x3[index]), index, view)
 
     def picture_name(self, index: int) -> str:
         """The picture's number."""

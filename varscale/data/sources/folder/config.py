@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from varscale.config.data import DataSection, Split
+from varscale.config.data import PicturesSection, Split
 from varscale.config.section import PathText
 
 if TYPE_CHECKING:
     from varscale.data.sources.base import ImageSource
 
 
-class FolderSection(DataSection):
+class FolderSection(PicturesSection):
     """Image folders in torchvision's layout, `train_path/<class>/<image>`."""
 
     kind: Literal["folder"] = "folder"

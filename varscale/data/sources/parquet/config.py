@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from varscale.config.data import DataSection, Split
-from varscale.config.section import Name, PathText
+from pydantic import Field
+
+from varscale.config.data import PicturesSection, Split
+from varscale.config.section import Name, PathText, Whole
 
 if TYPE_CHECKING:
     from varscale.data.sources.base import ImageSource
 
 
-class ParquetSection(DataSection):
+class ParquetSection(PicturesSection):
     """Parquet files with image bytes and labels, as Hugging Face lays them out."""
 
     kind: Literal["parquet"] = "parquet"
     """Source of the images."""
     train_path: PathText
-    """File, or folder of files, of the training set."""
+    """File, folder of files, or pattern such as data/*/train-*.parquet, of the training set."""
     validation_path: PathText
-    """File, or folder of files, of the validation set."""
+    """File, folder of files, or pattern, of the validation set."""
     image_column: Name = "image"
-    """Column of image bytes: binary, or a struct with a field `bytes`."""
-    label_column: Name = "label"
-    """Column of integer labels."""
+    """Column of images: binary, paths, a struct with a field `bytes` or `path`, or a list of one of these."""
+    label_column: Name | None = "label"
+    """Column of labels: whole numbers, booleans, or names of classes; null: no labels, a single class."""
+    first_label: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 0
+    """The number that stands for the first class: 1 where labels are 1 … num_classes."""
 
     places = frozenset({"train_path", "validation_path"})
+    apart = PicturesSection.apart | {"first_label"}  # labels are what is left when it is taken off
 
     def open(self, split: Split, images: int | None) -> ImageSource:
         """All images of the split's files."""
-        from varscale.data.sources.parquet.source import ParquetSource
+        from varscale.data.sources.parquet.columns import LabelColumn
+        from varscale.data.sources.parquet.source import ParquetSource, find_files
 
+        named_by = find_files(self.train_path) if split == "validation" and self.label_column else ()
         return ParquetSource(
             self.train_path if split == "train" else self.validation_path,
             self.crop(split),
             image_column=self.image_column,
-            label_column=self.label_column,
+            labels=LabelColumn(self.label_column, self.first_label, named_by),
             num_classes=self.num_classes,
             max_undecodable=self.max_undecodable,
         )

@@ -1,32 +1,38 @@
 """Parquet files with image bytes and labels, in the layout of Hugging Face's data sets."""
 
+import glob
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from varscale.data.sources.base import ImageSource, Labels, digest
-from varscale.data.sources.decoded import MAX_UNDECODABLE, DecodedSource, check_labels, existing, expanded, nearest
+from varscale.data.sources.base import ImageSource, digest
+from varscale.data.sources.decoded import MAX_UNDECODABLE, EncodedSource, existing, expanded, nearest
+from varscale.data.sources.folder.listing import is_hidden
+from varscale.data.sources.parquet.columns import LabelColumn, captions_of, open_image, open_table, read_labels
+from varscale.data.sources.survey import DECODED_BYTES, Candidates
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
 from varscale.numerics.randomness import permutation
 
 CACHE_BYTES = 2 * 2**30
 """Encoded images that a source keeps in memory; smaller data sets are read from disk once."""
+GROUPS_LOOKED_AT = 16
+"""Row groups of a larger set whose images are looked at before training, beside those that are known to have nulls."""
 
 
-class ParquetSource(DecodedSource):
-    """Images and labels of a Parquet file, of all in a folder, or of a pattern's, such as `data/train-*.parquet`.
+class ParquetSource(EncodedSource):
+    """Images and labels of a Parquet file, of all below a folder, or of a pattern's, such as `data/*/train-*.parquet`.
 
-    The image column is binary, or a struct with a field `bytes` and perhaps `path` (read when `bytes` is null, from the
-    file's folder). Row groups are read when one of their images is asked for; the latest stay in memory, up to
-    `cache_bytes`.
+    The image column is binary, text that names files, a struct with a field `bytes` and perhaps `path` (read when
+    `bytes` is null), or a list of one of these; paths begin in the Parquet file's folder. Row groups are read when one
+    of their images is asked for; the latest stay in memory, up to `cache_bytes`.
 
     Raises:
         DataError: If a file or column is missing or of another type, or a label is null or out of range.
@@ -38,14 +44,14 @@ class ParquetSource(DecodedSource):
         crop: Crop,
         *,
         image_column: str = "image",
-        label_column: str = "label",
+        labels: LabelColumn = LabelColumn(),  # noqa: B008  # frozen
         num_classes: int | None = None,
         max_undecodable: int = MAX_UNDECODABLE,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.files = _find_files(path)
+        self.files = find_files(path)
         self._image_column = image_column
-        self._readers = [_open(file, image_column, label_column) for file in self.files]
+        self._readers = [open_table(file, image_column, labels.name) for file in self.files]
         self._file_starts = np.cumsum([0, *(reader.metadata.num_rows for reader in self._readers)])
         self._groups = [(file, n) for file, reader in enumerate(self._readers) for n in range(reader.num_row_groups)]
         groups = [self._readers[file].metadata.row_group(number) for file, number in self._groups]
@@ -53,29 +59,25 @@ class ParquetSource(DecodedSource):
         self._group_bytes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._cache_bytes, self._cache_lock = cache_bytes, threading.Lock()
-        labels = [_read_labels(file, r, label_column) for file, r in zip(self.files, self._readers, strict=True)]
-        all_labels = np.concatenate(labels)
-        if not all_labels.size:
-            raise DataError(f"{path}: no rows")
-        num_classes = num_classes if num_classes is not None else int(all_labels.max()) + 1
-        check_labels(all_labels, num_classes, lambda row: f"{self.picture_name(row)}, column {label_column}")
-        super().__init__(str(path), all_labels, num_classes, crop, max_undecodable)
-
-    def open_picture(self, index: int) -> Image.Image:
-        """The picture as stored."""
-        group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
-        value = self._images(group)[index - int(self._group_starts[group])].as_py()
-        stored = value if isinstance(value, dict) else {"bytes": value}
-        if stored["bytes"] is not None:
-            return Image.open(io.BytesIO(stored["bytes"]))
-        if stored.get("path") is None:
-            raise ValueError("the row holds no image")
-        return Image.open(io.BytesIO((self.files[self._groups[group][0]].parent / stored["path"]).read_bytes()))
-
-    def picture_name(self, index: int) -> str:
-        """The picture's file and row."""
-        file = int(np.searchsorted(self._file_starts, index, side="right")) - 1
-        return f"{self.files[file]} row {index - self._file_starts[file]}"
+        labels_N, names = read_labels(self.files, self._readers, labels, num_classes)
+        stored_bytes = int(self._group_bytes.sum())
+        candidates = Candidates(
+            name=str(path),
+            content=digest([*map(_stat, self.files), image_column.encode(), self.content_digest().encode()]),
+            count=len(labels_N),
+            stored_bytes=stored_bytes,
+            open=self._open_row,
+            place=self._row_name,
+            faults={},
+            only=None if stored_bytes <= DECODED_BYTES else self._rows_looked_at(),
+        )
+        classes = names or (num_classes if num_classes is not None else int(labels_N.max()) + 1)
+        super().__init__(candidates, labels_N, classes, crop, max_undecodable)
+        if stored_bytes > cache_bytes:  # the last groups that were looked at are none that training begins with
+            self._cache.clear()
+        captions = captions_of(self._readers[0])
+        if captions is not None:
+            self.notes.append(f"column {captions!r} holds captions, which are not used: models here learn classes")
 
     def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
         """A random order of the images that reads each row group once or twice, not once an image.
@@ -87,7 +89,7 @@ class ParquetSource(DecodedSource):
         window_of_group = np.empty_like(window_of_place)
         window_of_group[groups] = window_of_place
         images = permutation(seed, epoch, size)
-        window_of_image = np.repeat(window_of_group, np.diff(self._group_starts))
+        window_of_image = np.repeat(window_of_group, np.diff(self._group_starts))[self.kept_N]
         return images[np.argsort(window_of_image[images], kind="stable")]
 
     def content_digest(self) -> str:
@@ -104,6 +106,32 @@ class ParquetSource(DecodedSource):
                 f"such as {min(shared).parent / 'validation-*.parquet'}"
             )
 
+    def _open_row(self, row: int) -> BinaryIO:
+        group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
+        value = self._images(group)[row - int(self._group_starts[group])].as_py()
+        return open_image(value, self.files[self._groups[group][0]].parent)
+
+    def _row_name(self, row: int) -> str:
+        file = int(np.searchsorted(self._file_starts, row, side="right")) - 1
+        return f"{self.files[file]} row {row - self._file_starts[file]}"
+
+    def _rows_looked_at(self) -> NDArray[np.int64]:
+        """Rows of evenly spread row groups, and of those that have nulls by their statistics."""
+        chosen = set(np.linspace(0, len(self._groups) - 1, GROUPS_LOOKED_AT, dtype=np.int64).tolist())
+        chosen |= {group for group, (file, number) in enumerate(self._groups) if self._has_nulls(file, number)}
+        return np.concatenate([np.arange(*self._group_starts[[group, group + 1]]) for group in sorted(chosen)])
+
+    def _has_nulls(self, file: int, number: int) -> bool:
+        """Whether images of a row group are null, as far as its statistics say."""
+        group = self._readers[file].metadata.row_group(number)
+        columns = [group.column(column) for column in range(group.num_columns)]
+        nulls = {
+            column.path_in_schema: column.statistics.null_count
+            for column in columns
+            if column.path_in_schema.partition(".")[0] == self._image_column and column.statistics is not None
+        }
+        return bool(nulls) and min(nulls.values()) > 0  # a struct without bytes may have a path
+
     def _images(self, group: int) -> pa.ChunkedArray:
         with self._cache_lock:  # one reader must not be used by two threads at once
             if group not in self._cache:
@@ -116,50 +144,41 @@ class ParquetSource(DecodedSource):
             return self._cache[group]
 
 
-def _find_files(path: str | Path) -> list[Path]:
-    """The file, the folder's files, or the pattern's, in the order of their names."""
+def find_files(path: str | Path) -> list[Path]:
+    """The file, the folder's files or else those of all folders in it, or the pattern's, in the order of their names.
+
+    Raises:
+        DataError: There are none.
+    """
     path = expanded(Path(path))
-    if any(sign in path.name for sign in "*?[") and not path.exists():
-        files = sorted(existing(path.parent).glob(path.name))
+    if glob.has_magic(str(path)) and not path.exists():
+        plain = next(folder for folder in path.parents if not glob.has_magic(str(folder)))
+        existing(plain)
+        files = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207  # of any path
+        files = [file for found in files for file in (_below(found) if found.is_dir() else [found])]
     elif existing(path).is_dir():
-        files = sorted(path.glob("*.parquet"))
+        files = _below(path)
     else:
         files = [path]
     if not files:
-        folder = path if path.is_dir() else path.parent
+        folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
         found = nearest(path.name, (entry.name for entry in folder.iterdir()))
         raise DataError(f"{path}: no Parquet files; {folder} has {found}")
     return files
 
 
-def _open(file: Path, image_column: str, label_column: str) -> pq.ParquetFile:
-    if not file.is_file():  # a pipe would be waited for
-        raise DataError(f"{file}: not a file")
-    try:
-        reader = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file: {' '.join(str(error).split())}") from None
-    schema = reader.schema_arrow
-    for key, column in (("image_column", image_column), ("label_column", label_column)):
-        if column not in schema.names:
-            raise DataError(f"{file}: {key}: no column {column!r}; the file has {nearest(column, schema.names)}")
-    image, label = schema.field(image_column).type, schema.field(label_column).type
-    held = image
-    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
-        held = image.field("bytes").type
-    if not (pa.types.is_binary(held) or pa.types.is_large_binary(held)):
-        raise DataError(f"{file}: image_column: {image_column!r} is {image}; expected binary, or a struct with bytes")
-    if not pa.types.is_integer(label):
-        raise DataError(f"{file}: label_column: {label_column!r} is {label}; expected whole numbers")
-    return reader
+def _below(folder: Path) -> list[Path]:
+    """A folder's Parquet files, or where it has none those of the folders in it."""
+
+    def shown(files: Iterable[Path]) -> list[Path]:
+        return sorted(file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
+
+    return shown(folder.glob("*.parquet")) or shown(folder.rglob("*.parquet"))
 
 
-def _read_labels(file: Path, reader: pq.ParquetFile, label_column: str) -> Labels:
-    column = reader.read(columns=[label_column]).column(label_column)
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise DataError(f"{file} row {row}: {label_column} is null; expected a whole number")
-    return np.asarray(column.to_numpy(), dtype=np.int64)
+def _stat(file: Path) -> bytes:
+    status = file.stat()
+    return f"{file} {status.st_size} {status.st_mtime_ns}".encode()
 
 
 def _footer(file: Path) -> bytes:
