@@ -55,11 +55,12 @@ def write_study(folder: Path, data: dict[str, Any], **sections: Any) -> Path:
     return path
 
 
-def test_a_sweep_of_stored_images(tmp_path: Path) -> None:
-    """Each view is encoded once, by the first call alone, however often training comes back to it."""
+def test_a_sweep_of_stored_images(call: Call, tmp_path: Path) -> None:
+    """Each view is encoded once, by the first call alone, however often it is trained on; classes keep their names."""
     study = write_study(tmp_path, TWO_VIEWS | write_folders(tmp_path / "images"))
     process = varscale("sweep", study, cwd=tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr
+    assert "24 images in 2 classes of 12 each, 15 × 12 pixels each" in " ".join(process.stdout.split())
     rows = results(tmp_path / "runs")
     assert {row["unique_images"] for row in rows.values()} == {SIZES["train"]}
     assert {row["validation_images"] for row in rows.values()} == {SIZES["validation"]}
@@ -67,6 +68,11 @@ def test_a_sweep_of_stored_images(tmp_path: Path) -> None:
         assert row["epochs"] == row["images_seen"] / SIZES["train"]
     longest = max(rows, key=lambda name: rows[name]["images_seen"])
     assert rows[longest]["epochs"] > 4
+    cell = tmp_path / "runs" / "cells" / longest
+    drawn = call("sample", cell, "--labels", "class-1,none", "--count", "1", "--out", tmp_path / "a.png")
+    assert (drawn.code, "classes: 1 (class-1), 2 (no class)" in drawn.error) == (0, True)
+    refused = call("sample", cell, "--labels", "class-2", "--out", tmp_path / "b.png")
+    assert "labels must lie in 0 … 1, whose names are class-0, class-1" in refused.error
 
     (encoding_log,) = tmp_path.glob("runs/tokens/*/run.log")
     encoding_log.unlink()
