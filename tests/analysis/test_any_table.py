@@ -171,7 +171,7 @@ def outcome(data, through_a_file=False):
 QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=15, derandomize=True, **QUICK)
+@settings(max_examples=10, derandomize=True, **QUICK)
 @given(st.data())
 def test_any_table_and_any_flags_give_laws_or_one_line(data):
     assert "\n" not in outcome(data)
