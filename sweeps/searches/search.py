@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sweeps.orchestrator import Outcome
 from sweeps.searches.plan import SearchPlan
 from sweeps.study import Study
-from varscale.errors import ExperimentError
+from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.store.layout import Store
 from varscale.training.cells import Cell
 
@@ -128,7 +128,7 @@ class Search:
                 if trial not in measured:
                     self._end(trial, TrialState.FAIL, "failed")
                 elif not all(map(math.isfinite, measured[trial])):  # the sampler learns from it, not from a failure
-                    self._end(trial, TrialState.PRUNED, "diverged")
+                    self._end(trial, TrialState.PRUNED, "diverged, or its tokenizer was rejected")
                 else:
                     self._tell(trial, cell, measured[trial], last=step == len(cells[trial]) - 1)
             cells = {trial: own for trial, own in cells.items() if not self._is_over(trial)}
@@ -152,10 +152,22 @@ class Search:
         self.say(f"trial {trial.number}: {reason} ({tried})")
 
     def _train(self, cells: Mapping[Key, Cell]) -> dict[Key, tuple[float, ...]]:
-        """What the plan's metrics are of each cell, infinite where it diverged; those that failed are left out."""
+        """What the plan's metrics are of each cell, infinite where it is of no use; those that failed are left out.
+
+        Raises:
+            TokenizerRejected: The tokenizer that all trials share is unfit.
+        """
         measured: dict[Key, tuple[float, ...]] = {}
         for study in self._studies(cells.values()):
-            rows = {_identity(row): row for row in reversed(self.sweep(study).rows)}  # a cell's first row is its own
+            try:
+                outcome = self.sweep(study)
+            except TokenizerRejected as rejected:
+                if not any(name.startswith("tokenizer.") for name in self.plan.space):
+                    raise
+                self.say(str(rejected))
+                measured |= {key: (math.inf,) for key, cell in cells.items() if cell in study.cells}
+                continue
+            rows = {_identity(row): row for row in reversed(outcome.rows)}  # a cell's first row is its own
             for key, cell in cells.items():
                 row = rows.get((cell.trunk.variant, cell.trunk.seed, cell.budget_flops))
                 if row is not None and row.get("status") == "diverged":

@@ -22,7 +22,7 @@ from sweeps.searches.search import Confirmation, Search
 from sweeps.searches.storage import open_search
 from sweeps.study import Study
 from varscale.config.yaml import load_experiment
-from varscale.errors import ExperimentError
+from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.store.layout import Store
 from varscale.training.cells import Cell
 
@@ -177,10 +177,49 @@ def test_divergence_is_learnt_from_and_a_failure_is_not(tmp_path: Path) -> None:
         rates = [(trial.state, trial.params["optim.lr"]) for trial in running.ended]
         states = {state: [rate for of, rate in rates if of == state] for state in TrialState}
         outcomes = {trial.params["optim.lr"]: trial.user_attrs["outcome"] for trial in running.ended}
-    assert all(outcomes[rate] == "diverged" for rate in states[TrialState.PRUNED] if rate > 0.2)
+    assert all(outcomes[rate].startswith("diverged") for rate in states[TrialState.PRUNED] if rate > 0.2)
     assert all(rate <= 0.2 for rate in states[TrialState.COMPLETE])
     assert states[TrialState.FAIL]
     assert all(rate < 1e-3 for rate in states[TrialState.FAIL])
+
+
+def test_each_tokenizer_is_swept_apart_and_an_unfit_one_ends_its_trials_alone(tmp_path: Path) -> None:
+    """Numbers of scales, and sizes of the codebook; what is compared are then images."""
+    space = {
+        "tokenizer.patch_nums": {"choices": [[1, 2, 4], [1, 4]]},
+        "tokenizer.vocab_size": {"choices": [8, 16, 32]},
+    }
+    settings = {"objective": "mind", "space": space, "budgets": [4e7], "confirmation_seeds": []}
+    own = SearchPlan(toy_experiment(search=settings, evaluation={"fidelity": {"samples": 100}}))
+    own.check()
+    swept: list[tuple[int, tuple[int, ...]]] = []
+
+    def sweep(study: Study) -> Outcome:
+        (tokenizer,) = {cell.trunk.experiment.tokenizer for cell in study.cells}
+        swept.append((tokenizer.vocab_size, tokenizer.patch_nums))
+        if tokenizer.vocab_size == 32:
+            raise TokenizerRejected("scales use a handful of codes")
+        rows = [
+            {**cell.labels(), "seed": 0, "status": "finished", "mind": len(tokenizer.patch_nums)}
+            for cell in study.cells
+        ]
+        return Outcome(rows, {}, len(rows))
+
+    store = Store(tmp_path)
+    with open_search(own, store.search("toy"), None) as optuna_study:
+        running = Search(own, store, optuna_study, sweep, lambda line: None)
+        running.run(trials=14, parallel=4)
+        unfit = [trial for trial in running.ended if trial.state == TrialState.PRUNED]
+        assert {trial.params["tokenizer.vocab_size"] for trial in unfit} == {32}
+        assert running.best is not None
+        assert running.best.params["tokenizer.patch_nums"] == "[1, 4]"
+    assert {vocabulary for vocabulary, _ in swept} == {8, 16, 32}
+    with pytest.raises(TokenizerRejected), search(tmp_path / "other", plan(), Played(rejecting)) as running:
+        running.run(trials=2, parallel=1)
+
+
+def rejecting(cell: Cell) -> float:
+    raise TokenizerRejected("reconstructions are no better than one mean picture")
 
 
 def test_loss_against_flops(tmp_path: Path) -> None:
