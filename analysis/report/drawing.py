@@ -106,6 +106,8 @@ def si(value: float) -> str:
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if size <= value < 1000 * size and value < 1e13:
             return f"{value / size:.3g}{letter}"
+    if not 0 < value < np.inf:
+        return f"{value:g}"
     exponent = int(np.floor(np.log10(value)))
     return f"{value / 10.0**exponent:.3g}e{exponent}" if exponent >= 3 else f"{value:.3g}"
 
