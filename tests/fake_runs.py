@@ -59,7 +59,7 @@ def finished_cell(store: Store, depth: int, budget: float, *, points: int = 20, 
     loss = 3 + 30 * (budget / 1e9) ** -0.4 + 0.02 * abs(depth - 12)
     numbers = {"loss": loss, "error": loss / 5, "loss_scale_1": loss + 0.5, "loss_scale_2": loss - 0.5}
     counts = {"params_total": 12 * depth * (2 * depth) ** 2 + 512, "images_seen": 32 * points}
-    row = {**params, **numbers, **counts, "train_flops": budget * 0.999, "precision": "float32"}
+    row = {"run": run.folder.name, **params, **numbers, **counts, "train_flops": budget * 0.999, "precision": "float32"}
     speeds = {"images_per_second": 250.0, "model_flops_utilisation": 0.4}
     write_result(run, START + points + 0.5, row=row, train_flops=budget * 0.999, **numbers, **counts, **speeds)
     return run

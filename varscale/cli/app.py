@@ -11,7 +11,7 @@ from typing import Any, cast
 import typer
 import typer.core
 
-from varscale.cli import editing, evaluations, inspection, laws, searches, single_runs, studies
+from varscale.cli import editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies
 from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
@@ -24,6 +24,7 @@ VERBS = (
         inspection.inspect,
         evaluations.evaluate,
         laws.fit_laws,
+        forecasts.forecast,
         studies.dashboard,
         studies.sync,
         single_runs.import_official,

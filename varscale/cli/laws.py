@@ -98,14 +98,14 @@ def fit_laws(
         name = ", ".join(table.attrs["sources"][:3]) + (", …" if len(table.attrs["sources"]) > 3 else "")
     else:
         store = open_store(runs_dir, writing=False)
-        name = _study(named[0], store)
+        name = study_name(named[0], store)
         folder = store.study(name).laws
         if from_mlflow:
             from varscale.tracking import runs_table
 
             table = runs_table(tracking_store(tracking_uri, store), name)
         else:
-            table = _results(store, name)
+            table = study_results(store, name)
     _say_what_is_left_out(table, name)
     choices: dict[str, Any] = {"title": name}
     for field in fields(FitOptions):  # which knows the defaults of what was not given
@@ -140,7 +140,7 @@ def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyF
     return written
 
 
-def _study(experiment: str, store: Store) -> str:
+def study_name(experiment: str, store: Store) -> str:
     """Name of a study: the one whose results are there, wherever its YAML file is, or a YAML file's."""
     if experiment == Path(experiment).name and store.study(experiment).record.exists():
         return experiment
@@ -155,7 +155,12 @@ def _fitted_laws(fitted: str, folder: Path) -> "FittedLaws":
     return FittedLaws(fitted=fitted, laws={path.name: sha256(path.read_bytes()).hexdigest() for path in paths})
 
 
-def _results(store: Store, name: str) -> Any:
+def study_results(store: Store, name: str) -> Any:
+    """A study's runs table, with the cells that are missing from it.
+
+    Raises:
+        ExperimentError: It has none yet.
+    """
     import pandas as pd
 
     from sweeps.study import study_table

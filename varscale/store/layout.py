@@ -7,6 +7,7 @@
     runs/evaluations/<name>-<fingerprint>/
     runs/studies/<study>/                   study.json, execution.json, mlflow/, slurm/, laws/{laws.json, …}
     runs/searches/<name>/                   journal.log (Optuna's), search.json, trials.csv, best.yaml, report.md, *.png
+    runs/forecasts/                         predictions that were written down before their run
     runs/mlflow.db                          MLflow's store, unless another one is named
 
 All studies share the first five. The folder of a run (a tokenizer, tokens, a trunk, a cell, an evaluation) has job.json
@@ -74,6 +75,11 @@ class Store:
     def tracking_uri(self) -> str:
         """MLflow's store unless another one is named: one SQLite file for all studies."""
         return f"sqlite:///{(self.runs / 'mlflow.db').resolve()}"
+
+    @property
+    def forecasts(self) -> Path:
+        """Folder of predictions that were written down before their run."""
+        return self.runs / "forecasts"
 
     @property
     def tracking_lock(self) -> Path:

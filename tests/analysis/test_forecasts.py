@@ -1,0 +1,106 @@
+"""Forecasts: what they say, that they can't be changed afterwards, and what came of them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_tables import sweep_table
+
+from analysis.checks.forecast import largest_budget_check
+from analysis.errors import TableError
+from analysis.forecasts import KeptForecast, forecast_at, outcomes, read_forecast, track_record
+from analysis.options import FitOptions
+from analysis.pipeline import fit_laws
+
+OPTIONS = FitOptions(law=("power",), holdout=False, bootstrap_draws=50)
+BASE = 2.5e9
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return sweep_table(budgets=6, seeds=3)
+
+
+@pytest.fixture(scope="module")
+def kept(table: pd.DataFrame) -> KeptForecast:
+    return forecast_at(fit_laws(table[table["budget_flops"] < 5e10], OPTIONS), BASE * 32, "rings", 1000.0)
+
+
+def test_a_forecast_is_the_prediction_of_the_largest_budget(table: pd.DataFrame, kept: KeptForecast) -> None:
+    """That a report makes of the same runs when the largest budget has come; at its nominal FLOPs."""
+    grid = fit_laws(table, OPTIONS).grids["loss"]
+    x_n, y_n, budgets_n = (grid.frontier[name].to_numpy(dtype=float, copy=True) for name in ("flops", "loss", "budget"))
+    x_n[-1] = BASE * 32
+    check = largest_budget_check(x_n, y_n, budgets_n, "loss", grid.noise)
+    (value,) = [each for each in kept.values if each.target == "loss"]
+    assert value.value == pytest.approx(check.predicted, rel=1e-9)
+    assert value.ci95 == pytest.approx(check.ci95, rel=1e-9)
+    assert {each.target for each in kept.values} == {"loss", "loss_last_scale", "error", "error_last_scale"}
+    assert kept.extrapolation == pytest.approx(2, rel=0.01)
+
+
+def test_outcomes_are_those_of_the_budgets_best_run(table: pd.DataFrame, kept: KeptForecast) -> None:
+    found = {each.value.target: each for each in outcomes(kept, table, "train_flops", {})}
+    largest = table[table["budget_flops"] == BASE * 32]
+    loss = found["loss"]
+    assert loss.observed == largest["loss"].min()
+    assert loss.runs == len(largest) == 4
+    assert loss.inside
+    assert loss.error_percent == pytest.approx(100 * (largest["loss"].min() / loss.value.value - 1))
+    assert loss.value.seed_noise is not None
+    assert loss.seed_deviations == pytest.approx(loss.error_percent / 100 / loss.value.seed_noise)
+    assert outcomes(kept, table[table["budget_flops"] < 5e10], "train_flops", {}) == []
+
+
+def test_the_track_record_counts_hits_and_misses_and_no_forecast_after_its_run(
+    table: pd.DataFrame, kept: KeptForecast
+) -> None:
+    better = table.assign(loss=np.where(table["budget_flops"] == BASE * 32, 0.5 * table["loss"], table["loss"]))
+    ended = dict.fromkeys(table.index, 2000.0)
+    own = {name: outcomes(kept, frame, "train_flops", ended) for name, frame in (("kept", table), ("missed", better))}
+    record = track_record([(kept, each) for each in own.values()])
+    assert record.hits() == (7, 8)
+    assert record.waiting == ()
+    late = outcomes(replace(kept, made=3000.0), table, "train_flops", ended)
+    assert all(each.early for each in late)
+    assert track_record([(kept, late)]).hits() == (0, 0)
+    assert track_record([(kept, [])]).waiting == (kept,)
+
+
+def test_a_file_reads_back_and_can_not_be_changed(kept: KeptForecast) -> None:
+    text = kept.as_text()
+    assert read_forecast(text, "f.json") == kept
+    assert len(text) < 2500
+    for change in ({"made": 1.0}, {"flops": 2e30}, {"study": "other"}, {"signature": "0" * 64}):
+        with pytest.raises(TableError, match=r"f\.json: changed after it was made"):
+            read_forecast(json.dumps({**json.loads(text), **change}), "f.json")
+    values = json.loads(text)["values"]
+    values[0]["ci95"][1] *= 2
+    with pytest.raises(TableError, match="changed"):
+        read_forecast(json.dumps({**json.loads(text), "values": values}), "f.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "signature": ""}', "null", '{"signature": 1}'])
+def test_what_is_no_forecast(text: str) -> None:
+    with pytest.raises(TableError, match=r"f\.json: no forecast"):
+        read_forecast(text, "f.json")
+
+
+def test_a_forecast_after_its_run_is_refused(table: pd.DataFrame) -> None:
+    result = fit_laws(table, OPTIONS)
+    with pytest.raises(TableError, match="4 runs of that budget are there already"):
+        forecast_at(result, BASE * 32, "rings", 0.0)
+    for flops in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(TableError, match="expected training FLOPs above 0"):
+            forecast_at(result, flops, "rings", 0.0)
+
+
+def test_what_can_not_be_forecast() -> None:
+    curve = pd.DataFrame({"flops": [1e18, 2e18, 4e18, 8e18], "loss": [3.0, 2.8, 2.7, 2.65]})
+    with pytest.raises(TableError, match="nothing can be forecast: no two sizes share budgets"):
+        forecast_at(fit_laws(curve, OPTIONS), 1e20, "runs.csv", 0.0)
+    few = sweep_table(budgets=2)
+    with pytest.raises(TableError, match="needs three or more points"):
+        forecast_at(fit_laws(few, OPTIONS), 1e20, "rings", 0.0)

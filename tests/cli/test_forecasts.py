@@ -1,0 +1,62 @@
+"""`varscale forecast` on studies whose results are made up."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_calls import Call
+from fake_runs import finished_cell, write_study
+
+from varscale.store.layout import Store
+
+DEPTHS, BUDGETS = (8, 12, 16), (1e9, 2e9, 4e9, 8e9)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "runs")
+    write_study(store, "rings", [finished_cell(store, depth, budget) for depth in DEPTHS for budget in BUDGETS])
+    return store
+
+
+def test_forecast_then_train_then_check(call: Call, store: Store) -> None:
+    made = call("forecast", "rings", "--flops", "1.6e10")
+    assert made.code == 0, made.error
+    path = Path(made.output.splitlines()[-1])
+    assert path.parent == Path("runs/forecasts")
+    (loss,) = [each for each in json.loads(path.read_text())["values"] if each["target"] == "loss"]
+    true = 3 + 30 * 16**-0.4
+    assert loss["value"] == pytest.approx(true, rel=0.01)
+    assert "no run of 1.6e+10 FLOPs yet: rings" in call("forecast", "check").output
+
+    cells = [finished_cell(store, depth, budget) for depth in DEPTHS for budget in (*BUDGETS, 1.6e10)]
+    write_study(store, "rings", cells)
+    checked = call("forecast", "check")
+    assert checked.code == 0, checked.error
+    assert "made after its run" in checked.output  # the made-up cells ended long ago
+    assert call("forecast", "rings", "--flops", "1.6e10").error.count("are there already") == 1
+
+
+def test_of_a_table_and_its_check(call: Call, tmp_path: Path) -> None:
+    rows = [
+        (n, c, 2 + 100 * c**-0.1 + 1e-3 * abs(n - 2e6) / 1e6)
+        for n in (1e6, 2e6, 4e6)
+        for c in (1e15, 4e15, 1.6e16, 6.4e16)
+    ]
+    header = "params,flops,loss\n"
+    Path("runs.csv").write_text(header + "".join(f"{n},{c},{loss}\n" for n, c, loss in rows))
+    made = call("forecast", "--runs", "runs.csv", "--flops", "2.56e17")
+    assert made.code == 0, made.error
+    Path("later.csv").write_text(header + f"2e6,2.56e17,{2 + 100 * 2.56e17**-0.1}\n")
+    checked = call("forecast", "check", "--runs", "later.csv")
+    assert "1 of 1 inside their 95% interval" in checked.output
+    path = Path(made.output.splitlines()[-1])
+    path.write_text(path.read_text().replace("2.56e+17", "2.6e+17"))
+    assert "changed after it was made; it doesn't count" in call("forecast", "check", "--runs", "later.csv").error
+
+
+def test_mistakes(call: Call, store: Store) -> None:
+    assert "--flops names the budget" in call("forecast", "rings").error
+    assert "one of them" in call("forecast").error
+    assert "no forecasts" in call("forecast", "check").error
+    assert "expected training FLOPs above 0" in call("forecast", "rings", "--flops", "-1").error
