@@ -28,6 +28,8 @@ from varscale.numerics.machine import MachineShares, Peers, Share
 
 FAREWELL_SECONDS = 15.0
 SIGN_OF_LIFE_SECONDS = 5.0
+LONGEST_TEMPORARY = 70
+"""Characters of the path of the folder for temporary files, beyond which workers are no forks."""
 LONGEST_SILENCE_SECONDS = 120.0
 """A worker that says nothing for so long (it was stopped, or hangs in a driver) is ended and replaced."""
 
@@ -64,7 +66,9 @@ class LocalExecutor(Executor):
 
     def __init__(self, shares: MachineShares) -> None:
         self._shares = shares
-        self._context = multiprocessing.get_context("forkserver")
+        # the first process listens at a socket, whose path has little more than a hundred characters
+        self._forks = len(tempfile.gettempdir()) < LONGEST_TEMPORARY
+        self._context = multiprocessing.get_context("forkserver" if self._forks else "spawn")
         self._context.set_forkserver_preload(["sweeps.executors.forked"])
         self._workers: list[Worker] = []
         self._meeting_places = tempfile.TemporaryDirectory(prefix="varscale-", ignore_cleanup_errors=True)
@@ -199,11 +203,12 @@ class LocalExecutor(Executor):
         # the first process imports what this one would, and not what happens to lie in the current folder; Ctrl-C
         # reaches all processes of a terminal, and is the orchestrator's to handle
         imports = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
-        with _environment({**environment, **imports}), _interrupts_held_back():
-            forkserver.ensure_running()
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, environment), daemon=True)
-        process.start()
+        process: Any = self._context.Process(target=_work, args=(theirs, environment), daemon=True)  # type: ignore[attr-defined]
+        with _environment({**environment, **imports}), _interrupts_held_back():
+            (forkserver.ensure_running if self._forks else process.start)()
+        if self._forks:  # it waits for the first process's imports, and may be interrupted meanwhile
+            process.start()
         theirs.close()
         return Worker(number, process, ours)
 

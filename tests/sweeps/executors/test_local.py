@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,19 @@ executor.stop()
     subprocess.run([sys.executable, "-c", script], check=True, env=environment(), cwd=tmp_path)
     assert (tmp_path / "a" / "result.json").exists()
     assert not (tmp_path / "imported").exists()
+
+
+def test_a_long_path_of_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would not fit into a socket's address."""
+    (long := tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    executor = LocalExecutor(shares())
+    job = act(tmp_path / "a")
+    try:
+        do(executor, job)
+    finally:
+        executor.stop()
+    assert said(job)["OMP_NUM_THREADS"] == "3"
 
 
 def test_an_error_is_one_line_with_a_traceback_in_the_log(executor: LocalExecutor, tmp_path: Path) -> None:
