@@ -47,7 +47,7 @@ def test_outcomes_are_those_of_the_budgets_best_run(table: pd.DataFrame, kept: K
     loss = found["loss"]
     assert loss.observed == largest["loss"].min()
     assert loss.runs == len(largest) == 4
-    assert loss.inside
+    assert loss.inside == (loss.value.ci95[0] <= loss.observed <= loss.value.ci95[1])
     assert loss.error_percent == pytest.approx(100 * (largest["loss"].min() / loss.value.value - 1))
     assert loss.value.seed_noise is not None
     assert loss.seed_deviations == pytest.approx(loss.error_percent / 100 / loss.value.seed_noise)
@@ -57,11 +57,15 @@ def test_outcomes_are_those_of_the_budgets_best_run(table: pd.DataFrame, kept: K
 def test_the_track_record_counts_hits_and_misses_and_no_forecast_after_its_run(
     table: pd.DataFrame, kept: KeptForecast
 ) -> None:
-    better = table.assign(loss=np.where(table["budget_flops"] == BASE * 32, 0.5 * table["loss"], table["loss"]))
+    is_largest = table["budget_flops"] == BASE * 32
+    exact = table.copy()
+    for value in kept.values:
+        exact.loc[is_largest, value.target] = value.value
+    missed = exact.assign(loss=np.where(is_largest, 0.5 * exact["loss"], exact["loss"]))
     ended = dict.fromkeys(table.index, 2000.0)
-    own = {name: outcomes(kept, frame, "train_flops", ended) for name, frame in (("kept", table), ("missed", better))}
-    record = track_record([(kept, each) for each in own.values()])
+    record = track_record([(kept, outcomes(kept, frame, "train_flops", ended)) for frame in (exact, missed)])
     assert record.hits() == (7, 8)
+    assert [each.value.target for each in record.counted if not each.inside] == ["loss"]
     assert record.waiting == ()
     late = outcomes(replace(kept, made=3000.0), table, "train_flops", ended)
     assert all(each.early for each in late)

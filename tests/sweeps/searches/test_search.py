@@ -224,10 +224,12 @@ def rejecting(cell: Cell) -> float:
 
 def test_loss_against_flops(tmp_path: Path) -> None:
     own = plan(objective="loss-and-flops", budgets=[2e7, 3e7, 4e7, 6e7])
-    with search(tmp_path, own, Played()) as running:
+    rough = Played(lambda cell: math.inf if cell.trunk.experiment.optim.lr > 0.3 else bowl(cell))
+    with search(tmp_path, own, rough) as running:
         running.run(trials=25, parallel=2)
         front = running.optuna_study.best_trials
-        everything = [trial.values for trial in running.ended]
+        everything = [trial.values for trial in running.ended if trial.values is not None]
+        assert 0 < len(running.ended) - len(everything) < 15  # diverged
         assert running.best is None
         assert running.confirm() is None
         lines = write_report(running, Store(tmp_path).search("toy"), "rings", None)
