@@ -67,7 +67,7 @@ test-coverage: .venv ## how often the laws' intervals cover planted values; take
 test-fid: .venv ## FID of 10,000 CIFAR-10 images is torch-fidelity's own value; needs ../shared, takes minutes
 	@.venv/bin/python -m pytest -m fid $(ARGS)
 
-test-interrupted: .venv ## sweeps killed at five random moments each, to the bit; takes minutes
+test-interrupted: .venv ## what takes minutes: sweeps and searches killed at several moments, every benchmark
 	@.venv/bin/python -m pytest -m slow $(ARGS)
 
 test-gpu: .venv ## what needs a GPU: the processor's results, to the bit after a kill, memory as foreseen

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -15,6 +17,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_every_measurement_is_printed_and_written(tmp_path: Path) -> None:
     names = ("training", "sampling", "bulk", "data", "utilisation", "paper")
     done = bench("--quick", "--threads", "1", "--runs-dir", str(tmp_path), *names)

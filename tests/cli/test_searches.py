@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from command_calls import NOWHERE, Call
 from toy_sweep import Finished, results, start, varscale, wait_for, write_toy
 
@@ -38,9 +39,9 @@ def test_a_search_from_start_to_end(call: Call, finished: Finished, tmp_path: Pa
     assert len(trials) == 4
     trained = results(tmp_path / "runs")
     ended = trials[trials["state"] == "COMPLETE"]
-    losses = {row["lr"]: row["loss"] for name, row in trained.items() if row["seed"] == 0 and row["steps"] > 10}
-    for rate, value in zip(ended["params_optim.lr"], ended["value_loss"], strict=True):
-        assert value in losses.values(), rate
+    losses = {(row["lr"], row["loss"]) for row in trained.values() if row["seed"] == 0}
+    rates = ended["params_optim.lr"] * 4 / 4  # of 4 images a step, as the base rate is
+    assert set(zip(rates, ended["value_loss"], strict=True)) <= losses
     recipe = [row for name, row in trained.items() if name in before and row["depth"] == 2]
     assert trials["value_loss"][0] in [row["loss"] for row in recipe]  # its cells were there, and not trained again
     winner = load_experiment(str(folder / "best.yaml"))
@@ -66,6 +67,7 @@ def test_trials_are_in_mlflow_under_their_search(call: Call, finished: Finished,
     assert len(rates) == 2
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(finished: Finished, tmp_path: Path) -> None:
     """By kill -9, with all its processes, in the middle of the second trial."""
     path = prepared(tmp_path, finished)

@@ -40,7 +40,7 @@ def test_sweep_from_nothing(finished: Finished) -> None:
     table = pd.read_csv(finished.study / "laws" / "runs.csv")
     assert sorted(table["fingerprint"]) == sorted(row["fingerprint"] for row in results(finished.runs).values())
     assert len(table) == 8
-    assert finished.process.stderr == ""
+    assert [line for line in finished.process.stderr.splitlines() if not line.endswith(" s so far)")] == []  # busy
     assert not list(finished.runs.glob("*/*/last.ckpt"))
     everybodys = [path for path in finished.runs.rglob("*") if path.stat().st_mode & 0o002]
     assert not everybodys, "what everybody can write to"

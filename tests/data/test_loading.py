@@ -25,6 +25,7 @@ class Views:
     """A source whose pixels say which image and view they are."""
 
     name, image_size, num_classes, procedural, varies, fingerprint = "views", 8, 100, False, True, "views"
+    class_names = ()
 
     def __init__(self, count):
         self.count = count

@@ -23,7 +23,7 @@ from varscale.errors import ExperimentError
 from varscale.families.base import FAMILY_KINDS, ModelDescription, SamplingOptions, TokenSpace
 from varscale.families.models import FamilyModel
 from varscale.families.storage import load_model, save_model
-from varscale.generation.from_files import draw
+from varscale.generation.from_files import Drawable, draw
 from varscale.generation.sampling import sample
 from varscale.store.fingerprint import fingerprint
 from varscale.store.records import read_result
@@ -306,7 +306,7 @@ def test_a_new_family_goes_all_the_way(tmp_path: Path) -> None:
     assert float(str(result.row["loss"])) < math.log(16)
     model = load_model(files.weights, files.fingerprint)
     assert isinstance(model, TinyModel)
-    draw(files.folder, [0, 2], 2, SamplingOptions(), tmp_path / "samples.png")
+    draw(Drawable.load(files.folder), [0, 2], 2, SamplingOptions(), tmp_path / "samples.png")
     assert (tmp_path / "samples.png").exists()
 
 

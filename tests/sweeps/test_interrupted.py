@@ -109,6 +109,12 @@ def live_through(folder: Path, interruptions: list[tuple[int, Callable[[Process]
     return done
 
 
+def test_interrupted_by_a_killed_orchestrator_and_a_killed_worker(finished: Finished, tmp_path: Path) -> None:
+    assert live_through(tmp_path, [(0, kill_orchestrator), (3, kill_worker)], seed=1) >= 1
+    assert_as_uninterrupted(tmp_path / "runs", finished)
+
+
+@pytest.mark.slow
 def test_interrupted_in_every_way(finished: Finished, tmp_path: Path) -> None:
     ways = [(0, kill_orchestrator), (1, kill_all), (2, press_ctrl_c), (3, kill_worker)]
     assert live_through(tmp_path, ways, seed=1) >= 3

@@ -13,6 +13,7 @@ from small_experiment import SMALL
 
 from sweeps.grid import grid_cells
 from varscale.config import EvaluationConfig, Experiment, OptimConfig, RuntimeConfig, TokenizerConfig
+from varscale.config.search import SearchConfig
 from varscale.config.section import ResourcesConfig
 from varscale.config.tokenizer import TokenizerTraining
 from varscale.config.yaml import changed, validate
@@ -170,6 +171,13 @@ OTHERS: dict[str, Any] = {
     "resources.sharded": True,
     "resources.hours": 3.0,
     "resources.by_parameters": {1e3: {"devices": 2}},
+    "search.objective": "loss-and-flops",
+    "search.depth": 3,
+    "search.budgets": [1e12],
+    "search.space": {"optim.lr": {"low": 1e-4, "high": 1e-2}},
+    "search.sampler": "random",
+    "search.seed": 9,
+    "search.confirmation_seeds": [4, 5],
     "name": "renamed",
     "grid.depths": [2, 3, 4],
     "grid.budgets": [1e12, 2e12, 8e12],
@@ -205,6 +213,7 @@ def test_every_setting_is_said_to_be_scientific_or_not() -> None:
         "evaluation": EvaluationConfig,
         "runtime": RuntimeConfig,
         "resources": ResourcesConfig,
+        "search": SearchConfig,
     }
     fields = {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields}
     fields |= Experiment.model_fields.keys() | {f"grid.{name}" for name in type(experiment().grid).model_fields}

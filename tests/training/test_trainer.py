@@ -34,7 +34,7 @@ def test_changed_bits_are_never_used_in_silence(tmp_path: Path, caplog: pytest.L
     torch.save(CONTENT, path)
     whole = path.read_bytes()
     refused = 0
-    for place in range(0, len(whole), 3):
+    for place in range(0, len(whole), 9):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x21]) + whole[place + 1 :])
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -47,7 +47,7 @@ def test_changed_bits_are_never_used_in_silence(tmp_path: Path, caplog: pytest.L
         else:  # times, padding and the like
             assert torch.equal(found["state_dict"]["weight"], torch.arange(50.0))
             assert int(found["state_dict"]["steps"]) == 3
-    assert refused > 100
+    assert refused > 30
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps({FINGERPRINT_KEY: "print-a"}), None])

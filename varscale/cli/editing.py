@@ -67,12 +67,12 @@ def edit(
         raise ExperimentError("--smooth: its mixed codes aren't kept, so --show-scales can't show them")
     _check_picture(out)
     from varscale.families.base import SamplingOptions
-    from varscale.generation.edited_files import EditRequest, Region, edit_files
+    from varscale.generation.edited_files import EditRegion, EditRequest, edit_files
     from varscale.generation.from_files import DrawableFiles
 
     with mistakes_as_one_line():
         options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
-        region = Region(mask, (corners[0], corners[1], corners[2], corners[3]) if corners else None, outside)
+        region = EditRegion(mask, (corners[0], corners[1], corners[2], corners[3]) if corners else None, outside)
         request = EditRequest(image, region, label, count, source_scales, composite, show_scales)
         bands = edit_files(DrawableFiles.find(run, tokenizer), request, options, out)
     _print_bands(bands)

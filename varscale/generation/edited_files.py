@@ -33,7 +33,7 @@ SHADE = 0.35
 
 
 @dataclass(frozen=True)
-class Region:
+class EditRegion:
     """What is drawn anew: a mask's white, or a box; or all but that."""
 
     mask: Path | None = None
@@ -76,7 +76,7 @@ class EditRequest:
     """An image, and how it is to be edited."""
 
     image: Path
-    region: Region
+    region: EditRegion
     label: str
     """The class, by its number or name; `none`: no class."""
     count: int

@@ -189,6 +189,7 @@ def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished
     assert fingerprints <= set(delivered(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_grid_that_grows_while_its_jobs_are_queued(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
     """The trunk that is adopted ends before the new budget's milestone; the rest of it is submitted then."""
     for part in ("tokenizers", "tokens"):
