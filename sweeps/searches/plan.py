@@ -100,6 +100,10 @@ class SearchPlan:
                 )
             for value in dimension.ends():
                 self._changed({key: _encoded(value)}, place)
+                try:
+                    self.cells(0, {**self.recipe, key: _encoded(value)}, search.seed)
+                except ExperimentError as error:
+                    raise ExperimentError(f"{place}: {value}: {error}") from None
             own, distribution = self._own_values[key], self.distributions[key]
             if not distribution._contains(distribution.to_internal_repr(_encoded(own))):
                 raise ExperimentError(f"{place}: the experiment's own {own} is not inside, and it is the first trial")

@@ -47,7 +47,9 @@ class Confirmation:
     def verdict(self, metric: str) -> str:
         """What that means, one sentence."""
         low, high = self.interval()
-        found = f"{metric} is lower by {self.gain:.4g} [{low:.4g}, {high:.4g}] over {len(self.best)} new seeds"
+        way = "lower" if self.gain >= 0 else "higher"
+        interval = f"95% interval of the gain {low:.4g} to {high:.4g}"
+        found = f"{metric} is {way} by {abs(self.gain):.4g} over {len(self.best)} new seeds ({interval})"
         if low > 0:
             return f"the best settings beat the experiment's own by more than noise: {found}"
         if high < 0:

@@ -304,6 +304,10 @@ def test_what_is_written(tmp_path: Path) -> None:
         ({"space": {"tokenizer.vocab_size": {"choices": [16, 32]}}}, "losses of different tokens don't compare"),
         ({"objective": "fid"}, "set evaluation.fidelity"),
         ({"budgets": [1e5]}, "steps"),
+        (
+            {"space": {"optim.batch_size": {"choices": [4, 4000]}}},
+            "search.space.optim.batch_size: 4000: grid.budgets: ",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(search_settings: dict[str, Any], problem: str) -> None:
