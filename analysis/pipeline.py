@@ -12,7 +12,7 @@ from analysis.checks.compare import INPUTS, Comparison, Side, compare
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
 from analysis.checks.questions import questions
-from analysis.checks.requests import check_offset, check_options, parse_point, points_by_role
+from analysis.checks.requests import check_offset, check_options, points_by_role
 from analysis.checks.warnings import (
     LawWarning,
     allocation_warnings,
@@ -24,19 +24,20 @@ from analysis.checks.warnings import (
 from analysis.errors import FitRefused, TableError
 from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import fit
-from analysis.fitting.intervals import from_draws, predict
+from analysis.fitting.intervals import from_draws
 from analysis.fitting.laws.base import Array
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective
-from analysis.grids.allocation import Allocation, FlopsPerToken, from_law
+from analysis.grids.allocation import Allocation
 from analysis.grids.frontier import scattered, with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
 from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
+from analysis.predictions import TEN_TIMES, predictions, unused_points
 from analysis.progress import steps
-from analysis.results import FitEntry, LawsResult, PredictionAt
+from analysis.results import FitEntry, LawsResult
 from analysis.tables.cells import mixed_rows, with_rows_reduced
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
@@ -45,8 +46,6 @@ from analysis.tables.roles import ROLES, some
 from analysis.tables.table import RunsTable, prepare
 
 _MOST_GROUPS_PAIRED = 4
-_TEN_TIMES = 10.0
-"""How far beyond the largest compute fitted the report looks."""
 
 
 def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResult:
@@ -191,12 +190,12 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             warnings += _frontier_possible(fitted, target, options)
         if table.has("params", "flops") and not is_input:
             top = float(table.frame["flops"].max())
-            at = options.allocate or (top, _TEN_TIMES * top)
+            at = options.allocate or (top, TEN_TIMES * top)
             surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if len(each.inputs) == 2]
             if best_sizes := allocations(grids.get(target), surfaces, at, options.tokens_from_flops):
                 by_target[target] = best_sizes
                 warnings += allocation_warnings(target, best_sizes)
-    warnings += _unused_points(options, fits)
+    warnings += unused_points(options, fits)
     sizes = side_by_side([grids[target] for target in _sized(table) if target in grids])
     return LawsResult(
         options=options,
@@ -277,7 +276,7 @@ def _entry(
         holdout=tuple(checks),
         warnings=tuple(warnings),
     )
-    return replace(entry, predictions=_predictions(entry, options))
+    return replace(entry, predictions=predictions(entry, options))
 
 
 def _rises(rows: pd.DataFrame, x: str, target: str, options: FitOptions) -> bool:
@@ -331,43 +330,6 @@ def _repeats(rows: pd.DataFrame, inputs: Sequence[str]) -> NDArray[np.int64] | N
     return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
 
 
-def _predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...]:
-    """At the points asked for that name this law's inputs, and at ten times the largest compute fitted.
-
-    A law of N and D is taken at a compute's best size and data.
-    """
-    points = [parse_point(text) for text in options.predict]
-    if "flops" in entry.rows.columns and entry.x != "params":
-        points.append({"flops": _TEN_TIMES * float(entry.rows["flops"].max())})
-    usable = []
-    for point in points:
-        if set(point) == set(entry.inputs):
-            usable.append(point)
-        elif set(point) == {"flops"} and len(entry.inputs) == 2 and "flops" in entry.rows.columns:
-            factor = options.tokens_from_flops
-            best = from_law(entry.fitted, entry.uncertainty, entry.rows, (point["flops"],), factor).best[0]
-            tokens = FlopsPerToken(entry.rows, factor).tokens(point["flops"], np.array([best.params]))
-            usable.append(point | {"params": best.params, "tokens": float(tokens[0])})
-    if not usable:
-        return ()
-    inputs = tuple(np.array([point[name] for point in usable]) for name in entry.inputs)
-    return tuple(
-        PredictionAt(point, prediction, {name: _distance(entry.rows[name], point[name]) for name in point})
-        for point, prediction in zip(usable, predict(entry.fitted, entry.uncertainty, *inputs), strict=True)
-    )
-
-
-def _unused_points(options: FitOptions, fits: list[FitEntry]) -> list[LawWarning]:
-    """The points that no law fitted takes."""
-    found = []
-    for text in options.predict:
-        point = parse_point(text)
-        if not any(point.items() <= each.at.items() for entry in fits for each in entry.predictions):
-            message = f"--predict {text}: no law was fitted against {' and '.join(point)}"
-            found.append(LawWarning("point-unused", message))
-    return found
-
-
 def _frontier_possible(fits: list[FitEntry], target: str, options: FitOptions) -> list[LawWarning]:
     """Where a law of compute is fitted to runs that share no budgets, most of them beaten by smaller ones."""
     entry = next((each for each in fits if each.x == "flops"), None)
@@ -380,12 +342,6 @@ def _frontier_possible(fits: list[FitEntry], target: str, options: FitOptions) -
         "runs of less compute; --frontier envelope, hull or bins fits the best ones"
     )
     return [LawWarning("frontier-possible", message, entry.name)]
-
-
-def _distance(values: "pd.Series[float]", place: float) -> float:
-    """How far beyond the data: over the largest value, or over the smallest if below it, 1 inside."""
-    low, high = float(values.min()), float(values.max())
-    return place / high if place > high else place / low if place < low else 1.0
 
 
 def _slope(x: Array, y: Array) -> float:

@@ -1,7 +1,5 @@
 """The summary for the terminal."""
 
-from collections import Counter
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +9,7 @@ from analysis.results import LawsResult
 
 
 def terminal_summary(result: LawsResult) -> RenderableType:
-    """Fits, held-out predictions and warnings, for rich's console."""
+    """Fits, held-out predictions and the first warning of each code, for rich's console."""
     table = Table(title=Text(result.options.title), title_justify="left", box=None, pad_edge=False)
     for name, right in (("target", False), ("against", False), ("law", False), ("rows", True)):
         table.add_column(name, justify="right" if right else "left")
@@ -29,8 +27,10 @@ def terminal_summary(result: LawsResult) -> RenderableType:
         *(Text(comparison_sentence(each)) for each in result.comparisons),
     ]
     parts += [Text(doubt, style="yellow") for doubt in doubts(result)]
-    if result.warnings:
-        counts = Counter(warning.code for warning in result.warnings)
-        counted = ", ".join(f"{code} ({count})" if count > 1 else code for code, count in counts.items())
-        parts.append(Text(f"warnings: {counted}; the report explains them", style="yellow"))
+    by_code: dict[str, list[str]] = {}
+    for warning in result.warnings:
+        by_code.setdefault(warning.code, []).append(warning.message)
+    for code, messages in by_code.items():
+        more = f" (and {len(messages) - 1} more like it, in the report)" if messages[1:] else ""
+        parts.append(Text(f"{code}: {messages[0]}{more}", style="yellow"))
     return Group(*parts)

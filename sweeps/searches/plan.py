@@ -177,6 +177,11 @@ class SearchPlan:
         return found
 
 
+def shown(value: Any) -> str:
+    """A tried value, for people."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _distribution(dimension: Dimension, own: Any) -> BaseDistribution:
     if isinstance(dimension, SearchChoices):
         return CategoricalDistribution([_encoded(choice) for choice in dimension.choices])

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.searches.plan import shown
 from sweeps.searches.search import Confirmation, Search
 from varscale.config.text import write_yaml
 from varscale.config.yaml import shipped_experiments
@@ -60,7 +61,7 @@ def _of_front(trial: FrozenTrial, metrics: tuple[str, ...]) -> str:
 
 
 def _values(trial: FrozenTrial) -> str:
-    return ", ".join(f"{key} = {_shown(value)}" for key, value in trial.params.items())
+    return ", ".join(f"{key} = {shown(value)}" for key, value in trial.params.items())
 
 
 def _summary(search: Search, confirmation: Confirmation | None) -> dict[str, Any]:
@@ -150,19 +151,15 @@ def _page(search: Search, lines: list[str], figures: dict[str, Path], files: Sea
         [
             str(trial.number),
             str(trial.user_attrs.get("outcome", "")),
-            *(_shown(trial.params.get(key)) for key in plan.space),
+            *(shown(trial.params.get(key)) for key in plan.space),
         ]
         for trial in ended
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
-    shown = "\n\n".join(
+    pictures = "\n\n".join(
         f"## {_FIGURES[name][0]}\n\n![{_FIGURES[name][0]}]({path.name})" for name, path in figures.items()
     )
     budgets = ", ".join(f"{budget:.3g}".replace("e+", "e") for budget in plan.budgets)
     about = f"One model a trial, compared at {budgets} training FLOPs; {plan.metrics[0]} is minimised."
     found = "\n".join(f"- {line}" for line in lines)
-    return f"# Search {plan.name}\n\n{about}\n\n{found}\n\n{shown}\n\n## Trials, the best first\n\n{table}\n"
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"# Search {plan.name}\n\n{about}\n\n{found}\n\n{pictures}\n\n## Trials, the best first\n\n{table}\n"

@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeps.orchestrator import Outcome
-from sweeps.searches.plan import SearchPlan
+from sweeps.searches.plan import SearchPlan, shown
 from sweeps.study import Study
 from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.store.layout import Store
@@ -84,8 +84,8 @@ class Search:
         seeds, best = self.plan.experiment.search.confirmation_seeds, self.best
         if best is None or best.number == 0 or len(seeds) < 2:
             return None
-        shown = ", ".join(map(str, seeds))
-        self.say(f"training trial {best.number} and the experiment's own settings with seeds {shown}")
+        listed = ", ".join(map(str, seeds))
+        self.say(f"training trial {best.number} and the experiment's own settings with seeds {listed}")
         cells = {
             (number, seed): self.plan.cells(number, values, seed)[-1]
             for number, values in ((best.number, best.params), (0, self.plan.recipe))
@@ -150,7 +150,7 @@ class Search:
     def _end(self, trial: Trial, state: TrialState, reason: str, values: Sequence[float] | None = None) -> None:
         trial.set_user_attr("outcome", reason)
         self.optuna_study.tell(trial, values, state)
-        tried = ", ".join(f"{key} {_shown(value)}" for key, value in trial.params.items())
+        tried = ", ".join(f"{key} {shown(value)}" for key, value in trial.params.items())
         self.say(f"trial {trial.number}: {reason} ({tried})")
 
     def _train(self, cells: Mapping[Key, Cell]) -> dict[Key, tuple[float, ...]]:
@@ -205,10 +205,6 @@ def _identity(row: Mapping[str, Any]) -> tuple[str, int, float]:
 
 def _best_line(best: FrozenTrial | None, plan: SearchPlan) -> str:
     return f"best {plan.metrics[0]} {best.value:.4f} (trial {best.number})" if best is not None else "none complete"
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _minutes(seconds: float) -> str:

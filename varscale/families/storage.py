@@ -44,10 +44,7 @@ def stored_description(path: Path) -> ModelDescription:
     Raises:
         CheckpointError: The file is missing or no model.
     """
-    metadata = stored_metadata(path)
-    if metadata.get("kind") != KIND:
-        raise CheckpointError(f"{path}: holds a {metadata.get('kind')}, expected a {KIND}")
-    return _description(path, metadata)
+    return _description(path, stored_metadata(path, KIND))
 
 
 def _description(path: Path, metadata: Mapping[str, str]) -> ModelDescription:

@@ -87,20 +87,23 @@ def stored_checksum(path: Path) -> str:
     return stored_metadata(path)["checksum"]
 
 
-def stored_metadata(path: Path) -> dict[str, str]:
+def stored_metadata(path: Path, kind: str | None = None) -> dict[str, str]:
     """What a file of `save_tensors` says of its tensors, without reading these; `checksum` is among it, not compared.
 
     Raises:
-        CheckpointError: There is no such file, or `save_tensors` did not write it.
+        CheckpointError: There is no such file, `save_tensors` did not write it, or it holds another kind.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = _METADATA.validate_json((file.metadata() or {})[_DESCRIPTION])
-        return {"checksum": metadata["checksum"], **metadata}
+        found = {"checksum": metadata["checksum"], **metadata}
     except Exception:  # random bytes raise whatever they lead to
         raise CheckpointError(f"{path}: not a readable .safetensors file of varscale") from None
+    if kind is not None and found.get("kind") != kind:
+        raise CheckpointError(f"{path}: holds a {found.get('kind')}, expected a {kind}")
+    return found
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

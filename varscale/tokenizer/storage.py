@@ -44,10 +44,7 @@ def stored_architecture(path: Path) -> TokenizerArchitecture:
     Raises:
         CheckpointError: the file is missing or no tokenizer.
     """
-    metadata = stored_metadata(path)
-    if metadata.get("kind") != KIND:
-        raise CheckpointError(f"{path}: holds a {metadata.get('kind')}, expected a {KIND}")
-    return _architecture(path, metadata)
+    return _architecture(path, stored_metadata(path, KIND))
 
 
 def _architecture(path: Path, metadata: Mapping[str, str]) -> TokenizerArchitecture:

@@ -1,0 +1,57 @@
+"""What fitted laws say at points: those that were asked for, and ten times the largest compute."""
+
+import numpy as np
+import pandas as pd
+
+from analysis.checks.requests import parse_point
+from analysis.checks.warnings import LawWarning
+from analysis.fitting.intervals import predict
+from analysis.grids.allocation import FlopsPerToken, from_law
+from analysis.options import FitOptions
+from analysis.results import FitEntry, PredictionAt
+
+TEN_TIMES = 10.0
+"""How far beyond the largest compute fitted the report looks."""
+
+
+def predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...]:
+    """At the points asked for that name this law's inputs, and at ten times the largest compute fitted.
+
+    A law of N and D is taken at a compute's best size and data.
+    """
+    points = [parse_point(text) for text in options.predict]
+    if "flops" in entry.rows.columns and entry.x != "params":
+        points.append({"flops": TEN_TIMES * float(entry.rows["flops"].max())})
+    usable = []
+    for point in points:
+        if set(point) == set(entry.inputs):
+            usable.append(point)
+        elif set(point) == {"flops"} and len(entry.inputs) == 2 and "flops" in entry.rows.columns:
+            factor = options.tokens_from_flops
+            best = from_law(entry.fitted, entry.uncertainty, entry.rows, (point["flops"],), factor).best[0]
+            tokens = FlopsPerToken(entry.rows, factor).tokens(point["flops"], np.array([best.params]))
+            usable.append(point | {"params": best.params, "tokens": float(tokens[0])})
+    if not usable:
+        return ()
+    inputs = tuple(np.array([point[name] for point in usable]) for name in entry.inputs)
+    return tuple(
+        PredictionAt(point, prediction, {name: _distance(entry.rows[name], point[name]) for name in point})
+        for point, prediction in zip(usable, predict(entry.fitted, entry.uncertainty, *inputs), strict=True)
+    )
+
+
+def unused_points(options: FitOptions, fits: list[FitEntry]) -> list[LawWarning]:
+    """The points that no law fitted takes."""
+    found = []
+    for text in options.predict:
+        point = parse_point(text)
+        if not any(point.items() <= each.at.items() for entry in fits for each in entry.predictions):
+            message = f"--predict {text}: no law was fitted against {' and '.join(point)}"
+            found.append(LawWarning("point-unused", message))
+    return found
+
+
+def _distance(values: "pd.Series[float]", place: float) -> float:
+    """How far beyond the data: over the largest value, or over the smallest if below it, 1 inside."""
+    low, high = float(values.min()), float(values.max())
+    return place / high if place > high else place / low if place < low else 1.0
