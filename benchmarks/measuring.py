@@ -58,6 +58,8 @@ class Report:
     rows: list[tuple[Cell, ...]] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    figure: str | None = None
+    """An SVG, written beside the tables as `<name>.svg`."""
 
 
 def in_turns(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

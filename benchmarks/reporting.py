@@ -29,13 +29,20 @@ def show(report: Report, console: Console) -> None:
 
 
 def write(reports: Sequence[Report], machine: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write `bench.json` and `bench.md`; their paths."""
+    """Write `bench.json`, `bench.md` and the figures; the paths of the two."""
     folder.mkdir(parents=True, exist_ok=True)
     json_path, markdown_path = folder / "bench.json", folder / "bench.md"
-    write_json(json_path, {"machine": machine, "benchmarks": [asdict(report) for report in reports]})
+    write_json(json_path, {"machine": machine, "benchmarks": [_written(report) for report in reports]})
+    for report in reports:
+        if report.figure is not None:
+            write_atomically(folder / f"{report.name}.svg", report.figure.encode())
     parts = ["# Benchmarks", "\n".join(f"- {name}: {value}" for name, value in machine.items())]
     write_atomically(markdown_path, "\n\n".join([*parts, *map(_markdown, reports)]).encode() + b"\n")
     return json_path, markdown_path
+
+
+def _written(report: Report) -> dict[str, Any]:
+    return {name: value for name, value in asdict(report).items() if name != "figure"}
 
 
 def _markdown(report: Report) -> str:
