@@ -59,7 +59,7 @@ test: .venv ## linters, types, import rules and tests; stops at the first that f
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports --no-cache
 	@.venv/bin/mypy
-	@.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-coverage: .venv ## how often the laws' intervals cover planted values; takes minutes
 	@.venv/bin/python -m pytest -m coverage -rP $(ARGS)

@@ -23,6 +23,14 @@ os.environ["VARSCALE_CACHE"] = _CACHE.name  # of this process and those that it 
 hypothesis_settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis_settings.load_profile("untimed")
 _KERNELS = os.environ.get("VARSCALE_NATIVE")
+_FIRST = ("sweeps", "tracking", "evaluation", "cli", "generation", "training", "tokenizer", "data", "benchmarks")
+"""Folders with files that take minutes. They are handed out first, so that no worker ends alone with one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of `_FIRST` before all others (needs `--no-loadscope-reorder`, or those with most tests are first)."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: min((ranks[each] for each in item.path.parents if each in ranks), default=len(ranks)))
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from toy_sweep import (
 
 from sweeps.devices import named_device
 from sweeps.executors.slurm.executor import SlurmExecutor
-from sweeps.executors.slurm.records import UnitState
+from sweeps.executors.slurm.records import UnitState, arrays
 from sweeps.executors.slurm.site import Site
 from sweeps.grid import grid_cells
 from sweeps.jobs.graph import study_jobs
@@ -187,6 +187,38 @@ def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished
     assert delivered(tmp_path) == before  # compute nodes never open SQLite
     assert varscale("sync", cwd=tmp_path).returncode == 0
     assert fingerprints <= set(delivered(tmp_path))
+
+
+@pytest.mark.slow
+def test_what_slurm_cancels_for_an_urgent_job_is_submitted_again(one_box: OneBox, tmp_path: Path) -> None:
+    """Under PreemptMode=CANCEL a requeue does nothing: the job is gone, and the sweep goes on from its checkpoint."""
+    runtime = {"checkpoint_seconds": 1.0, "compile": "off", "threads": 1, "tokenizer_threads": 1}
+    quiet, folder = tmp_path / "quiet", tmp_path / "slurm"
+    for each in (quiet, folder):
+        write_toy(each, grid={**GRID["grid"], "depths": [2], "budgets": [1.5e9]}, runtime=runtime)
+    undisturbed = varscale("sweep", "toy.yaml", cwd=quiet)
+    write_site(folder, signal_seconds=55)
+    one_box.run("scontrol", "update", "PartitionName=main", "PreemptMode=CANCEL", "GraceTime=0")
+    try:
+        sweep = start("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
+        study = folder / "runs" / "studies" / "toy"
+        hit: list[str] = []
+
+        def found() -> bool:
+            hit[:] = [each.slurm_job for key, each in running(study).items() if "trunk" in key and each.done > 0]
+            return bool(hit) and bool(one_box.node_of(hit[0]))
+
+        wait_for(found, 240, sweep, interval=0.2)
+        one_box.preempt(one_box.node_of(hit[0]))
+        output, _ = sweep.communicate(timeout=400)
+    finally:
+        one_box.run("scontrol", "update", "PartitionName=main", "PreemptMode=REQUEUE", "GraceTime=20")
+    assert sweep.returncode == undisturbed.returncode, output
+    submitted = Counter(key for _, array in arrays(study / "slurm") for unit in array.units for key in unit.keys)
+    assert [count for key, count in submitted.items() if "trunk" in key] == [2], output
+    assert [numbers_of(row) for row in results(folder / "runs").values()] == [
+        numbers_of(row) for row in results(quiet / "runs").values()
+    ]
 
 
 @pytest.mark.slow
