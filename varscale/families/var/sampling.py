@@ -7,11 +7,10 @@ Letters in tensor names: B batch, K scales, M tokens of one scale, C width, c la
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from varscale.families.base import GuidanceSchedule, SamplingOptions
-from varscale.families.models import GivenTokens, Sample, draw, evaluating, pictures, smooth_weights
-from varscale.families.var.transformer import VAR
+from varscale.families.models import GivenTokens, Sample, codes_of, draw, evaluating, pictures, smooth_weights
+from varscale.families.var.transformer import VAR, TokenTransformer
 from varscale.numerics.precision import full_float32
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -88,7 +87,7 @@ def _with_given(
     tokens_BM = torch.where(kept_BM, given_BM, tokens_BM)
     if not codes.is_floating_point():
         return tokens_BM, tokens_BM
-    given_BMc = F.embedding(given_BM, tokenizer.quantizer.codebook_Vc.float())
+    given_BMc = codes_of(tokenizer, given_BM)
     return tokens_BM, torch.where(kept_BM.unsqueeze(-1), given_BMc, codes)
 
 
@@ -100,7 +99,7 @@ class ScalePredictor:
 
     def __init__(
         self,
-        var: VAR,
+        var: TokenTransformer,
         labels_B: Tensor,
         guidance: float,
         *,
