@@ -14,8 +14,9 @@ from varscale.config import Experiment, GridConfig, OptimConfig, Section, Tokeni
 from varscale.config.text import write_yaml
 from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError
-from varscale.families.base import TokenSpace
+from varscale.families.base import FAMILY_KINDS, TokenSpace
 from varscale.families.var.config import VARSection
+from varscale.store.fingerprint import fingerprint
 
 
 def experiment_with(section: str, **settings: Any) -> Experiment:
@@ -125,6 +126,28 @@ def test_depth_derives_the_papers_sizes(depth: int) -> None:
     model = VARSection().describe(space, depth)
     assert (model.width, model.heads) == (64 * depth, depth)
     assert model.drop_path_rate == pytest.approx(0.1 * depth / 24)
+
+
+def test_the_choice_of_a_block_leaves_fingerprints_of_before_valid() -> None:
+    """The values are of the code before there was a choice."""
+    space = TokenSpace(patch_nums=(1, 2, 3), vocab_size=61, latent_channels=6, num_classes=16)
+    section = VARSection()
+    assert fingerprint(model=section.describe(space, 4).model_dump(mode="json")) == "fcd7df6c7a53d935"
+    assert fingerprint(model=section.model_dump(mode="json")) == "d49bcc6ab5a87b77"
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("raster", {}, r"model.family: raster reads tokens of one scale, .* has 3, \[1, 2, 3\]; set it to \[3\]"),
+        ("masked", {}, r"model.family: masked reads tokens of one scale"),
+        ("var", {"block": "modern", "head_dim": 2}, "model.block: modern needs heads of 4 channels at least"),
+    ],
+)
+def test_a_model_that_can_not_be_is_named(family: str, settings: dict[str, Any], message: str) -> None:
+    space = TokenSpace(patch_nums=(1, 2, 3), vocab_size=61, latent_channels=6, num_classes=16)
+    with pytest.raises(ExperimentError, match=message):
+        FAMILY_KINDS.sections[family].model_validate({"width_per_depth": 2, **settings}).describe(space, 3)
 
 
 def test_peak_rate_grows_with_the_batch() -> None:

@@ -19,6 +19,10 @@ class RasterConfig(TransformerDescription):
         """Each token is a map of its own."""
         return (1,) * self.tokens
 
+    def sampling_flops(self, *, guidance: bool = True, cache: bool = True) -> int:
+        """Sampling one image in a pass a token; guidance is the same at all of them, so the first one mixes, too."""
+        return super().sampling_flops(guidance=guidance, cache=cache) + (4 * self.width**2 if guidance else 0)
+
     def implementation(self) -> Family:
         """The part that needs torch."""
         from varscale.families.raster.family import RasterFamily

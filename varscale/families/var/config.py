@@ -167,7 +167,12 @@ class TransformerDescription(ModelDescription, VARArchitecture):
         return batch * self.tokens * (self.depth * block + output)
 
     def _products(self) -> int:
-        return self._embedding(self.embedded_tokens) + self._blocks(self.tokens) + self._modulation() + self._head(self.tokens)
+        return (
+            self._embedding(self.embedded_tokens)
+            + self._blocks(self.tokens)
+            + self._modulation()
+            + self._head(self.tokens)
+        )
 
     def _embedding(self, tokens: int) -> int:
         return 2 * tokens * self.latent_channels * self.width
