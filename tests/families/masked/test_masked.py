@@ -4,6 +4,7 @@ Letters: B batch, L tokens of an image, V vocabulary, c latent channels.
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_decoding_schedule(side: int, steps: int) -> None:
     counts, tokens = masked(side).config.masked_counts(steps), side**2
     assert counts[0] == tokens
     assert len(counts) == min(steps, tokens)
-    assert all(0 < after < before for before, after in zip(counts, counts[1:], strict=False))
+    assert all(0 < after < before for before, after in pairwise(counts))
     if tokens >= 36:
         assert list(counts[1:]) == [math.floor(tokens * math.cos(math.pi * s / 2 / steps)) for s in range(1, steps)]
 
@@ -104,7 +105,7 @@ def test_decoding_keeps_the_tokens_it_is_most_confident_of(steps: int, monkeypat
     (tokens_BL,) = sample_with(model, tokenizer, LABELS, SamplingOptions(1.5, steps=steps)).tokens
     assert [int(each.sum(1).unique()) for _, each, _ in passes] == list(model.config.masked_counts(steps))
     codes_BLc = tokenizer.quantizer.codebook_Vc[tokens_BL]
-    for (_, before_BL, logits_BLV), (inputs_BLc, after_BL, _) in zip(passes, passes[1:], strict=False):
+    for (_, before_BL, logits_BLV), (inputs_BLc, after_BL, _) in pairwise(passes):
         assert not (after_BL & ~before_BL).any()
         assert torch.equal(inputs_BLc[~after_BL], codes_BLc[~after_BL])
         drawn_BLc = inputs_BLc  # those drawn in the pass before are its inputs, masked again or not

@@ -13,8 +13,7 @@ from torch import Tensor
 from varscale.families.base import SamplingOptions, TokenSpace
 from varscale.families.models import codes_of
 from varscale.families.raster.config import RasterConfig, RasterSection
-from varscale.families.raster.family import RasterFamily, RasterTransformer
-from varscale.families.var.sampling import ScalePredictor
+from varscale.families.raster.family import RasterFamily, RasterTransformer, token_predictor
 from varscale.generation.sampling import sample_with
 
 LABELS = torch.tensor([0, 4, 5])
@@ -46,15 +45,15 @@ def test_logits_see_the_tokens_before_and_no_other(block: str) -> None:
         assert (gradient_BMc[1:] == 0).all()
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("settings", [{}, {"block": "modern"}, {"shared_adaln": True}])
 @pytest.mark.parametrize("native", ["0", "1"])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_greedy_samples_are_the_likeliest_tokens_of_the_whole_pass(
-    block: str, native: str, guidance: float, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], native: str, guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without the cache; guidance is the same at all places."""
     monkeypatch.setenv("VARSCALE_NATIVE", native)
-    model = raster(block=block)
+    model = raster(**settings)
     tokenizer = tokenizer_for(model.config)
     options = SamplingOptions(guidance, top_k=1)
     (tokens_BL,) = sample_with(model, tokenizer, LABELS, options).tokens
@@ -87,14 +86,14 @@ def test_frequencies_of_samples_are_the_models_probabilities() -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("block", BLOCKS)
-def test_sampling_flops(block: str, cache: bool, guidance: float) -> None:
-    model = raster(block=block)
+@pytest.mark.parametrize("settings", [{}, {"block": "modern"}, {"shared_adaln": True}])
+def test_sampling_flops(settings: dict[str, Any], cache: bool, guidance: float) -> None:
+    model = raster(**settings)
     codes_21c = codes_of(tokenizer_for(model.config), torch.zeros(2, 1, dtype=torch.int64))
 
     def run() -> None:
         with torch.no_grad():
-            predictor = ScalePredictor(model, LABELS[:2], guidance, schedule="constant", use_cache=cache)
+            predictor = token_predictor(model, LABELS[:2], guidance, use_cache=cache)
             for place in range(9):
                 predictor.predict(codes_21c if place else None)
 

@@ -20,8 +20,13 @@ class RasterConfig(TransformerDescription):
         return (1,) * self.tokens
 
     def sampling_flops(self, *, guidance: bool = True, cache: bool = True) -> int:
-        """Sampling one image in a pass a token; guidance is the same at all of them, so the first one mixes, too."""
-        return super().sampling_flops(guidance=guidance, cache=cache) + (4 * self.width**2 if guidance else 0)
+        """Sampling one image in a pass a token.
+
+        The blocks' modulations are computed once. Guidance is the same at all tokens, so the first pass mixes, too.
+        """
+        branches, mixed = (2, 4 * self.width**2) if guidance else (1, 0)
+        once = 0 if self.shared_adaln else branches * (self.tokens - 1) * self._modulation()
+        return super().sampling_flops(guidance=guidance, cache=cache) + mixed - once
 
     def implementation(self) -> Family:
         """The part that needs torch."""

@@ -50,9 +50,7 @@ class RasterFamily(TransformerFamily):
         transformer = cast(RasterTransformer, model)
         uniform_BL = uniform(options.seed, "sampling", 0, sample_indices_B, transformer.config.tokens)
         with torch.no_grad(), evaluating(model, tokenizer), torch.compiler.set_stance("force_eager"):
-            predictor = ScalePredictor(
-                transformer, labels_B, options.guidance, schedule="constant", use_cache=options.use_cache
-            )
+            predictor = token_predictor(transformer, labels_B, options.guidance, use_cache=options.use_cache)
             drawn: list[Tensor] = []
             inputs_B1c = None
             for uniform_B1 in uniform_BL.split(1, dim=1):
@@ -60,3 +58,10 @@ class RasterFamily(TransformerFamily):
                 inputs_B1c = codes_of(tokenizer, drawn[-1])
             tokens_BL = torch.cat(drawn, dim=1)
             return Sample(pictures(tokenizer, tokenizer.quantizer.decode_features([tokens_BL])), [tokens_BL])
+
+
+def token_predictor(
+    transformer: RasterTransformer, labels_B: Tensor, guidance: float, *, use_cache: bool = True
+) -> ScalePredictor:
+    """The guided logits of one token after the other."""
+    return ScalePredictor(transformer, labels_B, guidance, schedule="constant", use_cache=use_cache, modulate_once=True)

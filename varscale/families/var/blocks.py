@@ -56,7 +56,8 @@ class Block(nn.Module):
 
         Args:
             x_BLC: The residual stream.
-            condition: SiLU of the class embedding (B, C), or the shared modulation (B, 6, C).
+            condition: SiLU of the class embedding (B, C), the shared modulation (B, 6, C), or the block's own (B, 6, C)
+                where it was computed before (`TokenTransformer.modulations`).
             mask_LL: The block-causal mask; None with a cache, where all that was cached is seen.
             keep_2B: Multipliers of the two branches for each sample (stochastic depth), or None.
             cache: Keys and values of earlier scales, extended by these tokens.
@@ -67,6 +68,8 @@ class Block(nn.Module):
         """
         if self.modulation is None:
             modulation_B6C = condition + self.modulation_offset_6C
+        elif condition.ndim == 3:
+            modulation_B6C = condition
         else:
             modulation_B6C = self.modulation(condition).unflatten(1, (6, -1))
         gates_B2C, scales_B2C, shifts_B2C = modulation_B6C.split(2, dim=1)

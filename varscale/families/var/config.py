@@ -1,6 +1,6 @@
 """VAR's section of an experiment, and the description of one VAR transformer with what follows from its numbers.
 
-`TransformerSection` and `TransformerDescription` are of VAR's ladder of sizes and its blocks, which other families share.
+`TransformerSection` and `TransformerDescription` are VAR's ladder of sizes and its blocks, which other families share.
 
 FLOPs are 2 × multiply-adds of all matrix products, for one image. The forward pass counts all L × L pairs of tokens,
 whatever a kernel skips, so that a budget is the same on every device; it equals what `torch.utils.flop_counter` counts
@@ -61,6 +61,8 @@ class TransformerDescription(ModelDescription, VARArchitecture):
     def _check(self) -> Self:
         if any(larger <= smaller for smaller, larger in itertools.pairwise(self.patch_nums)) or not self.patch_nums:
             raise ValueError(f"patch_nums {self.patch_nums} must grow strictly")
+        if self.reads == "scale" and len(self.patch_nums) > 1:
+            raise ValueError(f"patch_nums {self.patch_nums}: models of family {self.family} read tokens of one scale")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.hidden < 1:
@@ -156,9 +158,9 @@ class TransformerDescription(ModelDescription, VARArchitecture):
         """An estimate, to within a third, of what a training step keeps for its backward pass.
 
         Of each token a block keeps 12 rows of C (stream, normalised, modulated and branch twice, joint queries, keys
-        and values, attention's output) and 2 of the hidden layer, 4 with SwiGLU; the output layer 3 of C and the logits twice. Under
-        bfloat16 6 of the 12 stay float32 (stream, normalised, queries and keys), and there are copies: 10 of 2 bytes.
-        The operator of narrow models on a CPU keeps three fifths of that.
+        and values, attention's output) and 2 of the hidden layer, 4 with SwiGLU; the output layer 3 of C and the logits
+        twice. Under bfloat16 6 of the 12 stay float32 (stream, normalised, queries and keys), and there are copies: 10
+        of 2 bytes. The operator of narrow models on a CPU keeps three fifths of that.
         """
         rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
         hidden = (4 if self.modern else 2) * self.hidden
@@ -220,15 +222,9 @@ class TransformerSection(FamilySection, VARArchitecture):
         """The transformer of `depth` blocks.
 
         Raises:
-            ExperimentError: A rate of stochastic depth of 1 or more, no hidden channel, heads too narrow for rotary
-                positions, or tokens of several scales where models read those of one; names the key.
+            ExperimentError: A rate of stochastic depth of 1 or more, no hidden channel, or heads too narrow for rotary
+                positions; names the key.
         """
-        sides = list(tokens.patch_nums)
-        if self.description.reads == "scale" and len(sides) != 1:
-            raise ExperimentError(
-                f"model.family: {self.family} reads tokens of one scale, but tokenizer.patch_nums has {len(sides)}, "
-                f"{sides}; set it to [{sides[-1]}]"
-            )
         width, rate = self.width_per_depth * depth, self.drop_path_at_depth_24 * depth / 24
         if rate >= 1:
             raise ExperimentError(

@@ -115,6 +115,13 @@ class TokenTransformer(FamilyModel):
             return condition_BC, activated_BC
         return condition_BC, self.shared_modulation(activated_BC).unflatten(1, (6, self.config.width))
 
+    def modulations(self, modulation: Tensor) -> Tensor:
+        """Each block's own modulation (D, B, 6, C), for many passes of the same labels; a shared one stays as it is."""
+        if self.shared_modulation is not None:
+            return modulation
+        own = [block.modulation(modulation) for block in self._layers if block.modulation is not None]
+        return torch.stack(own).unflatten(2, (6, -1))
+
     def first_input(self, condition_BC: Tensor) -> Tensor:
         """The first scale's input (B, p_1², C), without place embeddings: the class and the start position."""
         return condition_BC.unsqueeze(1) + self.start_MC
@@ -167,7 +174,7 @@ class TokenTransformer(FamilyModel):
 
         Args:
             x_BMC: The first M tokens' embedded inputs; with caches, the next scale's only.
-            modulation: From `condition`.
+            modulation: From `condition` or `modulations`.
             keep_D2B: See `forward`.
             caches: From `new_caches`: hold the scales before these, and are extended.
 
@@ -186,7 +193,8 @@ class TokenTransformer(FamilyModel):
         keeps = [None] * self.config.depth if keep_D2B is None else keep_D2B.to(x_BMC.dtype).unbind(0)
         for index, block in enumerate(self.blocks):
             cache = None if caches is None else caches[index]
-            x_BMC = block(x_BMC, modulation, mask_MM, keeps[index], cache, angles_2Mr)
+            of_block = modulation[index] if modulation.ndim == 4 else modulation
+            x_BMC = block(x_BMC, of_block, mask_MM, keeps[index], cache, angles_2Mr)
         return x_BMC
 
     @property
@@ -206,7 +214,9 @@ class TokenTransformer(FamilyModel):
         self, x_BMC: Tensor, modulation: Tensor, keep_D2B: Tensor | None, caches: Sequence[KeyValueCache]
     ) -> Tensor:
         blocks = self._layers
-        if self.shared_modulation is None:
+        if modulation.ndim == 4:
+            modulation_DB6C = modulation
+        elif self.shared_modulation is None:
             weight_DJC = torch.stack([block.modulation.weight for block in blocks if block.modulation is not None])
             bias_DJ = torch.stack([block.modulation.bias for block in blocks if block.modulation is not None])
             rows_DBC = modulation.expand(len(blocks), -1, -1)
