@@ -160,7 +160,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) to the hidden channels; the block applies the last layer."""
-        gate_BLF, value_BLF = self.expand(x_BLC).chunk(2, dim=-1)
+        joined_BLF: Tensor = self.expand(x_BLC)
+        gate_BLF, value_BLF = joined_BLF.chunk(2, dim=-1)
         return F.silu(gate_BLF) * value_BLF
 
 

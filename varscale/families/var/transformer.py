@@ -119,8 +119,8 @@ class TokenTransformer(FamilyModel):
         """Each block's own modulation (D, B, 6, C), for many passes of the same labels; a shared one stays as it is."""
         if self.shared_modulation is not None:
             return modulation
-        own = [block.modulation(modulation) for block in self._layers if block.modulation is not None]
-        return torch.stack(own).unflatten(2, (6, -1))
+        own_DBJ = torch.stack([block.modulation(modulation) for block in self._layers if block.modulation is not None])
+        return own_DBJ.unflatten(2, (6, self.config.width))
 
     def first_input(self, condition_BC: Tensor) -> Tensor:
         """The first scale's input (B, p_1², C), without place embeddings: the class and the start position."""
