@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from small_models import counted_by_module, kept_bytes, tokenizer_for, var_config
+from small_models import PAPER, counted_by_module, kept_bytes, tokenizer_for, var_config
 from tiny_family import TINY_CHANGES, TinyDescription, tiny_registered
 from tiny_training import PATCH_NUMS, cell_of_steps, files_of, ignore, little_experiment, make_inputs
 from torch import Tensor
@@ -326,6 +326,17 @@ def test_a_new_family_goes_all_the_way(family: str, tmp_path: Path) -> None:
     assert load_model(files.weights, files.fingerprint).config == cell.trunk.model
     draw(Drawable.load(files.folder), [0, 2], 2, SamplingOptions(), tmp_path / "samples.png")
     assert (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize(("family", "passes"), [("var", 10), ("raster", 256), ("masked", 8)])
+def test_the_documents_figures_of_depth_16(family: str, passes: int) -> None:
+    patch_nums = PAPER if family == "var" else PAPER[-1:]
+    space = TokenSpace(patch_nums=patch_nums, vocab_size=4096, latent_channels=32, num_classes=1000)
+    model = FAMILY_KINDS.sections[family]().describe(space, 16)
+    cells = f"{model.tokens} | {passes} | {model.parameters():,} ({model.active_parameters():,}) | "
+    cells += f"{model.training_flops():.2e} | {model.sampling_flops():.2e}"
+    document = Path(__file__).resolve().parents[2] / "docs" / "families.md"
+    assert f"| `{family}` | {cells}".replace("e+", "e") in document.read_text()
 
 
 def test_an_unregistered_family_is_named() -> None:
