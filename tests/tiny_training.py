@@ -3,7 +3,8 @@
 Letters: B batch, L tokens of an image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +76,25 @@ def cell_of_steps(experiment: Experiment, steps: int, smallest: int | None = Non
     return Trunk(experiment, depth, 0, float((smallest or steps) * flops)).cell(float(steps * flops))
 
 
-def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
+def encode(images_B3HW: torch.Tensor, patch_nums: Sequence[int] = PATCH_NUMS) -> list[torch.Tensor]:
     """Brightness of each cell of each scale's grid: tokens with structure that no training has to find."""
     grey_B1HW = (images_B3HW.mean(1, keepdim=True) + 1) / 2
     levels = (VOCAB_SIZE - 1) * grey_B1HW.clamp(0, 0.999) ** 0.5
-    return [F.adaptive_avg_pool2d(levels, side).round().long().flatten(1) for side in PATCH_NUMS]
+    return [F.adaptive_avg_pool2d(levels, side).round().long().flatten(1) for side in patch_nums]
 
 
-def make_inputs(folder: Path, train_images: int = 400) -> Inputs:
+def make_inputs(folder: Path, train_images: int = 400, patch_nums: tuple[int, ...] = PATCH_NUMS) -> Inputs:
     """An untrained tokenizer's file and the token stores of a study."""
     inputs = inputs_in(folder)
-    save_tokenizer(inputs.tokenizer.weights, make_tokenizer(PATCH_NUMS, VOCAB_SIZE), inputs.tokenizer.fingerprint)
+    tokenizer = make_tokenizer(patch_nums, VOCAB_SIZE)
+    save_tokenizer(inputs.tokenizer.weights, tokenizer, inputs.tokenizer.fingerprint)
     stores: dict[str, TokenStore] = {}
     for split, images in (("train", train_images), ("validation", 40)):
         stores[split] = encode_store(
             inputs.tokens.folder / split,
             RingsSource(images, 8, "train" if split == "train" else "validation"),
-            encode,
-            patch_nums=PATCH_NUMS,
+            partial(encode, patch_nums=patch_nums),
+            patch_nums=patch_nums,
             vocab_size=VOCAB_SIZE,
             tokenizer_fingerprint=inputs.tokenizer.fingerprint,
             shard_images=512,

@@ -14,8 +14,9 @@ from varscale.config import Experiment, GridConfig, OptimConfig, Section, Tokeni
 from varscale.config.text import write_yaml
 from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError
-from varscale.families.base import TokenSpace
+from varscale.families.base import FAMILY_KINDS, TokenSpace
 from varscale.families.var.config import VARSection
+from varscale.store.fingerprint import fingerprint
 
 
 def experiment_with(section: str, **settings: Any) -> Experiment:
@@ -125,6 +126,33 @@ def test_depth_derives_the_papers_sizes(depth: int) -> None:
     model = VARSection().describe(space, depth)
     assert (model.width, model.heads) == (64 * depth, depth)
     assert model.drop_path_rate == pytest.approx(0.1 * depth / 24)
+
+
+def test_the_choice_of_a_block_leaves_fingerprints_of_before_valid() -> None:
+    """The values are of the code before there was a choice."""
+    space = TokenSpace(patch_nums=(1, 2, 3), vocab_size=61, latent_channels=6, num_classes=16)
+    section = VARSection()
+    assert fingerprint(model=section.describe(space, 4).model_dump(mode="json")) == "fcd7df6c7a53d935"
+    assert fingerprint(model=section.model_dump(mode="json")) == "d49bcc6ab5a87b77"
+
+
+@pytest.mark.parametrize("family", ["raster", "masked"])
+def test_a_family_that_the_tokenizer_can_not_feed(family: str) -> None:
+    with pytest.raises(
+        ValidationError, match=rf"{family} reads tokens of one scale, .* has 3, \[1, 2, 4\]: set it to \[4\]"
+    ):
+        Experiment.model_validate({**SMALL, "model": {"family": family}})
+    tokenizer = {**SMALL["tokenizer"], "patch_nums": [4]}
+    assert Experiment.model_validate({**SMALL, "model": {"family": family}, "tokenizer": tokenizer})
+    space = TokenSpace(patch_nums=(1, 2, 4), vocab_size=61, latent_channels=6, num_classes=16)
+    with pytest.raises(ValidationError, match=f"models of family {family} read tokens of one scale"):
+        FAMILY_KINDS.sections[family]().describe(space, 3)  # type: ignore[call-arg]
+
+
+def test_heads_too_narrow_for_rotary_positions_are_named() -> None:
+    space = TokenSpace(patch_nums=(1, 2, 4), vocab_size=61, latent_channels=6, num_classes=16)
+    with pytest.raises(ExperimentError, match=r"model\.block: modern needs heads of 4 channels at least"):
+        VARSection(block="modern", width_per_depth=2, head_dim=2).describe(space, 3)
 
 
 def test_peak_rate_grows_with_the_batch() -> None:

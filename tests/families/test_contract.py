@@ -4,16 +4,16 @@ Letters: B batch, L tokens of an image.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from small_models import counted_by_module, kept_bytes, tokenizer_for, var_config
-from tiny_family import TINY_CHANGES, TinyDescription, TinyModel, tiny_registered
-from tiny_training import cell_of_steps, files_of, ignore, little_experiment, make_inputs
+from small_models import PAPER, counted_by_module, kept_bytes, tokenizer_for, var_config
+from tiny_family import TINY_CHANGES, TinyDescription, tiny_registered
+from tiny_training import PATCH_NUMS, cell_of_steps, files_of, ignore, little_experiment, make_inputs
 from torch import Tensor
 
 from sweeps.grid import grid_cells
@@ -21,7 +21,9 @@ from varscale.config import Experiment
 from varscale.config.yaml import validate
 from varscale.errors import ExperimentError
 from varscale.families.base import FAMILY_KINDS, ModelDescription, SamplingOptions, TokenSpace
+from varscale.families.masked.config import MaskedConfig
 from varscale.families.models import FamilyModel
+from varscale.families.raster.config import RasterConfig
 from varscale.families.storage import load_model, save_model
 from varscale.generation.from_files import Drawable, draw
 from varscale.generation.sampling import sample
@@ -41,14 +43,17 @@ VAR_CHANGES: dict[str, dict[str, Any]] = {
     "one scale": {"patch_nums": (3,)},
     "first scale of four tokens": {"patch_nums": (2, 4)},
     "uneven mlp": {"mlp_ratio": 2.3, "drop_path_rate": 0.1},
+    "modern": {"block": "modern", "width": 20, "heads": 2},
 }
 DESCRIPTIONS: dict[str, ModelDescription] = {
     **{f"var, {name}": var_config(**{**SPACE, "width": 24, "heads": 3, **changes})
        for name, changes in VAR_CHANGES.items()},
+    **{f"{family}, plain": config(**{**SPACE, "patch_nums": (3,), "width": 24, "heads": 3, "depth": 2})
+       for family, config in (("raster", RasterConfig), ("masked", MaskedConfig))},
     **{f"tiny, {name}": TinyDescription(**{**SPACE, "width": 16, "depth": 2, **changes})
        for name, changes in TINY_CHANGES.items()},
 }  # fmt: skip
-FAMILIES = ("var", "tiny")
+FAMILIES = ("var", "raster", "masked", "tiny")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,7 +106,7 @@ def test_every_registered_family_is_here() -> None:
 def test_sections_describe_models(plain: ModelDescription) -> None:
     section = FAMILY_KINDS.sections[plain.family]()
     for depth in (1, 5):
-        described = section.describe(TokenSpace(**SPACE), depth)
+        described = section.describe(TokenSpace(**{**SPACE, "patch_nums": plain.patch_nums}), depth)
         assert isinstance(described, section.description)
         assert (described.family, described.depth, described.vocab_size) == (plain.family, depth, 61)
 
@@ -254,6 +259,10 @@ def other_value(value: Any) -> Any:
             return value + 1
         case tuple():
             return (*value, 99)
+        case "var":
+            return "modern"
+        case "modern":
+            return "var"
         case None:
             return 0.5
     raise AssertionError(value)
@@ -273,41 +282,61 @@ def test_a_description_is_what_its_json_says(description: ModelDescription) -> N
         description.depth = 3
 
 
-def experiment_with(family: str) -> Experiment:
-    settings = little_experiment(grid={"depths": [1, 2], "budgets": [1e9, 2e9], "min_steps": 5}).model_dump(mode="json")
-    return validate({**settings, "model": {"family": family}}, "a test")
+def experiment_with(family: str, patch_nums: Sequence[int] = PATCH_NUMS) -> Experiment:
+    grid, tokenizer = {"depths": [1, 2], "budgets": [1e9, 2e9], "min_steps": 5}, {"patch_nums": patch_nums}
+    settings = little_experiment(grid=grid, tokenizer=tokenizer).model_dump(mode="json")
+    narrow = {"width_per_depth": 8} if family in ("raster", "masked") else {}
+    return validate({**settings, "model": {"family": family, **narrow}}, "a test")
+
+
+def patch_nums_for(description: ModelDescription) -> tuple[int, ...]:
+    return PATCH_NUMS if description.reads == "pyramid" else PATCH_NUMS[-1:]
 
 
 def test_columns_are_in_the_runs_table(plain: ModelDescription) -> None:
     """Beside, not in the place of, what all families have."""
-    parameters = Trunk(experiment_with(plain.family), 2, 0, 1e12).parameters()
-    model = Trunk(experiment_with(plain.family), 2, 0, 1e12).model
+    trunk = Trunk(experiment_with(plain.family, patch_nums_for(plain)), 2, 0, 1e12)
+    parameters, model = trunk.parameters(), trunk.model
     assert model.columns().items() <= parameters.items()
     assert parameters["family"] == plain.family
     assert parameters["params_total"] == model.parameters()
     assert parameters["depth"] == 2
 
 
-def test_a_new_family_goes_all_the_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["tiny", "raster", "masked"])
+def test_a_new_family_goes_all_the_way(family: str, tmp_path: Path) -> None:
     """Experiment, grid, trunk, branch, result, file and samples know only what a family gives."""
-    experiment = experiment_with("tiny")
+    plain = DESCRIPTIONS[f"{family}, plain"]
+    patch_nums = patch_nums_for(plain)
+    experiment = experiment_with(family, patch_nums)
     cells = grid_cells(experiment)
     assert [cell.trunk.depth for cell in cells] == [1, 1, 2, 2]
     assert len({cell.key("t") for cell in cells}) == 4
-    inputs = make_inputs(tmp_path)
+    inputs = make_inputs(tmp_path, patch_nums=patch_nums)
     cell = cell_of_steps(experiment, 20)
     trunk_files, files = files_of(cell.trunk, inputs, tmp_path), files_of(cell, inputs, tmp_path)
     train_trunk(cell.trunk, [cell.branch_images], trunk_files, inputs, ignore)
     train_cell(cell, trunk_files, files, inputs, ignore)
     result = read_result(files)
     assert result is not None
-    assert result.row["family"] == "tiny"
-    assert files.folder.name.startswith("tiny-d2-")
+    assert result.row["family"] == family
+    assert files.folder.name.startswith(f"{family}-d2-")
+    assert ("error" in result.row) == plain.implementation().has_likelihood
     assert float(str(result.row["loss"])) < math.log(16)
-    model = load_model(files.weights, files.fingerprint)
-    assert isinstance(model, TinyModel)
+    assert load_model(files.weights, files.fingerprint).config == cell.trunk.model
     draw(Drawable.load(files.folder), [0, 2], 2, SamplingOptions(), tmp_path / "samples.png")
     assert (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize(("family", "passes"), [("var", 10), ("raster", 256), ("masked", 8)])
+def test_the_documents_figures_of_depth_16(family: str, passes: int) -> None:
+    patch_nums = PAPER if family == "var" else PAPER[-1:]
+    space = TokenSpace(patch_nums=patch_nums, vocab_size=4096, latent_channels=32, num_classes=1000)
+    model = FAMILY_KINDS.sections[family]().describe(space, 16)
+    cells = f"{model.tokens} | {passes} | {model.parameters():,} ({model.active_parameters():,}) | "
+    cells += f"{model.training_flops():.2e} | {model.sampling_flops():.2e}"
+    document = Path(__file__).resolve().parents[2] / "docs" / "families.md"
+    assert f"| `{family}` | {cells}".replace("e+", "e") in document.read_text()
 
 
 def test_an_unregistered_family_is_named() -> None:

@@ -64,6 +64,12 @@ class Experiment(Section):
                 f"(channel_multipliers has {len(tokenizer.channel_multipliers)} entries) "
                 f"is {side / tokenizer.downsampling:g}"
             )
+        scales = list(tokenizer.patch_nums)
+        if self.model.description.reads == "scale" and len(scales) > 1:
+            raise ValueError(
+                f"model.family: {self.model.family} reads tokens of one scale, but tokenizer.patch_nums has "
+                f"{len(scales)}, {scales}: set it to [{scales[-1]}]"
+            )
         try:
             tokenizer.training.check_image_size(side)
         except ValueError as error:

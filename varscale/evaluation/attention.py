@@ -76,14 +76,13 @@ def dependence(
 def _recorded(var: VAR) -> Iterator[list[Tensor]]:
     """The shares (H, K, K) of every layer that runs within, by hooks: with these the blocks run one by one."""
     shares: list[Tensor] = []
-    device = var.position_LC.device
+    device = var.level_KC.device
     mask_LL = block_causal_mask(var.config.patch_nums, device)
     member_LK = F.one_hot(level_of_tokens(var.config.patch_nums, device)).float()
 
     def record(module: nn.Module, arguments: tuple[Any, ...], _: Tensor) -> None:
         attention, x_BLC = cast(Attention, module), cast(Tensor, arguments[0])
-        joint_BLJ = F.linear(x_BLC, attention.queries_keys_values.weight, attention.joint_bias())
-        joint_BL2Hd = joint_BLJ.unflatten(2, (3, attention.heads, -1))[:, :, :2]
+        joint_BL2Hd = attention.joint(x_BLC, arguments[3]).unflatten(2, (3, attention.heads, -1))[:, :, :2]
         queries_BHLd, keys_BHLd = scaled_queries_keys(joint_BL2Hd, attention.scale()).permute(2, 0, 3, 1, 4)
         weights_HLL = (queries_BHLd @ keys_BHLd.transpose(-1, -2) + mask_LL).softmax(-1).mean(0)
         shares.append((member_LK / member_LK.sum(0)).T @ weights_HLL @ member_LK)

@@ -1,6 +1,6 @@
 """What the models of all families share: their base class, samples, the choice of tokens, and evaluation mode.
 
-Letters in tensor names: B batch, M tokens, V vocabulary.
+Letters in tensor names: B batch, M tokens, V vocabulary, c latent channels.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from varscale.families.base import ModelDescription
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -120,6 +121,11 @@ def _last_kept(probability_BMV: Tensor, distribution_BMV: Tensor, top_p: float) 
     if top_p:
         return (((distribution_BMV - probability_BMV) < top_p).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
     return torch.full_like(probability_BMV[..., :1], probability_BMV.shape[-1] - 1, dtype=torch.int64)
+
+
+def codes_of(tokenizer: MultiScaleTokenizer, tokens_BM: Tensor) -> Tensor:
+    """The codes that tokens stand for, float32 (B, M, c)."""
+    return F.embedding(tokens_BM, tokenizer.quantizer.codebook_Vc.float())
 
 
 def pictures(tokenizer: MultiScaleTokenizer, features_hat_BChw: Tensor) -> Tensor:

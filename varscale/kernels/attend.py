@@ -86,8 +86,11 @@ def attend(
         rows_BNX = cache.append(torch.stack((keys_BNHd, values_BNHd), dim=2).flatten(2))
         keys_BNHd, values_BNHd = rows_BNX.unflatten(2, (2, heads, -1)).unbind(2)
     queries_BHMd, keys_BHNd, values_BHNd = (x.transpose(1, 2) for x in (queries_BMHd, keys_BNHd, values_BNHd))
+    causal = len(ends) == ends[-1]  # each token is a scale of its own
     if mask_LL is None:
         out_BHMd = F.scaled_dot_product_attention(queries_BHMd, keys_BHNd, values_BHNd, scale=1.0)
+    elif causal and queries_BHMd.device.type == "cuda":
+        out_BHMd = F.scaled_dot_product_attention(queries_BHMd, keys_BHNd, values_BHNd, is_causal=True, scale=1.0)
     elif queries_BHMd.device.type == "cuda" and queries_BHMd.dtype != torch.float32:
         out_BHMd = sliced_attention(queries_BHMd, keys_BHNd, values_BHNd, mask_LL, query_slices(tuple(ends)))
     else:

@@ -63,7 +63,7 @@ class ModelModule(LightningModule):
         self.images_at_once, self.log_every_steps = images_at_once, log_every_steps
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.taken = 0  # the same number, without asking a device for it
-        self.prediction = TokenPrediction(description.groups)
+        self.prediction = TokenPrediction(description.groups, has_likelihood=self.family.has_likelihood)
 
     steps: Tensor
 

@@ -18,6 +18,7 @@ VARS = {
     "shared": {"depth": 2, "width": 48, "heads": 4, "shared_adaln": True},
     "unnormalised": {"depth": 2, "width": 48, "heads": 4, "normalise_queries_keys": False},
     "many tokens": {"depth": 1, "width": 24, "heads": 3, "patch_nums": (2, 4, 8)},
+    "modern": {"depth": 2, "width": 40, "heads": 4, "block": "modern"},
     "one scale": {"depth": 1, "width": 24, "heads": 3, "patch_nums": (3,)},
 }
 TOKENIZERS = {

@@ -104,8 +104,10 @@ def test_logits_see_the_scales_before_and_no_other(normalise: bool) -> None:
         assert (gradient[1] == 0).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}])
-def test_cached_passes_equal_one_teacher_forced_pass(settings: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}, {"block": "modern"}]
+)
+def test_cached_passes_equal_one_teacher_forced_pass(settings: dict[str, object]) -> None:
     var = small(**settings)
     labels, inputs = var_inputs(var, 3)
     with torch.no_grad():

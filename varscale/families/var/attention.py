@@ -1,6 +1,7 @@
-"""Where the scales lie in an image's sequence of tokens, and who sees whom.
+"""Where the scales lie in an image's sequence of tokens and in the image, and who sees whom.
 
-Letters in tensor names: K scales, L all tokens of an image.
+Letters in tensor names: B batch, K scales, L all tokens of an image, M some of them, H heads, d channels of a head, r
+channels of a pair of which one is rotated with the other, J joint channels of queries, keys and values (3·H·d).
 """
 
 import functools
@@ -35,3 +36,37 @@ def block_causal_mask(patch_nums: tuple[int, ...], device: torch.device) -> Tens
         level_L = level_of_tokens(patch_nums, torch.device("cpu"))
         hidden_LL = level_L[:, None] < level_L[None, :]
         return torch.zeros(hidden_LL.shape, device="cpu").masked_fill(hidden_LL, -torch.inf).to(device)
+
+
+ROTARY_BASE = 10_000.0
+"""As in LlamaGen: frequencies fall from 1 to about one over this."""
+
+
+@functools.lru_cache(maxsize=32)
+def rotary_angles(patch_nums: tuple[int, ...], head_channels: int, device: torch.device) -> Tensor:
+    """Cosines and sines (2, L, r) of the angles by which a head's pairs of channels are turned at each token's place.
+
+    Half of the pairs by the row and half by the column (Su et al. 2021 in two dimensions, as LlamaGen has them). The
+    places of all scales are measured on the finest map, from the middle of a token to that of the next.
+    """
+    with torch.inference_mode(False):
+        frequencies = ROTARY_BASE ** -(torch.arange(head_channels // 4, device="cpu") / (head_channels // 4))
+        places = []
+        for side in patch_nums:
+            middles = (torch.arange(side, device="cpu") + 0.5) * (patch_nums[-1] / side)
+            places.append(torch.cartesian_prod(middles, middles))
+        angles_Lr = (torch.cat(places).unsqueeze(2) * frequencies).flatten(1)
+        return torch.stack((angles_Lr.cos(), angles_Lr.sin())).to(device)
+
+
+def rotated(joint_BMJ: Tensor, heads: int, angles_2Mr: Tensor) -> Tensor:
+    """The same with queries and keys turned; channels of a head beyond the pairs, fewer than four, stay as they are."""
+    joint_BM3Hd = joint_BMJ.unflatten(2, (3, heads, -1))
+    pairs = angles_2Mr.shape[2]
+    cosine_M11r, sine_M11r = angles_2Mr[:, :, None, None]
+    turned, values = joint_BM3Hd.split((2, 1), dim=2)
+    first, second, rest = turned.split((pairs, pairs, turned.shape[-1] - 2 * pairs), dim=-1)
+    turned = torch.cat(
+        (first * cosine_M11r - second * sine_M11r, first * sine_M11r + second * cosine_M11r, rest), dim=-1
+    )
+    return torch.cat((turned.to(values.dtype), values), dim=2).flatten(2)

@@ -1,8 +1,10 @@
 """The transformer block of VAR: self-attention and feed-forward, both modulated by the class (AdaLN).
 
-Tian et al. 2024, section 3.2; the modulation is DiT's (Peebles and Xie 2023), with gates that begin near zero.
+Tian et al. 2024, section 3.2; the modulation is DiT's (Peebles and Xie 2023), with gates that begin near zero. The
+modern block has rotary positions, RMSNorm and SwiGLU instead (LlamaGen, Sun et al. 2024, section 3.1).
 
-Letters in tensor names: B batch, L tokens, C width, H heads, J joint channels of queries, keys and values (3·C).
+Letters in tensor names: B batch, L tokens, C width, H heads, J joint channels of queries, keys and values (3·C), F
+hidden channels, r pairs of a head's channels that are turned.
 """
 
 import math
@@ -11,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varscale.families.var.attention import scale_bounds
-from varscale.families.var.config import VARConfig
+from varscale.families.var.attention import rotated, scale_bounds
+from varscale.families.var.config import TransformerDescription
 from varscale.kernels.attend import KeyValueCache, attend
 
 NORM_EPSILON = 1e-6
@@ -27,12 +29,14 @@ class Block(nn.Module):
     compilation serves them all.
     """
 
-    def __init__(self, config: VARConfig) -> None:
+    def __init__(self, config: TransformerDescription) -> None:
         """Build one block of the model that `config` describes."""
         super().__init__()
         width = config.width
+        self.centred = not config.modern
         self.attention = Attention(config)
-        self.feedforward = FeedForward(width, config.hidden)
+        feedforward: type[FeedForward | GatedFeedForward] = GatedFeedForward if config.modern else FeedForward
+        self.feedforward = feedforward(width, config.hidden)
         if config.shared_adaln:  # the modulation is the model's plus an offset, not a projection of the block's own
             self.modulation_offset_6C = nn.Parameter(torch.empty(6, width))
             self.modulation = None
@@ -46,29 +50,35 @@ class Block(nn.Module):
         mask_LL: Tensor | None,
         keep_2B: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        angles_2Lr: Tensor | None = None,
     ) -> Tensor:
         """Apply the block.
 
         Args:
             x_BLC: The residual stream.
-            condition: SiLU of the class embedding (B, C), or the shared modulation (B, 6, C).
+            condition: SiLU of the class embedding (B, C), the shared modulation (B, 6, C), or the block's own (B, 6, C)
+                where it was computed before (`TokenTransformer.modulations`).
             mask_LL: The block-causal mask; None with a cache, where all that was cached is seen.
             keep_2B: Multipliers of the two branches for each sample (stochastic depth), or None.
             cache: Keys and values of earlier scales, extended by these tokens.
+            angles_2Lr: The tokens' rotary positions (`rotary_angles`); None where positions are learned.
 
         Returns:
             The new residual stream (B, L, C).
         """
         if self.modulation is None:
             modulation_B6C = condition + self.modulation_offset_6C
+        elif condition.ndim == 3:
+            modulation_B6C = condition
         else:
             modulation_B6C = self.modulation(condition).unflatten(1, (6, -1))
         gates_B2C, scales_B2C, shifts_B2C = modulation_B6C.split(2, dim=1)
         if keep_2B is not None:
             gates_B2C = gates_B2C * keep_2B.T.unsqueeze(2)
-        branch_BLC = self.attention(modulate(x_BLC, scales_B2C[:, :1], shifts_B2C[:, :1]), mask_LL, cache)
+        modulated_BLC = modulate(x_BLC, scales_B2C[:, :1], shifts_B2C[:, :1], centred=self.centred)
+        branch_BLC = self.attention(modulated_BLC, mask_LL, cache, angles_2Lr)
         x_BLC = add_projected(x_BLC, gates_B2C[:, :1], branch_BLC, self.attention.projection)
-        branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:]))
+        branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:], centred=self.centred))
         return add_projected(x_BLC, gates_B2C[:, 1:], branch_BLC, self.feedforward.contract)
 
     @property
@@ -93,21 +103,27 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with biases on queries and values only."""
 
-    def __init__(self, config: VARConfig) -> None:
+    def __init__(self, config: TransformerDescription) -> None:
         super().__init__()
         width, heads = config.width, config.heads
         self.heads = heads
-        self.ends = tuple(end for _, end in scale_bounds(config.patch_nums))
+        self.ends = tuple(end for _, end in scale_bounds(config.pass_sides))
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.query_bias_C = nn.Parameter(torch.empty(width))
         self.value_bias_C = nn.Parameter(torch.empty(width))
         self.log_scale_H = nn.Parameter(torch.empty(heads)) if config.normalise_queries_keys else None
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None, angles_2Lr: Tensor | None = None
+    ) -> Tensor:
         """Attend to all tokens that the mask shows, or to all cached ones; the block applies the last projection."""
+        return attend(self.joint(x_BLC, angles_2Lr), self.scale(), self.heads, self.ends, mask_LL, cache)
+
+    def joint(self, x_BLC: Tensor, angles_2Lr: Tensor | None) -> Tensor:
+        """Queries, keys and values (B, L, J) of the tokens, in their places."""
         joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, self.joint_bias())
-        return attend(joint_BLJ, self.scale(), self.heads, self.ends, mask_LL, cache)
+        return joint_BLJ if angles_2Lr is None else rotated(joint_BLJ, self.heads, angles_2Lr)
 
     def scale(self) -> Tensor | None:
         """Each head's factor on the logits, float32 (H,); None where queries and keys keep their length."""
@@ -134,9 +150,25 @@ class FeedForward(nn.Module):
         return F.gelu(hidden_BLF, approximate="tanh")
 
 
-def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
-    """LayerNorm(x)·(1 + scale) + shift, the normalisation without parameters of its own."""
-    normalised_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPSILON)
+class GatedFeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020), without biases: half of the first layer gates the other half."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 2 * hidden, bias=False)
+        self.contract = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """(B, L, C) to the hidden channels; the block applies the last layer."""
+        joined_BLF: Tensor = self.expand(x_BLC)
+        gate_BLF, value_BLF = joined_BLF.chunk(2, dim=-1)
+        return F.silu(gate_BLF) * value_BLF
+
+
+def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor, *, centred: bool = True) -> Tensor:
+    """norm(x)·(1 + scale) + shift, by LayerNorm or, not centred, RMSNorm, without parameters of its own."""
+    normalise = F.layer_norm if centred else F.rms_norm
+    normalised_BLC = normalise(x_BLC, x_BLC.shape[-1:], eps=NORM_EPSILON)
     return torch.addcmul(shift_B1C, normalised_BLC, 1.0 + scale_B1C)
 
 

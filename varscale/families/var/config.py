@@ -1,5 +1,7 @@
 """VAR's section of an experiment, and the description of one VAR transformer with what follows from its numbers.
 
+`TransformerSection` and `TransformerDescription` are VAR's ladder of sizes and its blocks, which other families share.
+
 FLOPs are 2 × multiply-adds of all matrix products, for one image. The forward pass counts all L × L pairs of tokens,
 whatever a kernel skips, so that a budget is the same on every device; it equals what `torch.utils.flop_counter` counts
 with the math kernel. Executed FLOPs, only for utilisation, leave out hidden pairs.
@@ -8,13 +10,16 @@ Letters: C width, H heads, L tokens, V vocabulary, c latent channels.
 """
 
 import itertools
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from varscale.config.section import Fraction, NonNegative, Positive, Section, Truth, Whole
 from varscale.errors import ExperimentError
 from varscale.families.base import FLOAT32_BYTES, Family, FamilySection, ModelDescription, Size, TokenSpace
+
+LEAST_ROTATED = 4
+"""Channels of a head that rotary positions need at least: a pair for rows and one for columns."""
 
 
 class VARArchitecture(Section):
@@ -34,13 +39,15 @@ class VARArchitecture(Section):
     """Scale of AdaLN's gate (gamma) weights at initialisation."""
     head_init: Annotated[NonNegative, Field(le=1e6)] = 0.02
     """Scale of the classifier's weights at initialisation."""
+    # left out of what is written down where it is `var`: fingerprints from before there was a choice stay valid
+    block: Annotated[Literal["var", "modern"], Field(exclude_if=lambda block: block == "var")] = "var"
+    """`modern`: two-dimensional rotary positions instead of learned ones, RMSNorm, and SwiGLU of as many parameters, as
+    in LlamaGen; AdaLN stays."""
 
 
-class VARConfig(ModelDescription, VARArchitecture):
-    """One VAR transformer (Tian et al. 2024, section 3.2)."""
+class TransformerDescription(ModelDescription, VARArchitecture):
+    """One transformer of VAR's blocks (Tian et al. 2024, section 3.2)."""
 
-    family: Literal["var"] = "var"
-    """The family."""
     width: Size
     """Channels C of a token."""
     heads: Size
@@ -54,17 +61,35 @@ class VARConfig(ModelDescription, VARArchitecture):
     def _check(self) -> Self:
         if any(larger <= smaller for smaller, larger in itertools.pairwise(self.patch_nums)) or not self.patch_nums:
             raise ValueError(f"patch_nums {self.patch_nums} must grow strictly")
+        if self.reads == "scale" and len(self.patch_nums) > 1:
+            raise ValueError(f"patch_nums {self.patch_nums}: models of family {self.family} read tokens of one scale")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.hidden < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio:g} leaves width {self.width} no hidden channel")
+        if self.modern and self.head_channels < LEAST_ROTATED:
+            raise ValueError(f"heads of {self.head_channels} channels are too narrow for rotary positions")
         return self
 
-    def implementation(self) -> Family:
-        """VAR's part that needs torch."""
-        from varscale.families.var.family import VARFamily
+    @property
+    def pass_sides(self) -> tuple[int, ...]:
+        """Side of each map of tokens that are predicted at once, one after the other: the scales."""
+        return self.patch_nums
 
-        return VARFamily()
+    @property
+    def embedded_tokens(self) -> int:
+        """How many of an image's tokens are inputs of a training pass: all but those of the first map."""
+        return self.tokens - self.pass_sides[0] ** 2
+
+    @property
+    def modern(self) -> bool:
+        """Whether the blocks are `modern`."""
+        return self.block == "modern"
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of a head."""
+        return self.width // self.heads
 
     def columns(self) -> dict[str, int]:
         """Width and heads."""
@@ -77,22 +102,24 @@ class VARConfig(ModelDescription, VARArchitecture):
 
     @property
     def hidden(self) -> int:
-        """Channels between the two feed-forward layers."""
-        return round(self.width * self.mlp_ratio)
+        """Channels between the two feed-forward layers; SwiGLU has two thirds of them, for three matrices."""
+        return round(self.width * self.mlp_ratio * (2 / 3 if self.modern else 1))
 
     def parameters(self) -> int:
         """All trainable parameters."""
         width = self.width
         modulation = 6 * width * (width + 1)
         modulations = modulation + 6 * width * self.depth if self.shared_adaln else modulation * self.depth
-        tables = self.num_classes + 1 + self.patch_nums[0] ** 2 + self.tokens + len(self.patch_nums)
+        places = 0 if self.modern else self.tokens
+        tables = self.num_classes + 1 + self.pass_sides[0] ** 2 + places + len(self.patch_nums)
         return self.active_parameters() + modulations + tables * width + 2 * width * (width + 1)
 
     def active_parameters(self, *, head: bool = True) -> int:
         """N = depth·(12C² + 8C + H) + (c + 1)·C + (C + 1)·V: blocks without modulation, input and head."""
         width, hidden = self.width, self.hidden
         scales = self.heads if self.normalise_queries_keys else 0
-        block = 4 * width**2 + 2 * width * hidden + 4 * width + hidden + scales
+        feedforward = 3 * width * hidden if self.modern else 2 * width * hidden + width + hidden
+        block = 4 * width**2 + 3 * width + feedforward + scales
         output = (width + 1) * self.vocab_size if head else 0
         return self.depth * block + (self.latent_channels + 1) * width + output
 
@@ -102,12 +129,12 @@ class VARConfig(ModelDescription, VARArchitecture):
 
     def executed_forward_flops(self) -> int:
         """One teacher-forced pass of one image, with only the pairs that a block-causal kernel computes."""
-        ends = itertools.accumulate(side**2 for side in self.patch_nums)
-        pairs = sum(side**2 * end for side, end in zip(self.patch_nums, ends, strict=True))
+        ends = itertools.accumulate(side**2 for side in self.pass_sides)
+        pairs = sum(side**2 * end for side, end in zip(self.pass_sides, ends, strict=True))
         return self._products() + self._attention(pairs)
 
     def sampling_flops(self, *, guidance: bool = True, cache: bool = True) -> int:
-        """Sampling one image in K passes, without the tokenizer's decoder.
+        """Sampling one image map by map, without the tokenizer's decoder.
 
         Args:
             guidance: Also compute the branch without class (with a shared output layer); it grows from 0.
@@ -115,7 +142,7 @@ class VARConfig(ModelDescription, VARArchitecture):
         """
         branches = 2 if guidance else 1
         total, end = (branches * self._modulation() if self.shared_adaln else 0), 0
-        for index, side in enumerate(self.patch_nums):
+        for index, side in enumerate(self.pass_sides):
             added = side**2
             end += added
             rows = added if cache else end
@@ -131,24 +158,29 @@ class VARConfig(ModelDescription, VARArchitecture):
         """An estimate, to within a third, of what a training step keeps for its backward pass.
 
         Of each token a block keeps 12 rows of C (stream, normalised, modulated and branch twice, joint queries, keys
-        and values, attention's output) and 2 of the hidden layer; the output layer 3 of C and the logits twice. Under
-        bfloat16 6 of the 12 stay float32 (stream, normalised, queries and keys), and there are copies: 10 of 2 bytes.
-        The operator of narrow models on a CPU keeps three fifths of that.
+        and values, attention's output) and 2 of the hidden layer, 4 with SwiGLU; the output layer 3 of C and the logits
+        twice. Under bfloat16 6 of the 12 stay float32 (stream, normalised, queries and keys), and there are copies: 10
+        of 2 bytes. The operator of narrow models on a CPU keeps three fifths of that.
         """
         rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
-        block = rows * self.width + 2 * self.hidden * element_bytes + self.heads * FLOAT32_BYTES
+        hidden = (4 if self.modern else 2) * self.hidden
+        block = rows * self.width + hidden * element_bytes + self.heads * FLOAT32_BYTES
         output = (3 * self.width + 2 * self.vocab_size) * FLOAT32_BYTES
         return batch * self.tokens * (self.depth * block + output)
 
     def _products(self) -> int:
-        later = self.tokens - self.patch_nums[0] ** 2
-        return self._embedding(later) + self._blocks(self.tokens) + self._modulation() + self._head(self.tokens)
+        return (
+            self._embedding(self.embedded_tokens)
+            + self._blocks(self.tokens)
+            + self._modulation()
+            + self._head(self.tokens)
+        )
 
     def _embedding(self, tokens: int) -> int:
         return 2 * tokens * self.latent_channels * self.width
 
     def _blocks(self, tokens: int) -> int:
-        return self.depth * tokens * (8 * self.width**2 + 4 * self.width * self.hidden)
+        return self.depth * tokens * self.width * (8 * self.width + (6 if self.modern else 4) * self.hidden)
 
     def _modulation(self) -> int:
         return 12 * self.width**2 * (1 if self.shared_adaln else self.depth)
@@ -160,11 +192,22 @@ class VARConfig(ModelDescription, VARArchitecture):
         return 4 * self.width**2 + 2 * tokens * self.width * self.vocab_size
 
 
-class VARSection(FamilySection, VARArchitecture):
-    """The VAR transformer; depth derives the rest."""
+class VARConfig(TransformerDescription):
+    """One VAR transformer."""
 
     family: Literal["var"] = "var"
-    """Model family."""
+    """The family."""
+
+    def implementation(self) -> Family:
+        """VAR's part that needs torch."""
+        from varscale.families.var.family import VARFamily
+
+        return VARFamily()
+
+
+class TransformerSection(FamilySection, VARArchitecture):
+    """A transformer of VAR's ladder; depth derives the rest."""
+
     width_per_depth: Annotated[Whole, Field(ge=1, le=4096)] = 64
     """Transformer width = width_per_depth · depth."""
     head_dim: Annotated[Whole, Field(ge=1, le=4096)] = 64
@@ -173,13 +216,14 @@ class VARSection(FamilySection, VARArchitecture):
     drop_path_at_depth_24: Fraction = 0.1
     """Stochastic depth of the last block is this · depth / 24, linear over the blocks."""
 
-    description = VARConfig
+    description: ClassVar[type[TransformerDescription]]
 
-    def describe(self, tokens: TokenSpace, depth: int) -> VARConfig:
+    def describe(self, tokens: TokenSpace, depth: int) -> TransformerDescription:
         """The transformer of `depth` blocks.
 
         Raises:
-            ExperimentError: A rate of stochastic depth of 1 or more, or no hidden channel; names the key.
+            ExperimentError: A rate of stochastic depth of 1 or more, no hidden channel, or heads too narrow for rotary
+                positions; names the key.
         """
         width, rate = self.width_per_depth * depth, self.drop_path_at_depth_24 * depth / 24
         if rate >= 1:
@@ -187,13 +231,28 @@ class VARSection(FamilySection, VARArchitecture):
                 f"model.drop_path_at_depth_24: {self.drop_path_at_depth_24:g} is a rate of {rate:.3g} at depth "
                 f"{depth}; it must stay below 1"
             )
-        if round(width * self.mlp_ratio) < 1:
+        if round(width * self.mlp_ratio * (2 / 3 if self.block == "modern" else 1)) < 1:
             raise ExperimentError(
                 f"model.mlp_ratio: {self.mlp_ratio:g} leaves depth {depth} of width {width} no hidden channel"
             )
         heads = max((count for count in range(1, width // self.head_dim + 1) if width % count == 0), default=1)
-        own = {name: getattr(self, name) for name in VARArchitecture.model_fields}
-        return VARConfig(**tokens.model_dump(), **own, depth=depth, width=width, heads=heads, drop_path_rate=rate)
+        if self.block == "modern" and width // heads < LEAST_ROTATED:
+            raise ExperimentError(
+                f"model.block: modern needs heads of {LEAST_ROTATED} channels at least for rotary positions; depth "
+                f"{depth} has {width // heads} of model.head_dim {self.head_dim}"
+            )
+        own = {name: getattr(self, name) for name in self.description.model_fields.keys() & type(self).model_fields}
+        own |= {"depth": depth, "width": width, "heads": heads, "drop_path_rate": rate}
+        return self.description(**tokens.model_dump(), **own)
+
+
+class VARSection(TransformerSection):
+    """The VAR transformer."""
+
+    family: Literal["var"] = "var"
+    """Model family."""
+
+    description = VARConfig
 
 
 SECTION = VARSection

@@ -1,8 +1,9 @@
-"""VAR as a family: next-scale prediction over the token pyramid.
+"""VAR as a family: next-scale prediction over the token pyramid; and what families of such transformers share.
 
 Letters in tensor names: B batch, D depth, L tokens of an image, M tokens of the later scales, c latent channels.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -11,14 +12,40 @@ from torch import Tensor, nn
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import Family, SamplingOptions, TokenLosses
 from varscale.families.models import FamilyModel, Sample
-from varscale.families.var.config import VARConfig
+from varscale.families.var.config import TransformerDescription, VARConfig
 from varscale.families.var.sampling import sample_scales
-from varscale.families.var.transformer import VAR
+from varscale.families.var.transformer import VAR, TokenTransformer
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 
-class VARFamily(Family):
+class TransformerFamily(Family):
+    """What families of transformers that predict an image's tokens map by map share."""
+
+    @abstractmethod
+    def inputs(self, model: FamilyModel, tokenizer: MultiScaleTokenizer, tokens_BL: Tensor) -> Tensor:
+        """What a model is fed while it learns to predict these tokens, float32 (B, M, c)."""
+
+    def losses(
+        self, model: FamilyModel, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
+    ) -> TokenLosses:
+        """Cross-entropy of every token, in nats; see `Family.losses`."""
+        tokens_BL, (labels_B, keep_D2B) = batch["tokens_BL"], kept_labels_and_branches(model, batch, seed)
+        tokenizer.quantizer.to(tokens_BL.device)
+        logits_BLV = model(labels_B, self.inputs(model, tokenizer, tokens_BL), keep_D2B=keep_D2B)
+        return TokenLosses(token_losses(logits_BLV, tokens_BL), tokens_BL, logits_BLV)
+
+    def names_without_decay(self, model: FamilyModel) -> set[str]:
+        """Biases, and place, start, scale and offset tables."""
+        special = ("start_MC", "position_LC", "level_KC", "log_scale_H", "modulation_offset_6C")
+        return {name for name, parameter in model.named_parameters() if parameter.ndim == 1 or name.endswith(special)}
+
+    def blocks(self, model: FamilyModel) -> Sequence[nn.Module]:
+        """The transformer's blocks: one compilation serves them all."""
+        return list(cast(TokenTransformer, model).blocks)
+
+
+class VARFamily(TransformerFamily):
     """Tian et al. 2024: every scale's tokens at once, from the coarser scales."""
 
     can_smooth = True
@@ -27,19 +54,9 @@ class VARFamily(Family):
         """The transformer."""
         return VAR(description)
 
-    def losses(
-        self, model: FamilyModel, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
-    ) -> TokenLosses:
-        """Cross-entropy of every token, in nats; see `Family.losses`."""
-        var, tokens_BL, labels_B = _var(model), batch["tokens_BL"], batch["labels_B"]
-        quantizer = tokenizer.quantizer.to(tokens_BL.device)
-        inputs_BMc = quantizer.next_scale_inputs(tokens_BL.split(var.config.groups, dim=1))
-        keep_D2B = None
-        if seed is not None:
-            labels_B = _dropped(labels_B, batch["sample_index_B"], var.config, seed)
-            keep_D2B = _kept_branches(batch["sample_index_B"], var.config, seed)
-        logits_BLV = var(labels_B, inputs_BMc, keep_D2B=keep_D2B)
-        return TokenLosses(token_losses(logits_BLV, tokens_BL), tokens_BL, logits_BLV)
+    def inputs(self, model: FamilyModel, tokenizer: MultiScaleTokenizer, tokens_BL: Tensor) -> Tensor:
+        """The coarser scales, summed up and resized."""
+        return tokenizer.quantizer.next_scale_inputs(tokens_BL.split(model.config.groups, dim=1))
 
     def sample(
         self,
@@ -50,23 +67,23 @@ class VARFamily(Family):
         sample_indices_B: Tensor,
     ) -> Sample:
         """Scale after scale; see `Family.sample`."""
-        return sample_scales(_var(model), tokenizer, labels_B, options, sample_indices_B)
-
-    def names_without_decay(self, model: FamilyModel) -> set[str]:
-        """Biases, and place, start, scale and offset tables."""
-        special = ("start_MC", "position_LC", "level_KC", "log_scale_H", "modulation_offset_6C")
-        return {name for name, parameter in model.named_parameters() if parameter.ndim == 1 or name.endswith(special)}
-
-    def blocks(self, model: FamilyModel) -> Sequence[nn.Module]:
-        """The transformer's blocks: one compilation serves them all."""
-        return list(_var(model).blocks)
+        return sample_scales(cast(VAR, model), tokenizer, labels_B, options, sample_indices_B)
 
 
-def _var(model: FamilyModel) -> VAR:
-    return cast(VAR, model)
+def kept_labels_and_branches(
+    model: FamilyModel, batch: Mapping[str, Tensor], seed: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """A batch's labels, some replaced by "no class", and `TokenTransformer.forward`'s `keep_D2B`.
+
+    Without a seed nothing is dropped.
+    """
+    labels_B, index_B, config = batch["labels_B"], batch["sample_index_B"], cast(TokenTransformer, model).config
+    if seed is None:
+        return labels_B, None
+    return _dropped(labels_B, index_B, config, seed), _kept_branches(index_B, config, seed)
 
 
-def _dropped(labels_B: Tensor, index_B: Tensor, config: VARConfig, seed: int) -> Tensor:
+def _dropped(labels_B: Tensor, index_B: Tensor, config: TransformerDescription, seed: int) -> Tensor:
     """The labels, some replaced by "no class"."""
     if config.label_dropout == 0:
         return labels_B
@@ -74,7 +91,7 @@ def _dropped(labels_B: Tensor, index_B: Tensor, config: VARConfig, seed: int) ->
     return labels_B.masked_fill(dropped_B, config.num_classes)
 
 
-def _kept_branches(index_B: Tensor, config: VARConfig, seed: int) -> Tensor | None:
+def _kept_branches(index_B: Tensor, config: TransformerDescription, seed: int) -> Tensor | None:
     """Stochastic depth (Huang et al. 2016): 0 or 1 / keep probability for each block, branch and sample."""
     rates = config.drop_path_rates
     if not any(rates):

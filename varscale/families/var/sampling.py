@@ -7,11 +7,10 @@ Letters in tensor names: B batch, K scales, M tokens of one scale, C width, c la
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from varscale.families.base import GuidanceSchedule, SamplingOptions
-from varscale.families.models import GivenTokens, Sample, draw, evaluating, pictures, smooth_weights
-from varscale.families.var.transformer import VAR
+from varscale.families.models import GivenTokens, Sample, codes_of, draw, evaluating, pictures, smooth_weights
+from varscale.families.var.transformer import VAR, TokenTransformer
 from varscale.numerics.precision import full_float32
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -88,7 +87,7 @@ def _with_given(
     tokens_BM = torch.where(kept_BM, given_BM, tokens_BM)
     if not codes.is_floating_point():
         return tokens_BM, tokens_BM
-    given_BMc = F.embedding(given_BM, tokenizer.quantizer.codebook_Vc.float())
+    given_BMc = codes_of(tokenizer, given_BM)
     return tokens_BM, torch.where(kept_BM.unsqueeze(-1), given_BMc, codes)
 
 
@@ -100,19 +99,22 @@ class ScalePredictor:
 
     def __init__(
         self,
-        var: VAR,
+        var: TokenTransformer,
         labels_B: Tensor,
         guidance: float,
         *,
         schedule: GuidanceSchedule = "ramp",
         use_cache: bool = True,
+        modulate_once: bool = False,
     ) -> None:
-        """Start at the first scale."""
+        """Start at the first scale; `modulate_once` keeps the blocks' modulations, where passes are many and small."""
         self.var, self.batch, self.scale = var, len(labels_B), 0
         self.options = SamplingOptions(guidance, guidance_schedule=schedule)
         if guidance > 0:
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, var.config.num_classes)))
         self.condition_BC, self.modulation = var.condition(labels_B)
+        if modulate_once:
+            self.modulation = var.modulations(self.modulation)
         self.embedded_BMC = self.condition_BC.new_empty(len(labels_B), 0, var.config.width)
         self.caches = var.new_caches() if use_cache else None
 

@@ -16,28 +16,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.families.models import FamilyModel
-from varscale.families.var.attention import block_causal_mask, level_of_tokens, scale_bounds
+from varscale.families.var.attention import block_causal_mask, level_of_tokens, rotary_angles, scale_bounds
 from varscale.families.var.blocks import INITIAL_SCALE, LARGEST_SCALE, Block, modulate
-from varscale.families.var.config import VARConfig
+from varscale.families.var.config import TransformerDescription, VARConfig
 from varscale.kernels.attend import KeyValueCache
 from varscale.kernels.blocks import fits, native_blocks
 from varscale.numerics.precision import without_autocast
 
 
-class VAR(FamilyModel):
-    """Next-scale transformer over the tokens of a `MultiScaleTokenizer`."""
+class TokenTransformer(FamilyModel):
+    """A transformer that predicts an image's tokens map by map: what VAR and others that are built like it share.
 
-    def __init__(self, config: VARConfig) -> None:
+    `config.pass_sides` says which tokens are predicted at once. For VAR these are the scales, and where this class
+    speaks of scales, other families have their own maps.
+    """
+
+    def __init__(self, config: TransformerDescription) -> None:
         """Build and initialise the model that `config` describes."""
         super().__init__()
-        self.config: VARConfig = config
-        self.scale_bounds = scale_bounds(config.patch_nums)
+        self.config: TransformerDescription = config
+        self.scale_bounds = scale_bounds(config.pass_sides)
         self.first_tokens = self.scale_bounds[0][1]
         width = config.width
         self.word_embedding = nn.Linear(config.latent_channels, width)
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
         self.start_MC = nn.Parameter(torch.empty(self.first_tokens, width))
-        self.position_LC = nn.Parameter(torch.empty(config.tokens, width))
+        self.position_LC = None if config.modern else nn.Parameter(torch.empty(config.tokens, width))
         self.level_KC = nn.Parameter(torch.empty(len(config.patch_nums), width))
         self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -62,7 +66,8 @@ class VAR(FamilyModel):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.level_KC, std=deviation, generator=generator)
         for embedding in (self.start_MC, self.position_LC):  # these follow the width, whatever init_std says
-            nn.init.trunc_normal_(embedding, std=by_width, generator=generator)
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=by_width, generator=generator)
         self.head.weight.mul_(config.head_init)
         self.head_modulation.weight.mul_(config.adaln_init)
         for block in self._layers:
@@ -110,6 +115,13 @@ class VAR(FamilyModel):
             return condition_BC, activated_BC
         return condition_BC, self.shared_modulation(activated_BC).unflatten(1, (6, self.config.width))
 
+    def modulations(self, modulation: Tensor) -> Tensor:
+        """Each block's own modulation (D, B, 6, C), for many passes of the same labels; a shared one stays as it is."""
+        if self.shared_modulation is not None:
+            return modulation
+        own_DBJ = torch.stack([block.modulation(modulation) for block in self._layers if block.modulation is not None])
+        return own_DBJ.unflatten(2, (6, self.config.width))
+
     def first_input(self, condition_BC: Tensor) -> Tensor:
         """The first scale's input (B, p_1², C), without place embeddings: the class and the start position."""
         return condition_BC.unsqueeze(1) + self.start_MC
@@ -121,9 +133,10 @@ class VAR(FamilyModel):
             return embedded_BMC
 
     def place_embedding(self, begin: int, end: int) -> Tensor:
-        """Sum of level and position embeddings (end - begin, C) of a range of tokens."""
-        level_L = level_of_tokens(self.config.patch_nums, self.position_LC.device)
-        return F.embedding(level_L[begin:end], self.level_KC) + self.position_LC[begin:end]
+        """Sum of level and, where these are learned, position embeddings (end - begin, C) of a range of tokens."""
+        level_L = level_of_tokens(self.config.patch_nums, self.level_KC.device)
+        level_MC = F.embedding(level_L[begin:end], self.level_KC)
+        return level_MC if self.position_LC is None else level_MC + self.position_LC[begin:end]
 
     def logits(self, x_BMC: Tensor, condition_BC: Tensor, *, guidance: float = 0.0) -> Tensor:
         """The output layer: float32 logits (B, M, V), also under autocast.
@@ -138,7 +151,8 @@ class VAR(FamilyModel):
             # .float() does nothing unless sharding keeps the weights themselves in lower precision
             modulation_BC = F.linear(F.silu(condition_BC.float()), *_float32(self.head_modulation))
             scale_BC, shift_BC = modulation_BC.chunk(2, dim=1)
-            normalised_BMC = modulate(x_BMC.float(), scale_BC.unsqueeze(1), shift_BC.unsqueeze(1))
+            centred = not self.config.modern
+            normalised_BMC = modulate(x_BMC.float(), scale_BC.unsqueeze(1), shift_BC.unsqueeze(1), centred=centred)
             if guidance:
                 conditional_BMC, unconditional_BMC = normalised_BMC.chunk(2)
                 normalised_BMC = torch.lerp(unconditional_BMC, conditional_BMC, 1 + guidance)
@@ -160,7 +174,7 @@ class VAR(FamilyModel):
 
         Args:
             x_BMC: The first M tokens' embedded inputs; with caches, the next scale's only.
-            modulation: From `condition`.
+            modulation: From `condition` or `modulations`.
             keep_D2B: See `forward`.
             caches: From `new_caches`: hold the scales before these, and are extended.
 
@@ -169,12 +183,18 @@ class VAR(FamilyModel):
         """
         if self._fits_native(x_BMC) and not (caches and torch.is_grad_enabled()):
             return self._by_native_kernel(x_BMC, modulation, keep_D2B, caches or ())
-        mask_MM = None
+        mask_MM, angles_2Mr, tokens = None, None, x_BMC.shape[1]
         if caches is None:
-            mask_MM = block_causal_mask(self.config.patch_nums, x_BMC.device)[: x_BMC.shape[1], : x_BMC.shape[1]]
+            mask_MM = block_causal_mask(self.config.pass_sides, x_BMC.device)[:tokens, :tokens]
+        if self.config.modern:
+            begin = caches[0].length if caches else 0
+            angles_2Lr = rotary_angles(self.config.patch_nums, self.config.head_channels, x_BMC.device)
+            angles_2Mr = angles_2Lr[:, begin : begin + tokens]
         keeps = [None] * self.config.depth if keep_D2B is None else keep_D2B.to(x_BMC.dtype).unbind(0)
         for index, block in enumerate(self.blocks):
-            x_BMC = block(x_BMC, modulation, mask_MM, keeps[index], None if caches is None else caches[index])
+            cache = None if caches is None else caches[index]
+            of_block = modulation[index] if modulation.ndim == 4 else modulation
+            x_BMC = block(x_BMC, of_block, mask_MM, keeps[index], cache, angles_2Mr)
         return x_BMC
 
     @property
@@ -186,7 +206,7 @@ class VAR(FamilyModel):
         config = self.config
         if x_BMC.device.type != "cpu" or x_BMC.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.compiler.is_compiling() or not config.normalise_queries_keys:
+        if torch.compiler.is_compiling() or config.modern or not config.normalise_queries_keys:
             return False
         return fits(config.width, config.hidden, config.heads) and all(block.plain for block in self._layers)
 
@@ -194,7 +214,9 @@ class VAR(FamilyModel):
         self, x_BMC: Tensor, modulation: Tensor, keep_D2B: Tensor | None, caches: Sequence[KeyValueCache]
     ) -> Tensor:
         blocks = self._layers
-        if self.shared_modulation is None:
+        if modulation.ndim == 4:
+            modulation_DB6C = modulation
+        elif self.shared_modulation is None:
             weight_DJC = torch.stack([block.modulation.weight for block in blocks if block.modulation is not None])
             bias_DJ = torch.stack([block.modulation.bias for block in blocks if block.modulation is not None])
             rows_DBC = modulation.expand(len(blocks), -1, -1)
@@ -209,6 +231,12 @@ class VAR(FamilyModel):
         ends = [tokens] if caches else [end for _, end in self.scale_bounds if end <= tokens]
         weights = [weight for block in blocks for weight in block.weights()]
         return native_blocks(x_BMC, modulation_DB6C, math.log(LARGEST_SCALE), ends, weights, caches)
+
+
+class VAR(TokenTransformer):
+    """Next-scale transformer over the tokens of a `MultiScaleTokenizer`."""
+
+    config: VARConfig
 
 
 def _float32(linear: nn.Linear) -> tuple[Tensor, Tensor]:
