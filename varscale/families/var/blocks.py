@@ -31,6 +31,7 @@ class Block(nn.Module):
         """Build one block of the model that `config` describes."""
         super().__init__()
         width = config.width
+        self.branch_factor = 1 / config.growth.depth
         self.attention = Attention(config)
         self.feedforward = FeedForward(width, config.hidden)
         if config.shared_adaln:  # the modulation is the model's plus an offset, not a projection of the block's own
@@ -64,6 +65,8 @@ class Block(nn.Module):
         else:
             modulation_B6C = self.modulation(condition).unflatten(1, (6, -1))
         gates_B2C, scales_B2C, shifts_B2C = modulation_B6C.split(2, dim=1)
+        if self.branch_factor != 1:
+            gates_B2C = gates_B2C * self.branch_factor
         if keep_2B is not None:
             gates_B2C = gates_B2C * keep_2B.T.unsqueeze(2)
         branch_BLC = self.attention(modulate(x_BLC, scales_B2C[:, :1], shifts_B2C[:, :1]), mask_LL, cache)
@@ -96,7 +99,7 @@ class Attention(nn.Module):
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         width, heads = config.width, config.heads
-        self.heads = heads
+        self.heads, self.logit_factor = heads, config.logit_factor
         self.ends = tuple(end for _, end in scale_bounds(config.patch_nums))
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.query_bias_C = nn.Parameter(torch.empty(width))
@@ -107,7 +110,7 @@ class Attention(nn.Module):
     def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None) -> Tensor:
         """Attend to all tokens that the mask shows, or to all cached ones; the block applies the last projection."""
         joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, self.joint_bias())
-        return attend(joint_BLJ, self.scale(), self.heads, self.ends, mask_LL, cache)
+        return attend(joint_BLJ, self.scale(), self.heads, self.ends, mask_LL, cache, logit_factor=self.logit_factor)
 
     def scale(self) -> Tensor | None:
         """Each head's factor on the logits, float32 (H,); None where queries and keys keep their length."""
