@@ -83,7 +83,8 @@ def attend(
         # float32 inside, and even with bfloat16 around it faster than PyTorch's kernel with its slow backward pass
         return _by_native_kernel(joint_BMJ.float(), scale_H, ends, cache).to(joint_BMJ.dtype)
     joint_BM3Hd = joint_BMJ.unflatten(2, (3, heads, -1))
-    queries_BMHd, keys_BNHd = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H, logit_factor).to(joint_BMJ.dtype).unbind(2)
+    scaled_BM2Hd = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H, logit_factor)
+    queries_BMHd, keys_BNHd = scaled_BM2Hd.to(joint_BMJ.dtype).unbind(2)
     values_BNHd = joint_BM3Hd[:, :, 2]
     if cache is not None:
         rows_BNX = cache.append(torch.stack((keys_BNHd, values_BNHd), dim=2).flatten(2))

@@ -13,7 +13,17 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from varscale.config.section import Channels, Few, Fraction, NonNegative, Positive, Section, Truth, Whole
+from varscale.config.section import (
+    Channels,
+    Few,
+    Fraction,
+    NonNegative,
+    Parametrization,
+    Positive,
+    Section,
+    Truth,
+    Whole,
+)
 from varscale.errors import ExperimentError
 from varscale.families.base import FLOAT32_BYTES, Family, FamilySection, ModelDescription, Size, TokenSpace
 
@@ -43,9 +53,7 @@ class VARArchitecture(Section):
     head_init: Annotated[NonNegative, Field(le=1e6)] = 0.02
     """Scale of the classifier's weights at initialisation."""
     # the three below stay out of what is written, and so out of fingerprints, where nothing is said of them
-    parametrization: Annotated[
-        Literal["paper", "mup", "complete-p"], Field(exclude_if=lambda value: value == "paper")
-    ] = "paper"
+    parametrization: Annotated[Parametrization, Field(exclude_if=lambda value: value == "paper")] = "paper"
     """How initialisation and rates follow the size, so that a rate found at the base serves larger models: as in the
     paper (not at all); `mup`: with the width (arXiv 2203.03466); `complete-p`: with width and depth (2505.01618)."""
     base_width: Annotated[Channels | None, Field(exclude_if=lambda value: value is None)] = None
