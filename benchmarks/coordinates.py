@@ -6,10 +6,10 @@ parametrization with which rates carry over they stay as they are (Yang et al. 2
 Letters in tensor names: B batch, L tokens of an image, M those of the later scales, c latent channels.
 """
 
+import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ PARAMETRIZATIONS = ("paper", "mup", "complete-p")
 GROWTHS = (1, 2, 4, 8)
 WIDTH, DEPTH, HEAD_CHANNELS = 16, 2, 8
 """Of the base."""
-IMAGES, STEPS, SEEDS = 16, 4, range(3)
+IMAGES, STEPS, SEEDS = 8, 4, range(2)
 RATE = 4e-3
 
 
@@ -79,6 +79,7 @@ def measure(config: VARConfig, seed: int, steps: int = STEPS) -> Coordinates:
     return Coordinates({name: _size(value) for name, value in after.items()}, updates)
 
 
+@functools.cache
 def mean_coordinates(config: VARConfig, steps: int = STEPS) -> Coordinates:
     """Over the seeds."""
     found = [measure(config, seed, steps) for seed in SEEDS]
@@ -99,8 +100,9 @@ def _activations(var: VAR, labels_B: Tensor, inputs_BMc: Tensor) -> dict[str, Te
 
     block = var.blocks[-1]
     watched = {"attention": block.attention, "feed-forward": block.feedforward, "AdaLN": block.modulation}
-    handles = [module.register_forward_hook(partial(keep, name)) for name, module in watched.items()]
-    handles.append(block.register_forward_hook(partial(keep, "stream")))  # also keeps the blocks out of the kernel
+    handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in watched.items()]
+    # a hook of a block also keeps all of them out of the kernel, which would not call those of its parts
+    handles.append(block.register_forward_hook(functools.partial(keep, "stream")))
     seen["logits"] = var(labels_B, inputs_BMc)
     for handle in handles:
         handle.remove()

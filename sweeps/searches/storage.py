@@ -80,8 +80,8 @@ def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Itera
                 f"{place}: the search {plan.name!r} was begun with other settings, and its trials don't compare; "
                 f"give this one another name: --set name={plan.experiment.name}-2"
             )
-        for values in plan.begins_with:  # a killed call may have left some of them out
-            study.enqueue_trial(values, skip_if_exists=True)
+        for values in plan.begins_with[len(study.trials) :]:  # a killed call may have left the last of them out
+            study.enqueue_trial(values)
         yield study
 
 

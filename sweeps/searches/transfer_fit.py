@@ -149,8 +149,7 @@ def _fieller(slope: float, bend: float, covariance: Floats, quantile: float) -> 
     a = 4 * (bend**2 - squared * covariance[1, 1])
     b = 4 * (slope * bend - squared * covariance[0, 1])
     c = slope**2 - squared * covariance[0, 0]
-    inside = b**2 - 4 * a * c
-    if a <= 0 or inside < 0:
+    if a <= 0:
         return None
-    root = math.sqrt(inside)
+    root = math.sqrt(max(b**2 - 4 * a * c, 0.0))
     return (-b - root) / (2 * a), (-b + root) / (2 * a)

@@ -65,7 +65,11 @@ class SearchChoices(Section):
 class TransferConfig(Section):
     """Whether a rate found at a small size serves large ones: the same rates at several sizes (`tune --transfer`)."""
 
-    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1)] = ("paper", "mup", "complete-p")
+    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10)] = (
+        "paper",
+        "mup",
+        "complete-p",
+    )
     """Those that are compared; scaled from the smallest of the sizes, unless `model` says from where."""
     depths: Annotated[tuple[Few, ...], Field(min_length=2, max_length=100)] | None = None
     """Sizes; None: the grid's."""
