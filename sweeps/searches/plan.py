@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from sweeps.grid import check_lengths
 from varscale.config import Experiment
 from varscale.config.search import SearchChoices, SearchRange
+from varscale.config.section import Section
 from varscale.config.yaml import changed
 from varscale.errors import ExperimentError
 from varscale.store.fingerprint import fingerprint
@@ -67,6 +68,11 @@ class SearchPlan:
     def recipe(self) -> dict[str, Any]:
         """The experiment's own values, which are the first trial."""
         return {key: _encoded(value) for key, value in self._own_values.items()}
+
+    @property
+    def begins_with(self) -> tuple[dict[str, Any], ...]:
+        """Values of trials that are tried before any that a sampler proposes."""
+        return (self.recipe,)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -160,20 +166,19 @@ class SearchPlan:
     @cached_property
     def _own_values(self) -> dict[str, Any]:
         """The experiment's own value of each setting that is varied."""
-        settings = self.experiment.model_dump(mode="json")
         found = {}
         for key in self.space:
             if key in (DEPTH, BUDGET):
                 found[key] = self._depth if key == DEPTH else self.budgets[-1]
                 continue
-            value: Any = settings
+            value: Any = self.experiment
             for part in key.split("."):
-                if not isinstance(value, dict) or part not in value:
+                if not isinstance(value, Section) or part not in type(value).model_fields:
                     first = _encoded(self.space[key].ends()[0])
                     self._changed({key: first}, f"search.space.{key}")  # names the nearest setting
                     raise ExperimentError(f"search.space.{key}: no such setting")
-                value = value[part]
-            found[key] = value
+                value = getattr(value, part)
+            found[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
         return found
 
 

@@ -4,12 +4,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from filelock import FileLock, Timeout
 
-from sweeps.searches.plan import SearchPlan
+from varscale.config import Experiment
 from varscale.errors import ExperimentError
 from varscale.store.layout import SearchFiles
 from varscale.tracking.uris import masked, without_secrets
@@ -19,9 +19,33 @@ FEW_TRIALS = 5
 """A trial is compared with the median of so many finished ones at least."""
 
 
+class Planned(Protocol):
+    """What is asked of a plan of trials."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """What is searched."""
+
+    @property
+    def name(self) -> str:
+        """Optuna's name of it."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is minimised."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of what all trials have in common."""
+
+    @property
+    def begins_with(self) -> tuple[dict[str, Any], ...]:
+        """Values of trials that are tried before any that a sampler proposes."""
+
+
 @contextmanager
-def open_search(plan: SearchPlan, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
-    """Optuna's study of a search, new or as an earlier call left it; its first trial is the experiment's own recipe.
+def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
+    """Optuna's study of a search, new or as an earlier call left it; its first trials are those that the plan says.
 
     Args:
         plan: What is searched.
@@ -51,16 +75,17 @@ def open_search(plan: SearchPlan, files: SearchFiles, storage: str | None) -> It
         if begun is None and not study.trials:
             study.set_user_attr(PLAN_ATTRIBUTE, plan.fingerprint)
             study.set_metric_names(list(plan.metrics))
-            study.enqueue_trial(plan.recipe)
         elif begun != plan.fingerprint:
             raise ExperimentError(
                 f"{place}: the search {plan.name!r} was begun with other settings, and its trials don't compare; "
                 f"give this one another name: --set name={plan.experiment.name}-2"
             )
+        for values in plan.begins_with[len(study.trials) :]:  # a killed call may have left the last of them out
+            study.enqueue_trial(values)
         yield study
 
 
-def _study(plan: SearchPlan, storage: Any) -> optuna.Study:
+def _study(plan: Planned, storage: Any) -> optuna.Study:
     search = plan.experiment.search
     samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
     return optuna.create_study(

@@ -159,6 +159,16 @@ def test_peak_rate_grows_with_the_batch() -> None:
     assert OptimConfig(lr=1e-4, batch_size=768, lr_batch_size=256).peak_lr == pytest.approx(3e-4)
 
 
+def test_peak_rate_as_the_root_of_the_batch_and_by_the_length() -> None:
+    """Marin's recipe: √(B/B0)·(T0/T)^0.3; a sixteenth of the horizon asks for 16^0.3 times the rate."""
+    optim = OptimConfig(lr=1e-4, batch_size=1024, lr_batch_size=256, lr_batch_rule="sqrt", lr_horizon=160_000)
+    assert optim.peak_lr == pytest.approx(2e-4)
+    assert optim.horizon_factor(10_000) == pytest.approx(16**0.3)
+    assert optim.horizon_factor(160_000) == 1
+    assert OptimConfig().horizon_factor(10_000) == 1
+    assert not {"lr_batch_rule", "lr_horizon", "lr_horizon_exponent"} & OptimConfig().model_dump().keys()
+
+
 def test_a_variant_needs_a_name_that_fits_a_folder() -> None:
     with pytest.raises(ValidationError, match="pattern"):
         GridConfig(depths=(2,), budgets=(1e12,), variants=({"name": "a/b", "depths": [2], "budgets": [1e12]},))

@@ -42,6 +42,7 @@ VAR_CHANGES: dict[str, dict[str, Any]] = {
     "unnormalised": {"normalise_queries_keys": False},
     "one scale": {"patch_nums": (3,)},
     "first scale of four tokens": {"patch_nums": (2, 4)},
+    "scaled from a base": {"parametrization": "complete-p", "base_width": 12, "base_depth": 1, "base_head_channels": 4},
     "uneven mlp": {"mlp_ratio": 2.3, "drop_path_rate": 0.1},
     "modern": {"block": "modern", "width": 20, "heads": 2},
 }
@@ -257,6 +258,8 @@ def other_value(value: Any) -> Any:
             return not value
         case int() | float():
             return value + 1
+        case str():
+            return f"not {value}"
         case tuple():
             return (*value, 99)
         case "var":

@@ -93,6 +93,17 @@ def test_rates_are_set_from_images_seen() -> None:
         assert plain["weight_decay"] == 0
 
 
+def test_factors_of_groups_are_on_what_the_schedule_says() -> None:
+    """A group as a checkpoint of an earlier version has it has no `rate`, and `decays: True`."""
+    tensors = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": tensors[:1], "rate": 0.25, "decays": 4.0}, {"params": tensors[1:], "decays": True}]
+    optimizer = torch.optim.AdamW(groups)
+    trainer: Any = SimpleNamespace(optimizers=[optimizer])
+    ScheduleCallback(Schedule("wsd", 1e-2, 10, weight_decay=0.05)).on_train_batch_start(trainer, Module())  # type: ignore[arg-type]
+    found = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [(0.25e-2, 0.2), (1e-2, 0.05)]
+
+
 def test_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 8 images: 3 s of work after 1 s of waiting, logged every 2 steps."""
     clock = [0.0]

@@ -40,23 +40,33 @@ def tune(
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Optuna's storage; default: a journal in the runs folder.")
     ] = None,
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="Instead: whether a rate of a small size serves large ones.")
+    ] = False,
     set_: Overrides = None,
     runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Search for better hyperparameters with Optuna, at equal compute, then see whether the best beat the default."""
+    """Search for better hyperparameters with Optuna, at equal compute, then see whether the best beat the default.
+
+    With --transfer try the same rates at several sizes, as the experiment's search.transfer says.
+    """
     from rich.console import Console
 
     from sweeps.orchestrator import Orchestrator
     from sweeps.searches.plan import SearchPlan
+    from sweeps.searches.transfer import TransferPlan
 
     settings = load(experiment, set_, None, parallel if launcher == "local" else None)
-    plan, launch = SearchPlan(settings), Launch.of(launcher, site, "", detach=False)
+    launch = Launch.of(launcher, site, "", detach=False)
+    plan = TransferPlan(settings) if transfer else SearchPlan(settings)
     plan.check()
     launch.check()
     from sweeps.searches.report import write_report
     from sweeps.searches.search import Search
     from sweeps.searches.storage import open_search
+    from sweeps.searches.transfer import TransferRun
+    from sweeps.searches.transfer_report import write_transfer
     from sweeps.view import SearchView
     from varscale.numerics.machine import MachineShares
     from varscale.tracking import Forwarder
@@ -65,23 +75,29 @@ def tune(
     say = partial(console.print, markup=False, highlight=False)
     at_once = parallel or (SLURM_PARALLEL if launcher == "slurm" else MachineShares.of(settings.runtime).workers)
     forwarder = Forwarder(tracking_store(tracking_uri, store), store, plan.name, notify=say)
-    delivering, files, said = _KeptOpen(forwarder), store.search(settings.name), set[str]()
+    delivering, said = _KeptOpen(forwarder), set[str]()
+    files = store.search(plan.name if transfer else settings.name)
     with open_search(plan, files, storage) as optuna_study:
 
         def sweep(study: "Study") -> "Outcome":
             return Orchestrator(study, SearchView(console, said), delivering).sweep(lambda: launch.executor(study))
 
-        search = Search(plan, store, optuna_study, sweep, say)
         try:
-            search.run(trials, at_once)
-            confirmation = search.confirm()
+            if isinstance(plan, TransferPlan):
+                run = TransferRun(plan, store, optuna_study, sweep, say)
+                run.run()
+            else:
+                search = Search(plan, store, optuna_study, sweep, say)
+                search.run(trials, at_once)
+                confirmation = search.confirm()
         finally:
             forwarder.stop()
-        if not search.ended:
+        if isinstance(plan, SearchPlan) and not search.ended:
             raise ExperimentError("no trial ended")
-        for line in write_report(search, files, experiment, confirmation):
+        lines = write_transfer(run, files) if transfer else write_report(search, files, experiment, confirmation)
+        for line in lines:
             say(line)
-    if search.best is not None:
+    if not transfer and search.best is not None:
         typer.echo(files.best)
     typer.echo(files.report)
 

@@ -4,7 +4,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from varscale.config.section import Budgets, Few, Name, Real, Section, Seed, Seeds, Truth, Whole
+from varscale.config.section import (
+    Budgets,
+    Few,
+    Name,
+    Parametrization,
+    Positive,
+    Real,
+    Section,
+    Seed,
+    Seeds,
+    Steps,
+    Truth,
+    Whole,
+)
 
 End = Annotated[Whole, Field(ge=-(2**40), le=2**40)] | Annotated[Real, Field(ge=-1e30, le=1e30)]
 
@@ -49,6 +62,35 @@ class SearchChoices(Section):
         return self.choices
 
 
+class TransferConfig(Section):
+    """Whether a rate found at a small size serves large ones: the same rates at several sizes (`tune --transfer`)."""
+
+    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10)] = (
+        "paper",
+        "mup",
+        "complete-p",
+    )
+    """Those that are compared; scaled from the smallest of the sizes, unless `model` says from where."""
+    depths: Annotated[tuple[Few, ...], Field(min_length=2, max_length=100)] | None = None
+    """Sizes; None: the grid's."""
+    steps: Steps = 500
+    """Steps of each run, so that sizes differ in nothing else."""
+    rates: Annotated[Whole, Field(ge=5, le=100)] = 7
+    """Base rates (`optim.lr`), each √2 times the one before."""
+    centre: Positive | None = None
+    """The middle one; None: the experiment's own."""
+    seeds: Annotated[Seeds, Field(min_length=2)] = (0, 1)
+    """Each rate is tried with all of them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        parts = {"parametrizations": self.parametrizations, "depths": self.depths or (), "seeds": self.seeds}
+        for field, values in parts.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field}: repeated values in {list(values)}")
+        return self
+
+
 class SearchConfig(Section):
     """A search for settings, one model a trial, all trials at equal compute."""
 
@@ -71,6 +113,8 @@ class SearchConfig(Section):
     confirmation_seeds: Seeds = (1, 2, 3)
     """Seeds with which the best settings and the experiment's own are trained again: the trials' seed chose the best,
     and says nothing about whether it is better. Fewer than two: not at all."""
+    transfer: TransferConfig = TransferConfig()
+    """What `varscale tune --transfer` tries instead."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

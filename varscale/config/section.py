@@ -4,6 +4,7 @@ Every value has an upper bound, far above what the largest study of the next ten
 keyboard is an error and not a machine out of memory.
 """
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -49,6 +50,7 @@ PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00
 """Path of a file or folder."""
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 """A short text."""
+Parametrization = Literal["paper", "mup", "complete-p"]
 Changes = dict[Name, Any]
 """Dotted fields and what they become; they are checked where they are applied."""
 
@@ -57,9 +59,19 @@ class OptimConfig(Section):
     """How the transformers are trained: AdamW with a schedule of images seen."""
 
     lr: Positive = 1e-4
-    """Base learning rate: the rate at `lr_batch_size` images a step; used: lr · batch_size / lr_batch_size."""
+    """Base learning rate: the rate at `lr_batch_size` images a step; used: lr · batch_size / lr_batch_size, unless
+    `lr_batch_rule` or `lr_horizon` say otherwise."""
     lr_batch_size: BatchSize = 256
     """Batch size that `lr` refers to."""
+    # the three below stay out of what is written, and so out of fingerprints, where nothing is said of them
+    lr_batch_rule: Annotated[Literal["linear", "sqrt"], Field(exclude_if=lambda value: value == "linear")] = "linear"
+    """How the rate follows the batch: as batch_size / lr_batch_size, or as its square root."""
+    lr_horizon: Annotated[Images | None, Field(exclude_if=lambda value: value is None)] = None
+    """Images T0 of the run that `lr` was found with: the rate is also times (T0 / T)^lr_horizon_exponent, where T is
+    the images of the size's run of the smallest budget (all its budgets share a trunk, and so a rate). None: lengths
+    don't matter."""
+    lr_horizon_exponent: Annotated[Fraction, Field(exclude_if=lambda value: value == 0.3)] = 0.3
+    """How the rate follows the length of a run."""
     batch_size: BatchSize = 768
     """Images a step, over all devices; the same for every size."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -85,8 +97,14 @@ class OptimConfig(Section):
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate that is used."""
+        """The learning rate that is used, whatever the length of a run."""
+        if self.lr_batch_rule == "sqrt":
+            return self.lr * math.sqrt(self.batch_size / self.lr_batch_size)
         return self.lr * self.batch_size / self.lr_batch_size
+
+    def horizon_factor(self, images: int) -> float:
+        """On that rate, where the run of the smallest budget has so many images."""
+        return 1.0 if self.lr_horizon is None else (self.lr_horizon / max(images, 1)) ** self.lr_horizon_exponent
 
 
 # a variant may be left without depths, where the grid has none of its own

@@ -225,6 +225,18 @@ class SamplingOptions:
         return self.guidance if self.guidance_schedule == "constant" else self.guidance * scale / max(scales - 1, 1)
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that the optimizer treats alike, with factors on what the experiment says."""
+
+    names: tuple[str, ...]
+    rate: float = 1.0
+    """On the learning rate."""
+    decay: float = 1.0
+    """On the weight decay; 0: none."""
+    epsilon: float = 1.0
+    """On AdamW's epsilon."""
+
+
 class Family(ABC):
     """What a family does with its models. It has no state: models are ordinary modules with an attribute `config`."""
 
@@ -276,6 +288,12 @@ class Family(ABC):
     @abstractmethod
     def names_without_decay(self, model: "FamilyModel") -> set[str]:
         """Names of the parameters that weight decay leaves alone."""
+
+    def parameter_groups(self, model: "FamilyModel") -> "list[ParameterGroup]":
+        """All parameters by how the optimizer treats them; with one rate, unless a family scales it with the size."""
+        plain, names = self.names_without_decay(model), [name for name, _ in model.named_parameters()]
+        decayed, others = (tuple(name for name in names if (name in plain) is without) for without in (False, True))
+        return [ParameterGroup(decayed), ParameterGroup(others, decay=0.0)]
 
     @abstractmethod
     def blocks(self, model: "FamilyModel") -> "Sequence[nn.Module]":

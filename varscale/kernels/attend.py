@@ -60,6 +60,8 @@ def attend(
     ends: Sequence[int],
     mask_LL: Tensor | None,
     cache: KeyValueCache | None = None,
+    *,
+    logit_factor: float = 0.25,
 ) -> Tensor:
     """Self-attention in which every token sees its own scale and all coarser ones.
 
@@ -67,11 +69,12 @@ def attend(
         joint_BMJ: Queries, keys and values of all heads, of all tokens or of the first few scales; with a cache, of
             the next scale.
         scale_H: float32, each head's factor on the logits of queries and keys of length 1; None: they keep their
-            length, and the factor is 0.25/√d.
+            length, and the factor is logit_factor/√d.
         heads: Number of heads H.
         ends: Where each scale ends in the sequence.
         mask_LL: 0 where the row's token sees the column's and -inf elsewhere; None with a cache.
         cache: Keys and values of earlier scales, all of which are seen; extended by these tokens.
+        logit_factor: See `scale_H`.
 
     Returns:
         (B, M, C), in the precision of `joint_BMJ`.
@@ -80,7 +83,8 @@ def attend(
         # float32 inside, and even with bfloat16 around it faster than PyTorch's kernel with its slow backward pass
         return _by_native_kernel(joint_BMJ.float(), scale_H, ends, cache).to(joint_BMJ.dtype)
     joint_BM3Hd = joint_BMJ.unflatten(2, (3, heads, -1))
-    queries_BMHd, keys_BNHd = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H).to(joint_BMJ.dtype).unbind(2)
+    scaled_BM2Hd = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H, logit_factor)
+    queries_BMHd, keys_BNHd = scaled_BM2Hd.to(joint_BMJ.dtype).unbind(2)
     values_BNHd = joint_BM3Hd[:, :, 2]
     if cache is not None:
         rows_BNX = cache.append(torch.stack((keys_BNHd, values_BNHd), dim=2).flatten(2))
@@ -132,10 +136,10 @@ def sliced_attention(
     return torch.cat(outputs[::-1], dim=2)
 
 
-def scaled_queries_keys(queries_keys_BM2Hd: Tensor, scale_H: Tensor | None) -> Tensor:
+def scaled_queries_keys(queries_keys_BM2Hd: Tensor, scale_H: Tensor | None, logit_factor: float) -> Tensor:
     """Queries and keys whose products are the logits; see `attend`."""
     if scale_H is None:
-        factor_2 = queries_keys_BM2Hd.new_tensor([0.25 / math.sqrt(queries_keys_BM2Hd.shape[-1]), 1.0])
+        factor_2 = queries_keys_BM2Hd.new_tensor([logit_factor / math.sqrt(queries_keys_BM2Hd.shape[-1]), 1.0])
         return queries_keys_BM2Hd * factor_2[:, None, None]
     # float32 also under autocast: a scale of up to 100 magnifies rounding of the directions
     queries_keys_BM2Hd = queries_keys_BM2Hd.float()

@@ -61,7 +61,8 @@ class Checkpoints(Callback):
 class ScheduleCallback(Callback):
     """Sets the learning rate of every step, and the weight decay of parameter groups marked `decays`, from images seen.
 
-    Nothing is kept in checkpoints.
+    `rate` and `decays` of a group are factors on them (`ParameterGroup`); checkpoints of earlier versions have no
+    `rate`, and True for 1. Nothing else is kept in checkpoints.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -72,9 +73,9 @@ class ScheduleCallback(Callback):
         images = pl_module.images_seen
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self._schedule.lr(images)
+                group["lr"] = self._schedule.lr(images) * group.get("rate", 1.0)
                 if group.get("decays"):
-                    group["weight_decay"] = self._schedule.decay(images)
+                    group["weight_decay"] = self._schedule.decay(images) * group["decays"]
 
 
 class ProgressCallback(Callback):

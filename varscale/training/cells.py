@@ -99,6 +99,12 @@ class Trunk:
         return round(self.experiment.optim.warmup_fraction * self.steps(self.smallest_budget)) * self.batch_size
 
     @property
+    def peak_lr(self) -> float:
+        """Learning rate between warm-up and decay."""
+        optim = self.experiment.optim
+        return optim.peak_lr * optim.horizon_factor(self.steps(self.smallest_budget) * self.batch_size)
+
+    @property
     def label(self) -> str:
         """Short name for tables, unique within a study."""
         return "-".join(filter(None, (f"d{self.depth}", f"s{self.seed}", self.variant)))
@@ -165,7 +171,7 @@ class Trunk:
             model=self.model.model_dump(mode="json"),
             seed=self.seed,
             precision=optim.precision,
-            peak_lr=optim.peak_lr,
+            peak_lr=self.peak_lr,
             batch_size=optim.batch_size,
             betas=optim.betas,
             weight_decay=optim.weight_decay,
@@ -186,7 +192,7 @@ class Trunk:
             "params_total": model.parameters(),
             "params_active": model.active_parameters(),
             "batch_size": self.batch_size,
-            "lr": optim.peak_lr,
+            "lr": self.peak_lr,
             "warmup_images": self.warmup_images,
             "precision": optim.precision,
         }

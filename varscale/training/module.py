@@ -21,6 +21,8 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.training.callbacks import check_finite
 from varscale.training.flat import FlatAdamW
 
+EPSILON = 1e-8
+"""AdamW's."""
 MOST_COMPILATIONS = 128
 """Of a block in one process: sizes of a sweep, each for whole and last parts of a step; beyond, PyTorch fails."""
 
@@ -86,13 +88,18 @@ class ModelModule(LightningModule):
         fully_shard(self.model, mesh=mesh)
 
     def configure_optimizers(self) -> Optimizer:
-        """AdamW; no decay on the parameters that the family names. A CPU updates each group as one tensor."""
-        plain = self.family.names_without_decay(self.model)
-        named = list(self.model.named_parameters())
-        decayed, others = ([p for name, p in named if (name in plain) is without] for without in (False, True))
+        """AdamW, with the family's groups of parameters. A CPU updates each group as one tensor."""
+        parameters = dict(self.model.named_parameters())
         groups = [
-            {"params": decayed, "weight_decay": self.optim.weight_decay, "decays": True},
-            {"params": others, "weight_decay": 0.0, "decays": False},
+            {
+                "params": [parameters[name] for name in group.names],
+                "lr": self.optim.peak_lr * group.rate,
+                "weight_decay": self.optim.weight_decay * group.decay,
+                "eps": EPSILON * group.epsilon,
+                "rate": group.rate,
+                "decays": group.decay,
+            }
+            for group in self.family.parameter_groups(self.model)
         ]
         if self.device.type == "cpu" and self.device_mesh is None:
             return FlatAdamW(groups, self.optim.peak_lr, self.optim.betas)
@@ -139,7 +146,8 @@ class ModelModule(LightningModule):
             error_L = torch.cat([part.wrong for part in parts]).float().mean(0)
             self.log_dict(by_scale("train_error", error_L, groups), sync_dist=True)
         self.log("gradient_norm", norm)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        group = self.optimizers().param_groups[0]
+        self.log("lr", group["lr"] / group.get("rate", 1.0))
         self.log("step", float(self.taken + 1))  # Lightning counts from the last resume
 
 

@@ -257,7 +257,7 @@ def _schedule(trunk: Trunk, cell: Cell | None = None) -> Schedule:
     linear = optim.schedule == "linear"
     return Schedule(
         optim.schedule,
-        optim.peak_lr,
+        trunk.peak_lr,
         optim.batch_size,
         trunk.warmup_images,
         None if cell is None else cell.images,

@@ -34,6 +34,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.centred = not config.modern
+        self.branch_factor = 1 / config.growth.depth
         self.attention = Attention(config)
         feedforward: type[FeedForward | GatedFeedForward] = GatedFeedForward if config.modern else FeedForward
         self.feedforward = feedforward(width, config.hidden)
@@ -73,6 +74,8 @@ class Block(nn.Module):
         else:
             modulation_B6C = self.modulation(condition).unflatten(1, (6, -1))
         gates_B2C, scales_B2C, shifts_B2C = modulation_B6C.split(2, dim=1)
+        if self.branch_factor != 1:
+            gates_B2C = gates_B2C * self.branch_factor
         if keep_2B is not None:
             gates_B2C = gates_B2C * keep_2B.T.unsqueeze(2)
         modulated_BLC = modulate(x_BLC, scales_B2C[:, :1], shifts_B2C[:, :1], centred=self.centred)
@@ -106,7 +109,7 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerDescription) -> None:
         super().__init__()
         width, heads = config.width, config.heads
-        self.heads = heads
+        self.heads, self.logit_factor = heads, config.logit_factor
         self.ends = tuple(end for _, end in scale_bounds(config.pass_sides))
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
         self.query_bias_C = nn.Parameter(torch.empty(width))
@@ -118,7 +121,8 @@ class Attention(nn.Module):
         self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None, angles_2Lr: Tensor | None = None
     ) -> Tensor:
         """Attend to all tokens that the mask shows, or to all cached ones; the block applies the last projection."""
-        return attend(self.joint(x_BLC, angles_2Lr), self.scale(), self.heads, self.ends, mask_LL, cache)
+        joint_BLJ, scale_H = self.joint(x_BLC, angles_2Lr), self.scale()
+        return attend(joint_BLJ, scale_H, self.heads, self.ends, mask_LL, cache, logit_factor=self.logit_factor)
 
     def joint(self, x_BLC: Tensor, angles_2Lr: Tensor | None) -> Tensor:
         """Queries, keys and values (B, L, J) of the tokens, in their places."""

@@ -10,16 +10,34 @@ Letters: C width, H heads, L tokens, V vocabulary, c latent channels.
 """
 
 import itertools
-from typing import Annotated, ClassVar, Literal, Self
+import math
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from varscale.config.section import Fraction, NonNegative, Positive, Section, Truth, Whole
+from varscale.config.section import (
+    Channels,
+    Few,
+    Fraction,
+    NonNegative,
+    Parametrization,
+    Positive,
+    Section,
+    Truth,
+    Whole,
+)
 from varscale.errors import ExperimentError
 from varscale.families.base import FLOAT32_BYTES, Family, FamilySection, ModelDescription, Size, TokenSpace
 
 LEAST_ROTATED = 4
 """Channels of a head that rotary positions need at least: a pair for rows and one for columns."""
+
+
+class Growth(NamedTuple):
+    """How much larger a model is than the base of its parametrization; 1 where the parametrization leaves a side be."""
+
+    width: float = 1.0
+    depth: float = 1.0
 
 
 class VARArchitecture(Section):
@@ -43,6 +61,14 @@ class VARArchitecture(Section):
     block: Annotated[Literal["var", "modern"], Field(exclude_if=lambda block: block == "var")] = "var"
     """`modern`: two-dimensional rotary positions instead of learned ones, RMSNorm, and SwiGLU of as many parameters, as
     in LlamaGen; AdaLN stays."""
+    # the three below stay out of what is written, and so out of fingerprints, where nothing is said of them
+    parametrization: Annotated[Parametrization, Field(exclude_if=lambda value: value == "paper")] = "paper"
+    """How initialisation and rates follow the size, so that a rate found at the base serves larger models: as in the
+    paper (not at all); `mup`: with the width (arXiv 2203.03466); `complete-p`: with width and depth (2505.01618)."""
+    base_width: Annotated[Channels | None, Field(exclude_if=lambda value: value is None)] = None
+    """Width of the base, the size at which all parametrizations are the same; `paper` has no use for it."""
+    base_depth: Annotated[Few | None, Field(exclude_if=lambda value: value is None)] = None
+    """Depth of the base; only `complete-p` has a use for it."""
 
 
 class TransformerDescription(ModelDescription, VARArchitecture):
@@ -56,6 +82,8 @@ class TransformerDescription(ModelDescription, VARArchitecture):
     """Stochastic depth of the last block; the others' rates grow linearly from 0."""
     init_std: Annotated[float, Field(ge=0)] | None = None
     """Standard deviation of the initial weights; None: √(1/(3C))."""
+    base_head_channels: Annotated[Size | None, Field(exclude_if=lambda value: value is None)] = None
+    """Channels of a head of the base."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -94,6 +122,22 @@ class TransformerDescription(ModelDescription, VARArchitecture):
     def columns(self) -> dict[str, int]:
         """Width and heads."""
         return {"width": self.width, "heads": self.heads}
+
+    @property
+    def growth(self) -> Growth:
+        """Against the base."""
+        if self.base_width is None:
+            return Growth()
+        return Growth(self.width / self.base_width, self.depth / (self.base_depth or self.depth))
+
+    @property
+    def logit_factor(self) -> float:
+        """Of queries and keys that keep their length: their products times this over √d are the logits.
+
+        Trained queries and keys are aligned, so that their product grows with d, and the theory divides by it.
+        """
+        head_channels = self.width // self.heads
+        return 0.25 * math.sqrt((self.base_head_channels or head_channels) / head_channels)
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:
@@ -218,12 +262,25 @@ class TransformerSection(FamilySection, VARArchitecture):
 
     description: ClassVar[type[TransformerDescription]]
 
+    @model_validator(mode="after")
+    def _check_base(self) -> Self:
+        needed = {"paper": (), "mup": ("base_width",), "complete-p": ("base_width", "base_depth")}
+        for name in needed[self.parametrization]:
+            if getattr(self, name) is None:
+                raise ValueError(
+                    f"{name}: parametrization {self.parametrization} needs it; name that of the size whose rate is "
+                    "carried to larger ones"
+                )
+        return self
+
     def describe(self, tokens: TokenSpace, depth: int) -> TransformerDescription:
         """The transformer of `depth` blocks.
 
+        At the base's own size every parametrization is the paper's, and a model of it the paper's model.
+
         Raises:
-            ExperimentError: A rate of stochastic depth of 1 or more, no hidden channel, or heads too narrow for rotary
-                positions; names the key.
+            ExperimentError: A rate of stochastic depth of 1 or more, no hidden channel, heads too narrow for rotary
+                positions, or less than the base; names the key.
         """
         width, rate = self.width_per_depth * depth, self.drop_path_at_depth_24 * depth / 24
         if rate >= 1:
@@ -235,15 +292,32 @@ class TransformerSection(FamilySection, VARArchitecture):
             raise ExperimentError(
                 f"model.mlp_ratio: {self.mlp_ratio:g} leaves depth {depth} of width {width} no hidden channel"
             )
-        heads = max((count for count in range(1, width // self.head_dim + 1) if width % count == 0), default=1)
+        heads = self._heads(width)
         if self.block == "modern" and width // heads < LEAST_ROTATED:
             raise ExperimentError(
                 f"model.block: modern needs heads of {LEAST_ROTATED} channels at least for rotary positions; depth "
                 f"{depth} has {width // heads} of model.head_dim {self.head_dim}"
             )
         own = {name: getattr(self, name) for name in self.description.model_fields.keys() & type(self).model_fields}
-        own |= {"depth": depth, "width": width, "heads": heads, "drop_path_rate": rate}
+        own |= {"depth": depth, "width": width, "heads": heads, "drop_path_rate": rate} | self._base(width, depth)
         return self.description(**tokens.model_dump(), **own)
+
+    def _heads(self, width: int) -> int:
+        return max((count for count in range(1, width // self.head_dim + 1) if width % count == 0), default=1)
+
+    def _base(self, width: int, depth: int) -> dict[str, str | int | None]:
+        """The fields of a model's description that say how it is scaled from the base."""
+        base_width = None if self.parametrization == "paper" else self.base_width
+        base_depth = self.base_depth if self.parametrization == "complete-p" else None
+        for name, base, own in (("width", base_width, width), ("depth", base_depth, depth)):
+            if base is not None and base > own:
+                raise ExperimentError(
+                    f"model.base_{name}: {base} is more than the {own} of depth {depth}; the base is the smallest size"
+                )
+        if base_width in (None, width) and base_depth in (None, depth):
+            return {"parametrization": "paper", "base_width": None, "base_depth": None}
+        head_channels = base_width // self._heads(base_width) if base_width is not None else None
+        return {"base_width": base_width, "base_depth": base_depth, "base_head_channels": head_channels}
 
 
 class VARSection(TransformerSection):

@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from varscale.evaluation.likelihood import token_losses
-from varscale.families.base import Family, SamplingOptions, TokenLosses
+from varscale.families.base import Family, ParameterGroup, SamplingOptions, TokenLosses
 from varscale.families.models import FamilyModel, Sample
 from varscale.families.var.config import TransformerDescription, VARConfig
 from varscale.families.var.sampling import sample_scales
@@ -39,6 +39,27 @@ class TransformerFamily(Family):
         """Biases, and place, start, scale and offset tables."""
         special = ("start_MC", "position_LC", "level_KC", "log_scale_H", "modulation_offset_6C")
         return {name for name, parameter in model.named_parameters() if parameter.ndim == 1 or name.endswith(special)}
+
+    def parameter_groups(self, model: FamilyModel) -> list[ParameterGroup]:
+        """By kind: matrices from width to width, which the theory gives a rate of base width / width, and all else.
+
+        Yang et al. 2022 (arXiv 2203.03466), table 8, and Dey et al. 2025 (arXiv 2505.01618), table 1. The projections
+        of AdaLN go from the class embedding's width to the model's, so they are such matrices. AdamW's epsilon follows
+        the size of the gradients. Only complete-p keeps rate · decay the same at all widths.
+        """
+        config, plain = cast(TokenTransformer, model).config, self.names_without_decay(model)
+        if config.parametrization == "paper":
+            return super().parameter_groups(model)
+        wide, deep = config.growth
+        groups: dict[tuple[float, float, float], list[str]] = {}
+        for name, parameter in model.named_parameters():
+            within = name.startswith("blocks.")
+            matrix = parameter.ndim == 2 and (within or "modulation" in name) and name not in plain
+            rate = 1 / wide if matrix else 1.0
+            decay = 0.0 if name in plain else wide if matrix and config.parametrization == "complete-p" else 1.0
+            epsilon = 1.0 if name == "head.bias" else 1 / (wide * deep) if within else 1 / wide
+            groups.setdefault((rate, decay, epsilon), []).append(name)
+        return [ParameterGroup(tuple(names), *factors) for factors, names in groups.items()]
 
     def blocks(self, model: FamilyModel) -> Sequence[nn.Module]:
         """The transformer's blocks: one compilation serves them all."""

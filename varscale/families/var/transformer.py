@@ -55,6 +55,9 @@ class TokenTransformer(FamilyModel):
 
         Matrices and embeddings are normal, cut at ±2, with deviation `init_std`; biases are zero; what feeds the
         residual stream is divided by √(2·depth). With the output layer times `head_init`, the first loss is ln V.
+
+        Parametrizations scaled from a base leave tables, embeddings and the output layer the deviation that they have
+        there, and what feeds the residual stream the base's divisor (the branches are divided instead).
         """
         config = self.config
         by_width = math.sqrt(1 / (3 * config.width))
@@ -72,14 +75,21 @@ class TokenTransformer(FamilyModel):
         self.head_modulation.weight.mul_(config.adaln_init)
         for block in self._layers:
             self._initialise_block(block, generator)
+        if config.growth.width != 1:
+            offsets = [block.modulation_offset_6C for block in self._layers if block.modulation is None]
+            tables = [self.start_MC, self.position_LC, self.level_KC, *offsets]
+            for weight in (self.word_embedding.weight, self.class_embedding.weight, self.head.weight, *tables):
+                if weight is not None:
+                    weight.mul_(math.sqrt(config.growth.width))
 
     def _initialise_block(self, block: Block, generator: torch.Generator | None) -> None:
         for bias in (block.attention.query_bias_C, block.attention.value_bias_C):
             nn.init.zeros_(bias)
         if block.attention.log_scale_H is not None:
             nn.init.constant_(block.attention.log_scale_H, math.log(INITIAL_SCALE))
-        block.attention.projection.weight.div_(math.sqrt(2 * self.config.depth))
-        block.feedforward.contract.weight.div_(math.sqrt(2 * self.config.depth))
+        branches = 2 * (self.config.base_depth or self.config.depth)
+        block.attention.projection.weight.div_(math.sqrt(branches))
+        block.feedforward.contract.weight.div_(math.sqrt(branches))
         if block.modulation is None:
             offsets_6C = block.modulation_offset_6C
             nn.init.normal_(offsets_6C, std=self.config.width**-0.5, generator=generator)
@@ -120,7 +130,8 @@ class TokenTransformer(FamilyModel):
         if self.shared_modulation is not None:
             return modulation
         own_DBJ = torch.stack([block.modulation(modulation) for block in self._layers if block.modulation is not None])
-        return own_DBJ.unflatten(2, (6, self.config.width))
+        modulations_DB6C: Tensor = own_DBJ.unflatten(2, (6, self.config.width))
+        return modulations_DB6C
 
     def first_input(self, condition_BC: Tensor) -> Tensor:
         """The first scale's input (B, p_1², C), without place embeddings: the class and the start position."""
@@ -156,6 +167,8 @@ class TokenTransformer(FamilyModel):
             if guidance:
                 conditional_BMC, unconditional_BMC = normalised_BMC.chunk(2)
                 normalised_BMC = torch.lerp(unconditional_BMC, conditional_BMC, 1 + guidance)
+            if self.config.growth.width != 1:
+                normalised_BMC = normalised_BMC / self.config.growth.width
             return F.linear(normalised_BMC, *_float32(self.head))
 
     def new_caches(self) -> list[KeyValueCache]:
@@ -225,12 +238,18 @@ class TokenTransformer(FamilyModel):
         else:
             modulation_DB6C = modulation + torch.stack([block.modulation_offset_6C for block in blocks]).unsqueeze(1)
         if keep_D2B is not None:
-            gates_DB2C = modulation_DB6C[:, :, :2] * keep_D2B.to(x_BMC.dtype).transpose(1, 2).unsqueeze(3)
-            modulation_DB6C = torch.cat((gates_DB2C, modulation_DB6C[:, :, 2:]), dim=2)
+            modulation_DB6C = _gated(modulation_DB6C, keep_D2B.to(x_BMC.dtype).transpose(1, 2).unsqueeze(3))
+        if blocks[0].branch_factor != 1:
+            modulation_DB6C = _gated(modulation_DB6C, blocks[0].branch_factor)
         tokens = x_BMC.shape[1]
         ends = [tokens] if caches else [end for _, end in self.scale_bounds if end <= tokens]
         weights = [weight for block in blocks for weight in block.weights()]
         return native_blocks(x_BMC, modulation_DB6C, math.log(LARGEST_SCALE), ends, weights, caches)
+
+
+def _gated(modulation_DB6C: Tensor, factor_DB21: Tensor | float) -> Tensor:
+    """The modulation with the gates of both branches times a factor."""
+    return torch.cat((modulation_DB6C[:, :, :2] * factor_DB21, modulation_DB6C[:, :, 2:]), dim=2)
 
 
 class VAR(TokenTransformer):

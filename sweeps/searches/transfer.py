@@ -1,0 +1,192 @@
+"""`varscale tune --transfer`: the same rates at several sizes, under several parametrizations.
+
+Optuna keeps the trials, so that its dashboard shows them, but proposes none: they are a fixed grid. One size after the
+other is trained by a sweep of its own.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import Trial, TrialState
+
+from sweeps.grid import check_lengths
+from sweeps.searches.plan import RATE, shown
+from sweeps.searches.search import Sweep
+from sweeps.searches.transfer_fit import Transfer, Valley, fit_transfer, fit_valley
+from sweeps.study import Study
+from varscale.config import Experiment
+from varscale.config.search import TransferConfig
+from varscale.config.yaml import changed
+from varscale.errors import ExperimentError
+from varscale.store.fingerprint import fingerprint
+from varscale.store.layout import Store
+from varscale.training.cells import Cell, Trunk
+
+FACTOR = math.sqrt(2)
+"""Between neighbouring rates."""
+PARAMETRIZATION, DEPTH, SEED = "model.parametrization", "depth", "seed"
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """What is trained: parametrizations × sizes × rates × seeds, all for the same number of steps."""
+
+    experiment: Experiment
+
+    metrics = ("loss",)
+
+    @property
+    def name(self) -> str:
+        """Of the study that the cells are of, and Optuna's."""
+        return f"{self.experiment.name}-transfer"
+
+    @property
+    def settings(self) -> TransferConfig:
+        """The experiment's."""
+        return self.experiment.search.transfer
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Sizes, rising."""
+        return tuple(sorted(self.settings.depths or self.experiment.grid.depths))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Base rates, rising."""
+        centre, count = self.settings.centre or self.experiment.optim.lr, self.settings.rates
+        return tuple(centre * FACTOR ** (place - (count - 1) / 2) for place in range(count))
+
+    @property
+    def begins_with(self) -> tuple[dict[str, Any], ...]:
+        """Every trial, size by size."""
+        return tuple(
+            {PARAMETRIZATION: parametrization, DEPTH: depth, RATE: rate, SEED: seed}
+            for depth in self.depths
+            for parametrization in self.settings.parametrizations
+            for rate in self.rates
+            for seed in self.settings.seeds
+        )
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What is varied, as Optuna calls it."""
+        return {
+            PARAMETRIZATION: CategoricalDistribution(self.settings.parametrizations),
+            DEPTH: CategoricalDistribution(self.depths),
+            RATE: FloatDistribution(self.rates[0], self.rates[-1], log=True),
+            SEED: CategoricalDistribution(self.settings.seeds),
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of what all trials have in common."""
+        kept = self.experiment.model_dump(mode="json", include={"data", "tokenizer", "model", "optim"})
+        return fingerprint(kind="transfer", **kept, steps=self.settings.steps, trials=self.begins_with)
+
+    def check(self) -> None:
+        """Raise `ExperimentError` where a size, a parametrization or a length can't be; names the setting."""
+        if len(self.depths) < 2:
+            raise ExperimentError("search.transfer.depths: one size; rates carry over from one to another")
+        check_lengths([self.cell(values) for values in self.begins_with], 1)
+
+    def cell(self, values: Mapping[str, Any]) -> Cell:
+        """What a trial trains."""
+        parametrization, depth = values[PARAMETRIZATION], values[DEPTH]
+        settings = {RATE: values[RATE], **self._scaled(parametrization)}
+        experiment = changed(self.base, settings, f"search.transfer: {parametrization}")
+        variant = f"{parametrization}-{shown(values[RATE])}"
+        of_image = Trunk(experiment, depth, values[SEED], 1.0, variant).flops_per_image
+        budget = float(self.settings.steps * experiment.optim.batch_size * of_image)
+        return Trunk(experiment, depth, values[SEED], budget, variant).cell(budget)
+
+    @cached_property
+    def base(self) -> Experiment:
+        """Without what these cells have no use for."""
+        settings = {"name": self.name, "grid.variants": [], "evaluation.samples_per_class": 0}
+        return changed(self.experiment, {**settings, "evaluation.fidelity": None}, "search.transfer")
+
+    def _scaled(self, parametrization: str) -> dict[str, Any]:
+        """The model's settings under a parametrization; families that know only the paper's have none."""
+        own = self.experiment.model.model_dump(mode="json")
+        if parametrization == own.get("parametrization", "paper"):
+            return {}
+        smallest = Trunk(self.base, self.depths[0], 0, 1.0).model
+        base = {"base_width": own.get("base_width", smallest.columns().get("width")), "base_depth": smallest.depth}
+        fields = {"parametrization": parametrization, **base, **{name: own[name] for name in base if name in own}}
+        return {f"model.{name}": value for name, value in fields.items()}
+
+
+@dataclass
+class TransferRun:
+    """The trials, as far as this call drives them."""
+
+    plan: TransferPlan
+    store: Store
+    optuna_study: optuna.Study
+    sweep: Sweep
+    say: Callable[[str], None]
+
+    def run(self) -> None:
+        """Train what is left, the smallest size first."""
+        for depth in self.plan.depths:
+            trials = self._left(depth)
+            if trials:
+                self.say(f"depth {depth}: {len(trials)} of {len(self.plan.begins_with)} trials")
+                self._train(trials)
+
+    def valleys(self) -> dict[str, dict[int, Valley]]:
+        """Of each parametrization, the parabola at each size.
+
+        Raises:
+            ExperimentError: Too many runs of a size failed or diverged.
+        """
+        runs: dict[tuple[str, int], list[tuple[float, float, int]]] = {}
+        for trial in self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            loss = math.inf if trial.value is None else trial.value
+            point = math.log2(trial.params[RATE]), loss, trial.params[SEED]
+            runs.setdefault((trial.params[PARAMETRIZATION], trial.params[DEPTH]), []).append(point)
+        found: dict[str, dict[int, Valley]] = {}
+        for parametrization in self.plan.settings.parametrizations:
+            for depth in self.plan.depths:
+                try:
+                    valley = fit_valley(*zip(*runs.get((parametrization, depth), [(0.0, math.inf, 0)]), strict=True))
+                except ValueError as error:
+                    raise ExperimentError(f"{parametrization}, depth {depth}: {error}") from None
+                found.setdefault(parametrization, {})[depth] = valley
+        return found
+
+    def _left(self, depth: int) -> list[Trial]:
+        """A size's trials that an earlier call began, or none did."""
+        study, states = self.optuna_study, (TrialState.RUNNING, TrialState.WAITING)
+        left = [
+            trial
+            for trial in study.get_trials(deepcopy=False, states=states)
+            if {**trial.system_attrs.get("fixed_params", {}), **trial.params}.get(DEPTH) == depth
+        ]
+        begun = [Trial(study, trial._trial_id) for trial in left if trial.state == TrialState.RUNNING]
+        return begun + [study.ask(self.plan.distributions) for _ in left[len(begun) :]]  # in the order they were put
+
+    def _train(self, trials: list[Trial]) -> None:
+        """A model that two parametrizations have in common, as at the base, is trained once."""
+        cells = {trial: self.plan.cell(trial.params) for trial in trials}
+        empty = Study.of(self.plan.base, self.store, ())
+        unique = {empty.cell_files(cell).folder: cell for cell in reversed(cells.values())}
+        self.sweep(Study.of(self.plan.base, self.store, tuple(unique.values())))
+        for trial, cell in cells.items():
+            result = empty.result(cell)
+            loss = None if result is None or result.status == "diverged" else float(result.metrics["loss"])
+            state = TrialState.FAIL if result is None else TrialState.PRUNED if loss is None else TrialState.COMPLETE
+            trial.set_user_attr("outcome", "failed" if result is None else result.status)
+            self.optuna_study.tell(trial, loss, state)
+
+
+def transfers(valleys: Mapping[str, Mapping[int, Valley]]) -> dict[str, Transfer]:
+    """What sizes do under each parametrization; a doubling of size is one of the depth."""
+    return {
+        name: fit_transfer({math.log2(depth): valley for depth, valley in own.items()}) for name, own in valleys.items()
+    }

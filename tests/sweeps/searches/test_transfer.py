@@ -1,0 +1,202 @@
+"""Rates across sizes: the fits against planted parabolas, and runs whose sweeps are played."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import write_result
+from toy_sweep import toy_experiment
+
+from sweeps.orchestrator import Outcome
+from sweeps.searches.storage import open_search
+from sweeps.searches.transfer import TransferPlan, TransferRun, transfers
+from sweeps.searches.transfer_fit import Valley, fit_transfer, fit_valley
+from sweeps.searches.transfer_report import write_transfer
+from sweeps.study import Study
+from varscale.errors import ExperimentError
+from varscale.store.layout import Store
+from varscale.training.cells import Cell
+
+RATES = np.repeat(np.arange(7) / 2 - 8, 2)
+SEEDS = [0, 1] * 7
+
+
+def planted(best: float, curvature: float = 0.1, noise: float = 0.0, seed: int = 0) -> Valley:
+    """Losses of a parabola, the second seed's 0.05 above, seven rates √2 apart."""
+    scatter = np.random.default_rng(seed).normal(0, noise, len(RATES)) if noise else 0
+    losses = 2 + curvature * (RATES - best) ** 2 + 0.05 * np.array(SEEDS) + scatter
+    return fit_valley(list(RATES), list(losses), SEEDS)
+
+
+def test_a_parabola_is_found_as_it_was_planted() -> None:
+    valley = planted(-6.37)
+    assert valley.best == pytest.approx(-6.37)
+    assert valley.curvature == pytest.approx(0.1)
+    assert valley.lowest == pytest.approx(2.025)
+    assert valley.interval == pytest.approx((-6.37, -6.37), abs=1e-5)
+    assert valley.excess(-5.87) == pytest.approx(0.1 * 0.25)
+
+
+def test_intervals_hold_what_was_planted_as_often_as_they_say() -> None:
+    """Of 300 draws of noise each: the minimum, and the drift of minima that move by a third a doubling."""
+    held, drifts = 0, 0
+    for draw in range(300):
+        valley = planted(-6.4, noise=0.004, seed=draw)
+        assert valley.interval is not None
+        held += valley.interval[0] < -6.4 < valley.interval[1]
+        sizes = {size: planted(-6.0 - size / 3, noise=0.004, seed=1000 + 4 * draw + place)
+                 for place, size in enumerate((1.0, 2.0, 2.6, 3.0))}  # fmt: skip
+        transfer = fit_transfer(sizes)
+        assert transfer.drift_interval is not None
+        drifts += transfer.drift_interval[0] < -1 / 3 < transfer.drift_interval[1]
+    assert 0.92 < held / 300 < 0.98
+    assert drifts / 300 > 0.92
+
+
+def test_what_is_lost_is_what_the_largest_sizes_parabola_says() -> None:
+    transfer = fit_transfer({1.0: planted(-6.25), 3.0: planted(-6.75, curvature=0.2)})
+    assert transfer.drift == pytest.approx(-0.25)
+    assert transfer.lost == pytest.approx(0.2 * 0.25)
+    far = fit_transfer({1.0: planted(-5.5), 3.0: planted(-7.5)})  # beyond where the parabola was fitted
+    assert far.lost == pytest.approx(0.1 * 4)
+
+
+def test_no_minimum_where_the_best_rate_is_the_last_or_noise_hides_it() -> None:
+    assert planted(-9.0).interval is None
+    assert planted(-4.0).interval is None
+    assert planted(-4.0).best == -5.0
+    assert planted(-6.5, curvature=0.001, noise=0.05).interval is None
+    unknown = fit_transfer({1.0: planted(-9.0), 2.0: planted(-6.5), 3.0: planted(-4.0)})
+    assert (unknown.drift, unknown.lost) == (None, None)
+
+
+def test_rates_at_which_a_run_diverged_are_left_out() -> None:
+    losses = 2 + 0.1 * (RATES + 6.5) ** 2
+    losses[-1] = math.inf
+    valley = fit_valley(list(RATES), list(losses), SEEDS)
+    assert valley.best == pytest.approx(-6.5)
+    assert valley.excess(-5.0) == math.inf
+    losses[4:] = math.inf
+    with pytest.raises(ValueError, match="2 rates at which all runs ended"):
+        fit_valley(list(RATES), list(losses), SEEDS)
+
+
+# ------------------------------------------------------------------------------------------------------- runs
+
+TRANSFER = {"depths": [2, 4], "steps": 10, "rates": 7}
+
+
+def plan(**transfer: Any) -> TransferPlan:
+    return TransferPlan(toy_experiment(search={"transfer": {**TRANSFER, **transfer}}))
+
+
+def valley_of(cell: Cell) -> float:
+    """The paper's best rate falls by half a doubling from depth 2 to 4; the others' stays at 5e-3."""
+    model = cell.trunk.model.model_dump()
+    best = math.log2(5e-3) - (0.5 if "parametrization" not in model and cell.trunk.depth == 4 else 0)
+    rate = math.log2(cell.trunk.experiment.optim.lr)
+    return 3 + 0.1 * (rate - best) ** 2 + 0.01 * cell.trunk.seed + 1e-4 * math.sin(1e4 * rate)
+
+
+class PlayedCells:
+    """Stands for sweeps: writes results, and remembers whose."""
+
+    def __init__(self, most: int = 10**6) -> None:
+        self.cells: list[Cell] = []
+        self.most = most
+
+    def __call__(self, study: Study) -> Outcome:
+        for cell in study.cells:
+            files = study.cell_files(cell)
+            if study.result(cell) is None:
+                if len(self.cells) == self.most:
+                    raise KeyboardInterrupt
+                self.cells.append(cell)
+                files.folder.mkdir(parents=True)
+                write_result(files, 1.0, loss=valley_of(cell))
+        return Outcome([], {}, 0)
+
+
+def run(runs: Path, own: TransferPlan, played: PlayedCells) -> list[str]:
+    store = Store(runs)
+    with open_search(own, store.search(own.name), None) as optuna_study:
+        running = TransferRun(own, store, optuna_study, played, lambda line: None)
+        running.run()
+        assert [trial.params for trial in optuna_study.trials] == list(own.begins_with)
+        return write_transfer(running, store.search(own.name))
+
+
+def test_trials_are_a_grid_of_equal_lengths() -> None:
+    own = plan()
+    own.check()
+    cells = [own.cell(values) for values in own.begins_with]
+    assert len(cells) == 3 * 2 * 7 * 2
+    assert {cell.steps for cell in cells} == {10}
+    assert own.rates[3] == pytest.approx(5e-3)
+    assert [high / low for low, high in zip(own.rates, own.rates[1:], strict=False)] == pytest.approx([2**0.5] * 6)
+    assert len({cell.key("tokens").fingerprint for cell in cells}) == (3 + 1) * 14  # at the base all are the paper's
+    assert {cell.trunk.model.model_dump().get("base_width") for cell in cells} == {None, 8}
+
+
+def test_a_run_from_start_to_end(tmp_path: Path) -> None:
+    """Killed in the middle, too: what is done is not done again."""
+    played = PlayedCells(most=20)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, plan(), played)
+    played.most = 10**6
+    lines = run(tmp_path, plan(), played)
+    assert len(played.cells) == 4 * 14
+    files = Store(tmp_path).search("toy-transfer")
+    assert len(pd.read_csv(files.trials)) == 84
+    assert files.figure("transfer").stat().st_size > 10_000
+    assert [line.partition(":")[0] for line in lines] == ["paper", "mup", "complete-p"]
+    page = files.report.read_text()
+    assert page.count("\n| ") == 2 + 6
+    assert all(line in page for line in lines)
+    summary = json.loads(files.summary.read_text())
+    assert summary["transfers"]["paper"]["drift"] == pytest.approx(-0.5, abs=0.02)
+    assert summary["transfers"]["paper"]["lost"] == pytest.approx(0.1 * 0.25, rel=0.05)
+    assert summary["transfers"]["complete-p"]["drift"] == pytest.approx(0, abs=0.02)
+    assert summary["sizes"]["mup"]["4"]["best_rate"] == pytest.approx(5e-3, rel=0.02)
+
+
+def test_a_size_of_which_nothing_ended_is_named(tmp_path: Path) -> None:
+    class Failing(PlayedCells):
+        def __call__(self, study: Study) -> Outcome:
+            return Outcome([], {}, 0)
+
+    with pytest.raises(ExperimentError, match="paper, depth 2: 0 rates at which all runs ended"):
+        run(tmp_path, plan(), Failing())
+
+
+def test_a_base_that_the_experiment_states_stays() -> None:
+    own = TransferPlan(toy_experiment(model={"base_width": 4, "base_depth": 1}, search={"transfer": TRANSFER}))
+    cells = [own.cell(values) for values in own.begins_with]
+    scaled = {cell.trunk.model.model_dump().get("base_width") for cell in cells if "mup" in cell.trunk.variant}
+    assert scaled == {4}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "problem"),
+    [
+        ({"rates": 3}, "greater than or equal to 5"),
+        ({"parametrizations": ["mup", "mup"]}, "parametrizations: repeated values"),
+        ({"parametrizations": ["standard"]}, "'paper', 'mup' or 'complete-p'"),
+        ({"seeds": [0]}, "at least 2 items"),
+        ({"depths": [2]}, "at least 2 items"),
+        ({"steps": 1}, "leaves no whole step"),
+    ],
+)
+def test_mistakes_are_named(transfer: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ExperimentError, match=problem) as raised:
+        plan(**transfer).check()
+    assert "\n" not in str(raised.value)
+
+
+def test_transfers_are_by_doublings_of_the_depth() -> None:
+    valleys = {"paper": {4: planted(-6.0), 16: planted(-7.0)}}
+    assert transfers(valleys)["paper"].drift == pytest.approx(-0.5)
