@@ -64,6 +64,13 @@ class Experiment(Section):
                 f"(channel_multipliers has {len(tokenizer.channel_multipliers)} entries) "
                 f"is {side / tokenizer.downsampling:g}"
             )
+        parts = {"evaluation": self.evaluation, "evaluation.fidelity": self.evaluation.fidelity}
+        for name, part in parts.items():
+            if part is not None and (part.top_k or part.top_p) and self.model.description.reads == "latents":
+                raise ValueError(
+                    f"{name}.{'top_k' if part.top_k else 'top_p'}: chooses among tokens, and models of family "
+                    f"{self.model.family} draw none: leave it at 0"
+                )
         try:
             tokenizer.training.check_image_size(side)
         except ValueError as error:

@@ -15,7 +15,9 @@ from varscale.families.base import TokenLosses
 
 
 class TokenPrediction(Metric):
-    """Cross-entropy (nats a token) and error (1 - top-1 accuracy), over all scales, the last, and each.
+    """Loss of each token and error (1 - top-1 accuracy), over all scales, the last, and each.
+
+    The loss is in nats of models with a likelihood; others predict no tokens, and have no error.
 
     The sums of each position are float64, so that neither the batch size nor the number of processes shows in the
     result.
@@ -27,10 +29,10 @@ class TokenPrediction(Metric):
     squares: Tensor
     images: Tensor
 
-    def __init__(self, groups: Sequence[int]) -> None:
+    def __init__(self, groups: Sequence[int], *, has_likelihood: bool = True) -> None:
         """Expect groups of so many tokens, which are reported apart: the scales."""
         super().__init__()
-        self.groups = tuple(groups)
+        self.groups, self.has_likelihood = tuple(groups), has_likelihood
         tokens = sum(self.groups)
         for name, shape in (("loss_L", (tokens,)), ("errors_L", (tokens,)), ("squares", ())):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
@@ -40,20 +42,21 @@ class TokenPrediction(Metric):
         """Add a batch of images."""
         loss_BL = losses.loss_BL.double()
         self.loss_L += loss_BL.sum(0)
-        self.errors_L += losses.wrong.sum(0)
+        if self.has_likelihood:
+            self.errors_L += losses.wrong.sum(0)
         self.squares += loss_BL.mean(1).square().sum()
         self.images += len(loss_BL)
 
     def compute(self) -> dict[str, float]:
-        """All figures; `loss_standard_error` is over images, `loss_per_image` in nats an image."""
+        """All figures; `loss_standard_error` is over images, `loss_per_image` in nats an image (of a likelihood)."""
         count = int(self.images)
         loss_L, errors_L = (self.loss_L / count).cpu(), (self.errors_L / count).cpu()
         mean = float(loss_L.mean())
         variance = max(float(self.squares) / count - mean * mean, 0.0) * count / max(count - 1, 1)
+        of_likelihood = {**by_scale("error", errors_L, self.groups), "loss_per_image": float(loss_L.sum())}
         return {
             **by_scale("loss", loss_L, self.groups),
-            **by_scale("error", errors_L, self.groups),
-            "loss_per_image": float(loss_L.sum()),
+            **(of_likelihood if self.has_likelihood else {}),
             "loss_standard_error": math.sqrt(variance / count),
             "validation_images": float(count),
         }

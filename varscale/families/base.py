@@ -61,6 +61,8 @@ class ModelDescription(TokenSpace, ABC):
     """The family's name."""
     depth: Size
     """The size: the number of blocks. All other sizes follow from it within a study."""
+    reads: ClassVar[Reads] = "pyramid"
+    """What the models read, and so what a study stores of its images."""
 
     @abstractmethod
     def implementation(self) -> "Family":
@@ -101,6 +103,11 @@ class ModelDescription(TokenSpace, ABC):
     def groups(self) -> tuple[int, ...]:
         """How the L tokens fall into groups whose losses are reported apart: the scales."""
         return tuple(side**2 for side in self.patch_nums)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the output layer gives for each token: the logits."""
+        return self.vocab_size
 
     def training_flops(self) -> int:
         """Forward and backward pass of one image: 3 × forward."""
@@ -148,7 +155,7 @@ class TokenLosses(NamedTuple):
     """What a model says of a batch."""
 
     loss_BL: "Tensor"
-    """Loss of each token, float32; nats for a family with a likelihood."""
+    """Loss of each token, float32; nats for a family with a likelihood, otherwise what the family says."""
     tokens_BL: "Tensor | None" = None
     """The true tokens; None without a likelihood."""
     logits_BLV: "Tensor | None" = None
@@ -194,6 +201,8 @@ class SamplingOptions:
     """What logits are divided by before tokens are chosen."""
     smooth: bool = False
     """Mix codes by Gumbel noise instead of choosing one (the reference's `more_smooth`); for pictures, not measures."""
+    steps: int = 0
+    """Steps of the sampler, where a family's number of passes can be chosen; 0: as the model's settings say."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance <= LARGEST:
@@ -206,6 +215,8 @@ class SamplingOptions:
             )
         if self.top_k < 0 or not 0 <= self.top_p <= 1:
             raise ValueError(f"top_k must be at least 0 and top_p in [0, 1], not {self.top_k} and {self.top_p}")
+        if not 0 <= self.steps <= LARGEST:
+            raise ValueError(f"steps must be at least 0, not {self.steps}; at most {LARGEST:g}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be a whole number from 0 up, not {self.seed}")
 
@@ -222,7 +233,6 @@ class SamplingOptions:
 class Family(ABC):
     """What a family does with its models. It has no state: models are ordinary modules with an attribute `config`."""
 
-    reads: ClassVar[Reads] = "pyramid"
     has_likelihood: ClassVar[bool] = True
     can_smooth: ClassVar[bool] = False
     """Whether `SamplingOptions.smooth` has a meaning."""
@@ -244,7 +254,8 @@ class Family(ABC):
         Args:
             model: From `build`.
             tokenizer: The frozen tokenizer whose tokens these are.
-            batch: `tokens_BL` and `labels_B`, and `sample_index_B`, each sample's number in the whole run.
+            batch: `tokens_BL` (or `latents_BChw`, where models read latents) and `labels_B`, and `sample_index_B`, each
+                sample's number in the whole run.
             seed: Of label dropout, stochastic depth and the like, which depend on (seed, sample index) alone; None:
                 an evaluation, without any of them.
         """

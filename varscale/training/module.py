@@ -28,7 +28,7 @@ MOST_COMPILATIONS = 128
 class ModelModule(LightningModule):
     """A model, its loss and its optimizer.
 
-    Batches are dicts: `tokens_BL`, `labels_B` and `sample_index_B` (the sample's number in the whole run, which names
+    Batches are dicts: `tokens_BL` (or `latents_BChw`), `labels_B` and `sample_index_B` (the sample's number in the whole run, which names
     its random numbers: label dropout and stochastic depth are the same however the batch is split or resumed).
     Learning rate and weight decay of each step are set by `ScheduleCallback`. A device's share of a step passes in
     parts of `images_at_once` images, 0: at once; parts change nothing but how sums are rounded.
@@ -63,7 +63,7 @@ class ModelModule(LightningModule):
         self.images_at_once, self.log_every_steps = images_at_once, log_every_steps
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.taken = 0  # the same number, without asking a device for it
-        self.prediction = TokenPrediction(description.groups)
+        self.prediction = TokenPrediction(description.groups, has_likelihood=self.family.has_likelihood)
 
     steps: Tensor
 
