@@ -45,8 +45,15 @@ VAR_CHANGES: dict[str, dict[str, Any]] = {
 }
 DIFFUSION_CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "patches of four": {"patch_nums": (1, 2, 4), "patch_size": 2, "mlp_ratio": 2.3},
-    "odd width, noise": {"width": 26, "heads": 1, "depth": 3, "prediction": "ddpm", "noise_schedule": "cosine"},
+    "patches of four, noise": {
+        "patch_nums": (1, 2, 4),
+        "patch_size": 2,
+        "mlp_ratio": 2.3,
+        "width": 26,
+        "heads": 2,
+        "prediction": "ddpm",
+        "noise_schedule": "cosine",
+    },
 }
 DESCRIPTIONS: dict[str, ModelDescription] = {
     **{f"var, {name}": var_config(**{**SPACE, "width": 24, "heads": 3, **changes})

@@ -102,7 +102,8 @@ def encode_tokens(
 ) -> None:
     """Encode the validation images and `train_images` training images (all, of a stored data set).
 
-    The stores hold tokens, or latents where the experiment's models read these. Damaged shards of earlier calls are made anew, and a store never shrinks.
+    The stores hold tokens, or latents where the experiment's models read these. Damaged shards of earlier calls are
+    made anew, and a store never shrinks.
     """
     train_images = max(train_images, encoded_images(files))
     model = load_tokenizer(tokenizer_files.weights, tokenizer_files.fingerprint)

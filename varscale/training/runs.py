@@ -133,6 +133,7 @@ def _result(
         **figures,
         "unigram_entropy": summary and summary.unigram_entropy,
         "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
+        **({"latents_fingerprint": inputs.tokens.fingerprint} if cell.trunk.model.reads == "latents" else {}),
         "tokenizer_faults": None if faults is None else "; ".join(fault.what for fault in faults),
         "fingerprint": files.fingerprint,
         "status": status,

@@ -29,7 +29,7 @@ from varscale.errors import TokenStoreError
 from varscale.store.atomic import write_atomically, write_json
 
 Encode = Callable[[torch.Tensor], Sequence[torch.Tensor]]
-"""Images float32 (B, 3, s, s) in [-1, 1], on the CPU, to one int64 (B, p²) a scale, or to latents alone (B, c, h, w)."""
+"""Images float32 (B, 3, s, s) in [-1, 1], on the CPU, to one int64 (B, p²) a scale, or to latents (B, c, h, w)."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HEADER_BYTES = 128  # of a NumPy file

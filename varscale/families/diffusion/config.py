@@ -168,7 +168,7 @@ class DiffusionSection(FamilySection, DiffusionSettings):
     width_per_depth: Annotated[Whole, Field(ge=1, le=4096)] = 64
     """Transformer width = width_per_depth · depth."""
     head_dim: Annotated[Whole, Field(ge=1, le=4096)] = 64
-    """Channels of an attention head, at least: a size has as many heads as divide its width and leave each that many."""
+    """Channels of an attention head, at least: a size has as many heads as divide its width and leave each so many."""
 
     description = DiTConfig
 

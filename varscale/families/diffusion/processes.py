@@ -50,7 +50,9 @@ def drawn(settings: DiffusionSettings, predict: Predict, fresh: Fresh, steps: in
     if settings.prediction == "flow":
         return _integrated(predict, fresh(0), steps, heun=settings.solver == "heun")
     if steps > NOISE_LEVELS:
-        raise ValueError(f"{steps} steps: {settings.solver} has {NOISE_LEVELS} levels of noise, and takes no more steps")
+        raise ValueError(
+            f"{steps} steps: {settings.solver} has {NOISE_LEVELS} levels of noise, and takes no more steps"
+        )
     return _denoised(predict, fresh, kept_shares(settings.noise_schedule), steps, settings.solver == "ancestral")
 
 
