@@ -185,9 +185,6 @@ def test_the_first_loss_is_that_of_guessing(description: ModelDescription) -> No
     if family.has_likelihood:
         assert float(losses.loss_BL.mean().detach()) == pytest.approx(math.log(description.vocab_size), rel=0.02)
         assert losses.wrong.shape == losses.loss_BL.shape
-    if isinstance(description, DiTConfig):  # 0 is said of noise, or of latents less noise
-        variance = 2 if description.prediction == "flow" else 1
-        assert float(losses.loss_BL.mean().detach()) == pytest.approx(variance, rel=0.1)
 
 
 def test_a_few_steps_learn_a_few_images_by_heart(description: ModelDescription) -> None:

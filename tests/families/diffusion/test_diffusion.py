@@ -109,6 +109,23 @@ def test_the_transformer_is_dit() -> None:
     torch.testing.assert_close(model(noisy_BChw, moments_B, labels_B), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("prediction", "variance"), [("flow", 2), ("ddpm", 1)])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_first_loss_is_the_variance_of_what_is_predicted(prediction: Any, variance: int, seed: int | None) -> None:
+    """The output is 0 at first: it misses noise of variance 1, or the difference of latents and noise."""
+    config, images = description(prediction=prediction), 1000
+    model = DiT(config)
+    model.set_statistics([5.0, 0.0, -1.0, 2.0], [0.1, 1.0, 10.0, 0.5])
+    batch = {
+        "latents_BChw": model.restored(torch.randn(images, 4, 4, 4, generator=torch.Generator().manual_seed(0))),
+        "labels_B": torch.zeros(images, dtype=torch.int64),
+        "sample_index_B": torch.arange(images),
+    }
+    losses = config.implementation().losses(model, tokenizer_for(config), batch, seed)
+    assert losses.loss_BL.shape == (images, 4)
+    assert float(losses.loss_BL.mean().detach()) == pytest.approx(variance, rel=0.03)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_patches_are_put_back(size: int) -> None:
     x_BChw = torch.randn(2, 3, 4, 4)
