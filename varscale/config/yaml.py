@@ -163,8 +163,11 @@ def _merged(
     for name, value in change.items():
         key, old = (*above, str(name)), settings.get(name)
         kinds = None if above else KINDS.get(name)
-        mergeable = key != ("search", "space") and isinstance(old, dict) and isinstance(value, dict)
-        if mergeable and not (kinds and kinds.differ(old, value)):
+        if (
+            isinstance(old, dict)
+            and isinstance(value, dict)
+            and not (key == ("search", "space") or (kinds and kinds.differ(old, value)))
+        ):
             merged[name] = _merged(old, value, file, files, key)
             continue
         for replaced in [known for known in files if known[: len(key)] == key]:

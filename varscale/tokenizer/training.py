@@ -143,8 +143,9 @@ def encode_tokens(
         first_views = TokenStore.open(files.train, views=1, num_images=first, verify="sizes")
         if latents:
             statistics = channel_statistics(first_views)
-            of_latents = {"latent_mean": statistics.mean, "latent_deviation": statistics.deviation}
-            summary = TokensSummary(images=len(train), **of_latents)
+            summary = TokensSummary(
+                images=len(train), latent_mean=statistics.mean, latent_deviation=statistics.deviation
+            )
         else:
             summary = TokensSummary(images=len(train), unigram_entropy=unigram_entropy(first_views).mean)
         summary.write(files.summary)

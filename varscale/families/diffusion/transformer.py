@@ -104,13 +104,14 @@ class DiTBlock(nn.Module):
 
 def patches(x_BChw: Tensor, size: int) -> Tensor:
     """The numbers of each patch, (B, L, P), row by row."""
-    return x_BChw.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    parts: Tensor = x_BChw.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    return parts.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatched(x_BLP: Tensor, size: int, channels: int) -> Tensor:
     """The inverse of `patches`, of a square."""
     side = math.isqrt(x_BLP.shape[1])
-    parts = x_BLP.unflatten(2, (size, size, channels)).unflatten(1, (side, side))
+    parts: Tensor = x_BLP.unflatten(2, (size, size, channels)).unflatten(1, (side, side))
     return parts.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
