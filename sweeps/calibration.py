@@ -98,9 +98,8 @@ class MeasuringTrunk(MeasuringJob):
         return f"steps of {self.trunk.label}"
 
     def measure(self, share: Share) -> MeasuredSpeed:
-        """Steps of an untrained model on random tokens."""
-        import torch
-
+        """Steps of an untrained model on random samples."""
+        from varscale.families.models import random_batch
         from varscale.tokenizer.autoencoder import MultiScaleTokenizer
         from varscale.training.module import ModelModule
 
@@ -116,12 +115,7 @@ class MeasuringTrunk(MeasuringJob):
             images_at_once=min(images, trunk.images_at_once(share.memory_bytes())),
             log_every_steps=self.experiment.runtime.log_every_steps,
         )
-        batch = {
-            "tokens_BL": torch.randint(model.vocab_size, (images, model.tokens)),
-            "labels_B": torch.randint(model.num_classes, (images,)),
-            "sample_index_B": torch.arange(images),
-        }
-        seconds = _seconds_of_an_image(module, batch, self.files, optim.precision)
+        seconds = _seconds_of_an_image(module, random_batch(model, images), self.files, optim.precision)
         return MeasuredSpeed(size=trunk.flops_per_image, seconds=seconds)
 
 

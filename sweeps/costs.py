@@ -129,6 +129,14 @@ def encoding_work(experiment: Experiment, images: int) -> tuple[Work, ...]:
     return (_tokenizer_passes(experiment, images, encoded=True, arithmetic="tf32"),)
 
 
+def stored_bytes(experiment: Experiment) -> int:
+    """Of one view of an image in the stores that its models read, as `varscale.data.tokens.manifest` says."""
+    tokenizer = experiment.tokenizer
+    if experiment.model.description.reads == "latents":
+        return 4 + 2 * tokenizer.latent_channels * tokenizer.latent_size**2
+    return (tokenizer.tokens_per_image + 1) * (2 if tokenizer.vocab_size <= 2**16 else 4)
+
+
 def validation_work(cells: Iterable[Cell], images: int) -> list[Work]:
     """One pass of each cell over so many validation images, and the cell's grid of samples."""
     found = []

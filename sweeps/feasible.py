@@ -97,9 +97,9 @@ def _training_bytes(cells: Sequence[Cell], shares: MachineShares) -> Iterator[tu
         model, evaluation = trunk.model, trunk.experiment.evaluation
         images = trunk.images_at_once(shares.worker.memory_bytes())
         yield "runtime.micro_batch", _CERTAIN * trunk.step_bytes(images)
-        logits = model.vocab_size * FLOAT32_BYTES
+        outputs = model.outputs * FLOAT32_BYTES
         images = min(evaluation.batch_size, _validation_images(trunk.experiment))
-        yield "evaluation.batch_size", images * model.tokens * logits
+        yield "evaluation.batch_size", images * model.tokens * outputs
         images = evaluation.samples_per_class * min(evaluation.sample_classes, model.num_classes)
         yield "evaluation.samples_per_class", images * _drawn_bytes(trunk)
 
@@ -112,9 +112,9 @@ def _drawing_bytes(experiment: Experiment, drawn: Sequence[tuple[Cell, float]]) 
 
 
 def _drawn_bytes(trunk: Trunk) -> int:
-    """Of an image that is drawn: its pixels, and the logits of its last scale."""
+    """Of an image that is drawn: its pixels, and what the model gives for its last scale."""
     model = trunk.model
-    return (3 * trunk.experiment.data.image_size**2 + model.groups[-1] * model.vocab_size) * FLOAT32_BYTES
+    return (3 * trunk.experiment.data.image_size**2 + model.groups[-1] * model.outputs) * FLOAT32_BYTES
 
 
 def _study_seconds(study: Study, missing: Sequence[Cell], shares: MachineShares) -> Iterator[tuple[str, float]]:

@@ -16,6 +16,7 @@ from sweeps.costs import (
     extractor_flops,
     fidelity_work,
     size_costs,
+    stored_bytes,
     tokenizer_work,
     training_work,
     validation_work,
@@ -172,7 +173,7 @@ def _sizes_table(plan: StudyPlan) -> Table:
         table.add_row("tokenizer", *counts, *memory, _hours(device, costs.tokenizer), _gib(weights), done)
     if study is not None:
         images, done = f"{plan.encoded:,}", "no" if plan.left.encoding else "yes"
-        stays += (tokens := plan.encoded * (experiment.tokenizer.tokens_per_image + 1) * 2)  # and a label
+        stays += (tokens := plan.encoded * stored_bytes(experiment))
         row = f"{_flops(costs.encoding):.3g}", images, "", "", "", _hours(device, costs.encoding), _gib(tokens), done
         table.add_row("tokens", "", *row)
     missing = {cell.label for cell in plan.missing}

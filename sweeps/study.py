@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from sweeps.costs import stored_bytes
 from varscale.config import Experiment
 from varscale.data.sources.of_experiment import data_identity
 from varscale.evaluation.plan import FidelityPlan
@@ -52,8 +53,10 @@ class Study:
     @cached_property
     def tokens(self) -> TokenFiles:
         """Files of its token stores."""
-        name = f"{self._data_name}-l{self.experiment.tokenizer.tokens_per_image}"
-        return self.store.tokens(RunKey("tokens", name, tokens_fingerprint(self.data, self.tokenizer.fingerprint)))
+        latents = self.experiment.model.description.reads == "latents"
+        name = f"{self._data_name}-{'latents' if latents else f'l{self.experiment.tokenizer.tokens_per_image}'}"
+        identity = tokens_fingerprint(self.data, self.tokenizer.fingerprint, latents=latents)
+        return self.store.tokens(RunKey("tokens", name, identity))
 
     def cell_files(self, cell: Cell) -> RunFiles:
         """A cell's files."""
@@ -183,10 +186,9 @@ class Study:
         return f"{self.experiment.data.kind}{self.experiment.data.image_size}"
 
     def _bytes_of_tokens(self) -> int:
-        tokenizer, data = self.experiment.tokenizer, self.experiment.data
-        token_bytes = 2 if tokenizer.vocab_size <= 2**16 else 4
+        data = self.experiment.data
         images = max(self.train_images, encoded_images(self.tokens)) * data.views + (data.validation_images or 0)
-        return max(0, images * (tokenizer.tokens_per_image + 1) * token_bytes - self.tokens.bytes)
+        return max(0, images * stored_bytes(self.experiment) - self.tokens.bytes)
 
 
 @dataclass(frozen=True)

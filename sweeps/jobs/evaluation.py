@@ -99,7 +99,8 @@ class EvaluationJob(Job):
 
         set_threads(share)
         cell = self.place.cell(self.cell) if self.cell else None
-        what = Evaluated(self.subject, self.title, self.experiment.data, self.place.tokenizer, cell)
+        latents = self.place.tokens if self.experiment.model.description.reads == "latents" else None
+        what = Evaluated(self.subject, self.title, self.experiment.data, self.place.tokenizer, cell, latents)
         evaluate(self.plan, what, self.files, self.place.store, STOP.checked(report))
 
     def described(self) -> dict[str, Any]:
@@ -111,7 +112,9 @@ class EvaluationJob(Job):
     def _measured(self) -> RunFiles | None:
         if self.cell is not None:
             return self.place.cell(self.cell)
-        return self.place.tokenizer if self.subject == "reconstructed" else None
+        if self.subject == "real":
+            return None
+        return self.place.tokens if self.experiment.model.description.reads == "latents" else self.place.tokenizer
 
 
 def cell_evaluations(place: StudyPlace, plan: FidelityPlan, cells: Sequence[Cell]) -> list[EvaluationJob]:

@@ -52,6 +52,15 @@ def test_only_what_differs_is_stated(folder: Path) -> None:
     assert (experiment.data, experiment.model, experiment.grid) == (base.data, base.model, base.grid)
 
 
+def test_what_is_searched_is_replaced_as_a_whole(folder: Path) -> None:
+    """Another family has other settings to search."""
+    lr, width = {"low": 0.1, "high": 1.0}, {"choices": [8, 16]}
+    write(folder / "one.yaml", {"extends": "base.yaml", "search": {"depth": 3, "space": {"optim.lr": lr}}})
+    path = write(folder / "two.yaml", {"extends": "one.yaml", "search": {"space": {"model.width_per_depth": width}}})
+    assert load_experiment(str(path)).search.space.keys() == {"model.width_per_depth"}
+    assert load_experiment(str(path)).search.depth == 3
+
+
 def test_several_levels_each_from_where_it_lies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder / "studies" / "one.yaml", {"extends": "../base.yaml", "optim": {"lr": 0.1, "batch_size": 8}})
     write(

@@ -28,6 +28,15 @@ def measured(logits_BLV: torch.Tensor, tokens_BL: torch.Tensor, batch: int) -> d
     return metric.compute()
 
 
+def test_without_likelihood_there_is_a_loss_alone() -> None:
+    metric, loss_BL = TokenPrediction([4], has_likelihood=False), torch.rand(20, 4)
+    metric.update(TokenLosses(loss_BL))
+    figures = metric.compute()
+    assert figures["loss"] == figures["loss_last_scale"] == pytest.approx(float(loss_BL.mean()))
+    assert figures["loss_standard_error"] == pytest.approx(float(loss_BL.mean(1).std()) / math.sqrt(20), rel=1e-5)
+    assert figures.keys() == {"loss", "loss_last_scale", "loss_scale_1", "loss_standard_error", "validation_images"}
+
+
 def test_figures_equal_numpy() -> None:
     logits_BLV, tokens_BL = draw(50)
     figures = measured(logits_BLV, tokens_BL, 50)

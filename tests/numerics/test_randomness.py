@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from varscale.numerics.randomness import permutation, sample_indices, uniform
+from varscale.numerics.randomness import normal, permutation, sample_indices, uniform
 
 
 def splitmix(value: np.uint64) -> np.uint64:
@@ -83,3 +83,19 @@ def test_each_epoch_takes_each_item_once(batch: int, size: int) -> None:
 def test_bad_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="dataset_size 0"):
         sample_indices(0, 0, 4, 0)
+
+
+def test_normal_numbers_are_uniform_ones_inverted() -> None:
+    samples_B = torch.arange(2000)
+    ours, numbers = normal(3, "noise", 1, samples_B, 8), uniform(3, "noise", 1, samples_B, 8)
+    assert ours.dtype == torch.float32
+    np.testing.assert_allclose(ours, stats.norm.ppf(numbers.double() + 2.0**-25), rtol=1e-4, atol=1e-6)
+    assert stats.kstest(ours.flatten().numpy(), "norm").pvalue > 0.01
+
+
+def test_normal_numbers_are_finite_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = torch.tensor([[0.0, 1 - 2.0**-24]])
+    monkeypatch.setattr("varscale.numerics.randomness.uniform", lambda *_: ends)
+    assert normal(0, "", 0, torch.arange(1), 2)[0].tolist() == pytest.approx(
+        stats.norm.ppf([2.0**-25, 1 - 2.0**-25]), rel=1e-3
+    )

@@ -92,6 +92,12 @@ def test_what_changes_the_tokenizer_changes_both(sections: dict[str, Any]) -> No
     assert not set(prints(**sections)) & set(prints())
 
 
+def test_latents_are_another_store_than_tokens() -> None:
+    data = data_identity(little_experiment().data)
+    assert tokens_fingerprint(data, "print") != tokens_fingerprint(data, "print", latents=True)
+    assert tokens_fingerprint(data, "print") == tokens_fingerprint(data, "print", latents=False)
+
+
 def test_where_images_lie_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor, for the tokenizer, how many views of each are encoded."""
     data = folders(tmp_path / "here", 9)

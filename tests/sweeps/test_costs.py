@@ -17,11 +17,14 @@ from sweeps.costs import (
     extractor_flops,
     fidelity_work,
     size_costs,
+    stored_bytes,
     tokenizer_work,
     validation_work,
 )
 from sweeps.grid import grid_cells
 from varscale.config import Experiment
+from varscale.config.yaml import validate
+from varscale.data.tokens.manifest import Manifest
 from varscale.evaluation.extractors import RingsClassifier
 from varscale.evaluation.plan import RINGS_TRAINING
 from varscale.tokenizer.shape import TokenizerShape
@@ -33,6 +36,19 @@ FASTER = {"name": "fast", "depths": [3], "budgets": [6e7, 2e7], "settings": {"op
 
 def costs_of(experiment: Experiment, cells: tuple[Cell, ...]) -> StudyCosts:
     return StudyCosts(size_costs(cells), tokenizer_work(experiment), encoding_work(experiment, 100), ())
+
+
+def test_stored_bytes_are_those_of_the_stores_rows() -> None:
+    for family in ("var", "diffusion"):
+        settings = {**toy_experiment().model_dump(mode="json"), "model": {"family": family}}
+        experiment = validate(settings, "a test")
+        tokenizer = experiment.tokenizer
+        manifest = Manifest(
+            schema=2, tokenizer_fingerprint="", data_fingerprint="", patch_nums=tokenizer.patch_nums, num_classes=2,
+            vocab_size=tokenizer.vocab_size, num_images=5, views=1, shard_images=8, procedural=True,
+            latent_channels=tokenizer.latent_channels if family == "diffusion" else None,
+        )  # fmt: skip
+        assert stored_bytes(experiment) == manifest.row_bytes
 
 
 def flops(works: Any) -> float:

@@ -128,6 +128,7 @@ def sample(
     top_k: TopK = 0,
     top_p: TopP = 0.0,
     smooth: Smooth = False,
+    steps: Annotated[int, typer.Option(min=0, max=10**6, help="Sampler steps (diffusion); 0: the model's own.")] = 0,
     show_scales: ShowScales = False,
     seed: NoiseSeed = 0,
     batch: Annotated[
@@ -147,7 +148,7 @@ def sample(
     from varscale.generation.collection import is_folder
 
     with mistakes_as_one_line():
-        options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
+        options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth, steps)
         if Path(out).suffix != ".png" or is_folder(out):
             if show_scales:
                 raise ExperimentError("--show-scales: only for one picture, a .png")

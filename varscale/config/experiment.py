@@ -70,6 +70,13 @@ class Experiment(Section):
                 f"model.family: {self.model.family} reads tokens of one scale, but tokenizer.patch_nums has "
                 f"{len(scales)}, {scales}: set it to [{scales[-1]}]"
             )
+        parts = {"evaluation": self.evaluation, "evaluation.fidelity": self.evaluation.fidelity}
+        for name, part in parts.items():
+            if part is not None and (part.top_k or part.top_p) and self.model.description.reads == "latents":
+                raise ValueError(
+                    f"{name}.{'top_k' if part.top_k else 'top_p'}: chooses among tokens, and models of family "
+                    f"{self.model.family} draw none: leave it at 0"
+                )
         try:
             tokenizer.training.check_image_size(side)
         except ValueError as error:

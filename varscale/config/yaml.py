@@ -1,8 +1,8 @@
 """Experiments as YAML files: finding, reading with `extends:` and `--set`, writing; errors name file and key.
 
 An experiment may extend another, `extends: rings` (a shipped one) or `extends: ../rings.yaml` (a file, from where this
-one lies), and then states only what differs: sections are merged, any other value is replaced, lists as a whole. Where
-it names another kind of a section (`data.kind`, `model.family`), the whole section is replaced.
+one lies), and then states only what differs: sections are merged, any other value is replaced, lists and `search.space`
+as a whole. Where it names another kind of a section (`data.kind`, `model.family`), the whole section is replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,7 +163,11 @@ def _merged(
     for name, value in change.items():
         key, old = (*above, str(name)), settings.get(name)
         kinds = None if above else KINDS.get(name)
-        if isinstance(old, dict) and isinstance(value, dict) and not (kinds and kinds.differ(old, value)):
+        if (
+            isinstance(old, dict)
+            and isinstance(value, dict)
+            and not (key == ("search", "space") or (kinds and kinds.differ(old, value)))
+        ):
             merged[name] = _merged(old, value, file, files, key)
             continue
         for replaced in [known for known in files if known[: len(key)] == key]:

@@ -101,13 +101,13 @@ class _Steps(IterableDataset[Batch]):
 
 @dataclass(eq=False)
 class StepBatches(_Steps):
-    """Training batches of tokens: `tokens_BL`, `labels_B` and `sample_index_B` (place in the whole run), all int64.
+    """Training batches of a store's samples, with their `sample_index_B`, int64 (place in the whole run).
 
     Epoch e takes view e modulo the store's views, so no view of an image is taken twice before every image was.
     """
 
     store: TokenStore
-    """The tokens."""
+    """The tokens, or latents."""
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, self._my_steps())
@@ -116,8 +116,8 @@ class StepBatches(_Steps):
         """This rank's share of one step."""
         store = self.store
         taken = self._take(step, store.num_images, store.manifest.procedural)
-        tokens_BL, labels_B = store.tokens(taken.epoch_B % store.views * store.num_images + taken.image_B)
-        return {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": torch.from_numpy(taken.sample_index_B)}
+        samples = store.samples(taken.epoch_B % store.views * store.num_images + taken.image_B)
+        return {**samples._asdict(), "sample_index_B": torch.from_numpy(taken.sample_index_B)}
 
 
 @dataclass(eq=False)
@@ -150,7 +150,7 @@ class ImageBatches(_Steps):
 
 
 class EvaluationBatches(IterableDataset[Batch]):
-    """Every sample of a store exactly once, in order, split over the ranks: `tokens_BL`, `labels_B`, `sample_index_B`.
+    """Every sample of a store exactly once, in order, with its `sample_index_B`, split over the ranks.
 
     The ranks' shares, and the last batch, can be smaller than the others.
     """
@@ -165,8 +165,7 @@ class EvaluationBatches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for start in _of_this_worker(self._starts):
             sample_B = torch.arange(start, min(start + self._starts.step, self._stop))
-            tokens_BL, labels_B = self.store.tokens(sample_B)
-            yield {"tokens_BL": tokens_BL, "labels_B": labels_B, "sample_index_B": sample_B}
+            yield {**self.store.samples(sample_B)._asdict(), "sample_index_B": sample_B}
 
 
 def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result]:

@@ -29,7 +29,7 @@ class StoredEvaluation:
     subject: str
     """A `Subject`."""
     of: str
-    """Fingerprint of the cell or the tokenizer; "" of real images."""
+    """Fingerprint of the cell, the tokenizer or the latents; "" of real images."""
     how: dict[str, Any]
     """`SETTINGS`, and `floor`: which real images the floor is of."""
     result: Result
@@ -79,6 +79,7 @@ class StoredEvaluations:
             own: Folders of the evaluations that come first; then come those at the default guidance, most images first.
         """
         usual = FidelityConfig().guidance[0]
+        read = str(cell.row.get("latents_fingerprint") or cell.row.get("tokenizer_fingerprint"))
         places = {folder: place for place, folder in enumerate(own)}
 
         def order(each: StoredEvaluation) -> tuple[Any, ...]:
@@ -90,7 +91,7 @@ class StoredEvaluations:
         for each in sorted(self._of("cell", cell.fingerprint), key=order):
             floors = [
                 *self._floors("real", "", each),
-                *self._floors("reconstructed", str(cell.row.get("tokenizer_fingerprint")), each),
+                *self._floors("reconstructed", read, each),
             ]
             merged = {name: value for one in (*floors, each) for name, value in one.columns.items()}
             rows.setdefault(tuple(each.how[name] for name in SETTINGS), merged)

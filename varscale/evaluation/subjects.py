@@ -48,13 +48,19 @@ class Evaluated:
     """The study's."""
     cell: RunFiles | None = None
     """The cell, where one is measured."""
+    latents: RunFiles | None = None
+    """The study's stored latents, where its models read these and so are held to reconstructions from them."""
 
     @property
     def of(self) -> dict[str, str]:
         """Whose images these are, under the runs table's name for it; nobody's where they are real."""
         if self.cell is not None:
             return {"fingerprint": self.cell.fingerprint}
-        return {"tokenizer_fingerprint": self.tokenizer.fingerprint} if self.subject == "reconstructed" else {}
+        if self.subject == "real":
+            return {}
+        if self.latents is not None:
+            return {"latents_fingerprint": self.latents.fingerprint}
+        return {"tokenizer_fingerprint": self.tokenizer.fingerprint}
 
 
 def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store, report: Report) -> None:
@@ -108,7 +114,7 @@ def _batches(plan: FidelityPlan, what: Evaluated) -> Iterator[Tensor]:
     if what.subject != "cell":
         images = number_of(plan.floor)
         real = _real(what.data, other(settings.reference), images, settings.batch_size)
-        return real if what.subject == "real" else _reconstructed(what.tokenizer, real)
+        return real if what.subject == "real" else _reconstructed(what, real)
     assert what.cell is not None
     tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
     model = load_model(what.cell.weights, what.cell.fingerprint).to(device)
@@ -127,12 +133,16 @@ def _real(data: DataSection, split: Literal["train", "validation"], count: int, 
 
 
 @torch.no_grad()
-def _reconstructed(files: RunFiles, real: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Images that went through the tokenizer's tokens and back."""
+def _reconstructed(what: Evaluated, real: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Images that went through the tokenizer's tokens, or its latents, and back."""
     device = best_device()
-    tokenizer = load_tokenizer(files.weights, files.fingerprint).to(device)
+    tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
     for pixels_b3ss in real:
-        images_b3ss = tokenizer.decode(tokenizer.encode(to_model_range(pixels_b3ss.numpy()).to(device)))
+        images_b3ss = to_model_range(pixels_b3ss.numpy()).to(device)
+        if what.latents is not None:
+            images_b3ss = tokenizer.decode_features(tokenizer.features(images_b3ss))
+        else:
+            images_b3ss = tokenizer.decode(tokenizer.encode(images_b3ss))
         yield ((images_b3ss + 1) / 2).mul(255).round().to(torch.uint8)
 
 

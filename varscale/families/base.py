@@ -104,6 +104,11 @@ class ModelDescription(TokenSpace, ABC):
         """How the L tokens fall into groups whose losses are reported apart: the scales."""
         return tuple(side**2 for side in self.patch_nums)
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that the output layer gives for each token: the logits."""
+        return self.vocab_size
+
     def training_flops(self) -> int:
         """Forward and backward pass of one image: 3 × forward."""
         return 3 * self.forward_flops()
@@ -261,7 +266,8 @@ class Family(ABC):
         Args:
             model: From `build`.
             tokenizer: The frozen tokenizer whose tokens these are.
-            batch: `tokens_BL` and `labels_B`, and `sample_index_B`, each sample's number in the whole run.
+            batch: `tokens_BL` (or `latents_BChw`, where models read latents) and `labels_B`, and `sample_index_B`, each
+                sample's number in the whole run.
             seed: Of label dropout, stochastic depth and the like, which depend on (seed, sample index) alone; None:
                 an evaluation, without any of them.
         """

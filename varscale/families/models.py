@@ -1,6 +1,6 @@
 """What the models of all families share: their base class, samples, the choice of tokens, and evaluation mode.
 
-Letters in tensor names: B batch, M tokens, V vocabulary, c latent channels.
+Letters in tensor names: B batch, M tokens, V vocabulary, C and c channels, h and w height and width, of latents.
 """
 
 import contextlib
@@ -26,12 +26,41 @@ class FamilyModel(nn.Module):
     config: ModelDescription
 
 
+class LatentModel(FamilyModel):
+    """A model that reads latents, and keeps each channel's mean and deviation over the training set with its weights.
+
+    Within it latents are standardised by these.
+    """
+
+    latent_mean_c: Tensor
+    latent_deviation_c: Tensor
+
+    def __init__(self, channels: int) -> None:
+        """Until `set_statistics` says otherwise, latents are standardised already."""
+        super().__init__()
+        self.register_buffer("latent_mean_c", torch.zeros(channels))
+        self.register_buffer("latent_deviation_c", torch.ones(channels))
+
+    def set_statistics(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        """Take over mean and deviation of each channel."""
+        self.latent_mean_c.copy_(torch.tensor(mean))
+        self.latent_deviation_c.copy_(torch.tensor(deviation))
+
+    def standardised(self, latents_BChw: Tensor) -> Tensor:
+        """Latents of the tokenizer as the model has them."""
+        return (latents_BChw - self.latent_mean_c.view(-1, 1, 1)) / self.latent_deviation_c.view(-1, 1, 1)
+
+    def restored(self, standardised_BChw: Tensor) -> Tensor:
+        """Latents of the model as the tokenizer has them."""
+        return standardised_BChw * self.latent_deviation_c.view(-1, 1, 1) + self.latent_mean_c.view(-1, 1, 1)
+
+
 class Sample(NamedTuple):
     """Sampled images.
 
     Attributes:
         images: float32 (B, 3, H, W) in [0, 1].
-        tokens: K int64 tensors (B, p²), coarse to fine.
+        tokens: K int64 tensors (B, p²), coarse to fine; none where the model draws latents.
     """
 
     images: Tensor
@@ -48,6 +77,20 @@ class GivenTokens(NamedTuple):
 
     tokens: Sequence[Tensor]
     kept: Sequence[Tensor]
+
+
+def random_batch(model: ModelDescription, images: int) -> dict[str, Tensor]:
+    """A batch of random samples such as a model reads, for measurements of its speed."""
+    if model.reads == "latents":
+        side = model.patch_nums[-1]
+        samples = {"latents_BChw": torch.randn(images, model.latent_channels, side, side)}
+    else:
+        samples = {"tokens_BL": torch.randint(model.vocab_size, (images, model.tokens))}
+    return {
+        **samples,
+        "labels_B": torch.randint(model.num_classes, (images,)),
+        "sample_index_B": torch.arange(images),
+    }
 
 
 def draw(
@@ -129,7 +172,7 @@ def codes_of(tokenizer: MultiScaleTokenizer, tokens_BM: Tensor) -> Tensor:
 
 
 def pictures(tokenizer: MultiScaleTokenizer, features_hat_BChw: Tensor) -> Tensor:
-    """The images in [0, 1], float32 (B, 3, H, W), that quantized features stand for.
+    """The images in [0, 1], float32 (B, 3, H, W), that features, quantized or not, stand for.
 
     They are decoded in parts: the decoder's memory, at the images' resolution, is many times the transformer's. With
     the channels next to each other a processor took two thirds of the time (64 images of 24 or 32 pixels a side).

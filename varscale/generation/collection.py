@@ -50,6 +50,7 @@ class CollectionRecord(Record):
     smooth: bool
     seed: int
     use_cache: bool
+    steps: int = 0
 
     def difference_from(self, other: "CollectionRecord") -> str | None:
         """The first thing in which they differ, in words; None where nothing does."""

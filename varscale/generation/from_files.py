@@ -125,8 +125,12 @@ def draw(
     With `show_scales` each image has a row of its own, with the picture after each scale.
 
     Raises:
+        ExperimentError: The model draws no tokens, whose scales could be shown.
         ValueError: A label is out of range.
     """
+    config = drawable.model.config
+    if show_scales and config.reads == "latents":
+        raise ExperimentError(f"--show-scales: models of family {config.family} draw latents, which have no scales")
     labels_B = torch.tensor(labels, device=best_device()).repeat_interleave(count)
     drawn = sample_with(drawable.model, drawable.tokenizer, labels_B, options)
     if show_scales:

@@ -59,13 +59,15 @@ def sample_with(
 def check_sampling(
     config: ModelDescription, tokenizer: MultiScaleTokenizer, labels: Tensor, options: SamplingOptions
 ) -> None:
-    """Raise `ValueError` where a model can't be sampled so: foreign tokenizer, labels out of range, no smooth mode."""
+    """Raise `ValueError` where a model can't be sampled so: foreign tokenizer, labels out of range, no such option."""
     for name in ("patch_nums", "vocab_size", "latent_channels"):
         ours, theirs = getattr(config, name), getattr(tokenizer, name)
         if ours != theirs:
             raise ValueError(f"the transformer has {name} {ours}, but the tokenizer {theirs}")
     if options.smooth and not config.implementation().can_smooth:
         raise ValueError(f"models of family {config.family} have no smooth mode")
+    if config.reads == "latents" and (options.top_k or options.top_p or options.temperature != 1):
+        raise ValueError(f"models of family {config.family} choose no tokens: top_k, top_p and temperature say nothing")
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
         raise ValueError(f"labels must be a list of integers, not {labels.dtype} of shape {tuple(labels.shape)}")
     smallest, largest = int(labels.min()), int(labels.max())

@@ -5,6 +5,7 @@ Lea and Flood 2014) applied to one key after another; in int64 arithmetic it giv
 """
 
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from typing import cast
@@ -35,6 +36,15 @@ def uniform(seed: int, stream: str, step: int, sample_index_B: Tensor, draws: in
     """
     hash_Bn = _hash(seed, stream, step, sample_index_B, draws)
     return ((hash_Bn >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def normal(seed: int, stream: str, step: int, sample_index_B: Tensor, draws: int) -> Tensor:
+    """Standard normal numbers, float32 (B, draws), as `uniform` draws its own: its numbers, inverted.
+
+    None is beyond ±5.42. Devices may round them otherwise.
+    """
+    middle_Bn = uniform(seed, stream, step, sample_index_B, draws) - 0.5 + 2.0**-25  # exact, and never ±½
+    return torch.erfinv(2 * middle_Bn) * math.sqrt(2)
 
 
 def permutation(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:

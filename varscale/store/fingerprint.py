@@ -60,10 +60,10 @@ def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity) -> str:
     return fingerprint(kind="tokenizer", data=data.training, tokenizer=described)
 
 
-def tokens_fingerprint(data: DataIdentity, tokenizer_fingerprint: str) -> str:
-    """Identity of the token stores: the tokenizer's, and the training and validation images'."""
+def tokens_fingerprint(data: DataIdentity, tokenizer_fingerprint: str, *, latents: bool = False) -> str:
+    """Identity of the stores of tokens, or of latents: the tokenizer's, and the training and validation images'."""
     images = {"data": data.training, "views": data.views, "validation": data.validation}
-    return fingerprint(kind="tokens", tokenizer=tokenizer_fingerprint, **images)
+    return fingerprint(kind="latents" if latents else "tokens", tokenizer=tokenizer_fingerprint, **images)
 
 
 def file_digest(path: Path) -> str:

@@ -113,8 +113,12 @@ class TokensSummary(Record):
 
     images: Annotated[int, Field(ge=1)]
     """Training images."""
-    unigram_entropy: FiniteFloat
-    """Entropy of the training tokens when only their position is known, nats a token."""
+    unigram_entropy: FiniteFloat | None = None
+    """Entropy of the training tokens when only their position is known, nats a token; None: the stores hold latents."""
+    latent_mean: tuple[FiniteFloat, ...] = ()
+    """Of each channel of the training latents."""
+    latent_deviation: tuple[FiniteFloat, ...] = ()
+    """Their standard deviation."""
 
 
 class FittedLaws(Record):

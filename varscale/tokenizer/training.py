@@ -9,10 +9,10 @@ import torch
 from filelock import FileLock
 
 from varscale.config import Experiment, TokenizerConfig
-from varscale.data.loading import ImageBatches, load_ahead
+from varscale.data.loading import ORDER_WINDOW, ImageBatches, load_ahead
 from varscale.data.sources.base import ImageSource, Pixels
 from varscale.data.sources.of_experiment import training_source, validation_source
-from varscale.data.tokens.store import TokenStore, unigram_entropy
+from varscale.data.tokens.store import TokenStore, channel_statistics, unigram_entropy
 from varscale.data.tokens.writer import encode_store
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError, TokenStoreError
@@ -102,16 +102,20 @@ def encode_tokens(
 ) -> None:
     """Encode the validation images and `train_images` training images (all, of a stored data set).
 
-    Damaged shards of earlier calls are made anew, and a store never shrinks.
+    The stores hold tokens, or latents where the experiment's models read these. Damaged shards of earlier calls are
+    made anew, and a store never shrinks.
     """
     train_images = max(train_images, encoded_images(files))
     model = load_tokenizer(tokenizer_files.weights, tokenizer_files.fingerprint)
     device = best_device()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
 
+    latents = experiment.model.description.reads == "latents"
+
     def encode(images_B3HW: torch.Tensor) -> list[torch.Tensor]:
+        images_B3HW = images_B3HW.to(device, memory_format=torch.channels_last)
         with deterministic():
-            return model.encode(images_B3HW.to(device, memory_format=torch.channels_last))
+            return [model.features(images_B3HW)] if latents else model.encode(images_B3HW)
 
     train = training_source(experiment.data, train_images)
     stores = [(files.validation, validation_source(experiment.data), 1), (files.train, train, experiment.data.views)]
@@ -126,6 +130,7 @@ def encode_tokens(
             patch_nums=model.patch_nums,
             vocab_size=model.vocab_size,
             tokenizer_fingerprint=tokenizer_files.fingerprint,
+            latent_channels=model.latent_channels if latents else None,
             views=views,
             batch_size=experiment.tokenizer.encode_batch_size,
             workers=_loading_threads(),
@@ -133,8 +138,17 @@ def encode_tokens(
         )
         done += len(source) * views
     if encoded_images(files) != len(train):
-        first_views = TokenStore.open(files.train, views=1, verify="sizes")
-        TokensSummary(images=len(train), unigram_entropy=unigram_entropy(first_views).mean).write(files.summary)
+        # of procedural images the first ones, so that statistics stay what they are when the store grows
+        first = ORDER_WINDOW if latents and train.procedural else None
+        first_views = TokenStore.open(files.train, views=1, num_images=first, verify="sizes")
+        if latents:
+            statistics = channel_statistics(first_views)
+            summary = TokensSummary(
+                images=len(train), latent_mean=statistics.mean, latent_deviation=statistics.deviation
+            )
+        else:
+            summary = TokensSummary(images=len(train), unigram_entropy=unigram_entropy(first_views).mean)
+        summary.write(files.summary)
 
 
 def tokens_ready(files: TokenFiles, train_images: int) -> bool:

@@ -8,6 +8,7 @@ from pydantic import Field, FiniteFloat
 
 from varscale.config import RuntimeConfig
 from varscale.errors import ExperimentError
+from varscale.families.models import random_batch
 from varscale.numerics.device import best_device, deterministic
 from varscale.numerics.machine import Share, device_name, machine_bytes
 from varscale.store.records import Record
@@ -113,11 +114,7 @@ def _step_cost(trunk: Trunk, images: int, tokenizer: MultiScaleTokenizer, compil
     device = best_device()
     module = ModelModule(trunk.model, trunk.experiment.optim, tokenizer, compiled=compiled).to(device)
     optimizer = module.configure_optimizers()
-    batch = {
-        "tokens_BL": torch.zeros(images, trunk.model.tokens, dtype=torch.int64, device=device),
-        "labels_B": torch.zeros(images, dtype=torch.int64, device=device),
-        "sample_index_B": torch.arange(images, device=device),
-    }
+    batch = {name: values.to(device) for name, values in random_batch(trunk.model, images).items()}
     bfloat16 = trunk.experiment.optim.precision == "bfloat16"
 
     def step() -> None:

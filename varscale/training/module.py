@@ -30,8 +30,9 @@ MOST_COMPILATIONS = 128
 class ModelModule(LightningModule):
     """A model, its loss and its optimizer.
 
-    Batches are dicts: `tokens_BL`, `labels_B` and `sample_index_B` (the sample's number in the whole run, which names
-    its random numbers: label dropout and stochastic depth are the same however the batch is split or resumed).
+    Batches are dicts: `tokens_BL` (or `latents_BChw`), `labels_B` and `sample_index_B` (the sample's number in the
+    whole run, which names its random numbers: label dropout and stochastic depth are the same however the batch is
+    split or resumed).
     Learning rate and weight decay of each step are set by `ScheduleCallback`. A device's share of a step passes in
     parts of `images_at_once` images, 0: at once; parts change nothing but how sums are rounded.
 

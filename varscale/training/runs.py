@@ -14,8 +14,9 @@ from filelock import FileLock
 from varscale.data.loading import EvaluationBatches, StepBatches
 from varscale.data.tokens.manifest import class_names
 from varscale.data.tokens.store import TokenStore
-from varscale.errors import Diverged
+from varscale.errors import Diverged, TokenStoreError
 from varscale.evaluation.verdict import recorded_faults
+from varscale.families.models import LatentModel
 from varscale.families.storage import save_model
 from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
@@ -132,6 +133,7 @@ def _result(
         **figures,
         "unigram_entropy": summary and summary.unigram_entropy,
         "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
+        **({"latents_fingerprint": inputs.tokens.fingerprint} if cell.trunk.model.reads == "latents" else {}),
         "tokenizer_faults": None if faults is None else "; ".join(fault.what for fault in faults),
         "fingerprint": files.fingerprint,
         "status": status,
@@ -237,7 +239,7 @@ class _Run:
         torch.set_num_threads(execution.threads)
         images = trunk.images_at_once(execution.memory_bytes)
         check_memory(trunk.step_bytes(images), "runtime.micro_batch")
-        return ModelModule(
+        module = ModelModule(
             trunk.model,
             trunk.experiment.optim,
             load_tokenizer(self.inputs.tokenizer.weights, self.inputs.tokenizer.fingerprint),
@@ -246,6 +248,12 @@ class _Run:
             images_at_once=images,
             log_every_steps=trunk.experiment.runtime.log_every_steps,
         )
+        if isinstance(module.model, LatentModel):
+            summary = TokensSummary.read(self.inputs.tokens.summary)
+            if summary is None or not summary.latent_mean:
+                raise TokenStoreError(f"{self.inputs.tokens.summary}: no statistics of latents; encode them again")
+            module.model.set_statistics(summary.latent_mean, summary.latent_deviation)
+        return module
 
     def _images(self, checkpoint: Mapping[str, Any]) -> int:
         return int(checkpoint["state_dict"]["steps"]) * self.trunk.batch_size

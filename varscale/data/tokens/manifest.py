@@ -1,8 +1,9 @@
 """What a token store's manifest says, and how its files are named, hashed and checked.
 
 A store is a folder of shards and `manifest.json`, which is written last. A shard is a NumPy file of one view of up to
-`shard_images` consecutive images, one row an image: its label, then its L tokens, scale by scale. While a store is
-written, `progress.json` lists the shards that are finished.
+`shard_images` consecutive images, one row an image: its label, then its L tokens, scale by scale. A store of latents
+has rows of two fields, `label` and `latents`, the latter float16 (c, h, w). While a store is written, `progress.json`
+lists the shards that are finished.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from varscale.errors import TokenStoreError
@@ -70,6 +72,8 @@ class Manifest(BaseModel):
     """Labels are 0 … num_classes - 1."""
     class_names: tuple[str, ...] = ()
     """Name of each label; none: labels have no names, or the store is of an earlier version."""
+    latent_channels: Annotated[int, Field(ge=1, le=2**14)] | None = None
+    """Channels c of the latents that a store of latents holds; None: it holds tokens."""
     num_images: _Count
     """Images, each with `views` rows."""
     views: _Count
@@ -108,8 +112,20 @@ class Manifest(BaseModel):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Unsigned type of the shards' numbers: two bytes where tokens and labels fit, else four."""
+        """Unsigned type of the shards' numbers, two bytes where tokens and labels fit, else four; or latents' rows."""
+        if self.latent_channels is not None:
+            side = self.patch_nums[-1]
+            return np.dtype([("label", "<u4"), ("latents", "<f2", (self.latent_channels, side, side))])
         return np.dtype("<u2" if max(self.vocab_size, self.num_classes) <= 2**16 else "<u4")
+
+    def empty_rows(self, images: int) -> NDArray[Any]:
+        """Rows of a shard, still without content."""
+        return np.empty(images if self.latent_channels is not None else (images, 1 + self.tokens_per_image), self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of an image's row."""
+        return self.empty_rows(1).nbytes
 
     @property
     def shards_per_view(self) -> int:
@@ -131,7 +147,8 @@ class Manifest(BaseModel):
 
     def difference_from(self, other: "Manifest") -> str | None:
         """The key in which they differ and both values; None if both hold the same tokens as far as both go."""
-        keys = ["tokenizer_fingerprint", "data_fingerprint", "patch_nums", "vocab_size", "num_classes", "shard_images"]
+        keys = ["tokenizer_fingerprint", "data_fingerprint", "patch_nums", "vocab_size", "latent_channels"]
+        keys += ["num_classes", "shard_images"]
         for key in [*keys, "procedural", *([] if self.procedural else ["num_images"])]:
             values = getattr(self, key), getattr(other, key)
             if values[0] != values[1]:
@@ -141,7 +158,7 @@ class Manifest(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a JSON object; `dtype` is for readers that don't know the rule."""
-        return {**self.model_dump(mode="json", by_alias=True), "dtype": self.dtype.name}
+        return {**self.model_dump(mode="json", by_alias=True), "dtype": str(self.dtype)}
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -1,8 +1,11 @@
 """The token store: every view of every image, encoded once, memory-mapped. `varscale.data.tokens.writer` writes it.
 
+A store holds tokens, or the latents before quantization, for models that read these.
+
 Sample s of a store of N images is view s // N of image s % N, so samples 0 … N - 1 are each image once.
 
-Letters: B batch, L tokens of an image over all scales, p side of a scale's token map, V vocabulary.
+Letters: B batch, L tokens of an image over all scales, p side of a scale's token map, V vocabulary, c channels of the
+latents, C the same of a batch, h and w their height and width.
 """
 
 import errno
@@ -10,7 +13,7 @@ import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,6 +33,15 @@ class TokenBatch(NamedTuple):
 
     tokens_BL: torch.Tensor
     """int64, scale by scale."""
+    labels_B: torch.Tensor
+    """int64."""
+
+
+class LatentBatch(NamedTuple):
+    """Latents and labels of some samples."""
+
+    latents_BChw: torch.Tensor
+    """float32, as the tokenizer has them before it quantizes."""
     labels_B: torch.Tensor
     """int64."""
 
@@ -119,25 +131,41 @@ class TokenStore:
         Raises:
             IndexError: If a sample is out of range.
         """
+        rows = self._rows(sample_indices)
+        tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
+        return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
+
+    def samples(self, sample_indices: Indices | torch.Tensor) -> TokenBatch | LatentBatch:
+        """What the store holds of such samples.
+
+        Raises:
+            IndexError: If a sample is out of range.
+        """
+        if self.manifest.latent_channels is None:
+            return self.tokens(sample_indices)
+        rows = self._rows(sample_indices)
+        latents_BChw = torch.from_numpy(rows["latents"].astype(np.float32))
+        return LatentBatch(latents_BChw, torch.from_numpy(rows["label"].astype(np.int64)))
+
+    def _rows(self, sample_indices: Indices | torch.Tensor) -> NDArray[Any]:
         sample_B = np.asarray(sample_indices, dtype=np.int64)
         if sample_B.size and (sample_B.min() < 0 or sample_B.max() >= self.num_samples):
             raise IndexError(f"{self.directory}: samples are 0 … {self.num_samples - 1}")
         view_B, image_B = np.divmod(sample_B, self.num_images)
         shard_B, row_B = np.divmod(image_B, self.manifest.shard_images)
         shard_B += view_B * self.manifest.shards_per_view
-        rows = np.empty((sample_B.size, 1 + self.tokens_per_image), dtype=self.manifest.dtype)
+        rows = self.manifest.empty_rows(sample_B.size)
         if sample_B.size and (shard_B == shard_B[0]).all():
             np.take(self._shards[shard_B[0]], row_B, axis=0, out=rows, mode="clip")
         else:
             for position, (shard, row) in enumerate(zip(shard_B.tolist(), row_B.tolist(), strict=True)):
                 rows[position] = self._shards[shard][row]
-        tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
-        return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
+        return rows
 
-    def batches(self, batch_size: int) -> Iterator[TokenBatch]:
+    def batches(self, batch_size: int) -> Iterator[TokenBatch | LatentBatch]:
         """All samples in order, the last batch as small as it comes."""
         for first in range(0, self.num_samples, batch_size):
-            yield self.tokens(np.arange(first, min(first + batch_size, self.num_samples)))
+            yield self.samples(np.arange(first, min(first + batch_size, self.num_samples)))
 
 
 @dataclass(frozen=True)
@@ -160,12 +188,36 @@ def unigram_entropy(store: TokenStore) -> UnigramEntropy:
     offset_L = np.arange(length, dtype=np.int64) * vocab_size
     rows_at_once = max(1, 2**24 // length)  # 128 MiB of 64-bit numbers
     for batch in store.batches(rows_at_once):
+        assert isinstance(batch, TokenBatch)
         counts += np.bincount((batch.tokens_BL.numpy() + offset_L).ravel(), minlength=counts.size)
     shares_LV = counts.reshape(length, vocab_size) / store.num_samples
     logarithms_LV = np.log(shares_LV, out=np.zeros_like(shares_LV), where=shares_LV > 0)
     entropy_L = torch.from_numpy(-(shares_LV * logarithms_LV).sum(axis=1))
     by_scale = tuple(float(part.mean()) for part in split_scales(entropy_L[None], store.patch_nums))
     return UnigramEntropy(float(entropy_L.mean()), by_scale)
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Of each channel of the latents."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    """Standard deviation; 1 where a channel always has the same value."""
+
+
+def channel_statistics(store: TokenStore) -> ChannelStatistics:
+    """Over all samples and places of a store of latents, in double precision."""
+    channels, side = store.manifest.latent_channels or 0, store.patch_nums[-1]
+    sums_2c = torch.zeros(2, channels, dtype=torch.float64)
+    for batch in store.batches(max(1, 2**22 // (channels * side**2))):
+        assert isinstance(batch, LatentBatch)
+        latents_BChw = batch.latents_BChw.double()
+        sums_2c += torch.stack((latents_BChw.sum((0, 2, 3)), latents_BChw.square().sum((0, 2, 3))))
+    mean_c, square_c = sums_2c / (store.num_samples * side**2)
+    deviation_c = (square_c - mean_c.square()).clamp_min(0).sqrt()
+    constant_c = deviation_c <= 1e-6 * mean_c.abs()  # to rounding
+    return ChannelStatistics(tuple(mean_c.tolist()), tuple(deviation_c.masked_fill(constant_c, 1.0).tolist()))
 
 
 def split_scales(tokens_BL: torch.Tensor, patch_nums: Sequence[int]) -> list[torch.Tensor]:
@@ -201,7 +253,7 @@ def _allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
-def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[np.unsignedinteger]:
+def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[Any]:
     shard = manifest.shards[number]
     place = f"{directory / shard.file}: shards[{number}]"
     try:
@@ -211,7 +263,7 @@ def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[np.u
         more_files = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
         advice = more_files if too_many else "encode the store again"
         raise TokenStoreError(f"{place}: not readable ({error}); {advice}") from None
-    expected = (shard.images, 1 + manifest.tokens_per_image)
+    expected = (shard.images, *manifest.empty_rows(0).shape[1:])
     if rows.shape != expected or rows.dtype != manifest.dtype:
         raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}")
     return np.asarray(rows)  # a plain array over the mapped file: indexing it is much faster than a memmap's

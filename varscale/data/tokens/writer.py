@@ -1,6 +1,7 @@
 """Encoding a token store: shard by shard, each finished one kept whatever happens next.
 
-Letters: B batch, s side of an image in pixels, p side of a scale's token map.
+Letters: B batch, s side of an image in pixels, p side of a scale's token map, c channels, h and w height and width of
+latents.
 """
 
 import errno
@@ -28,7 +29,7 @@ from varscale.errors import TokenStoreError
 from varscale.store.atomic import write_atomically, write_json
 
 Encode = Callable[[torch.Tensor], Sequence[torch.Tensor]]
-"""Images float32 (B, 3, s, s) in [-1, 1], on the CPU, to one int64 (B, p²) a scale."""
+"""Images float32 (B, 3, s, s) in [-1, 1], on the CPU, to one int64 (B, p²) a scale, or to latents (B, c, h, w)."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HEADER_BYTES = 128  # of a NumPy file
@@ -44,6 +45,7 @@ def encode_store(
     patch_nums: Sequence[int],
     vocab_size: int,
     tokenizer_fingerprint: str,
+    latent_channels: int | None = None,
     views: int = 1,
     shard_images: int = SHARD_IMAGES,
     batch_size: int = 256,
@@ -66,6 +68,7 @@ def encode_store(
         patch_nums: Side of each scale's token map.
         vocab_size: Tokens must be below it.
         tokenizer_fingerprint: Names the tokenizer.
+        latent_channels: Channels of the latents, where these are stored; None: tokens are.
         views: Views of each image, more than 1 only where views differ.
         shard_images: Images of a shard, a multiple of batch_size.
         batch_size: Images encoded at once.
@@ -90,6 +93,7 @@ def encode_store(
         data_fingerprint=source.fingerprint,
         patch_nums=tuple(patch_nums),
         vocab_size=vocab_size,
+        latent_channels=latent_channels,
         num_classes=source.num_classes,
         class_names=source.class_names,
         num_images=len(source),
@@ -186,8 +190,7 @@ class _StoreWriter:
         self.source.undecodable.update(earlier.undecodable)
 
     def _check_space(self, missing: Sequence[ShardRows]) -> None:
-        row_bytes = (1 + self.wanted.tokens_per_image) * self.wanted.dtype.itemsize
-        needed = sum(_HEADER_BYTES + rows.images * row_bytes for rows in missing) + _SPARE_BYTES
+        needed = sum(_HEADER_BYTES + rows.images * self.wanted.row_bytes for rows in missing) + _SPARE_BYTES
         free = shutil.disk_usage(self.directory).free
         if missing and needed > free:
             raise TokenStoreError(
@@ -207,12 +210,15 @@ class _StoreWriter:
         return self.source.load_batch(images, [view] * len(images))
 
     def _write_shard(self, rows: ShardRows, loaded: Iterator[tuple[Pixels, Labels]]) -> Shard:
-        numbers = np.empty((rows.images, 1 + self.wanted.tokens_per_image), dtype=self.wanted.dtype)
+        numbers, holds_latents = self.wanted.empty_rows(rows.images), self.wanted.latent_channels is not None
         for start in range(0, rows.images, self.batch_size):
             pixels_B3ss, labels_B = next(loaded)
             part = numbers[start : start + self.batch_size]
-            part[:, 0] = labels_B
-            part[:, 1:] = self._encode_batch(pixels_B3ss)
+            encoded = self._encode_batch(pixels_B3ss)
+            if holds_latents:
+                part["label"], part["latents"] = labels_B, self._checked_latents(encoded)[: len(part)]
+            else:
+                part[:, 0], part[:, 1:] = labels_B, self._checked_tokens(encoded)[: len(part)]
             self.done += len(part)
             if self.progress is not None:
                 self.progress(self.done, self.wanted.num_images * self.wanted.views)
@@ -222,23 +228,38 @@ class _StoreWriter:
         write_atomically(self.directory / rows.file, content)
         return Shard(**rows._asdict(), bytes=len(content), blake2b=manifests.checksum(content))
 
-    def _encode_batch(self, pixels_B3ss: Pixels) -> NDArray[np.int64]:
-        """Tokens (B, L), checked."""
-        count = len(pixels_B3ss)
-        filled = np.concatenate([pixels_B3ss, np.repeat(pixels_B3ss[-1:], self.batch_size - count, axis=0)])
+    def _encode_batch(self, pixels_B3ss: Pixels) -> list[torch.Tensor]:
+        """What the encoder gives for a batch, filled up."""
+        missing = self.batch_size - len(pixels_B3ss)
+        filled = np.concatenate([pixels_B3ss, np.repeat(pixels_B3ss[-1:], missing, axis=0)])
         with torch.no_grad():
-            scales = [tokens.detach().cpu() for tokens in self.encode(to_model_range(filled))]
+            return [encoded.detach().cpu() for encoded in self.encode(to_model_range(filled))]
+
+    def _checked_tokens(self, scales: Sequence[torch.Tensor]) -> NDArray[np.int64]:
+        """Tokens (B, L)."""
         shapes = [tuple(tokens.shape) for tokens in scales]
         expected = [(self.batch_size, side * side) for side in self.wanted.patch_nums]
         if shapes != expected:
             raise TokenStoreError(f"the encoder's tokens have the shapes {shapes}; patch_nums ask for {expected}")
-        tokens_BL = torch.cat(scales, dim=1)[:count].numpy().astype(np.int64)
+        tokens_BL = torch.cat(list(scales), dim=1).numpy().astype(np.int64)
         if tokens_BL.min() < 0 or tokens_BL.max() >= self.wanted.vocab_size:
             raise TokenStoreError(
                 f"the encoder's tokens go from {tokens_BL.min()} to {tokens_BL.max()}; "
                 f"vocab_size {self.wanted.vocab_size} asks for 0 … {self.wanted.vocab_size - 1}"
             )
         return tokens_BL
+
+    def _checked_latents(self, encoded: Sequence[torch.Tensor]) -> NDArray[np.float16]:
+        """Latents (B, c, h, w)."""
+        expected = [(self.batch_size, *self.wanted.dtype["latents"].shape)]
+        if (shapes := [tuple(latents.shape) for latents in encoded]) != expected:
+            raise TokenStoreError(f"the encoder's latents have the shapes {shapes}, expected {expected}")
+        if not encoded[0].half().isfinite().all():
+            raise TokenStoreError(
+                f"the encoder's latents are not all finite, or beyond ±{torch.finfo(torch.float16).max:g}; train "
+                "another tokenizer"
+            )
+        return encoded[0].half().numpy()
 
     def _manifest(self) -> Manifest:
         """What is finished, in order."""
