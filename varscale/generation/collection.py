@@ -50,6 +50,8 @@ class CollectionRecord(Record):
     smooth: bool
     seed: int
     use_cache: bool
+    chosen: str = ""
+    """How images were chosen among candidates, and by which classifier; nothing where all were kept."""
 
     def difference_from(self, other: "CollectionRecord") -> str | None:
         """The first thing in which they differ, in words; None where nothing does."""
