@@ -99,9 +99,13 @@ def paper_table(measured: pd.DataFrame, *, published: bool = False) -> PaperTabl
 
 def as_csv(table: PaperTable) -> str:
     """Numbers as they are, headings without arrows, with the columns `published` and `source`."""
-    plain = table.frame.rename(columns=lambda name: re.sub(r" [↓↑]$", "", name))
-    whole = plain.map(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
-    return whole.to_csv(index=False)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(re.sub(r" [↓↑]$", "", name) for name in table.frame.columns)
+    for row in table.frame.itertuples(index=False):
+        values = ("" if value != value else value for value in row)
+        writer.writerow(int(each) if isinstance(each, float) and each.is_integer() else each for each in values)
+    return file.getvalue()
 
 
 def as_markdown(table: PaperTable) -> str:

@@ -1,6 +1,6 @@
 """Rejection sampling: of several drawn images the one is kept that a classifier finds likeliest of its class.
 
-Razavi et al. 2019 (arXiv 1906.00446); in papers' tables such rows end in "-re". With M candidates, image i is one of the
+Razavi et al. 2019 (arXiv 1906.00446); such rows of tables end in "-re". With M candidates, image i is one of the
 images i·M … i·M + M - 1 that would be drawn without rejection of the same labels, each M times over, so it depends on
 neither its batch nor where drawing began. Every image has as many candidates: each class keeps its share.
 
@@ -8,6 +8,7 @@ Letters in tensor names: b images kept of a batch, M candidates of each, C class
 """
 
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,9 @@ def open_classifier(
 
 
 def _scripted(weights: str) -> Callable[[Tensor], Tensor]:
-    network = torch.jit.load(weights, map_location=best_device()).eval()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # exported programs are no substitute: loading them unpickles
+        network = torch.jit.load(weights, map_location=best_device()).eval()  # type: ignore[no-untyped-call]
     return lambda images_b3HW: network(images_b3HW.float() / 255)
 
 
@@ -144,7 +147,8 @@ def _torchvision(name: str, weights: Path, place: str) -> Callable[[Tensor], Ten
             f"{place}: torchvision has no classifier {name}; expected resnet101, say, or {RINGS_CLASSIFIER}"
         )
     state = _state(weights)
-    classes = len(next(reversed(state.values())))  # the output layer is the last
+    with torch.device("meta"):  # the output layer is the last
+        classes = len(state[next(reversed(models.get_model(name, weights=None).state_dict()))])
     network = models.get_model(name, weights=None, num_classes=classes)
     network.load_state_dict(state)
     network.to(best_device(), memory_format=torch.channels_last).eval()
