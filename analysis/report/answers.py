@@ -58,7 +58,7 @@ def _prediction_row(
 
 def _best(table: RunsTable, key: str, found: tuple[Allocation, ...]) -> ReportTable:
     noun, of_each = data_noun(table)
-    headings = (f"best for {key}", "FLOPs", "N (parameters)", f"D ({noun})")
+    headings = ("approach", "FLOPs", "best N (parameters)", f"best D ({noun})")
     rows = []
     for approach in found:
         for best in approach.best:
@@ -67,4 +67,4 @@ def _best(table: RunsTable, key: str, found: tuple[Allocation, ...]) -> ReportTa
                 data = (number(best.tokens / of_each), interval(scaled(best.tokens_ci95, of_each)))
             size = (number(best.params), interval(best.params_ci95))
             rows.append(((approach.approach,), (number(best.budget),), size, data))
-    return ReportTable(headings, rows, "", frozenset(headings[1:]))
+    return ReportTable(headings, rows, f"best size by {key}", frozenset(headings[1:]))
