@@ -48,7 +48,7 @@ def check_machine(study: Study, shares: MachineShares, missing: Sequence[Cell]) 
     if unfit := unfit_sizes(missing, shares.worker.memory_bytes()):
         raise ExperimentError(f"{unfit} here: leave them out, or plan for another --device")
     fidelity = experiment.evaluation.fidelity
-    drawn = [(cell, guidance) for guidance in (fidelity.guidance if fidelity else ()) for cell in missing]
+    drawn = [(cell, guidance) for guidance in (fidelity.drawings if fidelity else ()) for cell in missing]
     _check(
         [*_preparation_bytes(study), *_training_bytes(missing, shares), *_drawing_bytes(experiment, drawn)],
         [*_study_seconds(study, missing, shares), *_drawing_seconds(experiment, drawn, shares)],

@@ -76,7 +76,7 @@ def plan_of(experiment: Experiment, store: Store, cells: tuple[Cell, ...], devic
     def evaluations(trained: Sequence[Cell], drawn: Sequence[tuple[Cell, float]], *, floors: bool) -> tuple[Work, ...]:
         return (*validation_work(trained, validation), *fidelity_work(experiment, drawn, floors=floors))
 
-    guidances = experiment.evaluation.fidelity.guidance if experiment.evaluation.fidelity else ()
+    guidances = experiment.evaluation.fidelity.drawings if experiment.evaluation.fidelity else ()
     costs = StudyCosts(
         size_costs(cells),
         tokenizer_work(experiment),
@@ -96,7 +96,7 @@ def plan_of(experiment: Experiment, store: Store, cells: tuple[Cell, ...], devic
         () if encoded_images(study.tokens) >= study.train_images else costs.encoding,
         evaluations(
             study.missing,
-            [(job.cell, job.plan.guidance) for job in jobs if job.cell is not None],
+            [(job.cell, each) for job in jobs if job.cell is not None for each in job.plan.settings.drawings],
             floors=any(job.cell is None for job in jobs),
         ),
     )

@@ -178,7 +178,7 @@ class Study:
 
     def _evaluations(self, cell: RunFiles) -> tuple[str, ...]:
         """Folders of the evaluations of a cell that the study's settings ask for."""
-        plans = self.fidelity.at_each_guidance() if self.fidelity is not None else ()
+        plans = self.fidelity.one_by_one() if self.fidelity is not None else ()
         return tuple(plan.key("cell", cell).folder for plan in plans)
 
     @property

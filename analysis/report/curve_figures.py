@@ -22,10 +22,12 @@ from analysis.report.drawing import (
     label,
     legend_below,
     log_axis,
+    named,
     plain,
     points,
     power_of_ten,
     render,
+    run_names,
     sentence,
     shades,
     size_name,
@@ -33,6 +35,7 @@ from analysis.report.drawing import (
 )
 from analysis.report.evaluation_figures import floor_lines, floors, interval_bars, marks_in_words
 from analysis.results import FitEntry, LawsResult
+from analysis.tables.table import RunsTable
 
 _HELD_AND_FREE = "Lines: the law fitted to the frontier, above the measured floor and above a free one. "
 _LINES = (("-", INK), ("--", VERMILION), (":", GREEN), ("-.", PURPLE), ("--", BLUE))
@@ -48,13 +51,15 @@ def against_compute(result: LawsResult, key: str, group: str, target: str, name:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        _size_lines(axes, grid, target)
+        _size_lines(axes, result.table, grid, target)
         best = grid.frontier
         reach = np.geomspace(best["flops"].min() / 1.3, best["flops"].max() * 4, 80)
         _band(axes, best, target, grid, reach)
         for entry, (style, colour) in zip(drawn, _LINES, strict=False):
             axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry), zorder=4)
-        axes.plot(best["flops"], best[target], "o", mfc="none", mec=INK, ms=6, mew=0.8, zorder=5, label="frontier")
+        rings = axes.plot(best["flops"], best[target], "o", mfc="none", mec=INK, ms=6, mew=0.8, zorder=5)
+        rings[0].set_label("frontier")
+        named(rings, run_names(result.table, best))
         _prediction_mark(axes, grid, check)
         log_axis(axes, "x")
         value_axis(axes, pd.concat([grid.cells[target], best[target], pd.Series(levels, dtype=float)]))
@@ -88,8 +93,14 @@ def against(result: LawsResult, target: str, x: str, name: str, group: str = "")
         values = rows[x].to_numpy(dtype=float)
         interval_bars(axes, rows, rows[x], target, BLUE)
         if on_frontier:
-            _others(axes, result.table.frame, target, group)
-        points(axes, values, rows[target].to_numpy(dtype=float), "frontier" if on_frontier else "runs")
+            _others(axes, result.table, target, group)
+        points(
+            axes,
+            values,
+            rows[target].to_numpy(dtype=float),
+            "frontier" if on_frontier else "runs",
+            run_names(result.table, rows),
+        )
         reach = np.geomspace(values.min() / 1.2, values.max() * 1.2, 120)
         if banded is not None:
             _interval_bands(axes, banded, reach)
@@ -123,7 +134,8 @@ def isoflop(result: LawsResult, grid: TargetGrid, target: str, name: str) -> Dra
             rows = grid.cells[grid.cells["budget"] == budget].sort_values("params")
             found = next((each for each in grid.minima if each.budget == budget), None)
             bowl = found is not None and found.params is not None
-            axes.plot(rows["params"], rows[target], "o" if bowl else "o:", color=colour, lw=0.8)
+            drawn = axes.plot(rows["params"], rows[target], "o" if bowl else "o:", color=colour, lw=0.8)
+            named(drawn, run_names(result.table, rows))
             axes.plot([], [], "-", color=colour, label=power_of_ten(budget))
             if found is not None and found.params is not None and found.value is not None:
                 logs = np.log(rows["params"].to_numpy(dtype=float))
@@ -156,7 +168,8 @@ def groups(result: LawsResult) -> Drawing:
         for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
             values = entry.rows[x].to_numpy(dtype=float)
             name = plain(entry.group)
-            axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.is_shown else name)
+            drawn = axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.is_shown else name)
+            named(drawn, run_names(result.table, entry.rows))
             if entry.is_shown:
                 reach = np.geomspace(values.min(), values.max() * 2, 50)
                 axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{name}: {_formula(entry)}")
@@ -170,13 +183,14 @@ def groups(result: LawsResult) -> Drawing:
     )
 
 
-def _size_lines(axes: Axes, grid: TargetGrid, target: str) -> None:
+def _size_lines(axes: Axes, table: RunsTable, grid: TargetGrid, target: str) -> None:
     sizes = sorted(grid.cells["params"].unique())
     for place, (size, colour) in enumerate(zip(sizes, shades(len(sizes)), strict=True)):
         rows = grid.cells[grid.cells["params"] == size].sort_values("flops")
         name = size_name(rows) if len(sizes) <= 9 or place in (0, len(sizes) - 1) else None
         interval_bars(axes, rows, rows["flops"], target, colour)
-        axes.plot(rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=name, zorder=3)
+        drawn = axes.plot(rows["flops"], rows[target], "o-", color=colour, lw=0.8, ms=3, label=name, zorder=3)
+        named(drawn, run_names(table, rows))
 
 
 def _band(axes: Axes, best: pd.DataFrame, target: str, grid: TargetGrid, reach: Array) -> None:
@@ -187,10 +201,14 @@ def _band(axes: Axes, best: pd.DataFrame, target: str, grid: TargetGrid, reach: 
     axes.fill_between(reach, low, high, color="#8a8f98", alpha=0.28, lw=0, label="95%, new run", zorder=1)
 
 
-def _others(axes: Axes, frame: pd.DataFrame, target: str, group: str) -> None:
+def _others(axes: Axes, table: RunsTable, target: str, group: str) -> None:
     """All runs, behind those of the frontier."""
+    frame = table.frame
     chosen = frame[frame["group"].astype(str) == group] if group else frame
-    axes.plot(chosen["flops"], chosen[target], "o", color="#8a8f98", ms=2, alpha=0.5, label="all runs", zorder=2)
+    drawn = axes.plot(
+        chosen["flops"], chosen[target], "o", color="#8a8f98", ms=2, alpha=0.5, label="all runs", zorder=2
+    )
+    named(drawn, run_names(table, chosen))
 
 
 def _interval_bands(axes: Axes, entry: FitEntry, reach: Array) -> None:

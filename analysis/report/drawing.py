@@ -5,7 +5,9 @@ Ito's palette. In the report the same drawing is inlined with its ink set to the
 and dark.
 """
 
+import html
 import io
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.fitting.laws.base import Array
@@ -26,6 +29,8 @@ from analysis.tables.units import NOUNS
 
 COLUMN_INCHES = 3.4
 MANY_POINTS = 60
+MOST_NAMED = 2000
+"""Points of a line that are named, or drawn one by one."""
 LONGEST_LABEL = 32
 """Characters of an axis label; longer names are cut in the middle."""
 INK = "#16181d"
@@ -41,6 +46,8 @@ _STYLE: dict[str, Any] = {
     **{"legend.handlelength": 1.4, "legend.labelspacing": 0.25, "legend.borderaxespad": 0.2},
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
 }
+_NAMED = "named-"
+"""Begins the identity of a line whose points have names; these follow, in hexadecimal numbers."""
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SWEEP_NAMES = {
     "loss": "loss (nats a token)",
@@ -156,10 +163,33 @@ def value_axis(axes: Axes, values: "pd.Series[float]") -> None:
         axes.set_ylim(max(bottom, low - 6 * margin), min(top, high + 4 * margin))
 
 
-def points(axes: Axes, x: Array, y: Array, name: str) -> None:
+def points(axes: Axes, x: Array, y: Array, name: str, names: Sequence[str]) -> None:
     """Runs as points, smaller where there are many, and as pixels where there are very many."""
     many = len(x) > MANY_POINTS
-    axes.plot(x, y, "o", color=BLUE, ms=1.8 if many else 3.2, alpha=0.8, label=name, zorder=3, rasterized=len(x) > 2000)
+    size = 1.8 if many else 3.2
+    line = axes.plot(x, y, "o", color=BLUE, ms=size, alpha=0.8, label=name, zorder=3, rasterized=len(x) > MOST_NAMED)
+    named(line, names)
+
+
+def named(lines: Sequence[Line2D], names: Sequence[str]) -> None:
+    """The points of a line get the names of runs, which a page shows, with the values, where one points at them."""
+    (line,) = lines
+    if len(names) <= MOST_NAMED:
+        xy = zip(*(np.asarray(values, dtype=float) for values in line.get_data()), strict=True)
+        texts = [f"{name}: {x:.5g}, {y:.5g}" for name, (x, y) in zip(names, xy, strict=True)]
+        line.set_gid(_NAMED + json.dumps(texts).encode().hex())
+
+
+def run_names(table: RunsTable, rows: pd.DataFrame) -> list[str]:
+    """What the runs of some rows are called; of rows that seeds were averaged over, all of them."""
+    if "row" not in rows.columns:
+        return [""] * len(rows)
+    ids = table.measured["run_id"] if "run_id" in table.measured.columns else pd.Series(dtype=object)
+    called = dict(zip(table.measured["row"].astype(str), ids.astype(str).where(ids.notna(), ""), strict=False))
+    return [
+        ", ".join(called.get(row) or f"row {row}" for row in dict.fromkeys(joined.split("+")))
+        for joined in rows["row"].astype(str)
+    ]
 
 
 def legend_below(figure: Figure, axes: Axes, title: str | None = None, columns: int = 3) -> None:
@@ -186,8 +216,25 @@ def render(name: str, caption: str, draw: Callable[[Figure], None], height: floa
         vector, pixels = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(pixels, format="png", dpi=300, facecolor="white", pil_kwargs={"compress_level": 3})
-    inline = _for_inlining(vector.getvalue(), name)
-    return Drawing(name, caption, _on_white(vector.getvalue()), inline, pixels.getvalue())
+    svg = _with_names(vector.getvalue())
+    return Drawing(name, caption, _on_white(svg), _for_inlining(svg, name), pixels.getvalue())
+
+
+def _with_names(svg: str) -> str:
+    """The points of each line that was `named`, with their names as titles."""
+    parts = re.split(rf'id="{_NAMED}([0-9a-f]+)"', svg)
+    written = [parts[0]]
+    for place, (names, rest) in enumerate(zip(parts[1::2], parts[2::2], strict=True)):
+        texts = json.loads(bytes.fromhex(names))
+        indent = re.search(r"\n *(?=<g $)", parts[2 * place])
+        here, group_end, after = rest.partition(f"{indent[0] if indent else ''}</g>\n")
+        if here.count("<use ") == len(texts):  # none lies outside of the figure
+            pieces = re.split(r"(<use [^>]*/>)", here)
+            titled = zip(texts, pieces[1::2], strict=True)
+            pieces[1::2] = [f"<g><title>{html.escape(text, quote=False)}</title>{use}</g>" for text, use in titled]
+            here = "".join(pieces)
+        written += [f'id="{_NAMED}{place}"', here, group_end, after]
+    return "".join(written)
 
 
 def _on_white(svg: str) -> str:

@@ -20,7 +20,9 @@ from analysis.report.drawing import (
     label,
     legend_below,
     log_axis,
+    named,
     render,
+    run_names,
     sentence,
     shades,
     si,
@@ -100,9 +102,11 @@ def against_loss(result: LawsResult, target: str, name: str, group: str) -> Draw
             chosen = rows[rows["params"] == size]
             shown = size_name(chosen) if len(sizes) <= 9 or size in (sizes[0], sizes[-1]) else None
             interval_bars(axes, chosen, loss[chosen.index], target, colour)
-            axes.plot(loss[chosen.index], chosen[target], "o", color=colour, label=shown, zorder=5)
+            drawn = axes.plot(loss[chosen.index], chosen[target], "o", color=colour, label=shown, zorder=5)
+            named(drawn, run_names(result.table, chosen))
         if not sizes:
-            axes.plot(loss, rows[target], "o", color=BLUE, label="runs", zorder=5)
+            drawn = axes.plot(loss, rows[target], "o", color=BLUE, label="runs", zorder=5)
+            named(drawn, run_names(result.table, rows))
         value_axis(axes, pd.concat([rows[target], pd.Series(levels, dtype=float)]))
         floor_lines(axes, levels)
         axes.set(xlabel="loss (nats a token)", ylabel=label(result.table, target))
@@ -173,7 +177,8 @@ def against_guidance(result: LawsResult, settings: str, name: str) -> Drawing:
         for axes, target in zip(rows, targets, strict=False):
             for curve in curves:
                 colour = colours.get(curve.sizes.get(by, 0.0), BLUE)
-                axes.plot(*curve.column(target), "o-", color=colour, lw=0.8, ms=2.5)
+                drawn = axes.plot(*curve.column(target), "o-", color=colour, lw=0.8, ms=2.5)
+                named(drawn, [curve.run] * len(curve.column(target)[0]))
                 if (best := curve.best.get(target)) and best.bracketed:
                     axes.plot(best.guidance, best.value, "D", mfc="none", mec=VERMILION, ms=3.5, mew=0.7, zorder=5)
             value_axis(axes, pd.Series([value for curve in curves for value in curve.column(target)[1]]))

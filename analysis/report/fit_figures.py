@@ -13,9 +13,11 @@ from analysis.report.drawing import (
     label,
     legend_below,
     log_axis,
+    named,
     points,
     power_of_ten,
     render,
+    run_names,
     sentence,
 )
 from analysis.results import FitEntry, LawsResult
@@ -37,7 +39,7 @@ def contour(result: LawsResult, entry: FitEntry, name: str) -> Drawing:
         shading = axes.contourf(params, tokens, surface, levels=14, cmap="viridis")
         bar = figure.colorbar(shading, ax=axes, pad=0.02)
         bar.set_label(label(result.table, entry.target))
-        axes.plot(
+        runs = axes.plot(
             *(rows["params"], rows["tokens"], "o"),
             color="white",
             mec=INK,
@@ -46,6 +48,7 @@ def contour(result: LawsResult, entry: FitEntry, name: str) -> Drawing:
             label="runs",
             rasterized=many,
         )
+        named(runs, run_names(result.table, rows))
         if "flops" in rows.columns:
             budgets = np.geomspace(rows["flops"].min() / 10, rows["flops"].max() * 10, 40)
             best_params, best_tokens = best_sizes(entry.fitted, rows, budgets, result.options.tokens_from_flops)
@@ -78,7 +81,7 @@ def residuals(result: LawsResult, entry: FitEntry, name: str) -> Drawing:
         percent = 100 * (entry.fitted.y_n / values - 1)
         for axes, place in zip(axes_row, places, strict=True):
             axes.axhline(0, color=INK, lw=0.6)
-            points(axes, entry.rows[place].to_numpy(dtype=float), percent, "")
+            points(axes, entry.rows[place].to_numpy(dtype=float), percent, "", run_names(result.table, entry.rows))
             log_axis(axes, "x", counts=place == "params")
             axes.set(xlabel=label(result.table, place).split(" (")[0])
         axes_row[0].set(ylabel="residual (%)")

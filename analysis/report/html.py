@@ -10,9 +10,13 @@ from markupsafe import Markup, escape
 from analysis.checks.warnings import CODES
 from analysis.fitting.newton import OBJECTIVES
 from analysis.report import tables
+from analysis.report.answers import answers
 from analysis.report.drawing import Drawing
 from analysis.report.tables import check_sentence, comparison_sentence, doubts, headline, number
 from analysis.results import LawsResult
+
+MOST_OPEN = 6
+"""Figures that are not folded."""
 
 
 def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
@@ -22,6 +26,9 @@ def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
         result=result,
         drawings=list(drawings),
         headline=headline(result),
+        answers=answers(result),
+        most_open=MOST_OPEN,
+        data=tables.unit_of_data(result.table),
         doubts=doubts(result),
         objectives=OBJECTIVES,
         definitions=tables.definitions(result.table),

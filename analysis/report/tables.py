@@ -50,6 +50,19 @@ def definitions(table: RunsTable) -> list[str]:
     return [*lines, *derived]
 
 
+def data_noun(table: RunsTable) -> tuple[str, float]:
+    """What D counts where people read it, and how many of the table's D one of these is.
+
+    Language models' tables count tokens. Tables whose D is in images count images, and so do sweeps of varscale, whose
+    images have each as many tokens.
+    """
+    if {"tokens_seen", "images_seen"} <= set(table.measured.columns) and table.columns.get("tokens") == "tokens_seen":
+        of_each = table.measured["tokens_seen"] / table.measured["images_seen"]
+        if of_each.max() <= of_each.min() * (1 + 1e-6):
+            return "images", float(of_each.median())
+    return unit_of_data(table), 1.0
+
+
 def units(table: RunsTable) -> list[str]:
     """The unit of every number in the report, with what source columns were multiplied by."""
     lines = []
@@ -74,7 +87,7 @@ def laws_table(result: LawsResult) -> ReportTable:
         law = entry.fitted.law
         cells = (
             (entry.target, entry.group) if entry.group else (entry.target,),
-            (AXES.get(entry.x, entry.x),),
+            (AXES.get(entry.x, entry.x) if entry.x != "tokens" else f"{unit_of_data(result.table)} D",),
             (law.name, law.formula),
             (str(len(entry.rows)),),
             tuple(parameter_text(entry, name) for name in law.parameters),
@@ -92,7 +105,7 @@ def predictions_table(result: LawsResult) -> ReportTable:
     rows = [
         (
             (entry.name,),
-            (point_text(each),),
+            (point_text(each, unit_of_data(result.table)),),
             (number(each.prediction.value),),
             (interval(each.prediction.curve_ci95),),
             (interval(each.prediction.new_run_ci95),),
@@ -134,9 +147,11 @@ def heldout_tables(result: LawsResult) -> tuple[ReportTable, ReportTable]:
 
 def allocation_tables(result: LawsResult) -> list[ReportTable]:
     """The best size and data for a budget, by each approach."""
-    headings = ("approach", "a (N ∝ C^a)", "b (D ∝ C^b)", "budget (FLOPs)", "best N", "best D", "remark")
+    noun, of_each = data_noun(result.table)
+    exponents = ("a (N ∝ C^a)", "b (D ∝ C^b)")
+    headings = ("approach", *exponents, "budget (FLOPs)", "best N", f"best D ({noun})", "remark")
     return [
-        ReportTable(headings, [_allocation_row(each) for each in found], target, frozenset(headings[1:6]))
+        ReportTable(headings, [_allocation_row(each, of_each) for each in found], target, frozenset(headings[1:6]))
         for target, found in result.allocations.items()
     ]
 
@@ -251,8 +266,8 @@ def check_sentence(check: LargestBudgetCheck, name: str = "") -> str:
     )
 
 
-def comparison_sentence(each: Comparison) -> str:
-    """Two groups in one sentence."""
+def comparison_sentence(each: Comparison, data: str = NOUNS["tokens"]) -> str:
+    """Two groups in one sentence; `data` is what D counts."""
     parts = [
         f"{each.a} against {each.b} ({each.target}): exponent {each.exponent_difference:+.3g} "
         f"{interval(each.exponent_ci95)}"
@@ -262,6 +277,7 @@ def comparison_sentence(each: Comparison) -> str:
         places = "budgets" if each.along == "flops" else "places"
         parts.append(f"value × {number(each.loss_ratio)}{shown} at {each.matched_budgets} matched {places}")
     what, unit = INPUTS.get(each.along, each.along), NOUNS.get(each.along, each.along)
+    what, unit = (data, data) if each.along == "tokens" else (what, unit)
     parts.append(
         f"{each.a} needs × {number(each.compute_ratio)} {interval(each.compute_ratio_ci95)} the {what} to match "
         f"{each.b} at {number(each.at_flops)} {unit}"
@@ -269,11 +285,12 @@ def comparison_sentence(each: Comparison) -> str:
     return "; ".join(parts) + "."
 
 
-def point_text(each: PredictionAt) -> str:
-    """Where a prediction is made, with how far beyond the data."""
-    parts = [f"{name} = {number(value)}" for name, value in each.at.items()]
+def point_text(each: PredictionAt, data: str = NOUNS["tokens"]) -> str:
+    """Where a prediction is made, with how far beyond the data; `data` is what D counts."""
+    shown = {"tokens": data}
+    parts = [f"{shown.get(name, name)} = {number(value)}" for name, value in each.at.items()]
     far = {name: value for name, value in each.extrapolation.items() if not 0.999 < value < 1.001}
-    beyond = ", ".join(f"{name} × {number(value)}" for name, value in far.items())
+    beyond = ", ".join(f"{shown.get(name, name)} × {number(value)}" for name, value in far.items())
     return ", ".join(parts) + (f" (beyond the data: {beyond})" if far else " (inside the data)")
 
 
@@ -341,7 +358,17 @@ def _size_exponent(result: LawsResult, key: str) -> tuple[str, ...]:
     return ("–",)
 
 
-def _allocation_row(each: Allocation) -> tuple[tuple[str, ...], ...]:
+def scaled(pair: tuple[float, float] | None, unit: float) -> tuple[float, float] | None:
+    """An interval in other units."""
+    return pair and (pair[0] / unit, pair[1] / unit)
+
+
+def unit_of_data(table: RunsTable) -> str:
+    """What the table's own D counts."""
+    return table.units["tokens"].noun if "tokens" in table.units else NOUNS["tokens"]
+
+
+def _allocation_row(each: Allocation, of_each: float) -> tuple[tuple[str, ...], ...]:
     if each.refused:
         return (each.approach,), ("–",), ("–",), ("",), ("",), ("",), (f"refused: {each.refused}",)
     exponents, columns = [], []
@@ -349,7 +376,12 @@ def _allocation_row(each: Allocation) -> tuple[tuple[str, ...], ...]:
         exponents.append((number(value), interval(pair)) if value is not None else ("–",))
     columns.append([(number(best.budget), _BLANK) for best in each.best])
     columns.append([(number(best.params), interval(best.params_ci95)) for best in each.best])
-    columns.append([(number(best.tokens), interval(best.tokens_ci95) if best.tokens else "") for best in each.best])
+    columns.append(
+        [
+            (number(best.tokens / of_each), interval(scaled(best.tokens_ci95, of_each))) if best.tokens else ("–", "")
+            for best in each.best
+        ]
+    )
     lines = [tuple(line for pair in column for line in pair) for column in columns]
     remark = f"without noise on the surface off by: {bias_text(each.bias)}" if each.bias is not None else ""
     return (each.approach,), *exponents, *lines, (remark,)

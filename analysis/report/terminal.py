@@ -4,27 +4,36 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from analysis.report.tables import check_sentence, comparison_sentence, doubts, parameter_text
+from analysis.report.answers import answers, best_sizes
+from analysis.report.tables import (
+    ReportTable,
+    check_sentence,
+    comparison_sentence,
+    doubts,
+    parameter_text,
+    unit_of_data,
+)
 from analysis.results import LawsResult
 
 
 def terminal_summary(result: LawsResult) -> RenderableType:
-    """Fits, held-out predictions and the first warning of each code, for rich's console."""
+    """Fits, what was asked for, held-out predictions and the first warning of each code, for rich's console."""
     table = Table(title=Text(result.options.title), title_justify="left", box=None, pad_edge=False)
     for name, right in (("target", False), ("against", False), ("law", False), ("rows", True)):
         table.add_column(name, justify="right" if right else "left")
     table.add_column("parameters (95% interval)", overflow="fold")
     for entry in result.fits:
-        shown = ", ".join(parameter_text(entry, name) for name in entry.fitted.law.parameters if name not in ("A", "B"))
+        shown = "\n".join(parameter_text(entry, name) for name in entry.fitted.law.parameters if name not in ("A", "B"))
         name = f"{entry.target} [{entry.group}]" if entry.group else entry.target
         table.add_row(Text(name), entry.x, entry.fitted.law.name, str(len(entry.rows)), Text(shown))
     parts: list[RenderableType] = [
         table,
+        *map(_in_columns, [*answers(result), *([] if result.options.allocate else best_sizes(result))]),
         *(
             Text(check_sentence(each, name), style="green" if each.held else "yellow")
             for name, each in result.checks.items()
         ),
-        *(Text(comparison_sentence(each)) for each in result.comparisons),
+        *(Text(comparison_sentence(each, unit_of_data(result.table))) for each in result.comparisons),
     ]
     parts += [Text(doubt, style="yellow") for doubt in doubts(result)]
     by_code: dict[str, list[str]] = {}
@@ -34,3 +43,13 @@ def terminal_summary(result: LawsResult) -> RenderableType:
         more = f" (and {len(messages) - 1} more like it, in the report)" if messages[1:] else ""
         parts.append(Text(f"{code}: {messages[0]}{more}", style="yellow"))
     return Group(*parts)
+
+
+def _in_columns(table: ReportTable) -> Table:
+    title = Text(f"\n{table.title}".rstrip())
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in table.headings:
+        shown.add_column(Text(name), justify="right" if name in table.numeric else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text("\n".join(cell)) for cell in row))
+    return shown

@@ -65,12 +65,13 @@ class EvaluationJob(Job):
     @property
     def key(self) -> str:
         """Begins with "evaluation", which its cell's key doesn't."""
-        return f"evaluation {f'{self.cell.label} g{self.plan.guidance:.12g}' if self.cell else self.subject}"
+        kept = f" 1of{self.plan.candidates}" if self.plan.candidates > 1 else ""
+        return f"evaluation {f'{self.cell.label} g{self.plan.guidance:.12g}{kept}' if self.cell else self.subject}"
 
     @property
     def title(self) -> str:
         """For people."""
-        of = f"{self.cell.title} · guidance {self.plan.guidance:g}" if self.cell else self.subject
+        of = f"{self.cell.title} · {self.plan.how}" if self.cell else self.subject
         return f"images · {of}"
 
     @cached_property
@@ -118,10 +119,10 @@ class EvaluationJob(Job):
 
 
 def cell_evaluations(place: StudyPlace, plan: FidelityPlan, cells: Sequence[Cell]) -> list[EvaluationJob]:
-    """One job for each guidance and cell; all cells at the plan's first guidance come first."""
+    """One job for each way of drawing and cell; all cells drawn in the plan's first way come first."""
     return [
         EvaluationJob(_measured_by(each, cell.trunk.experiment), place, each, "cell", cell)
-        for each in plan.at_each_guidance()
+        for each in plan.one_by_one()
         for cell in cells
     ]
 

@@ -135,12 +135,25 @@ def _drawn(name: str, figure: tuple[str, Any], search: Search, files: SearchFile
         if name == "intermediate":
             drawn.axes[0].set(xlabel="training FLOPs", ylabel=metrics[0])
         for axes in drawn.axes:
+            if axes.get_xscale() == "log":
+                _label_sparsely(axes)
             axes.set_title("")  # the page has titles
             axes.set_title("", loc="left")
         drawn.suptitle("")
         drawn.savefig(path)
         pyplot.close("all")
     return path
+
+
+def _label_sparsely(axes: Any) -> None:
+    """Numbers such as 0.002 at a logarithmic axis: Optuna's labels of all ticks lie over each other."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelrotation=45)
 
 
 def _page(search: Search, lines: list[str], figures: dict[str, Path], files: SearchFiles) -> str:

@@ -1,8 +1,10 @@
 """`varscale evaluate`: what was trained is measured, in one call, and mistakes are one line."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from command_calls import ONE_QUICK_LAW, Call
 from toy_sweep import Finished, cell_folder, write_toy
@@ -28,6 +30,52 @@ def test_a_study_and_a_cell(call: Call, copy: Path, finished: Finished, tmp_path
     assert again.code == 0
     assert {path: path.stat().st_mtime_ns for path in paths} == before
     assert {path: path.stat().st_mtime_ns for path in copy.glob("cells/*/result.json")} == cells
+
+
+def test_rejection_beside_none_and_the_papers_table(call: Call, copy: Path, tmp_path: Path) -> None:
+    """A cell is measured without and with rejection; both are rows of the table, which has a form for each use."""
+    cell, fidelity = cell_folder(copy, 2, 2e7), ("--samples", "120", "--guidance", "3", "--candidates", "2")
+    measured = call("evaluate", cell, *fidelity)
+    assert measured.code == 0, measured.error
+    rows = [line.split() for line in measured.output.splitlines() if line.strip().startswith("depth")]
+    assert [len(row) for row in rows] == [16, 19], "keep rate and probabilities follow where there is a choice"
+    assert rows[1][16] == "0.5"
+    assert float(rows[1][17]) > float(rows[1][18])
+    drawn = call("sample", cell, "--candidates", "2", "--count", "6", "--out", "images.npz")
+    assert drawn.code == 0, drawn.error
+    assert "kept 1 of 2 (keep rate 0.5)" in drawn.error
+    with np.load(tmp_path / "images.npz") as arrays:
+        assert len(arrays["arr_0"]) == 6
+    shown = call("table", "toy", "--published", "--where", "depth == 2")
+    assert shown.code == 0, shown.error
+    names = [line.split()[0] for line in shown.output.splitlines() if line.strip()]
+    assert names[2:7] == ["VAR-d2", "VAR-d2-re", "VAR-d2", "VAR-d2", "VAR-d2"]
+    assert "BigGAN†" in names
+    assert "rejection sampling" in shown.output
+    written = call("table", cell, "--out", "table.tex")
+    assert written.output == "table.tex\n"
+    assert (tmp_path / "table.tex").read_text().count("VAR-d2") == 3, "two rows, and what times are relative to"
+    read = pd.read_csv(io.StringIO(call("table", cell, "--format", "csv").output))
+    assert list(read["model"]) == ["VAR-d2", "VAR-d2-re"]
+    assert read["time"][0] == 1
+    assert (read["steps"] == 3).all(), "one pass a scale"
+
+
+def test_mistakes_about_tables(call: Call, copy: Path) -> None:
+    for arguments, said in (
+        ((), "give an EXPERIMENT"),
+        (("toy", "--out", "table.docx"), "expected a name that ends in .csv, .md or .tex"),
+        (("toy", "--where", "depth == 99"), "no row meets it"),
+        (("toy", "--where", "height == 1"), "height"),
+        (("no-such-experiment",), "no experiment"),
+        (("rings",), "no study; run `varscale sweep rings` first"),
+        ((next(copy.glob("tokenizers/*-*")),), "not a cell's folder"),
+        ((copy,), "no finished cell's folder"),
+    ):
+        refused = call("table", *arguments)
+        assert refused.code in (1, 2), said
+        assert said in refused.error
+        assert len(refused.error.strip().splitlines()) == 1
 
 
 def test_several_guidances_of_the_best_cells_reach_the_laws(call: Call, copy: Path, tmp_path: Path) -> None:
@@ -72,6 +120,11 @@ def test_mistakes(call: Call, copy: Path, finished: Finished) -> None:
         ((cell, "--guidance", "1,,2"), "--guidance '1,,2'"),
         ((finished.yaml, "--guidance", "high"), "--guidance 'high': expected numbers"),
         ((cell, "--cells", "best"), "--cells"),
+        ((cell, "--candidates", "1"), "--candidates 1: expected 2 or more"),
+        ((cell, "--candidates", "1000"), "evaluation.fidelity.candidates"),
+        ((cell, "--classifier", "rings-classifier"), "--classifier: has nothing to choose"),
+        ((cell, "--candidates", "2", "--classifier", "resnet18"), "no weights; expected resnet101"),
+        ((cell, "--candidates", "2", "--classifier-weights", "absent.pth"), "absent.pth: No such file"),
         ((cell, "--set", "optim.lr=1"), "--set"),
         ((next(copy.glob("trunks/*/job.json")).parent,), "not a cell's folder"),
         (("no-such-experiment",), "no experiment"),

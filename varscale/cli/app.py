@@ -11,7 +11,7 @@ from typing import Any, cast
 import typer
 import typer.core
 
-from varscale.cli import editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies
+from varscale.cli import editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies, tables
 from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
@@ -23,6 +23,7 @@ VERBS = (
         editing.reconstruct,
         inspection.inspect,
         evaluations.evaluate,
+        tables.table,
         laws.fit_laws,
         forecasts.forecast,
         studies.dashboard,

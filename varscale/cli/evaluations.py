@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from varscale.cli.options import RUNS, Overrides, RunsDir, load, open_store
+from varscale.cli.options import RUNS, ClassifierName, ClassifierWeights, Overrides, RunsDir, load, open_store
 from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from varscale.config import Experiment
 
 _SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image_recall")
+_OF_REJECTION = ("keep_rate", "class_probability", "class_probability_of_all")
 
 
 def evaluate(
@@ -24,6 +25,11 @@ def evaluate(
         str | None,
         typer.Option(help="Classifier-free guidance at the last scale; several, such as 0,1.5,3, are measured each."),
     ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Also keep 1 of so many drawn images by a classifier (rejection sampling).")
+    ] = None,
+    classifier: ClassifierName = None,
+    classifier_weights: ClassifierWeights = None,
     cells: Annotated[
         Literal["all", "best"], typer.Option(help="Of an experiment: all, or those of the lowest loss at each budget.")
     ] = "all",
@@ -31,11 +37,18 @@ def evaluate(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Measure images of finished cells against real ones: FID, KID, MIND, precision, recall. Trains nothing."""
+    if candidates is not None and candidates < 2:
+        raise ExperimentError(f"--candidates {candidates}: expected 2 or more, of which 1 is kept")
+    if candidates is None and (classifier or classifier_weights):
+        raise ExperimentError("--classifier: has nothing to choose; say by --candidates 4, say, among how many images")
     given = {
         "samples": samples,
         "extractor": extractor,
         "weights": weights and str(weights),
         "guidance": None if guidance is None else _numbers("--guidance", guidance),
+        "candidates": candidates and [1, candidates],  # without and with rejection, side by side
+        "classifier": classifier,
+        "classifier_weights": classifier_weights and str(classifier_weights),
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if (Path(what) / "job.json").is_file():
@@ -127,7 +140,8 @@ def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
     if not jobs:
         return {}
     shares = MachineShares.of(jobs[0].experiment.runtime)
-    check_evaluations(jobs[0].experiment, [(job.cell, job.plan.guidance) for job in jobs if job.cell], shares)
+    drawn = [(job.cell, guidance) for job in jobs if job.cell for guidance in job.plan.settings.drawings]
+    check_evaluations(jobs[0].experiment, drawn, shares)
     executor = LocalExecutor(shares)
     try:
         graph = executor.run(
@@ -148,13 +162,21 @@ def _print(jobs: "list[EvaluationJob]") -> None:
     from varscale.store.records import read_result
 
     results = [(job, result) for job in jobs if (result := read_result(job.files)) is not None]
-    table = Table("images", "guidance", *_SHOWN, box=SIMPLE, padding=(0, 1, 0, 0))
-    for job, result in results:
+    places: dict[tuple[str, float], int] = {}  # without and with rejection one below the other
+    for job, _ in results:
+        places.setdefault(_images(job), len(places))
+    shown = (*_SHOWN, *(_OF_REJECTION if any(job.plan.candidates > 1 for job, _ in results) else ()))
+    table = Table("images", "guidance", *shown, box=SIMPLE, padding=(0, 1, 0, 0))
+    for job, result in sorted(results, key=lambda each: places[_images(each[0])]):
         guidance = f"{job.plan.guidance:g}" if job.cell else ""
-        figures = (f"{result.metrics[name]:.4g}" if name in result.metrics else "" for name in _SHOWN)
+        figures = (f"{result.metrics[name]:.4g}" if name in result.metrics else "" for name in shown)
         table.add_row(job.cell.title if job.cell else job.subject, guidance, *figures)
     console = Console()
     console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).maximum)
     console.print(table)
     for job, _ in results:
         typer.echo(job.files.result)
+
+
+def _images(job: "EvaluationJob") -> tuple[str, float]:
+    return (job.cell.label, job.plan.guidance) if job.cell else (job.subject, 0.0)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from analysis.report.writing import WrittenLaws
     from varscale.store.records import FittedLaws
 
+# the groups of fit-laws' options
+_TABLE, _ROWS, _FITS = "The table and its columns", "Which rows count", "What is fitted, and how"
+_ASKED, _WRITTEN = "What the laws are asked", "What is written"
+
 
 def fit_laws(
     context: typer.Context,
@@ -28,61 +32,138 @@ def fit_laws(
         list[str] | None, typer.Argument(metavar="EXPERIMENT", help="Experiment whose results to fit.")
     ] = None,
     runs: Annotated[
-        list[Path] | None, typer.Option(help="Table: CSV, Markdown, Parquet, JSON lines; or several, such as 'a*.csv'.")
+        list[Path] | None,
+        typer.Option(
+            help="Table: CSV, Markdown, Parquet, JSON lines; or several, such as 'a*.csv'.", rich_help_panel=_TABLE
+        ),
     ] = None,
-    from_mlflow: Annotated[bool, typer.Option("--from-mlflow", help="Read MLflow's runs.")] = False,
-    params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Parameters, N.")] = None,
-    flops: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training FLOPs, C.")] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Training tokens, D.")] = None,
-    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="Loss.")] = None,
+    from_mlflow: Annotated[
+        bool, typer.Option("--from-mlflow", help="Read MLflow's runs.", rich_help_panel=_TABLE)
+    ] = False,
+    params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Parameters, N.", rich_help_panel=_TABLE)] = None,
+    flops: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Training FLOPs, C.", rich_help_panel=_TABLE)
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Training tokens, D.", rich_help_panel=_TABLE)
+    ] = None,
+    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="Loss.", rich_help_panel=_TABLE)] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget-column", metavar="COLUMN", help="Nominal budget of IsoFLOP sets.")
+        str | None,
+        typer.Option(
+            "--budget-column", metavar="COLUMN", help="Nominal budget of IsoFLOP sets.", rich_help_panel=_TABLE
+        ),
     ] = None,
-    seed_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Seed of the run.")] = None,
-    run_id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Name of the run.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="COLUMN", help="Groups, fitted apart and compared.")] = None,
+    seed_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Seed of the run.", rich_help_panel=_TABLE)
+    ] = None,
+    run_id: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Name of the run.", rich_help_panel=_TABLE)
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Groups, fitted apart and compared.", rich_help_panel=_TABLE)
+    ] = None,
     units: Annotated[
         list[str] | None,
-        typer.Option("--unit", metavar="ROLE=UNIT", help="Unit of a column, such as flops=PFLOP or params=M."),
+        typer.Option(
+            "--unit",
+            metavar="ROLE=UNIT",
+            help="Unit of a column, such as flops=PFLOP or params=M.",
+            rich_help_panel=_TABLE,
+        ),
     ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.")] = None,
-    drop_highest: Annotated[int, typer.Option(help="Leave out so many rows of the highest loss.")] = 0,
-    reduce: Annotated[str, typer.Option(help="Take min, mean, median or last of rows alike in N, C, D and seed.")] = "",
+    where: Annotated[
+        list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.", rich_help_panel=_ROWS)
+    ] = None,
+    drop_highest: Annotated[
+        int, typer.Option(help="Leave out so many rows of the highest loss.", rich_help_panel=_ROWS)
+    ] = 0,
+    reduce: Annotated[
+        str,
+        typer.Option(help="Take min, mean, median or last of rows alike in N, C, D and seed.", rich_help_panel=_ROWS),
+    ] = "",
     by: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column over which --reduce takes it; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column over which --reduce takes it; repeatable.", rich_help_panel=_ROWS),
     ] = None,
     tokens_from_flops: Annotated[
-        float | None, typer.Option(help="C = k N D with this k, such as 6, gives the third of the three.")
+        float | None,
+        typer.Option(help="C = k N D with this k, such as 6, gives the third of the three.", rich_help_panel=_ROWS),
     ] = None,
-    law: Annotated[list[str] | None, typer.Option(metavar="ID", help="Law to fit; repeatable.")] = None,
-    target: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit; repeatable.")] = None,
-    x: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What to fit it against; repeatable.")] = None,
-    objective: Annotated[str, typer.Option(help="huber, lad, lsq-log or lsq.")] = "huber",
-    delta: Annotated[float, typer.Option(help="Huber's δ.")] = 1e-3,
-    offset: Annotated[float | None, typer.Option(help="Pin the offset E.")] = None,
-    offset_source: Annotated[str, typer.Option(help="Where the pinned offset comes from.")] = "",
-    predict: Annotated[list[str] | None, typer.Option(help="Point to predict, such as flops=1e21.")] = None,
+    law: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Law to fit; repeatable.", rich_help_panel=_FITS)
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="What to fit; repeatable.", rich_help_panel=_FITS)
+    ] = None,
+    x: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="What to fit it against; repeatable.", rich_help_panel=_FITS),
+    ] = None,
+    objective: Annotated[str, typer.Option(help="huber, lad, lsq-log or lsq.", rich_help_panel=_FITS)] = "huber",
+    delta: Annotated[float, typer.Option(help="Huber's δ.", rich_help_panel=_FITS)] = 1e-3,
+    offset: Annotated[float | None, typer.Option(help="Pin the offset E.", rich_help_panel=_FITS)] = None,
+    offset_source: Annotated[str, typer.Option(help="Where the pinned offset comes from.", rich_help_panel=_FITS)] = "",
+    predict: Annotated[
+        list[str] | None, typer.Option(help="Point to predict, such as flops=1e21.", rich_help_panel=_ASKED)
+    ] = None,
     allocate: Annotated[
-        list[float] | None, typer.Option("--budget", metavar="FLOPS", help="Find the best size for it.")
+        list[float] | None,
+        typer.Option("--budget", metavar="FLOPS", help="Find the best size for it.", rich_help_panel=_ASKED),
     ] = None,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.")] = False,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.", rich_help_panel=_ROWS)
+    ] = False,
     frontier: Annotated[
-        str, typer.Option(metavar="RULE", help="Fit the best of scattered runs: envelope, hull or bins.")
+        str,
+        typer.Option(
+            metavar="RULE", help="Fit the best of scattered runs: envelope, hull or bins.", rich_help_panel=_ROWS
+        ),
     ] = "",
-    compare: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
-    published: Annotated[bool, typer.Option("--published", help="Draw VAR's published laws beside.")] = False,
-    holdout: Annotated[bool, typer.Option(help="Refit with runs left out, and report the errors.")] = True,
-    holdout_where: Annotated[str | None, typer.Option(help="Rows to hold out, such as 'flops >= 1e21'.")] = None,
-    title: Annotated[
-        str | None, typer.Option(help="Heading of the report.", show_default="the experiment, or the files")
+    compare: Annotated[
+        list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.", rich_help_panel=_ASKED)
     ] = None,
-    bootstrap_draws: Annotated[int, typer.Option(help="Draws of the bootstrap.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for laws.json, report and figures.")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Draw VAR's published laws beside.", rich_help_panel=_WRITTEN)
+    ] = False,
+    holdout: Annotated[
+        bool, typer.Option(help="Refit with runs left out, and report the errors.", rich_help_panel=_ASKED)
+    ] = True,
+    holdout_where: Annotated[
+        str | None, typer.Option(help="Rows to hold out, such as 'flops >= 1e21'.", rich_help_panel=_ASKED)
+    ] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(
+            help="Heading of the report.", show_default="the experiment, or the files", rich_help_panel=_WRITTEN
+        ),
+    ] = None,
+    bootstrap_draws: Annotated[int, typer.Option(help="Draws of the bootstrap.", rich_help_panel=_FITS)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_FITS)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for laws.json, report and figures.", rich_help_panel=_WRITTEN)
+    ] = None,
     runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Fit scaling laws to an experiment's results, MLflow's runs, or any table."""
+    """Fit scaling laws to an experiment's results, MLflow's runs, or any table.
+
+    A sweep's laws, and what they say of a larger budget:
+      varscale fit-laws rings --predict flops=1e13
+    The best size and data for a budget, from any table of runs:
+      varscale fit-laws --runs t.csv --params N --flops C --tokens D --budget 1e24
+    A table of images seen, which says nothing of compute:
+      varscale fit-laws --runs t.csv --params N --tokens D --unit tokens=images
+    Compute that follows from the other two:
+      varscale fit-laws --runs t.csv --params N --tokens D --tokens-from-flops 6
+    Families side by side:
+      varscale fit-laws --runs t.csv --flops C --group family
+    Training curves; scattered runs that share no budgets:
+      varscale fit-laws --runs 'logs/*.csv' --checkpoints --run-id run --flops C
+      varscale fit-laws --runs t.csv --flops C --frontier envelope
+    How well the largest runs are predicted from the others:
+      varscale fit-laws --runs t.csv --flops C --holdout-where 'C >= 1e21'
+    """
     from analysis.options import FitOptions
     from analysis.tables.reading import read_runs
 

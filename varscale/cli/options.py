@@ -38,6 +38,13 @@ TopP = Annotated[float, typer.Option(help="Sample among tokens of this probabili
 Smooth = Annotated[bool, typer.Option("--smooth", help="Mix codes: smoother, but not for measures.")]
 NoiseSeed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed.")]
 ShowScales = Annotated[bool, typer.Option("--show-scales", help="Show the picture after each scale.")]
+ClassifierName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Classifier of candidates: a model of torchvision's, or rings-classifier."),
+]
+ClassifierWeights = Annotated[
+    Path | None, typer.Option(help="File of its weights; without --classifier a whole model, in TorchScript.")
+]
 RUNS = str(DEFAULT_RUNS)
 MENDABLE = (UserError, TableError, OSError)
 """What a person who uses varscale can mend; printed as one line."""

@@ -9,6 +9,8 @@ import typer
 
 from varscale.cli.options import (
     RUNS,
+    ClassifierName,
+    ClassifierWeights,
     ExperimentName,
     Guidance,
     GuidanceSchedules,
@@ -37,8 +39,11 @@ if TYPE_CHECKING:
     from sweeps.view import SweepView
     from varscale.families.base import SamplingOptions
     from varscale.generation.from_files import Drawable
+    from varscale.generation.rejection import Rejection
     from varscale.training.cells import Cell
 
+Choice = tuple[int, str | None, Path | None]
+"""Candidates of an image, and the classifier's name and weights."""
 MOST_IMAGES = 2**24
 MOST_IN_A_PICTURE = 10_000
 
@@ -131,6 +136,12 @@ def sample(
     steps: Annotated[int, typer.Option(min=0, max=10**6, help="Sampler steps (diffusion); 0: the model's own.")] = 0,
     show_scales: ShowScales = False,
     seed: NoiseSeed = 0,
+    candidates: Annotated[
+        int,
+        typer.Option(min=1, max=256, help="Keep 1 of so many drawn images by a classifier (rejection sampling)."),
+    ] = 1,
+    classifier: ClassifierName = None,
+    classifier_weights: ClassifierWeights = None,
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Images drawn at once, where not into one picture.")
     ] = 64,
@@ -144,19 +155,23 @@ def sample(
     """
     if count is not None and not 1 <= count <= MOST_IMAGES:
         raise ExperimentError(f"--count {count}: expected at least 1 and at most {MOST_IMAGES}")
+    if candidates == 1 and (classifier or classifier_weights):
+        raise ExperimentError("--classifier: has nothing to choose; say by --candidates 4, say, among how many images")
     from varscale.families.base import SamplingOptions
     from varscale.generation.collection import is_folder
 
     with mistakes_as_one_line():
+        choice = candidates, classifier, classifier_weights
         options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth, steps)
         if Path(out).suffix != ".png" or is_folder(out):
             if show_scales:
                 raise ExperimentError("--show-scales: only for one picture, a .png")
-            _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out)
+            _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out, choice)
         else:
             if smooth and show_scales:
                 raise ExperimentError("--smooth: its mixed codes aren't kept, so --show-scales can't show them")
-            _sample_picture((run, tokenizer), labels or "0", count or 4, options, out, show_scales=show_scales)
+            rows, files = count or 4, (run, tokenizer)
+            _sample_picture(files, labels or "0", rows, options, out, choice, show_scales=show_scales)
     typer.echo(out)
 
 
@@ -201,15 +216,25 @@ def export_official(
 
 
 def _sample_picture(
-    files: tuple[Path, Path | None], labels: str, rows: int, options: "SamplingOptions", out: str, *, show_scales: bool
+    files: tuple[Path, Path | None],
+    labels: str,
+    rows: int,
+    options: "SamplingOptions",
+    out: str,
+    choice: Choice,
+    *,
+    show_scales: bool,
 ) -> None:
     from varscale.generation.from_files import Drawable, draw
 
-    if (labels.count(",") + 1) * rows > MOST_IN_A_PICTURE:
+    if (labels.count(",") + 1) * rows * choice[0] > MOST_IN_A_PICTURE:
         raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
     check_output(f"--out {out}", Path(out))
     drawable = Drawable.load(*files)
-    draw(drawable, _labels(labels, drawable), rows, options, Path(out), show_scales=show_scales)
+    named = _labels(labels, drawable)
+    rejection = _rejection(choice, drawable, named)
+    draw(drawable, named, rows, options, Path(out), show_scales=show_scales, rejection=rejection)
+    _say_what_was_kept(rejection)
 
 
 def _labels(text: str, drawable: "Drawable", keywords: str = "") -> list[int]:
@@ -230,6 +255,7 @@ def _sample_many(
     options: "SamplingOptions",
     batch: int,
     out: str,
+    choice: Choice,
 ) -> None:
     from varscale.generation.bulk import draw_collection, labels_in_proportion, labels_in_turn
     from varscale.generation.collection import Collection, drawn_alone, is_folder
@@ -246,10 +272,44 @@ def _sample_many(
         labels_N = labels_in_turn(range(drawable.model.config.num_classes), count)
     else:
         labels_N = labels_in_turn(_labels(labels, drawable, "balanced, as-training, "), count)
+    rejection = _rejection(choice, drawable, labels_N.unique().tolist())
     with drawn_alone(out):
         collection, progress = Collection.at(out), partial(view.stage, "drawing")
-        draw_collection(drawable, labels_N, options, collection, progress, batch_size=batch)
+        draw_collection(drawable, labels_N, options, collection, progress, batch_size=batch, rejection=rejection)
     view.stage_done("drawing")
+    _say_what_was_kept(rejection)
+
+
+def _rejection(choice: Choice, drawable: "Drawable", labels: Sequence[int]) -> "Rejection | None":
+    """What chooses among candidates, by the classifier that is named or the experiment's own."""
+    candidates, classifier, weights = choice
+    if candidates == 1:
+        return None
+    import torch
+
+    from sweeps.jobs.graph import read_job
+    from varscale.generation.rejection import Rejection, open_classifier
+
+    data = store = None
+    if (drawable.place / "job.json").is_file():
+        job = read_job(drawable.place / "job.json")
+        data, store = job.experiment.data, job.place.store
+    named = classifier, weights and str(weights), data, store
+    rejection = Rejection(open_classifier(*named, place="--classifier"), candidates)
+    rejection.check(drawable.model.config.num_classes, drawable.tokenizer.image_size, torch.tensor(labels))
+    return rejection
+
+
+def _say_what_was_kept(rejection: "Rejection | None") -> None:
+    if rejection is None:
+        return
+    figures = rejection.figures
+    typer.echo(
+        f"kept 1 of {rejection.candidates} (keep rate {figures['keep_rate']:.3g}): the probability of an image's own "
+        f"class, by {rejection.classifier.identity}, is {figures['class_probability']:.3f} on average, and "
+        f"{figures['class_probability_of_all']:.3f} of all that were drawn now",
+        err=True,
+    )
 
 
 def _check_suffix(place: str, path: Path, suffix: str) -> None:

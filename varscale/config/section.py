@@ -165,7 +165,7 @@ def _several(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _different(values: tuple[float, ...]) -> tuple[float, ...]:
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) != len(values):
         raise ValueError(f"repeated values in {list(values)}")
     return values
@@ -174,6 +174,11 @@ def _different(values: tuple[float, ...]) -> tuple[float, ...]:
 Guidance = Annotated[Real, Field(ge=0, le=1e6)]
 Guidances = Annotated[
     tuple[Guidance, ...], Field(min_length=1, max_length=1024), AfterValidator(_different), BeforeValidator(_several)
+]
+
+Candidate = Annotated[Whole, Field(ge=1, le=256)]
+Candidates = Annotated[
+    tuple[Candidate, ...], Field(min_length=1, max_length=16), AfterValidator(_different), BeforeValidator(_several)
 ]
 
 FeatureExtractor = Literal[
@@ -220,10 +225,23 @@ class FidelityConfig(Section):
     """Sample among the likeliest tokens that hold this probability; 0: all."""
     seed: Seed = 0
     """Of the drawn images' noise."""
+    candidates: Candidates = (1,)
+    """Images drawn for each that is measured: of more than one, the one that `classifier` finds likeliest of its class
+    (rejection sampling). One number, or a list of which each is measured: `[1, 4]` is without and with."""
+    classifier: Name | None = None
+    """What tells classes apart: a model of torchvision's by its name, such as resnet101, or `rings-classifier`. None:
+    the latter for rings; otherwise `classifier_weights` is a whole model in TorchScript."""
+    classifier_weights: PathText | None = None
+    """File of the classifier's weights."""
     bootstrap_draws: Annotated[Whole, Field(ge=2, le=100_000)] = 50
     """Times that images are drawn anew for the intervals."""
     batch_size: BatchSize = 64
     """Images drawn, and passed through the extractor, at once."""
+
+    @property
+    def drawings(self) -> tuple[float, ...]:
+        """The guidance of each time that a cell's images are drawn, candidates counted."""
+        return self.guidance * sum(self.candidates)
 
 
 class EvaluationConfig(Section):

@@ -77,7 +77,7 @@ def open_extractor(plan: FidelityPlan, data: DataSection, store: Store) -> Extra
     """
     identity, (name, weights) = plan.extractor, (plan.extractor_name, plan.settings.weights)
     if name == RINGS_CLASSIFIER:
-        return Extractor(identity, _rings_classifier(data, identity, store))
+        return Extractor(identity, rings_classifier(data, identity, store))
     return Extractor(identity, _torch_fidelity(name, weights))
 
 
@@ -179,7 +179,7 @@ class RingsClassifier(nn.Module):
         return torch.cat(means, 1)
 
 
-def _rings_classifier(data: DataSection, identity: str, store: Store) -> RingsClassifier:
+def rings_classifier(data: DataSection, identity: str, store: Store) -> RingsClassifier:
     """From the store, or trained on rings with cross-entropy in seconds."""
     files = store.run(RunKey("evaluations", RINGS_CLASSIFIER, identity.rpartition(":")[2]))
     settings = RINGS_TRAINING

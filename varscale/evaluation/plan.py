@@ -19,6 +19,8 @@ EVALUATOR = "fidelity-2"
 INCEPTION, RINGS_CLASSIFIER = "inception-v3-compat", "rings-classifier"
 RINGS_TRAINING = {"images": 12_800, "batch_size": 64, "lr": 2e-3, "width": 32, "features": 32, "seed": 0}
 """Of the classifier of rings: part of its identity."""
+ALL_KEPT = "all"
+"""Said of images that no classifier chose."""
 FEWEST_IMAGES, FEW_IMAGES = 100, 2048
 """Fewer are refused; fewer give a warning."""
 
@@ -38,6 +40,8 @@ class FidelityPlan:
     """Split and number of the reference's images, and a hash of what they are."""
     floor: str
     """The same of the real images whose own distance to the reference is the floor."""
+    classifier: str = ""
+    """What chooses among candidates, by name and hash; nothing where there is one candidate an image."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> "FidelityPlan | None":
@@ -57,7 +61,11 @@ class FidelityPlan:
             )
         reference = _images(data, settings.reference, settings.reference_images)
         floor = _images(data, other(settings.reference), settings.samples)
-        return cls(settings, _extractor(settings, data), reference, floor)
+        classifier = ""
+        if max(settings.candidates) > 1:
+            place = "evaluation.fidelity.classifier"
+            classifier = classifier_identity(settings.classifier, settings.classifier_weights, data, place)
+        return cls(settings, _extractor(settings, data), reference, floor, classifier)
 
     @property
     def has_floors(self) -> bool:
@@ -74,22 +82,41 @@ class FidelityPlan:
         """At which a cell's images are drawn; of several the first."""
         return self.settings.guidance[0]
 
-    def at_each_guidance(self) -> "tuple[FidelityPlan, ...]":
-        """One plan for each guidance: an evaluation is at one."""
+    @property
+    def candidates(self) -> int:
+        """Images drawn for each that is measured; of several numbers the first."""
+        return self.settings.candidates[0]
+
+    @property
+    def images_kept(self) -> str:
+        """Which of the drawn images are measured, in words."""
+        return f"1 of {self.candidates} by {self.classifier}" if self.candidates > 1 else ALL_KEPT
+
+    @property
+    def how(self) -> str:
+        """How a cell's images are drawn, for people."""
+        return f"guidance {self.guidance:g}" + (f" · 1 of {self.candidates} kept" if self.candidates > 1 else "")
+
+    def one_by_one(self) -> "tuple[FidelityPlan, ...]":
+        """One plan for each guidance and number of candidates: an evaluation is at one."""
         return tuple(
-            replace(self, settings=self.settings.model_copy(update={"guidance": (guidance,)}))
+            replace(self, settings=self.settings.model_copy(update={"guidance": (guidance,), "candidates": (count,)}))
             for guidance in self.settings.guidance
+            for count in self.settings.candidates
         )
 
     def key(self, subject: Subject, run: RunFiles | None) -> RunKey:
         """Identity of an evaluation, `run` being the cell or the tokenizer; None for real images."""
         of, how = run.fingerprint if run else "", self.columns()
         measured = {name: how.pop(name) for name in ("evaluator", "extractor", "reference_set")}
+        if how["images_kept"] == ALL_KEPT:  # as it was before there was rejection
+            del how["images_kept"]
         images = how if subject == "cell" else {"images": self.floor}
         draws = self.settings.bootstrap_draws
         identity = fingerprint(kind="evaluation", subject=subject, of=of, draws=draws, **measured, **images)
         name = run.folder.name.removesuffix(f"-{of}") if run else self.floor.rpartition("-")[0]
-        return RunKey("evaluations", f"{name}-{f'g{self.guidance:g}' if subject == 'cell' else subject}", identity)
+        drawn = f"g{self.guidance:g}" + (f"-1of{self.candidates}" if self.candidates > 1 else "")
+        return RunKey("evaluations", f"{name}-{drawn if subject == 'cell' else subject}", identity)
 
     def reference_key(self) -> RunKey:
         """Identity of the reference's features."""
@@ -107,6 +134,7 @@ class FidelityPlan:
             "top_k": self.settings.top_k,
             "top_p": self.settings.top_p,
             "sampling_seed": self.settings.seed,
+            "images_kept": self.images_kept,
         }
 
 
@@ -123,6 +151,40 @@ def other(split: Literal["train", "validation"]) -> Literal["train", "validation
 def as_stored(data: DataSection) -> DataSection:
     """The same images neither enlarged, cropped at random nor flipped: what FID is counted against in papers."""
     return data.model_copy(update={"views": 1, "resize_ratio": 1.0, "horizontal_flip": False})
+
+
+def rings_identity(data: DataSection) -> str:
+    """Identity of the classifier of an experiment's rings."""
+    return f"{RINGS_CLASSIFIER}:{fingerprint(kind='extractor', data=_described(data), **RINGS_TRAINING)}"
+
+
+def classifier_identity(name: str | None, weights: str | None, data: DataSection | None, place: str) -> str:
+    """Name and hash of what `varscale.generation.rejection.open_classifier` opens.
+
+    Args:
+        name: A model of torchvision's, the classifier of rings, or None.
+        weights: Its file.
+        data: What the model was trained on, where that is known.
+        place: The option or key, for messages.
+
+    Raises:
+        ExperimentError: No classifier follows from these.
+        CheckpointError: The file can't be read.
+    """
+    own = data is not None and data.kind == "rings"
+    if name == RINGS_CLASSIFIER or (name is None and weights is None and own):
+        if data is None or not own or weights is not None:
+            raise ExperimentError(
+                f"{place}: {RINGS_CLASSIFIER} takes no weights, and images of a rings experiment alone"
+            )
+        return rings_identity(data)
+    if weights is None:
+        missing = "no classifier is named, and these images have none of their own" if name is None else "no weights"
+        raise ExperimentError(f"{place}: {missing}; expected resnet101, say, and a file of its weights")
+    try:
+        return f"{name or Path(weights).stem}:{file_digest(Path(weights))[:16]}"
+    except OSError as error:
+        raise CheckpointError(f"{place}: {weights}: {error.strerror}; expected a file of weights") from None
 
 
 def where_from(name: str) -> str:
@@ -145,7 +207,7 @@ def _extractor(settings: FidelityConfig, data: DataSection) -> str:
     if name == RINGS_CLASSIFIER:
         if data.kind != "rings" or settings.weights is not None:
             raise ExperimentError(f"evaluation.fidelity.extractor: {name} measures rings alone, and takes no weights")
-        return f"{name}:{fingerprint(kind='extractor', data=_described(data), **RINGS_TRAINING)}"
+        return rings_identity(data)
     if settings.weights is None:
         return f"{name}:as-downloaded"
     try:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from varscale.config.section import FidelityConfig
-from varscale.evaluation.plan import Subject
+from varscale.evaluation.plan import ALL_KEPT, Subject
 from varscale.store.layout import RunFiles, Store
 from varscale.store.records import Result, Row, RunIdentity, read_result
 
-SETTINGS = ("evaluator", "extractor", "reference_set", "samples", "guidance", "top_k", "top_p", "sampling_seed")
+SETTINGS = (
+    *("evaluator", "extractor", "reference_set", "samples", "guidance", "top_k", "top_p", "sampling_seed"),
+    "images_kept",
+)
 """Columns of the runs table that say how images were drawn and measured."""
 _OF_FLOORS = ("evaluator", "extractor", "reference_set", "samples", "floor")
 """What a floor has in common with the evaluations that it is a floor of."""
@@ -69,6 +72,10 @@ class StoredEvaluations:
         self._of_floors = [stamp for stamp, each in read.values() if each is not None and each.subject != "cell"]
 
     def rows(self, cell: Result, own: Sequence[str]) -> list[Row]:
+        """The columns of `measured` alone."""
+        return [row for row, _ in self.measured(cell, own)]
+
+    def measured(self, cell: Result, own: Sequence[str]) -> list[tuple[Row, Result]]:
         """Columns of the runs table, one row for each way in which a cell's images were measured; none: not at all.
 
         Each has the floors that were measured in its way. Evaluations that differ in nothing but the number of
@@ -76,7 +83,11 @@ class StoredEvaluations:
 
         Args:
             cell: The cell's result.
-            own: Folders of the evaluations that come first; then come those at the default guidance, most images first.
+            own: Folders of the evaluations that come first; then come those of all images, at the default guidance, and
+                with most images.
+
+        Returns:
+            The row of each, and the evaluation's result.
         """
         usual = FidelityConfig().guidance[0]
         read = str(cell.row.get("latents_fingerprint") or cell.row.get("tokenizer_fingerprint"))
@@ -84,17 +95,17 @@ class StoredEvaluations:
 
         def order(each: StoredEvaluation) -> tuple[Any, ...]:
             how = each.how
-            first = how["guidance"] != usual, -how["samples"]
+            first = how["images_kept"] != ALL_KEPT, how["guidance"] != usual, -how["samples"]
             return places.get(each.folder, len(own)), first, *(how[name] for name in SETTINGS), each.folder
 
-        rows: dict[tuple[Any, ...], Row] = {}
+        rows: dict[tuple[Any, ...], tuple[Row, Result]] = {}
         for each in sorted(self._of("cell", cell.fingerprint), key=order):
             floors = [
                 *self._floors("real", "", each),
                 *self._floors("reconstructed", read, each),
             ]
             merged = {name: value for one in (*floors, each) for name, value in one.columns.items()}
-            rows.setdefault(tuple(each.how[name] for name in SETTINGS), merged)
+            rows.setdefault(tuple(each.how[name] for name in SETTINGS), (merged, each.result))
         return list(rows.values())
 
     def stamps(self, cell: str) -> list[_Stamp]:
@@ -120,6 +131,7 @@ def _read(files: RunFiles) -> StoredEvaluation | None:
         return None
     how: Any = identity.params
     try:
+        how = {"images_kept": ALL_KEPT, **how}  # earlier versions kept all, and don't say so
         wanted = {name: how[name] for name in (*SETTINGS, "floor")}
         return StoredEvaluation(files.folder.name, str(how["subject"]), str(how["of"]), wanted, result)
     except (LookupError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 Letters: N images, b images of a batch, D features, s side of an image in pixels.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from varscale.evaluation.plan import FidelityPlan, Subject, as_stored, number_of
 from varscale.families.base import SamplingOptions
 from varscale.families.storage import load_model
 from varscale.generation.bulk import drawn_batches
+from varscale.generation.rejection import Rejection, open_classifier
 from varscale.numerics.device import best_device
 from varscale.numerics.machine import device_name, versions
 from varscale.store.layout import RunFiles, Store
@@ -78,13 +80,17 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         RunIdentity(name=what.title, role="evaluation", params=_described(plan, what)).write(files.identity)
         extractor = open_extractor(plan, what.data, store)
         reference = reference_features(plan, extractor, what.data, store)
-        drawn = extractor.features(_reported(_batches(plan, what), settings.samples, report))
+        rejection, seconds = _rejection(plan, what, store), list[float]()
+        batches = _timed(_batches(plan, what, rejection), seconds)
+        drawn = extractor.features(_reported(batches, settings.samples, report))
         figures = measure(drawn, reference, draws=settings.bootstrap_draws)
+        beside = {"seconds_an_image": statistics.median(seconds)} if what.subject == "cell" else {}
+        beside |= rejection.figures if rejection is not None else {}
         Result(
             fingerprint=files.fingerprint,
             status="finished",
             time=time.time(),
-            metrics={**figures, "wall_seconds": time.time() - started},
+            metrics={**figures, **beside, "wall_seconds": time.time() - started},
             row={**_columns(what.subject, figures), **what.of, **(plan.columns() if what.subject == "cell" else {})},
             provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         ).write(files.result)
@@ -109,7 +115,16 @@ def reference_features(
             return made
 
 
-def _batches(plan: FidelityPlan, what: Evaluated) -> Iterator[Tensor]:
+def _rejection(plan: FidelityPlan, what: Evaluated, store: Store) -> Rejection | None:
+    settings = plan.settings
+    if what.subject != "cell" or plan.candidates == 1:
+        return None
+    place = "evaluation.fidelity.classifier"
+    classifier = open_classifier(settings.classifier, settings.classifier_weights, what.data, store, place=place)
+    return Rejection(classifier, plan.candidates)
+
+
+def _batches(plan: FidelityPlan, what: Evaluated, rejection: Rejection | None) -> Iterator[Tensor]:
     settings, device = plan.settings, best_device()
     if what.subject != "cell":
         images = number_of(plan.floor)
@@ -120,7 +135,9 @@ def _batches(plan: FidelityPlan, what: Evaluated) -> Iterator[Tensor]:
     model = load_model(what.cell.weights, what.cell.fingerprint).to(device)
     labels_N = torch.arange(settings.samples, device=device) % model.config.num_classes  # as many of each class
     options = SamplingOptions(plan.guidance, settings.top_k, settings.top_p, settings.seed)
-    return drawn_batches(model, tokenizer, labels_N, options, batch_size=settings.batch_size)
+    if rejection is not None:
+        rejection.check(model.config.num_classes, what.data.image_size, labels_N)
+    return drawn_batches(model, tokenizer, labels_N, options, batch_size=settings.batch_size, rejection=rejection)
 
 
 def _real(data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int) -> Iterator[Tensor]:
@@ -144,6 +161,19 @@ def _reconstructed(what: Evaluated, real: Iterator[Tensor]) -> Iterator[Tensor]:
         else:
             images_b3ss = tokenizer.decode(tokenizer.encode(images_b3ss))
         yield ((images_b3ss + 1) / 2).mul(255).round().to(torch.uint8)
+
+
+def _timed(batches: Iterator[Tensor], seconds: list[float]) -> Iterator[Tensor]:
+    """The batches as they are; of each, `seconds` gets what an image took to make."""
+    while True:
+        started = time.perf_counter()
+        images_b3ss = next(batches, None)
+        if images_b3ss is None:
+            return
+        if images_b3ss.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - started) / len(images_b3ss))
+        yield images_b3ss
 
 
 def _reported(batches: Iterator[Tensor], total: int, report: Report) -> Iterator[Tensor]:

@@ -88,6 +88,10 @@ class ModelDescription(TokenSpace, ABC):
         """Drawing one image's tokens, at the least one pass of all of them, and with guidance one without class."""
         return (2 if guidance else 1) * self.forward_flops()
 
+    def sampling_passes(self) -> int:
+        """Times that the model runs to draw an image: once a scale, unless the family draws otherwise."""
+        return len(self.patch_nums)
+
     @abstractmethod
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
         """An estimate, to within a third, of what a training step of so many images keeps for its backward pass.

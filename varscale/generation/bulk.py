@@ -16,6 +16,7 @@ from varscale.families.base import SamplingOptions
 from varscale.families.models import FamilyModel
 from varscale.generation.collection import Collection, CollectionRecord
 from varscale.generation.from_files import Drawable
+from varscale.generation.rejection import Rejection
 from varscale.generation.sampling import check_sampling, sample_with
 from varscale.numerics.randomness import permutation
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -32,6 +33,7 @@ def draw_collection(
     progress: Progress,
     *,
     batch_size: int = 64,
+    rejection: Rejection | None = None,
 ) -> None:
     """Draw one image a label into a folder of PNGs, an .npz or a .parquet; an interrupted call is gone on with.
 
@@ -44,17 +46,23 @@ def draw_collection(
     """
     check_sampling(drawable.model.config, drawable.tokenizer, labels_N, options)
     labels = labels_N.numpy()
+    batch_size, chosen = kept_at_once(batch_size, rejection), ""
+    if rejection is not None:
+        chosen = f"1 of {rejection.candidates} by {rejection.classifier.identity}"
     record = CollectionRecord(
         model=drawable.model_checksum,
         tokenizer=drawable.tokenizer_checksum,
         images=len(labels),
         labels=hashlib.blake2b(labels.tobytes(), digest_size=8).hexdigest(),
         batch_size=batch_size,
+        chosen=chosen,
         **asdict(options),
     )
     done = collection.begin(record)
     progress(done, len(labels))
-    batches = drawn_batches(drawable.model, drawable.tokenizer, labels_N, options, batch_size=batch_size, first=done)
+    models, candidates = (drawable.model, drawable.tokenizer), rejection.candidates if rejection else 1
+    drawn = batch_size * candidates
+    batches = drawn_batches(*models, labels_N, options, batch_size=drawn, first=done, rejection=rejection)
     for images_b3HW in batches:
         end = done + len(images_b3HW)
         collection.add(done, images_b3HW.permute(0, 2, 3, 1).contiguous().cpu().numpy(), labels[done:end])
@@ -71,18 +79,29 @@ def drawn_batches(
     *,
     batch_size: int = 64,
     first: int = 0,
+    rejection: Rejection | None = None,
 ) -> Iterator[Tensor]:
     """The images of labels `first` … N - 1, in order: uint8 (b, 3, H, W), on the model's device.
+
+    With `rejection` each is chosen among several, and `batch_size` of these are drawn at once.
 
     Image i depends on its label, the options and i alone (to rounding), not on its batch or on where drawing began.
     On a GPU matrix products are bfloat16.
     """
     device = next(model.parameters()).device
-    for start in range(first, len(labels_N), batch_size):
-        labels_b = labels_N[start : start + batch_size].to(device)
+    candidates, at_once = rejection.candidates if rejection else 1, kept_at_once(batch_size, rejection)
+    for start in range(first, len(labels_N), at_once):
+        labels_b = labels_N[start : start + at_once].to(device)
+        indices_bM = torch.arange(start * candidates, (start + len(labels_b)) * candidates)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            drawn = sample_with(model, tokenizer, labels_b, options, torch.arange(start, start + len(labels_b)))
-        yield drawn.images.mul(255).round().to(torch.uint8)
+            drawn = sample_with(model, tokenizer, labels_b.repeat_interleave(candidates), options, indices_bM)
+        pixels_bM3HW = drawn.images.mul(255).round().to(torch.uint8)
+        yield pixels_bM3HW if rejection is None else pixels_bM3HW[rejection.choose(pixels_bM3HW, labels_b)]
+
+
+def kept_at_once(batch_size: int, rejection: Rejection | None) -> int:
+    """How many images are kept of so many that are drawn at once; at least one, however many candidates it has."""
+    return batch_size if rejection is None else max(1, batch_size // rejection.candidates)
 
 
 def labels_in_turn(classes: Sequence[int], count: int) -> Tensor:

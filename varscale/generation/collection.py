@@ -51,6 +51,8 @@ class CollectionRecord(Record):
     seed: int
     use_cache: bool
     steps: int = 0
+    chosen: str = ""
+    """How images were chosen among candidates, and by which classifier; nothing where all were kept."""
 
     def difference_from(self, other: "CollectionRecord") -> str | None:
         """The first thing in which they differ, in words; None where nothing does."""

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from varscale.data.tokens.store import TokenStore
 from varscale.errors import ExperimentError
 from varscale.families.base import SamplingOptions
-from varscale.families.models import FamilyModel
+from varscale.families.models import FamilyModel, Sample
 from varscale.families.storage import load_model
 from varscale.generation.pictures import save_pictures, scale_pictures
+from varscale.generation.rejection import Rejection
 from varscale.generation.sampling import sample_with
 from varscale.numerics.device import best_device
 from varscale.store.layout import RunFiles, TokenFiles
@@ -119,10 +120,12 @@ def draw(
     out: Path,
     *,
     show_scales: bool = False,
+    rejection: Rejection | None = None,
 ) -> None:
     """Draw `count` images of each label into one picture, a row a label.
 
-    With `show_scales` each image has a row of its own, with the picture after each scale.
+    With `show_scales` each image has a row of its own, with the picture after each scale; with `rejection` each is
+    chosen among several.
 
     Raises:
         ExperimentError: The model draws no tokens, whose scales could be shown.
@@ -132,7 +135,11 @@ def draw(
     if show_scales and config.reads == "latents":
         raise ExperimentError(f"--show-scales: models of family {config.family} draw latents, which have no scales")
     labels_B = torch.tensor(labels, device=best_device()).repeat_interleave(count)
-    drawn = sample_with(drawable.model, drawable.tokenizer, labels_B, options)
+    candidates = rejection.candidates if rejection else 1
+    drawn = sample_with(drawable.model, drawable.tokenizer, labels_B.repeat_interleave(candidates), options)
+    if rejection is not None:
+        chosen_B = rejection.choose(drawn.images.mul(255).round().to(torch.uint8), labels_B)
+        drawn = Sample(drawn.images[chosen_B], [tokens_B[chosen_B] for tokens_B in drawn.tokens])
     if show_scales:
         save_pictures(scale_pictures(drawable.tokenizer, drawn.tokens), out, len(drawn.tokens))
     else:

@@ -69,6 +69,11 @@ class Trunk:
         return self.experiment.model.describe(tokens, self.depth)
 
     @property
+    def model_name(self) -> str:
+        """What a paper's table calls the model, such as VAR-d16."""
+        return f"{self.model.family.upper()}-d{self.depth}"
+
+    @property
     def batch_size(self) -> int:
         """Images a step."""
         return self.experiment.optim.batch_size

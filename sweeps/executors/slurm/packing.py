@@ -156,5 +156,6 @@ def _work(job: Job) -> tuple[Work, ...]:
         case EvaluationJob(cell=None):
             return tuple(fidelity_work(job.experiment, [], floors=True))
         case EvaluationJob(cell=cell) if cell is not None:
-            return tuple(fidelity_work(job.experiment, [(cell, job.plan.guidance)], floors=False))
+            drawn = [(cell, guidance) for guidance in job.plan.settings.drawings]
+            return tuple(fidelity_work(job.experiment, drawn, floors=False))
     return ()

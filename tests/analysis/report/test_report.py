@@ -1,11 +1,14 @@
 """Figures and report: whole, self-contained, stable, and readable where a browser shows them."""
 
 import io
+import json
 import os
 import re
 import stat
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,8 @@ from analysis.report.html import render
 from analysis.report.tables import number
 from analysis.report.terminal import terminal_summary
 from analysis.report.writing import write
+
+CHINCHILLA = FitOptions(params="N", flops="C", tokens="D", law=("chinchilla", "power"), bootstrap_draws=50)
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +62,67 @@ def test_report_needs_nothing_else_and_repeats_no_id(result, drawings):
     html = render(result, drawings)
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html)
     assert "@import" not in html
-    assert "<script" not in html
+    (script,) = re.findall(r"<script\b(.*?)</script>", html, flags=re.DOTALL)
+    assert script.startswith(">"), "written into the page, not loaded from elsewhere"
+    assert not re.search(r"fetch|XMLHttp|WebSocket|import|//[a-z]|eval|innerHTML|cookie", script)
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert "Two families &amp; more" in html
     assert "&lt;ar&gt;" in html
     for word in ("SHA-256", "Objective", "Intervals", "Left out", "Held out", "Schedule", "seed 0"):
         assert word in html
+
+
+def as_shown(chromium, path):
+    """The document as it stands after its scripts ran."""
+    command = [
+        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--allow-file-access-from-files", f"--user-data-dir={path.parent / 'profile'}"),
+        *("--virtual-time-budget=4000", "--window-size=1400,1000", "--dump-dom", path.as_uri()),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+PROBE = """<script>
+const table = [...document.querySelectorAll("table")].find((each) => each.innerText.includes("Pearson"));
+const rows = () => [...table.tBodies[0].rows].map((row) => row.cells[3].textContent);
+const orders = [rows()];
+const press = (event) => table.tHead.rows[0].cells[3].dispatchEvent(event);
+press(new MouseEvent("click")); orders.push(rows());
+press(new KeyboardEvent("keydown", { key: "Enter" })); orders.push(rows());
+const point = document.querySelector("#loss_vs_compute_var title ~ use");
+point.scrollIntoView({ block: "center" });
+const box = point.getBoundingClientRect();
+const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+const title = hit.closest("g").querySelector("title");
+const open = [...document.querySelectorAll("figure")].filter((each) => each.checkVisibility()).length;
+const heading = getComputedStyle(table.tHead.rows[0].cells[3]).display;
+document.title = JSON.stringify({ orders, hit: title && title.textContent, open, heading });
+</script></body>"""
+
+
+def test_in_a_browser_tables_sort_points_tell_their_runs_and_six_figures_are_open(result, drawings, tmp_path):
+    """On a desk and on a phone."""
+    chromium = require_program("chromium")
+    (tmp_path / "report.html").write_text(render(result, drawings).replace("</body>", PROBE))
+    frames = "".join(
+        f'<iframe src="report.html" style="width:{width}px;height:900px"></iframe>' for width in (1280, 390)
+    )
+    told = "[...document.querySelectorAll('iframe')].map((each) => each.contentDocument.title)"
+    answer = f"<script>onload=()=>{{document.body.dataset.answer={told}.join('\\n')}}</script>"
+    (tmp_path / "both.html").write_text(f"<body>{frames}{answer}</body>")
+    answer = re.search(r'data-answer="([^"]*)"', as_shown(chromium, tmp_path / "both.html"))
+    assert answer is not None
+    for line in unescape(answer[1]).splitlines():
+        found = json.loads(line)
+        given, up, down = ([int(rows) for rows in order] for order in found["orders"])
+        assert up == sorted(given)
+        assert down == sorted(given, reverse=True)
+        assert up != given
+        assert re.fullmatch(r"d\d-b\d-s\d: [\d.e+]+, [\d.]+", found["hit"])
+        assert found["open"] == 6
+        assert found["heading"] != "none"
 
 
 def test_report_opens_in_a_browser_without_scrolling_sideways_on_a_phone(result, drawings, tmp_path):
@@ -74,13 +133,7 @@ def test_report_opens_in_a_browser_without_scrolling_sideways_on_a_phone(result,
     frame = '<iframe id="f" src="report.html" style="width:390px;height:900px"></iframe>'
     answer = "<script>onload=()=>{document.body.dataset.answer=f.contentDocument.title}</script>"
     (tmp_path / "phone.html").write_text(f"<body>{frame}{answer}</body>")
-    command = [
-        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"),
-        *("--dump-dom", (tmp_path / "phone.html").as_uri()),
-    ]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    page = as_shown(chromium, tmp_path / "phone.html")
     found = re.search(r'data-answer="(\d+) of (\d+)"', page)
     assert found is not None
     assert int(found[1]) <= int(found[2])
@@ -107,6 +160,40 @@ def test_sizes_that_stop_short_of_the_best_are_said_first(depths, end):
     for text in (html[: html.index("<h2>")], captured.get()):
         assert (sentence in text) == bool(end), text
         assert ("at every budget" in text) == bool(end)
+
+
+def test_the_terminal_answers_what_was_asked_within_80_columns():
+    """Values and intervals of the result itself; D in images, of which each has 130 tokens here."""
+    table = sweep_table(depths=(3, 4, 6, 8), budgets=6)
+    options = FitOptions(predict=("flops=1e12",), allocate=(1e12,), target=("loss",), bootstrap_draws=60)
+    result = fit_laws(table, options)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(terminal_summary(result))
+    text = captured.get()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "at flops = 1e12 (beyond the data: flops × 12.5)" in text
+    for law in ("power-offset", "chinchilla"):
+        entry = result.find(law)
+        (asked,) = [each for each in entry.predictions if each.at["flops"] == 1e12]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"loss, {law}")]
+        pairs = asked.prediction.curve_ci95, asked.prediction.new_run_ci95
+        shown = [number(asked.prediction.value), *(f"[{number(low)}, {number(high)}]" for low, high in pairs)]
+        assert " ".join(line.split()) == " ".join((f"loss, {law}", *shown))
+    by_law = {each.approach: each for each in result.allocations["loss"]}
+    (best,) = by_law["parametric chinchilla"].best
+    (line,) = [line for line in text.splitlines() if line.startswith("parametric chinchilla")]
+    assert line.split()[2:] == ["1e12", number(best.params), number(best.tokens / 130)]
+    assert "best D (images)" in text
+    html = render(result, [])
+    assert html.index("at flops = 1e12") < html.index("<h2>Laws</h2>"), "the answer comes first"
+    assert "best D (images)" in html
+    assert "best D (tokens)" in render(fit_laws(chinchilla_table(budgets=4), CHINCHILLA), [])
+    images = replace(CHINCHILLA, units=("tokens=images",), x=("tokens", "flops"))
+    html = render(fit_laws(chinchilla_table(budgets=4), images), [])
+    assert "best D (images)" in html
+    assert "images D" in html
+    assert "tokens D" not in html
 
 
 def test_a_law_that_rises_is_not_drawn():
