@@ -11,7 +11,7 @@ from typing import Any, cast
 import typer
 import typer.core
 
-from varscale.cli import editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies
+from varscale.cli import advice, editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies
 from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
@@ -25,6 +25,7 @@ VERBS = (
         evaluations.evaluate,
         laws.fit_laws,
         forecasts.forecast,
+        advice.advise,
         studies.dashboard,
         studies.sync,
         single_runs.import_official,
