@@ -127,6 +127,8 @@ def advise(
         TableError: no candidate can be afforded, or none tells anything.
     """
     _positive("--spend", spend)
+    _check_columns(rows)
+    rows = rows[rows[target].notna()]
     candidates = _untrained(candidates, rows)
     if not len(candidates):
         raise TableError(f"--spend {spend:g}: there is no further cell to train for it")
@@ -140,7 +142,7 @@ def advise(
         raise TableError(f"--spend {spend:g}: no cell can be trained for it; the cheapest takes {cheapest:.3g} FLOPs")
     chosen = design(start, compute, spend)
     if not chosen:
-        raise TableError(f"--spend {spend:g}: no cell within it narrows the interval by as much as a hundredth")
+        raise TableError(f"--spend {spend:g}: no cell within it narrows the interval")
     value, width = _now(known[0], rows, question, per_token, start[0])
     cells = candidates.iloc[chosen].reset_index(drop=True)
 
@@ -194,11 +196,7 @@ def table_candidates(rows: pd.DataFrame, spend: float) -> pd.DataFrame:
     Raises:
         TableError: the table doesn't say parameters, tokens and FLOPs, or no budget of its own can be afforded.
     """
-    missing = [name for name in ("params", "tokens", "flops") if name not in rows.columns]
-    if missing:
-        raise TableError(
-            f"advice needs {' and '.join(missing)} of the runs, too; --tokens-from-flops 6 gives the third"
-        )
+    _check_columns(rows)
     if spend < (smallest := rows["flops"].min()):
         raise TableError(f"--spend {spend:g}: less than the smallest run of the table takes, {smallest:.3g} FLOPs")
     per_token = FlopsPerToken(rows)
@@ -215,6 +213,13 @@ def _positive(option: str, flops: float) -> float:
     if not 0 < flops < np.inf:
         raise TableError(f"{option} {flops:g}: expected FLOPs above 0, such as 1e21")
     return flops
+
+
+def _check_columns(rows: pd.DataFrame) -> None:
+    if missing := [name for name in ("params", "tokens", "flops") if name not in rows.columns]:
+        raise TableError(
+            f"advice needs {' and '.join(missing)} of the runs, too; --tokens-from-flops 6 gives the third"
+        )
 
 
 def _untrained(candidates: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -369,17 +374,13 @@ def _plain_grids(
     for count in (1, 2, 3) if len(rows) else (3, 4, 5, 6):
 
         def grid(largest: float, count: int = count) -> pd.DataFrame:
-            parts = []
-            for budget in largest / 2.0 ** np.arange(count):
-                params = sizes * (budget / last) ** growth
-                parts.append(
-                    pd.DataFrame({"params": params, "tokens": per_token.tokens(budget, params), "flops": budget})
-                )
-            whole = pd.concat(parts, ignore_index=True)
+            budgets = np.repeat(largest / 2.0 ** np.arange(count), len(sizes))
+            params = np.tile(sizes, count) * (budgets / last) ** growth
+            whole = pd.DataFrame({"params": params, "tokens": budgets / (per_token(params) * params), "flops": budgets})
             return whole[whole["tokens"] >= 0.99 * least].reset_index(drop=True)
 
         low, high = np.log(spend / 1e6), np.log(spend)
-        for _ in range(50):
+        for _ in range(25):
             middle = (low + high) / 2
             cells = grid(float(np.exp(middle)))
             cost = _compute(cells, rows, own_share).of(range(len(cells))) if len(cells) else 0.0

@@ -19,9 +19,9 @@ _LARGEST_BUDGETS = 10
 """How many of the candidates' budgets are tried as the largest of a design."""
 _THRIFT = (1.0, 0.6)
 """Powers of a run's compute by which its gain is divided: the first takes many small runs before a large one."""
-_LEAST_GAIN = 0.01
+_LEAST_GAIN = 0.006
 """Runs that lower the variance by a smaller share are left out."""
-_MOST_RUNS = 40
+_MOST_RUNS = 60
 _EXCHANGES = 3
 
 
@@ -31,34 +31,34 @@ class Beliefs:
 
     Attributes:
         gradient_SP: of the quantity by θ.
-        covariancesPP: of θ, given the runs that there are.
+        covariance_SPP: of θ, given the runs that there are.
         jacobian_SKP: of the candidates' predictions by θ, in standard deviations of a run.
     """
 
     gradient_SP: Array
-    covariancesPP: Array
+    covariance_SPP: Array
     jacobian_SKP: Array
 
     @property
     def variances(self) -> Array:
         """Of the quantity, at each θ, (S,)."""
-        return np.asarray(np.einsum("sp,spq,sq->s", self.gradient_SP, self.covariancesPP, self.gradient_SP))
+        return np.asarray(np.einsum("sp,spq,sq->s", self.gradient_SP, self.covariance_SPP, self.gradient_SP))
 
     def gains(self) -> Array:
         """Mean logarithm of what is left of the quantity's variance after each candidate, (K,)."""
-        turned_SP = np.einsum("spq,sq->sp", self.covariancesPP, self.gradient_SP)
+        turned_SP = np.einsum("spq,sq->sp", self.covariance_SPP, self.gradient_SP)
         along_SK = np.einsum("skp,sp->sk", self.jacobian_SKP, turned_SP)
-        spread_SK = np.einsum("skp,spq,skq->sk", self.jacobian_SKP, self.covariancesPP, self.jacobian_SKP)
+        spread_SK = np.einsum("skp,spq,skq->sk", self.jacobian_SKP, self.covariance_SPP, self.jacobian_SKP)
         left_SK = 1 - along_SK**2 / ((1 + spread_SK) * self.variances[:, None])
         return np.asarray(np.log(np.maximum(left_SK, 1e-12)).mean(axis=0))
 
     def after(self, candidate: int) -> "Beliefs":
         """With a candidate's run added."""
         row_SP = self.jacobian_SKP[:, candidate]
-        turned_SP = np.einsum("spq,sq->sp", self.covariancesPP, row_SP)
+        turned_SP = np.einsum("spq,sq->sp", self.covariance_SPP, row_SP)
         total_S = 1 + (row_SP * turned_SP).sum(axis=1)
-        covariancesPP = self.covariancesPP - turned_SP[:, :, None] * turned_SP[:, None] / total_S[:, None, None]
-        return Beliefs(self.gradient_SP, covariancesPP, self.jacobian_SKP)
+        covariance_SPP = self.covariance_SPP - turned_SP[:, :, None] * turned_SP[:, None] / total_S[:, None, None]
+        return Beliefs(self.gradient_SP, covariance_SPP, self.jacobian_SKP)
 
 
 @dataclass(frozen=True)
