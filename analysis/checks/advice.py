@@ -126,7 +126,6 @@ def advise(
     Raises:
         TableError: no candidate can be afforded, or none tells anything.
     """
-    _positive("--spend", spend)
     _check_columns(rows)
     rows = rows[rows[target].notna()]
     candidates = _untrained(candidates, rows)
@@ -179,7 +178,7 @@ def question_of(predict: str | None, budget: float | None) -> Question:
         TableError: neither compute nor a point of parameters and tokens.
     """
     if budget is not None:
-        return Question(_positive("--budget", budget), size=True)
+        return Question(positive("--budget", budget), size=True)
     point = parse_point(str(predict))
     if set(point) == {"flops"}:
         return Question(point["flops"])
@@ -209,7 +208,8 @@ def table_candidates(rows: pd.DataFrame, spend: float) -> pd.DataFrame:
     return frame[frame["tokens"] >= rows["tokens"].min()].reset_index(drop=True)
 
 
-def _positive(option: str, flops: float) -> float:
+def positive(option: str, flops: float) -> float:
+    """The FLOPs of an option, which are to be above 0."""
     if not 0 < flops < np.inf:
         raise TableError(f"{option} {flops:g}: expected FLOPs above 0, such as 1e21")
     return flops
@@ -237,7 +237,7 @@ def _laws(rows: pd.DataFrame, target: str) -> list[_Known]:
     for name in LAWS_AVERAGED:
         inputs = tuple(rows[each].to_numpy(dtype=float) for each in LAWS[name].inputs)
         try:
-            fitted = fit(name, inputs, rows[target].to_numpy(dtype=float))
+            fitted = fit(name, inputs, rows[target].to_numpy(dtype=float), few_starts=True)
         except FitRefused:
             continue
         draws = resample(fitted, _DRAWS, seed=0)

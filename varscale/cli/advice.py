@@ -46,12 +46,13 @@ def advise(
     if out is not None:
         check_output(f"--out {out}", out)
     from analysis.checks.advice import advise as advise_on
-    from analysis.checks.advice import question_of, table_candidates
+    from analysis.checks.advice import positive, question_of, table_candidates
     from analysis.options import FitOptions
     from analysis.tables.reading import read_runs
     from analysis.tables.table import prepare
 
     question = question_of(predict, budget)
+    positive("--spend", spend)
     if runs:
         options = FitOptions(
             params=params, flops=flops, tokens=tokens, target=(target,), tokens_from_flops=tokens_from_flops

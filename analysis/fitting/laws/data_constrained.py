@@ -15,7 +15,7 @@ from analysis.fitting.laws.base import OFFSET, Array, Problem
 from analysis.fitting.laws.log_terms import LogTerms, Slots, named
 from analysis.fitting.laws.power_sums import Term, power_sum
 
-_REPETITIONS = (2.0, 10.0, 50.0)
+_REPETITIONS = (3.0, 20.0)
 _OF_NEW_DATA = power_sum(
     *("chinchilla", "", ("params", "tokens"), Term("E"), Term("A", "alpha"), Term("B", "beta", 1)),
 )

@@ -23,6 +23,10 @@ class LogTerms(Law):
     def derivatives(self, problem: Problem, theta_SP: Array) -> "Slots":
         """Their derivatives by θ."""
 
+    def prepare(self, problem: Problem) -> dict[str, tuple[bytes, "Slots"]]:
+        """The last derivatives: a step of Newton's method asks for them three times."""
+        return {}
+
     def evaluate(self, problem: Problem, theta_SP: Array) -> tuple[Array, Array]:
         """The logarithm of the sum, and the terms' shares of it."""
         logs_JSn = self.logs(problem, theta_SP)
@@ -31,13 +35,13 @@ class LogTerms(Law):
 
     def jacobian(self, problem: Problem, theta_SP: Array, shares_JSn: Array) -> Array:
         """∂u/∂θ."""
-        return np.asarray((shares_JSn[..., None] * self.derivatives(problem, theta_SP).first_JSnP).sum(axis=0))
+        return np.asarray((shares_JSn[..., None] * self._last(problem, theta_SP).first_JSnP).sum(axis=0))
 
     def curvature(
         self, problem: Problem, theta_SP: Array, shares_JSn: Array, outer_Sn: Array, second_Sn: Array
     ) -> Array:
         """Σ_n (outer · ∂u ∂uᵀ + second · ∂²u)."""
-        slots = self.derivatives(problem, theta_SP)
+        slots = self._last(problem, theta_SP)
         jacobian_SnP = (shares_JSn[..., None] * slots.first_JSnP).sum(axis=0)
         own_JSn = shares_JSn * second_Sn
         result_SPP = _products(jacobian_SnP, outer_Sn - second_Sn) + _products(slots.first_JSnP, own_JSn).sum(axis=0)
@@ -47,6 +51,13 @@ class LogTerms(Law):
             if first != second:
                 result_SPP[:, second, first] += added_S
         return np.asarray(result_SPP)
+
+    def _last(self, problem: Problem, theta_SP: Array) -> "Slots":
+        key = theta_SP.tobytes()
+        kept = problem.prepared.get("last")
+        if kept is None or kept[0] != key:
+            kept = problem.prepared["last"] = key, self.derivatives(problem, theta_SP)
+        return kept[1]
 
 
 def _products(rows_SnP: Array, weights_Sn: Array) -> Array:

@@ -21,8 +21,8 @@ from analysis.fitting.laws.log_terms import LogTerms, Slots, named
 
 _LEAST = 1e-9
 """Stands for x - x0 where that isn't positive, which makes such θ hopeless rather than undefined."""
-_STEEP = np.array([0.3, 1.0, 2.0, 4.0, 8.0, 16.0])
-_BELOW = np.array([0.3, 0.6, 0.75, 0.85, 0.92, 0.97])
+_STEEP = np.array([0.5, 1.5, 4.0, 8.0, 16.0])
+_BELOW = np.array([0.4, 0.65, 0.8, 0.9, 0.97])
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class OfLoss(LogTerms):
         """Places and steepnesses on a grid, with levels by least squares (not negative) at each."""
         x_n = np.exp(problem.log_inputs_In[0])
         if self.form == "logistic":
-            places = np.quantile(x_n, [0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
+            places = np.quantile(x_n, [0.1, 0.3, 0.5, 0.7, 0.9])
             steepness = _STEEP / max(float(np.ptp(x_n)), 1e-9) * 2
         else:
             places = x_n.min() * _BELOW
-            steepness = _STEEP[:5] / 4 if self.form == "power" else _STEEP / x_n.max()
+            steepness = _STEEP[:4] / 3 if self.form == "power" else _STEEP / x_n.max()
         third = "alpha" if self.form == "power" else "k"
         starts = []
         for place in places[::2] if few else places:

@@ -149,7 +149,7 @@ def test_a_planted_law_is_advised():
 def test_points_best_sizes_and_what_is_trained_already():
     rows, _ = planted(np.random.default_rng(3))
     spend = float(rows["flops"].sum())
-    candidates = pd.concat([table_candidates(rows, spend)[::9], rows[["params", "tokens", "flops"]]])
+    candidates = pd.concat([table_candidates(rows, spend)[::23], rows[["params", "tokens", "flops"]]])
     for question in (Question(1e21, size=True), Question(point=(1e9, 1e11))):
         advice = advise(rows, "loss", candidates, question, spend)
         assert advice.expected < advice.width
@@ -175,9 +175,8 @@ def test_before_there_are_runs_the_prior_says():
 def test_mistakes():
     rows, _ = planted(np.random.default_rng(3))
     candidates = table_candidates(rows, 1e19)
-    for spend, message in ((1e3, "no cell can be trained for it; the cheapest takes 1e"), (-1.0, "expected FLOPs")):
-        with pytest.raises(TableError, match=message):
-            advise(rows, "loss", candidates, Question(1e21), spend)
+    with pytest.raises(TableError, match="no cell can be trained for it; the cheapest takes 1e"):
+        advise(rows, "loss", candidates, Question(1e21), 1e3)
     with pytest.raises(TableError, match="less than the smallest run"):
         table_candidates(rows, 1.0)
     with pytest.raises(TableError, match="advice needs tokens of the runs, too"):
