@@ -1,12 +1,18 @@
 """The cells of an experiment: its grid of depth × budget × seed, and its variants. Pure."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from varscale.config import Experiment
 from varscale.config.yaml import changed
 from varscale.errors import ExperimentError
 from varscale.training.cells import Cell, Trunk
+
+_APART = 1.15
+"""Ratio of sizes that might be added to a grid."""
 
 
 def grid_cells(experiment: Experiment) -> tuple[Cell, ...]:
@@ -91,6 +97,51 @@ def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
         longest[label] = max(longest[label], cell.branch_images)
         branches[label] += cell.decay_images
     return [(trunk, longest[label] + branches[label]) for label, trunk in trunks.items()]
+
+
+def further_cells(experiment: Experiment, most: float, trained: Iterable[Mapping[str, Any]] = ()) -> tuple[Cell, ...]:
+    """Cells that the experiment's grid could have: sizes up to twice its largest, budgets up to `most` FLOPs.
+
+    Sizes lie about a seventh apart, beside those of the grid and of a runs table's rows; budgets a factor of √2, from
+    the smallest one. Cells that a grid would refuse are left out.
+    """
+    grid = experiment.grid
+    own = {*grid.depths, *(int(row["depth"]) for row in trained)}
+    steps = range(int(math.log(2 * max(own) / min(own)) / math.log(_APART)) + 1)
+    depths = own | {2 * round(min(own) * _APART**step / 2) for step in steps}
+    budgets = _ladder(min(grid.budgets), most)
+    found: list[Cell] = []
+    for depth in sorted(depths):
+        for cell in _cells(experiment, depth, grid.seeds[0], "", budgets):
+            with suppress(ExperimentError):
+                check_lengths([cell], grid.min_steps)
+                found.append(cell)
+    return tuple(found)
+
+
+def grid_settings(trained: Iterable[Mapping[str, Any]], added: Iterable[Cell]) -> dict[str, Any]:
+    """The fields of a grid that has the cells of a runs table's rows and further ones, and no others.
+
+    Its depths and budgets are what the sizes of the smallest budget share, which sets the warm-up; the rest are
+    variants.
+    """
+    points = [(int(row["depth"]), float(row["budget_flops"])) for row in trained if not row.get("variant")]
+    points += [(cell.trunk.depth, cell.budget_flops) for cell in added]
+    budgets: dict[int, set[float]] = {}
+    for depth, budget in points:
+        budgets.setdefault(depth, set()).add(budget)
+    smallest = min(budget for _, budget in points)
+    depths = sorted(depth for depth, own in budgets.items() if smallest in own)
+    shared = set.intersection(*(budgets[depth] for depth in depths))
+    rest = {depth: sorted(own - (shared if depth in depths else set())) for depth, own in sorted(budgets.items())}
+    variants = [{"name": f"d{depth}", "depths": [depth], "budgets": own} for depth, own in rest.items() if own]
+    return {"depths": depths, "budgets": sorted(shared), "variants": variants}
+
+
+def _ladder(least: float, most: float) -> list[float]:
+    """Budgets a factor of √2 apart, with four digits as they are written."""
+    count = max(0, int(2 * math.log2(most / least)) + 1) if most >= least else 0
+    return [float(f"{least * 2 ** (step / 2):.4g}") for step in range(count)]
 
 
 def _rounded_up(flops: int) -> str:

@@ -106,7 +106,8 @@ def points_by_role(table: RunsTable, options: FitOptions) -> FitOptions:
     points = []
     for text in options.predict:
         point = {roles.get(name, name): value for name, value in parse_point(text).items()}
-        for name in set(point) - set(ROLES):
+        taken = {name for law in options.law for name in LAWS[law].inputs}
+        for name in set(point) - {*ROLES, *taken}:
             column(table.frame, name)
             if len(point) > 1:
                 raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops")

@@ -322,7 +322,7 @@ def best_sizes(fitted: Fit, rows: pd.DataFrame, budgets: Array, declared: float 
     """N_opt and D_opt of a law of N and D at budgets, without intervals."""
     per_token = FlopsPerToken(rows, declared)
     theta_1P = fitted.theta_P[None]
-    found = [_minimise_over_sizes(fitted, theta_1P, rows, per_token, float(each))[0] for each in budgets]
+    found = [minimise_over_sizes(fitted, theta_1P, rows, per_token, float(each))[0] for each in budgets]
     sizes = np.concatenate(found)
     return sizes, np.asarray(budgets / (per_token(sizes) * sizes))
 
@@ -332,7 +332,7 @@ def _exponents(
 ) -> tuple[Array, Array, float]:
     """A and b between the least and most compute of the rows, for each θ, and the best size at the most."""
     low, high = float(rows["flops"].min()), float(rows["flops"].max())
-    first_S, last_S = (_minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
+    first_S, last_S = (minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
     span = np.log(high / low) if high > low else np.nan
     tokens_S = per_token.tokens(high, last_S) / per_token.tokens(low, first_S)
     return np.log(last_S / first_S) / span, np.log(tokens_S) / span, float(last_S[0])
@@ -342,12 +342,12 @@ def _best_at(
     fitted: Fit, theta_SP: Array, uncertainty: Uncertainty, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
 ) -> Best:
     """The best size and data at one budget, with intervals."""
-    sizes_S, values_S = _minimise_over_sizes(fitted, theta_SP, rows, per_token, budget)
+    sizes_S, values_S = minimise_over_sizes(fitted, theta_SP, rows, per_token, budget)
     tokens_S = per_token.tokens(budget, sizes_S)
     sizes, tokens = _interval(sizes_S, uncertainty, log=True), _interval(tokens_S, uncertainty, log=True)
     if (level := per_token.beyond(float(sizes_S[0]))) is not None:
         flat = FlopsPerToken(rows, level)
-        other_S = _minimise_over_sizes(fitted, theta_SP, rows, flat, budget)[0]
+        other_S = minimise_over_sizes(fitted, theta_SP, rows, flat, budget)[0]
         sizes = _both(sizes, _interval(other_S, uncertainty, log=True))
         tokens = _both(tokens, _interval(flat.tokens(budget, other_S), uncertainty, log=True))
     return Best(budget, float(sizes_S[0]), sizes, float(tokens_S[0]), tokens, float(values_S[0]))
@@ -364,7 +364,7 @@ def _closed_form(fitted: Fit, theta_SP: Array) -> Array:
     return np.asarray(beta_S / (alpha_S + beta_S))
 
 
-def _minimise_over_sizes(
+def minimise_over_sizes(
     fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
 ) -> tuple[Array, Array]:
     """The best size at a budget and the value there, for each θ."""

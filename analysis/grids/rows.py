@@ -12,6 +12,7 @@ from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
 from analysis.tables.checkpoints import last_rows
 from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
+from analysis.tables.roles import numbers
 from analysis.tables.table import RunsTable
 
 _FALLS_BY_NAME = re.compile(r"loss|error|perplexity|ppl|bpb|bits|nats|nll|entropy", re.IGNORECASE)
@@ -79,6 +80,8 @@ def rows_for(
     """The rows that belong in a fit, and the filter that says which."""
     frame = table.frame[table.frame[target].notna()]
     if not LAWS[law].is_curve:
+        if "epochs" not in frame.columns and {"tokens", "unique_tokens"} <= set(frame.columns):
+            frame = frame.assign(epochs=frame["tokens"] / numbers(frame, "unique_tokens", counts=True))
         return frame, ()
     if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
         return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)

@@ -123,8 +123,9 @@ def holdout(result: LawsResult, key: str, target: str, name: str) -> Drawing:
 def clouds(result: LawsResult, entry: FitEntry, name: str) -> Drawing:
     """The draws of the bootstrap: how two parameters vary together."""
     names = list(entry.fitted.law.parameters)
+    first = "alpha" if "alpha" in names else names[-1]
     second = next(each for each in ("beta", "E", "A") if each in entry.fitted.problem.free)
-    places = names.index("alpha"), names.index(second)
+    places = names.index(first), names.index(second)
     drawn_SP = entry.fitted.problem.natural(entry.uncertainty.draws.theta_SP[:1500])
     symbol = {"beta": "β", "alpha": "α"}
 
@@ -135,19 +136,19 @@ def clouds(result: LawsResult, entry: FitEntry, name: str) -> Drawing:
         if wide:
             axes.set_yscale("log")
         axes.plot(x, y, ".", color=BLUE, ms=2, alpha=0.35, rasterized=True)
-        point = entry.fitted.parameters["alpha"], entry.fitted.parameters[second]
+        point = entry.fitted.parameters[first], entry.fitted.parameters[second]
         axes.plot(*point, "+", color=VERMILION, ms=10, mew=1.6)
-        for interval, line in zip((entry.uncertainty.ci95["alpha"], entry.uncertainty.ci95[second]), "xy", strict=True):
+        for interval, line in zip((entry.uncertainty.ci95[first], entry.uncertainty.ci95[second]), "xy", strict=True):
             for edge in interval:
                 (axes.axvline if line == "x" else axes.axhline)(edge, color=INK, lw=0.6, ls=":")
         low, high = np.quantile(drawn_SP[:, places], [0.005, 0.995], axis=0)
         span = np.maximum(high - low, 1e-9)
-        intervals = np.array([entry.uncertainty.ci95["alpha"], entry.uncertainty.ci95[second]])
+        intervals = np.array([entry.uncertainty.ci95[first], entry.uncertainty.ci95[second]])
         axes.set_xlim(min(low[0], intervals[0, 0]) - 0.1 * span[0], max(high[0], intervals[0, 1]) + 0.1 * span[0])
         if not wide:
             axes.set_ylim(min(low[1], intervals[1, 0]) - 0.1 * span[1], max(high[1], intervals[1, 1]) + 0.1 * span[1])
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set(xlabel=symbol["alpha"], ylabel=symbol.get(second, second))
+        axes.set(xlabel=symbol.get(first, first), ylabel=symbol.get(second, second))
 
     which = f"{entry.uncertainty.method} for {entry.name}"
     caption = f"Draws of the {which}, with the fit (cross) and the 95% intervals (dotted)."

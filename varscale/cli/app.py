@@ -11,7 +11,18 @@ from typing import Any, cast
 import typer
 import typer.core
 
-from varscale.cli import editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies, tables
+from varscale.cli import (
+    advice,
+    editing,
+    evaluations,
+    forecasts,
+    inspection,
+    laws,
+    searches,
+    single_runs,
+    studies,
+    tables,
+)
 from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
@@ -26,6 +37,7 @@ VERBS = (
         tables.table,
         laws.fit_laws,
         forecasts.forecast,
+        advice.advise,
         studies.dashboard,
         studies.sync,
         single_runs.import_official,

@@ -22,6 +22,8 @@ Array = NDArray[np.float64]
 NO_OFFSET = 1e-6
 """Share of the lowest value below which an offset is none."""
 OFFSET = "E"
+COEFFICIENTS = ("A", "B")
+"""Of the terms beside an offset."""
 _LARGEST_LOG = 700.0
 """Logarithms of coefficients are kept below this, where float64 ends."""
 
@@ -34,7 +36,7 @@ class Law(ABC):
         name: its id.
         formula: for people.
         inputs: the roles of its columns, ("x",) for a law of any one column.
-        parameters: E, A, B, alpha and beta, as far as it has them; coefficients come first.
+        parameters: E, A, B, alpha and beta, as far as it has them, or others; exponents come last.
         link: whether log y or the log odds of y are predicted.
         legend: what figures call it, with places for parameters and for `power`, the input's power; the name if empty.
     """
@@ -56,8 +58,13 @@ class Law(ABC):
         """Whether it takes any one column, rather than N and D."""
         return self.inputs == ("x",)
 
+    @property
+    def rises(self) -> bool:
+        """Whether it is of values that grow with its input."""
+        return False
+
     def columns(self, x: str) -> tuple[str, ...]:
-        """The columns that it takes: its own for N and D, or the x chosen."""
+        """The columns that it takes: its own, such as N and D, or the x chosen."""
         return (x,) if self.is_curve else self.inputs
 
     def prepare(self, problem: "Problem") -> Any:

@@ -2,6 +2,8 @@
 
 from analysis.fitting.laws.base import Law
 from analysis.fitting.laws.broken_power import BrokenPower
+from analysis.fitting.laws.data_constrained import DataConstrained
+from analysis.fitting.laws.of_losses import OfLoss
 from analysis.fitting.laws.power_sums import Term, power_sum
 
 _E, _A, _RISING = Term("E"), Term("A", "alpha"), Term("A", "alpha", sign=1.0)
@@ -21,5 +23,14 @@ LAWS: dict[str, Law] = {
         ),
         power_sum("power-logit", "odds y/(1-y) = A·x^-α", _X, _A, link="logit", legend="odds, {power}"),
         power_sum("power-floor", "E + A·x^-α, E ≥ 0", _X, _E, _A, legend="{E} + A·{power}"),
+        DataConstrained(
+            "data-constrained",
+            "E + A·N^-α + B·D'^-β, D' = U·(1 + R·(1 - e^(-(D/U-1)/R)))",
+            (*_N_AND_D, "epochs"),
+            ("E", "A", "B", "R", "alpha", "beta"),
+        ),
+        OfLoss("loss-to-error", "A·(1 - e^(-k·(x-x0)))", _X, ("A", "x0", "k")),
+        OfLoss("loss-to-error-sigmoid", "E + A/(1 + e^(-k·(x-x0)))", _X, ("E", "A", "x0", "k"), form="logistic"),
+        OfLoss("loss-to-loss", "E + A·(x-x0)^α", _X, ("E", "A", "x0", "alpha"), form="power"),
     )
 }

@@ -11,6 +11,8 @@ from scipy.optimize import minimize
 from analysis.fitting.fit import fit
 from analysis.fitting.laws.base import Law, Problem, is_exponent
 from analysis.fitting.laws.broken_power import BrokenPower
+from analysis.fitting.laws.data_constrained import DataConstrained
+from analysis.fitting.laws.of_losses import OfLoss
 from analysis.fitting.laws.power_sums import PowerSum
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective
@@ -24,6 +26,12 @@ FORMULAS = {
     "broken-power": lambda p, x: p["A"] * x ** -p["alpha"] * (1 + x / p["B"]) ** (p["alpha"] - p["beta"]),
     "chinchilla": lambda p, n, d: p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"],
     "chinchilla-tied": lambda p, n, d: p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["alpha"],
+    "data-constrained": lambda p, n, d, epochs: (
+        p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * repeated(p["R"], d / epochs, epochs - 1) ** -p["beta"]
+    ),
+    "loss-to-error": lambda p, x: p["A"] * (1 - np.exp(-p["k"] * (x - p["x0"]))),
+    "loss-to-error-sigmoid": lambda p, x: p["E"] + p["A"] / (1 + np.exp(-p["k"] * (x - p["x0"]))),
+    "loss-to-loss": lambda p, x: p["E"] + p["A"] * (x - p["x0"]) ** p["alpha"],
 }
 TRUE = {
     "power": {"A": 30.0, "alpha": 0.08},
@@ -34,11 +42,26 @@ TRUE = {
     "broken-power": {"A": 50.0, "B": 3e9, "alpha": 0.2, "beta": 0.05},
     "chinchilla": {"E": 1.8, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.37},
     "chinchilla-tied": {"E": 1.8, "A": 400.0, "B": 900.0, "alpha": 0.34},
+    "data-constrained": {"E": 1.8, "A": 400.0, "B": 2000.0, "R": 15.4, "alpha": 0.34, "beta": 0.37},
+    "loss-to-error": {"A": 0.86, "x0": 1.3, "k": 0.7},
+    "loss-to-error-sigmoid": {"E": 0.1, "A": 0.65, "x0": 3.4, "k": 2.0},
+    "loss-to-loss": {"E": 0.5, "A": 2.0, "x0": 1.5, "alpha": 0.6},
 }
+THREE_INPUTS = {"data-constrained": ("params", "tokens", "epochs")}
 every_law = pytest.mark.parametrize("law", list(LAWS))
 
 
+def repeated(repetitions, unique, further):
+    """What unique tokens are worth that are seen so many further times (Muennighoff et al. 2023, equation 5)."""
+    return unique + unique * repetitions * (1 - np.exp(-further / repetitions))
+
+
 def inputs_of(law):
+    if law.startswith("loss-to-"):
+        return (np.linspace(1.7, 6.0, 40),)
+    if law in THREE_INPUTS:
+        params, tokens, epochs = np.meshgrid(np.geomspace(1e7, 1e10, 4), np.geomspace(1e9, 1e12, 4), [1.0, 5.0, 40.0])
+        return params.ravel(), tokens.ravel(), epochs.ravel()
     if LAWS[law].is_curve:
         return (np.geomspace(1e6, 1e13, 40),)
     params, tokens = np.meshgrid(np.geomspace(1e7, 1e10, 6), np.geomspace(1e9, 1e12, 6))
@@ -47,6 +70,14 @@ def inputs_of(law):
 
 def truth(law, inputs):
     return FORMULAS[law](TRUE[law], *inputs)
+
+
+def random_theta(rng, problem, count):
+    """Parameters around 0.3, but the loss at which nothing is left well below all losses."""
+    theta_SP = rng.normal(0.3, 0.2, (count, len(problem.free)))
+    if "x0" in problem.free:
+        theta_SP[:, problem.free.index("x0")] -= 2.0
+    return theta_SP
 
 
 def noisy(law, values, seed=3, size=0.02):
@@ -64,6 +95,10 @@ def test_ids_and_parameters_of_laws_json_stay():
         "broken-power": ("A", "B", "alpha", "beta"),
         "power-logit": ("A", "alpha"),
         "power-floor": ("E", "A", "alpha"),
+        "data-constrained": ("E", "A", "B", "R", "alpha", "beta"),
+        "loss-to-error": ("A", "x0", "k"),
+        "loss-to-error-sigmoid": ("E", "A", "x0", "k"),
+        "loss-to-loss": ("E", "A", "x0", "alpha"),
     }
 
 
@@ -73,10 +108,10 @@ def test_a_law_is_registered_by_its_name_and_describes_itself(law):
     assert isinstance(found, Law)
     assert found.name == law
     assert found.formula
-    assert set(found.parameters) <= {"E", "A", "B", "alpha", "beta"}
-    assert "alpha" in found.parameters
+    assert set(found.parameters) <= {"E", "A", "B", "R", "x0", "k", "alpha", "beta"}
+    assert {"alpha", "k"} & set(found.parameters)
     assert found.has_offset == ("E" in found.parameters)
-    assert found.columns("flops") == (("flops",) if found.is_curve else ("params", "tokens"))
+    assert found.columns("flops") == (("flops",) if found.is_curve else THREE_INPUTS.get(law, ("params", "tokens")))
     shown = dict.fromkeys(found.parameters, "1") | {"power": "C^-0.1"}
     assert "{" not in found.legend.format(**shown)
 
@@ -85,7 +120,7 @@ def test_a_law_is_registered_by_its_name_and_describes_itself(law):
 def test_values_are_those_of_the_formula_at_random_parameters(law):
     rng, inputs = np.random.default_rng(5), inputs_of(law)
     problem = Problem.of(LAWS[law], inputs)
-    theta_SP = rng.normal(0.3, 0.2, (8, len(problem.free)))
+    theta_SP = random_theta(rng, problem, 8)
     predicted_Sn = LAWS[law].respond(problem.evaluate(theta_SP)[0])
     for natural, predicted in zip(problem.natural(theta_SP), predicted_Sn, strict=True):
         parameters = dict(zip(LAWS[law].parameters, natural, strict=True))
@@ -100,7 +135,7 @@ def test_a_pinned_offset_is_the_formula_with_that_offset(law):
             Problem.of(LAWS[law], inputs, 1.7)
         return
     problem = Problem.of(LAWS[law], inputs, 1.7)
-    theta_1P = np.full((1, len(problem.free)), 0.3)
+    theta_1P = random_theta(np.random.default_rng(2), problem, 1)
     natural = dict(zip(LAWS[law].parameters, problem.natural(theta_1P)[0], strict=True))
     assert natural["E"] == pytest.approx(1.7)
     predicted = LAWS[law].respond(problem.evaluate(theta_1P)[0][0])
@@ -112,7 +147,7 @@ def test_derivatives_equal_differences(law):
     rng = np.random.default_rng(0)
     inputs = inputs_of(law)
     problem = Problem.of(LAWS[law], inputs)
-    theta = rng.normal(0.3, 0.2, (1, len(problem.free)))
+    theta = random_theta(rng, problem, 1)
     factors, outer = rng.standard_normal((2, 1, len(inputs[0])))
     _, shares = problem.evaluate(theta)
     step = 1e-5
@@ -180,12 +215,13 @@ def test_parameters_follow_the_units_of_the_inputs(law):
     """Exponents stay; the fitted values stay: what turns coefficients over is the law's own shift."""
     inputs = inputs_of(law)
     values = noisy(law, truth(law, inputs), size=0.002)
-    plain, scaled = fit(law, inputs, values), fit(law, tuple(1000 * each for each in inputs), values)
+    in_thousandths = (*(1000 * each for each in inputs[:2]), *inputs[2:])  # epochs have no unit
+    plain, scaled = fit(law, inputs, values), fit(law, in_thousandths, values)
     for name in LAWS[law].parameters:
         if is_exponent(name):
             assert scaled.parameters[name] == pytest.approx(plain.parameters[name], rel=1e-6)
     np.testing.assert_allclose(
-        FORMULAS[law](scaled.parameters, *(1000 * each for each in inputs)),
+        FORMULAS[law](scaled.parameters, *in_thousandths),
         FORMULAS[law](plain.parameters, *inputs),
         rtol=1e-6,
     )
@@ -208,5 +244,5 @@ def test_no_general_minimiser_finds_a_lower_objective(law):
         assert fitted.value <= other.fun * (1 + 1e-9)
 
 
-def test_both_forms_are_registered():
-    assert {type(law) for law in LAWS.values()} == {PowerSum, BrokenPower}
+def test_all_forms_are_registered():
+    assert {type(law) for law in LAWS.values()} == {PowerSum, BrokenPower, DataConstrained, OfLoss}

@@ -1,0 +1,191 @@
+"""Which cells to train next: closed forms, brute force, and what planted laws make of the advice."""
+
+import itertools
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.checks.advice import Question, advise, question_of, table_candidates
+from analysis.checks.design import Beliefs, Compute, design, log_ratio
+from analysis.errors import TableError
+from analysis.fitting.bootstrap import resample
+from analysis.fitting.fit import fit
+from analysis.fitting.intervals import from_draws, predict
+from analysis.grids.allocation import from_law
+
+SEED = 20260101
+LAWS = int(os.environ.get("COVERAGE_TABLES", "200"))
+
+
+def separate(flops):
+    return Compute(np.asarray(flops, dtype=float), np.arange(len(flops)), np.zeros(len(flops)))
+
+
+def line(places, at, prior=1e6):
+    """A straight line through the origin's neighbourhood: what a run at each place tells of its value elsewhere."""
+    jacobian_KP = np.stack([np.ones_like(places), places], axis=1)
+    return Beliefs(np.array([[1.0, at]]), prior * np.eye(2)[None], jacobian_KP[None])
+
+
+def test_a_line_is_extrapolated_from_both_ends_as_elfving_says():
+    """From [-1, 1] to 3: a share (3 - 1) / (2 · 3) of the runs at the far end, and the variance 3² / n."""
+    beliefs = line(np.repeat(np.linspace(-1, 1, 9), 30), 3.0)
+    chosen = design([beliefs], separate(np.ones(270)), 30.0)
+    places = beliefs.jacobian_SKP[0, chosen, 1]
+    assert len(chosen) == 30
+    assert set(places) == {-1.0, 1.0}
+    assert (places == -1).mean() == pytest.approx(1 / 3, abs=0.04)
+    variance = beliefs.variances[0] * np.exp(log_ratio([beliefs], chosen))
+    assert variance == pytest.approx(9 / 30, rel=0.01)
+
+
+def test_runs_add_what_they_tell():
+    rng = np.random.default_rng(0)
+    jacobian_SKP, known_PP = rng.normal(size=(1, 6, 3)), 2 * np.eye(3)
+    beliefs = Beliefs(rng.normal(size=(1, 3)), np.linalg.inv(known_PP)[None], jacobian_SKP)
+    rows_nP = jacobian_SKP[0, [1, 4]]
+    whole = np.linalg.inv(known_PP + rows_nP.T @ rows_nP)
+    np.testing.assert_allclose(beliefs.after(1).after(4).covariance_SPP[0], whole, rtol=1e-9)
+    gradient_P = beliefs.gradient_SP[0]
+    after = gradient_P @ whole @ gradient_P / (gradient_P @ gradient_P / 2)
+    assert log_ratio([beliefs], [1, 4]) == pytest.approx(np.log(after))
+    assert beliefs.gains()[1] == pytest.approx(log_ratio([beliefs], [1]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_choice_of_runs_is_much_better(seed):
+    rng = np.random.default_rng(seed)
+    beliefs = [Beliefs(rng.normal(size=(2, 4)), np.tile(np.eye(4), (2, 1, 1)), rng.normal(size=(2, 9, 4)))]
+    compute, spend = separate(rng.uniform(1, 5, 9)), 9.0
+    subsets = (each for size in range(1, 10) for each in itertools.combinations(range(9), size))
+    best = min(log_ratio(beliefs, each) for each in subsets if compute.flops_K[list(each)].sum() <= spend)
+    chosen = design(beliefs, compute, spend)
+    assert compute.of(chosen) <= spend
+    assert log_ratio(beliefs, chosen) <= 0.95 * best
+
+
+def test_trunks_are_paid_for_once():
+    """Of one size (0.8 · largest + 0.2 · sum), less what its trunk has been trained already."""
+    flops = np.array([1.0, 2.0, 4.0, 4.0])
+    compute = Compute(flops, np.array([0, 0, 0, 1]), np.zeros(2), 0.2)
+    assert compute.of([0, 1, 2]) == pytest.approx(0.8 * 4 + 0.2 * 7)
+    assert compute.of([2, 3]) == pytest.approx(8.0)
+    np.testing.assert_allclose(compute.added([2]), [0.2, 0.4, 0.8, 4.0])
+    further = Compute(flops, np.array([0, 0, 0, 1]), np.array([1.6, 0.0]), 0.2)
+    assert further.of([2]) == pytest.approx(4 - 1.6)
+    assert further.added([])[1] == pytest.approx(0.4)
+
+
+def planted(rng):
+    """A study of five to seven sizes at five or six budgets, by a law and with noise drawn at random."""
+    alpha, beta = rng.uniform(0.25, 0.4, 2)
+    offset, budgets = rng.uniform(1.0, 2.5), np.geomspace(1e18, 10 ** rng.uniform(19.5, 20.5), rng.integers(5, 7))
+    middle = 3e8, budgets[len(budgets) // 2] / 6 / 3e8
+    scale = {"A": rng.uniform(0.25, 0.6) * middle[0] ** alpha, "B": rng.uniform(0.25, 0.6) * middle[1] ** beta}
+    share = (alpha * scale["A"] / (beta * scale["B"])) ** (1 / (alpha + beta))
+    centre = share * (np.exp(np.log(budgets).mean()) / 6) ** (beta / (alpha + beta))
+    sizes = centre * np.geomspace(0.15, 6, rng.integers(5, 8)) * 1.5 ** rng.uniform(-1, 1)
+    noise = rng.uniform(0.002, 0.006)
+
+    def run(params, tokens):
+        exact = offset + scale["A"] * params**-alpha + scale["B"] * tokens**-beta
+        return exact * np.exp(noise * rng.standard_normal(len(exact)))
+
+    params, flops = (each.ravel() for each in np.meshgrid(sizes, budgets))
+    rows = pd.DataFrame({"params": params, "tokens": flops / 6 / params, "flops": flops})
+    return rows.assign(loss=run(rows["params"], rows["tokens"])), run
+
+
+def achieved(rows, cells, run, flops):
+    """The width of the prediction's interval once the cells have run."""
+    more = cells[["params", "tokens", "flops"]].assign(loss=run(cells["params"], cells["tokens"]))
+    both = pd.concat([rows, more], ignore_index=True)
+    inputs = tuple(both[name].to_numpy() for name in ("params", "tokens"))
+    fitted = fit("chinchilla", inputs, both["loss"].to_numpy(), few_starts=True)
+    uncertainty = from_draws(fitted, resample(fitted, 400, seed=1))
+    best = from_law(fitted, uncertainty, both, (flops,)).best[0]
+    low, high = predict(fitted, uncertainty, np.array([best.params]), np.array([best.tokens]))[0].curve_ci95
+    return high / low - 1
+
+
+def advised(law):
+    """Of one planted law: widths announced and achieved, by the advised cells and by the plain grid."""
+    rng = np.random.default_rng([SEED, law])
+    rows, run = planted(rng)
+    flops, spend = rows["flops"].max() * rng.uniform(10, 30), rows["flops"].sum() * rng.uniform(0.5, 2)
+    own_share = (1.0, 0.2)[law % 2]  # runs trained apart, or branches of trunks
+    advice = advise(rows, "loss", table_candidates(rows, spend), Question(flops), spend, own_share=own_share)
+    assert advice.plain.flops == pytest.approx(spend, rel=0.01)
+    assert advice.flops <= spend
+    found = (achieved(rows, each, run, flops) for each in (advice.cells, advice.plain.cells))
+    return advice.width, advice.expected, advice.plain.width, *found
+
+
+@pytest.mark.coverage
+@pytest.mark.timeout(7200)
+def test_advice_does_what_it_announces():
+    widths = np.array([advised(law) for law in range(LAWS)])
+    now, announced, plain_announced, got, plain_got = widths.T
+    ratios, plain_ratios, gains = got / announced, plain_got / plain_announced, plain_got / got
+    shown = {"advised": ratios, "plain": plain_ratios, "plain over advised": gains, "now over advised": now / got}
+    for name, each in shown.items():
+        low, middle, high = np.quantile(each, [0.1, 0.5, 0.9])
+        print(f"{name}: median {middle:.2f}, nine in ten {low:.2f} to {high:.2f}, of {len(each)}")
+    for name, each in (("advised", ratios), ("plain", plain_ratios)):
+        print(f"{name}: {np.mean(np.abs(each - 1) <= 0.2):.2f} of the laws within 20% of what was announced")
+    assert 0.8 <= np.median(ratios) <= 1.2
+    assert np.median(gains) >= 1.5
+
+
+def test_a_planted_law_is_advised():
+    now, announced, plain_announced, got, plain_got = advised(1)
+    assert announced < plain_announced < now
+    assert got < plain_got
+    assert got == pytest.approx(announced, rel=0.35)
+
+
+def test_points_best_sizes_and_what_is_trained_already():
+    rows, _ = planted(np.random.default_rng(3))
+    spend = float(rows["flops"].sum())
+    candidates = pd.concat([table_candidates(rows, spend)[::23], rows[["params", "tokens", "flops"]]])
+    for question in (Question(1e21, size=True), Question(point=(1e9, 1e11))):
+        advice = advise(rows, "loss", candidates, question, spend)
+        assert advice.expected < advice.width
+        assert advice.value > 0
+        assert not len(advice.cells.merge(rows, on=["params", "flops"]))
+
+
+def test_before_there_are_runs_the_prior_says():
+    grid = pd.MultiIndex.from_product([np.geomspace(1e6, 1e8, 6), np.geomspace(1e15, 1e17, 8)])
+    candidates = grid.to_frame(index=False, name=["params", "flops"]).assign(planned=True)
+    candidates["tokens"] = candidates["flops"] / 6 / candidates["params"]
+    nothing = pd.DataFrame(columns=["params", "tokens", "flops", "loss"], dtype=float)
+    advice = advise(nothing, "loss", candidates, Question(1e19), 5e17)
+    assert advice.value is None
+    assert advice.from_prior
+    assert advice.expected < advice.plain.width < advice.width
+    assert advice.cells["params"].nunique() >= 2
+    assert advice.cells["flops"].nunique() >= 2
+    other = advise(nothing, "loss", candidates, Question(1e19), 5e17, prior={"alpha": 0.1, "beta": 0.6})
+    assert other.expected != advice.expected
+
+
+def test_mistakes():
+    rows, _ = planted(np.random.default_rng(3))
+    candidates = table_candidates(rows, 1e19)
+    with pytest.raises(TableError, match="no cell can be trained for it; the cheapest takes 1e"):
+        advise(rows, "loss", candidates, Question(1e21), 1e3)
+    with pytest.raises(TableError, match="less than the smallest run"):
+        table_candidates(rows, 1.0)
+    with pytest.raises(TableError, match="advice needs tokens of the runs, too"):
+        table_candidates(rows.drop(columns="tokens"), 1e19)
+    with pytest.raises(TableError, match="no further cell"):
+        advise(rows, "loss", rows, Question(1e21), 1e20)
+    with pytest.raises(TableError, match=r"advice is for a compute, flops=1e21"):
+        question_of("params=1e9", None)
+    with pytest.raises(TableError, match="--budget inf"):
+        question_of(None, np.inf)
+    assert question_of("flops=1e21", None) == Question(1e21)
+    assert question_of("tokens=2e9,params=1e8", None) == Question(point=(1e8, 2e9))

@@ -1,0 +1,96 @@
+"""Laws that need columns of their own, from a table to the report."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from analysis.errors import TableError
+from analysis.options import FitOptions
+from analysis.pipeline import fit_laws
+from analysis.report.html import render
+from analysis.report.terminal import terminal_summary
+
+QUICK = FitOptions(holdout=False, bootstrap_draws=50)
+
+
+def repeated_data():
+    """Runs of 4 sizes on unique tokens seen 1 to 40 times; what repetitions are worth falls off at R = 15."""
+    grid = pd.MultiIndex.from_product([np.geomspace(1e8, 3e9, 4), np.geomspace(1e9, 3e10, 3), [1, 4, 12, 40]])
+    table = grid.to_frame(index=False, name=["params", "unique_tokens", "epochs"])
+    table["tokens"] = table["unique_tokens"] * table["epochs"]
+    worth = table["unique_tokens"] * (1 + 15 * (1 - np.exp(-(table["epochs"] - 1) / 15)))
+    noise = 1 + 0.002 * np.random.default_rng(0).standard_normal(len(table))
+    table["loss"] = (1.8 + 400 * table["params"] ** -0.34 + 2000 * worth**-0.37) * noise
+    return table
+
+
+@pytest.mark.parametrize("column", ["epochs", "unique_tokens"])
+def test_repeated_data(column):
+    table = repeated_data()[["params", "tokens", "loss", column]]
+    point = "params=1e9,tokens=1e11,epochs=10"
+    options = replace(QUICK, law=("data-constrained", "chinchilla"), predict=(point,))
+    result = fit_laws(table, options)
+    fitted = result.find("data-constrained").fitted
+    assert fitted.parameters["R"] == pytest.approx(15, rel=0.25)
+    assert fitted.value < 0.3 * result.find("chinchilla").fitted.value
+    worth = 1e10 * (1 + 15 * (1 - np.exp(-9 / 15)))
+    exact = 1.8 + 400 * 1e9**-0.34 + 2000 * worth**-0.37
+    (prediction,) = result.find("data-constrained").predictions
+    assert prediction.prediction.value == pytest.approx(exact, rel=0.003)
+    if column == "epochs":
+        Console(file=None, quiet=True).print(terminal_summary(result))
+        assert "data-constrained" in render(result, [])
+
+
+def test_data_that_were_seen_once_say_nothing_of_repetitions():
+    table, options = repeated_data().query("epochs == 1"), replace(QUICK, law=("data-constrained",))
+    with pytest.raises(TableError, match="all rows have the same epochs"):
+        fit_laws(table, options)
+    with pytest.raises(TableError, match="the table has no column for epochs"):
+        fit_laws(table[["params", "tokens", "loss"]], options)
+
+
+def losses():
+    loss = np.linspace(1.8, 5.0, 24)
+    noise = 1 + 0.003 * np.random.default_rng(1).standard_normal(len(loss))
+    return pd.DataFrame(
+        {
+            "flops": np.geomspace(1e21, 1e18, len(loss)),
+            "loss": loss,
+            "error": 0.86 * (1 - np.exp(-0.7 * (loss - 1.3))) * noise,
+            "wrong": (0.1 + 0.65 / (1 + np.exp(-2.0 * (loss - 3.4)))) * noise,
+            "other_loss": (0.5 + 1.2 * (loss - 1.5) ** 0.6) * noise,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("law", "target", "parameters"),
+    [
+        ("loss-to-error", "error", {"A": 0.86, "k": 0.7, "x0": 1.3}),
+        ("loss-to-error-sigmoid", "wrong", {"E": 0.1, "A": 0.65, "k": 2.0, "x0": 3.4}),
+        ("loss-to-loss", "other_loss", {"E": 0.5, "A": 1.2, "alpha": 0.6, "x0": 1.5}),
+    ],
+)
+def test_error_and_other_losses_by_loss(law, target, parameters):
+    options = replace(
+        QUICK, law=(law,), target=(target,), x=("loss",), predict=("loss=1.7",), holdout=law == "loss-to-error"
+    )
+    result = fit_laws(losses(), options)
+    entry = result.find(law)
+    for name, value in parameters.items():
+        low, high = entry.uncertainty.ci95[name]
+        assert low * 0.97 <= value <= high * 1.03, name
+    assert [each.at for each in entry.predictions] == [{"loss": 1.7}]
+    Console(file=None, quiet=True).print(terminal_summary(result))
+    assert law in render(result, [])
+
+
+def test_what_falls_with_loss_is_no_error():
+    table = losses().assign(error=lambda frame: 1 - frame["wrong"])
+    options = replace(QUICK, law=("loss-to-error-sigmoid",), target=("error",), x=("loss",))
+    with pytest.raises(TableError, match="the target does not rise with x"):
+        fit_laws(table, options)
