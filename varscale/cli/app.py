@@ -11,12 +11,12 @@ from typing import Any, cast
 import typer
 import typer.core
 
-from varscale.cli import editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies
+from varscale.cli import designs, editing, evaluations, forecasts, inspection, laws, searches, single_runs, studies
 from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
 VERBS = (
-    *(studies.sweep, studies.plan, studies.status, searches.tune),
+    *(designs.init, designs.design_tokenizer, studies.sweep, studies.plan, studies.status, searches.tune),
     *(single_runs.train, single_runs.train_tokenizer, single_runs.tokenize, single_runs.run_job, single_runs.sample),
     *(
         editing.edit,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from varscale.config.text import yaml_line
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.errors import ExperimentError
 
@@ -95,25 +96,20 @@ def architecture(
         raise ExperimentError(f"image size {image_size}: expected a multiple of {factor}")
     sides = scale_sides(image_size // factor, scales)
     codes = fillable_codes(images, sum(side * side for side in sides), image_size)
-    network = (
-        _PAPER_NETWORK
-        if image_size >= PAPER_IMAGE
-        else {**_SMALL_NETWORK, "base_channels": base, "channel_multipliers": _MULTIPLIERS[factor]}
+    network = _PAPER_NETWORK if image_size >= PAPER_IMAGE else {**_SMALL_NETWORK, "base_channels": base}
+    return TokenizerArchitecture(
+        patch_nums=sides, vocab_size=codes, channel_multipliers=_MULTIPLIERS[factor], **network
     )
-    if image_size >= PAPER_IMAGE and factor != 16:
-        network = {**network, "channel_multipliers": _MULTIPLIERS[factor]}
-    return TokenizerArchitecture(patch_nums=sides, vocab_size=codes, **network)
 
 
 def schedules(image_size: int, images: int | None = None) -> Iterator[TokenizerArchitecture]:
     """Tokenizers that differ in how many times smaller latents are, and in how many scales lead to them."""
     for factor in FACTORS:
         if image_size % factor == 0 and 4 <= (latent := image_size // factor) <= 64:
-            octaves = math.log2(latent)
-            counts = {round(1 + octaves), round(2 * octaves), usual_scales(latent), min(latent, PAPER_SCALES + 2)}
-            for scales in sorted(counts):
-                if scales <= latent:
-                    yield architecture(image_size, factor=factor, scales=scales, images=images)
+            doubled = round(2 * math.log2(latent))
+            counts = {_fewest_scales(latent), doubled, usual_scales(latent), PAPER_SCALES + 2}
+            for scales in sorted(count for count in counts if count <= latent):
+                yield architecture(image_size, factor=factor, scales=scales, images=images)
 
 
 def nearest_in_tokens(image_size: int, tokens: int, images: int | None = None) -> TokenizerArchitecture:
@@ -127,7 +123,7 @@ def nearest_in_tokens(image_size: int, tokens: int, images: int | None = None) -
         architecture(image_size, factor=factor, scales=scales, images=images)
         for factor in reversed(FACTORS)
         if image_size % factor == 0 and image_size >= 2 * factor
-        for scales in range(2, min(image_size // factor, 2 * PAPER_SCALES) + 1)
+        for scales in range(_fewest_scales(image_size // factor), min(image_size // factor, 2 * PAPER_SCALES) + 1)
     ]
     return min(found, key=lambda each: abs(math.log(each.tokens_per_image / tokens)))
 
@@ -144,8 +140,41 @@ def variations(proposed: TokenizerArchitecture) -> Iterator[tuple[str, Tokenizer
         (f"{base * 2} base channels", {"base_channels": base * 2}),
     ]
     for words, change in changes:
-        if change.get("vocab_size", codes) >= 2 and change.get("base_channels", base) >= 1:
+        if proposed.model_copy(update=change) != proposed and change.get("vocab_size", codes) >= 2:
             yield words, proposed.model_copy(update=change)
+
+
+def section_lines(made: TokenizerArchitecture, images: int | None) -> list[str]:
+    """The section `tokenizer` of an experiment, without its training: each choice with its reason."""
+    tokens = made.tokens_per_image
+    codes = f"at most: {VECTORS_A_CODE} vectors for each code take {_images_for(made):,} training images or more"
+    if images is not None:
+        most = images * tokens // VECTORS_A_CODE
+        codes = f"{images:,} training images of {tokens} tokens fill at most {most:,} codes ({VECTORS_A_CODE} each)"
+    size = f"{made.image_size} px to latents of {made.latent_size} × {made.latent_size}"
+    small = made.image_size < PAPER_IMAGE
+    return [
+        "tokenizer:",
+        yaml_line("patch_nums", list(made.patch_nums), f"{tokens} tokens an image (docs/tokenizers.md)"),
+        yaml_line("vocab_size", made.vocab_size, codes),
+        yaml_line("latent_channels", made.latent_channels),
+        yaml_line("base_channels", made.base_channels, f"network of {'cifar10.yaml' if small else 'the paper'}"),
+        yaml_line("channel_multipliers", list(made.channel_multipliers), size),
+        yaml_line("residual_blocks", made.residual_blocks),
+        yaml_line("attention", made.attention),
+        yaml_line("norm_groups", made.norm_groups, "less time than more groups on processors" if small else ""),
+        yaml_line("phi_count", made.phi_count, f"φ convolutions, shared among {len(made.patch_nums)} scales"),
+    ]
+
+
+def _fewest_scales(latent: int) -> int:
+    """Of which none is more than about twice the one before."""
+    return 1 + math.ceil(math.log2(latent))
+
+
+def _images_for(made: TokenizerArchitecture) -> int:
+    """Training images that fill a codebook."""
+    return -(-made.vocab_size * VECTORS_A_CODE // made.tokens_per_image)
 
 
 _MULTIPLIERS = {4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4)}
@@ -158,7 +187,6 @@ _SMALL_NETWORK: dict[str, Any] = {
 _PAPER_NETWORK: dict[str, Any] = {
     "latent_channels": 32,
     "base_channels": 160,
-    "channel_multipliers": _MULTIPLIERS[16],
     "residual_blocks": 2,
     "attention": True,
     "norm_groups": 32,

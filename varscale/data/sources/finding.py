@@ -1,6 +1,6 @@
 """What data a folder or a Parquet file holds: which source reads it, where its splits lie, its columns and classes."""
 
-import os
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,7 +126,8 @@ def _together(path: Path, tables: Sequence[Path]) -> str:
     for folder in (path, *sorted({table.parent for table in tables})):
         if _tables(folder) == list(tables):
             return str(folder)
-    start = os.path.commonprefix([str(table) for table in tables])
+    first, last = str(min(tables)), str(max(tables))
+    start = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     pattern = Path(f"{start}*.parquet")
     if sorted(pattern.parent.glob(pattern.name)) != list(tables):
         raise DataError(f"{path}: which of its Parquet files belong together? Put those of a split into a folder")
