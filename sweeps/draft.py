@@ -46,7 +46,7 @@ _LADDERS = tuple(
     for middle in middles
 )
 _FIRST_LADDER = Ladder(8, 4)
-_ANY_BUDGET = 1e12
+_ANY_BUDGET = 1e18
 _LOADED = 16
 
 Measure = Callable[[Experiment], Paces]
@@ -166,15 +166,18 @@ class Drafter:
             fitting = [each for ladder in _LADDERS if (each := self._with_ladder(choices, ladder)) is not None]
             if not fitting:
                 return None
-            chosen = min(fitting, key=lambda each: abs(math.log(_tokens_a_parameter(each) / TOKENS_A_PARAMETER)))
+            _, chosen = min(fitting, key=lambda each: each[0])
             sizes = [trunk.flops_per_image for trunk in _trunks(chosen)]
             if self._paces.models.sizes.issuperset(sizes):
                 break
             self._look_at(chosen)
         return chosen
 
-    def _with_ladder(self, choices: Choices, ladder: Ladder) -> Choices | None:
-        """The budgets of these sizes that fill the time; without sizes that would have too few steps; None: too few."""
+    def _with_ladder(self, choices: Choices, ladder: Ladder) -> tuple[float, Choices] | None:
+        """The budgets of these sizes that fill the time, and how far from the best size their middle one is.
+
+        Sizes that would have too few steps are left out; None: too few are left.
+        """
         while len(ladder.blocks) >= 3 and ladder.blocks[-1] > ladder.middle:
             tried = replace(choices, ladder=ladder)
             trunks = _trunks(tried)
@@ -183,8 +186,11 @@ class Drafter:
             one, two = (self._estimate(tried, trunks, factor * smallest) for factor in (1, 2))
             factor = 1 + (self._seconds - one) / (two - one)  # the time grows in proportion
             if factor >= 1:
-                minutes = self._estimate(tried, trunks, factor * smallest) / 60
-                return replace(tried, smallest_budget=factor * smallest, minutes=minutes)
+                budget, middle = factor * smallest, trunks[ladder.blocks.index(ladder.middle)]
+                images = budget * BUDGETS[-1] ** 0.5 / middle.flops_per_image
+                off = math.log(images * middle.model.tokens / middle.model.parameters() / TOKENS_A_PARAMETER)
+                minutes = self._estimate(tried, trunks, budget) / 60
+                return abs(off), replace(tried, smallest_budget=budget, minutes=minutes)
             ladder = replace(ladder, left_out=ladder.left_out + 1)
         return None
 
@@ -205,14 +211,6 @@ def _experiment(choices: Choices) -> Experiment:
 def _trunks(choices: Choices) -> list[Trunk]:
     experiment = _experiment(choices)
     return [Trunk(experiment, blocks, 0, _ANY_BUDGET) for blocks in choices.ladder.blocks]
-
-
-def _tokens_a_parameter(choices: Choices) -> float:
-    """Of the middle size at the middle budget."""
-    experiment = _experiment(choices)
-    trunk = Trunk(experiment, choices.ladder.middle, 0, _ANY_BUDGET)
-    budget = choices.smallest_budget * BUDGETS[-1] ** 0.5
-    return budget / trunk.flops_per_image * trunk.model.tokens / trunk.model.parameters()
 
 
 def _least_images(choices: Rung | Choices) -> int:

@@ -69,7 +69,7 @@ class Choices:
     ladder: Ladder
     views: int = 1
     training_images: int | None = None
-    smallest_budget: float = 1e12
+    smallest_budget: float = 1e18
     minutes: float = 0.0
     """That the sweep should take."""
     gpu: bool = False

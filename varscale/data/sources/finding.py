@@ -56,7 +56,11 @@ def _found_folder(path: Path) -> FoundData:
     folders = {entry.name.lower(): entry for entry in sorted(path.iterdir()) if entry.is_dir()}
     train = next((folders[word] for word in TRAINING if word in folders), path)
     splits = [folders[word] for word in HELD_OUT if word in folders] if train != path else []
-    settings = {"kind": "folder", "num_classes": max(1, len(Listing.of(train).classes))}
+    listing = Listing.of(train)
+    if not listing.classes and not listing.loose:
+        passed = f" ({'; '.join(listing.notes())})" if listing.notes() else ""
+        raise DataError(f"{train}: no images and no Parquet files; expected {train}/<class>/<image>{passed}")
+    settings = {"kind": "folder", "num_classes": max(1, len(listing.classes))}
     return _opened(settings, str(train), [str(split) for split in splits], ())
 
 
