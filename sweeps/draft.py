@@ -14,7 +14,7 @@ import numpy as np
 
 from sweeps.costs import study_costs
 from sweeps.devices import Paces, this_machine
-from sweeps.draft_text import BUDGETS, Choices, Ladder, Rung, experiment_text
+from sweeps.draft_text import BUDGETS, Choices, Ladder, Rung, experiment_text, most_passes
 from varscale.config import Experiment
 from varscale.config.text import read_yaml
 from varscale.config.yaml import validate
@@ -25,7 +25,9 @@ from varscale.tokenizer.shape import TokenizerShape
 from varscale.training.cells import Trunk
 
 FEWEST_PICTURES = 20
-"""Fewer fill no codebook that says anything about others."""
+"""To train on; fewer fill no codebook that says anything about others."""
+MOST_PASSES, MOST_SEEDS = 1000, 8
+"""Where the middle size would see each picture more often, the time goes into more seeds."""
 TOKENS_A_PARAMETER = 50.0
 """Tokens seen for each parameter by the size of the lowest loss: 25 to 110 in the studies of CIFAR-10 and rings."""
 TOKENIZER_SHARE, ENCODING_SHARE = 0.3, 0.05
@@ -85,11 +87,10 @@ class Drafter:
         Raises:
             DataError: There are too few pictures for a study.
         """
-        pictures = len(found.train) + (len(found.validation) if found.validation else 0)
-        if pictures < FEWEST_PICTURES:
+        if len(found.train) < FEWEST_PICTURES:
             raise DataError(
-                f"{found.train.name}: {pictures} pictures; a study needs {FEWEST_PICTURES} or more, some to train on "
-                "and others to measure on"
+                f"{found.train.name}: {len(found.train)} pictures; a study needs {FEWEST_PICTURES} or more, some to "
+                "train on and others to measure on"
             )
         self._found, self._name, self._hours, self._measure = found, name, hours, measure
         self._paces, self._gpu = Paces(), gpu
@@ -112,7 +113,8 @@ class Drafter:
                 continue
             self._look_at(choices)
             if (fitted := self._fitted(choices)) is not None:
-                return Draft(experiment_text(fitted), fitted)
+                chosen = self._with_seeds(fitted) or fitted
+                return Draft(experiment_text(chosen), chosen)
         raise ExperimentError(
             f"--hours {self._hours:g}: too short for a study of {usable[-1].image_size} px on this machine; try "
             f"--hours {2 * self._hours:.1g} or more"
@@ -162,16 +164,21 @@ class Drafter:
             views=max(1, min(MOST_VIEWS, sequences // choices.pictures)),
             training_images=_rounded(sequences) if sequences < 0.8 * choices.pictures else None,
         )
-        for _ in range(2):  # the second time with the sizes measured that the first has chosen
-            fitting = [each for ladder in _LADDERS if (each := self._with_ladder(choices, ladder)) is not None]
-            if not fitting:
-                return None
-            _, chosen = min(fitting, key=lambda each: each[0])
-            sizes = [trunk.flops_per_image for trunk in _trunks(chosen)]
-            if self._paces.models.sizes.issuperset(sizes):
-                break
+        chosen = self._with_budgets(choices)
+        if chosen and not self._paces.models.sizes.issuperset(trunk.flops_per_image for trunk in _trunks(chosen)):
             self._look_at(chosen)
+            chosen = self._with_budgets(choices)
         return chosen
+
+    def _with_seeds(self, fitted: Choices) -> Choices | None:
+        """Several seeds, where a longer training would only repeat pictures; None: one."""
+        seeds = min(MOST_SEEDS, math.ceil(most_passes(fitted) / MOST_PASSES))
+        return self._with_budgets(replace(fitted, seeds=seeds)) if seeds > 1 else None
+
+    def _with_budgets(self, choices: Choices) -> Choices | None:
+        """The sizes whose middle one is nearest to the best, and their budgets; None: none fit into the time."""
+        fitting = [each for ladder in _LADDERS if (each := self._with_ladder(choices, ladder)) is not None]
+        return min(fitting, key=lambda each: each[0])[1] if fitting else None
 
     def _with_ladder(self, choices: Choices, ladder: Ladder) -> tuple[float, Choices] | None:
         """The budgets of these sizes that fill the time, and how far from the best size their middle one is.
@@ -210,7 +217,11 @@ def _experiment(choices: Choices) -> Experiment:
 
 def _trunks(choices: Choices) -> list[Trunk]:
     experiment = _experiment(choices)
-    return [Trunk(experiment, blocks, 0, _ANY_BUDGET) for blocks in choices.ladder.blocks]
+    return [
+        Trunk(experiment, blocks, seed, _ANY_BUDGET)
+        for seed in range(choices.seeds)
+        for blocks in choices.ladder.blocks
+    ]
 
 
 def _least_images(choices: Rung | Choices) -> int:
@@ -219,8 +230,8 @@ def _least_images(choices: Rung | Choices) -> int:
 
 
 def _rounded(images: int) -> int:
-    """Down, to two digits and a whole number of batches."""
-    digit = 10 ** max(0, len(str(images)) - 2)
+    """Down, to two digits."""
+    digit = int(10 ** max(0, len(str(images)) - 2))
     return max(1, images // digit * digit)
 
 

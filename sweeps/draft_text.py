@@ -14,6 +14,9 @@ from varscale.tokenizer.design import PAPER_IMAGE, section_lines
 BUDGETS = tuple(2 ** (step / 2) for step in range(6))
 """Six, a factor √2 apart, as multiples of the smallest: five points from which a law predicts the sixth."""
 
+FEW_PICTURES = 500
+"""Of fewer, crops should differ more."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -70,6 +73,7 @@ class Choices:
     views: int = 1
     training_images: int | None = None
     smallest_budget: float = 1e18
+    seeds: int = 1
     minutes: float = 0.0
     """That the sweep should take."""
     gpu: bool = False
@@ -94,6 +98,12 @@ class Choices:
 def experiment_text(choices: Choices) -> str:
     """The YAML, which `load_experiment` reads."""
     return "\n".join([*_head(choices), *_data(choices), *_tokenizer(choices), *_models(choices)]) + "\n"
+
+
+def most_passes(choices: Choices) -> float:
+    """How often the middle size sees each picture at the largest budget."""
+    middle = _sizes(choices)[choices.ladder.blocks.index(choices.ladder.middle)]
+    return choices.smallest_budget * BUDGETS[-1] / middle.training_flops() / choices.trained_pictures
 
 
 def _head(choices: Choices) -> list[str]:
@@ -132,7 +142,11 @@ def _data(choices: Choices) -> list[str]:
         ),
         yaml_line("image_size", choices.image_size, "not above what most pictures have, nor what the time can train"),
         yaml_line("views", choices.views, views),
-        yaml_line("resize_ratio", 1.125, "shorter side before cropping, as a multiple of image_size (the paper's)"),
+        yaml_line("resize_ratio", 1.5, "few pictures: crops that differ more than the paper's (1.125)")
+        if choices.trained_pictures < FEW_PICTURES
+        else yaml_line(
+            "resize_ratio", 1.125, "shorter side before cropping, as a multiple of image_size (the paper's)"
+        ),
         yaml_line("horizontal_flip", False, "true is worth trying where a mirrored picture is as good as the picture"),
     ]
 
@@ -157,8 +171,6 @@ def _tokenizer(choices: Choices) -> list[str]:
 def _models(choices: Choices) -> list[str]:
     ladder, sizes = choices.ladder, _sizes(choices)
     parameters = ", ".join(f"{size.parameters():,}" for size in sizes)
-    middle = sizes[ladder.blocks.index(ladder.middle)]
-    most = choices.smallest_budget * BUDGETS[-1] / middle.training_flops()
     steps = choices.smallest_budget / (sizes[-1].training_flops() * ladder.batch_size)
     measured = "as in our studies of rings and CIFAR-10" if ladder.width <= 16 else "scaled from narrower models"
     budgets = [float(f"{choices.smallest_budget * ratio:.3e}") for ratio in BUDGETS]
@@ -179,8 +191,11 @@ def _models(choices: Choices) -> list[str]:
         *("", "grid:"),
         yaml_line("depths", list(ladder.blocks), f"{parameters} parameters"),
         f"  # The smallest gives the largest size {steps:,.0f} steps; at the largest the middle size sees each picture",
-        f"  # {most / choices.trained_pictures:.2g} times, in {choices.views} crops.",
+        f"  # {most_passes(choices):,.0f} times, in {choices.views} crops.",
         yaml_line("budgets", budgets),
+        yaml_line(
+            "seeds", list(range(choices.seeds)), "longer training would only repeat pictures" * (choices.seeds > 1)
+        ),
     ]
     if not choices.gpu:
         lines += [
