@@ -98,6 +98,25 @@ class StudyCosts:
         ]
 
 
+def study_costs(experiment: Experiment, cells: Sequence[Cell], *, validation: int, encoded: int) -> StudyCosts:
+    """All of a study's work.
+
+    Args:
+        experiment: Its settings.
+        cells: Its cells.
+        validation: Validation images that each cell is measured on.
+        encoded: Views of training images, and validation images, that are encoded into tokens.
+    """
+    guidances = experiment.evaluation.fidelity.drawings if experiment.evaluation.fidelity else ()
+    drawn = [(cell, guidance) for guidance in guidances for cell in cells]
+    return StudyCosts(
+        size_costs(cells),
+        tokenizer_work(experiment),
+        encoding_work(experiment, encoded),
+        (*validation_work(cells, validation), *fidelity_work(experiment, drawn, floors=True)),
+    )
+
+
 def size_costs(cells: Iterable[Cell]) -> tuple[SizeCosts, ...]:
     """Each trunk of the cells, with their branches."""
     grouped: dict[str, list[Cell]] = {}

@@ -12,12 +12,11 @@ from sweeps.costs import (
     SizeCosts,
     StudyCosts,
     Work,
-    encoding_work,
     extractor_flops,
     fidelity_work,
     size_costs,
     stored_bytes,
-    tokenizer_work,
+    study_costs,
     training_work,
     validation_work,
 )
@@ -73,16 +72,7 @@ def plan_of(experiment: Experiment, store: Store, cells: tuple[Cell, ...], devic
     except UserError as error:
         unknown = f"epochs, tokens, passes over a whole validation set, and what is there already: {error}"
 
-    def evaluations(trained: Sequence[Cell], drawn: Sequence[tuple[Cell, float]], *, floors: bool) -> tuple[Work, ...]:
-        return (*validation_work(trained, validation), *fidelity_work(experiment, drawn, floors=floors))
-
-    guidances = experiment.evaluation.fidelity.drawings if experiment.evaluation.fidelity else ()
-    costs = StudyCosts(
-        size_costs(cells),
-        tokenizer_work(experiment),
-        encoding_work(experiment, encoded),
-        evaluations(cells, [(cell, guidance) for guidance in guidances for cell in cells], floors=True),
-    )
+    costs = study_costs(experiment, cells, validation=validation, encoded=encoded)
     if study is None:
         return StudyPlan(cells, device, costs, costs, None, encoded, unknown)
     jobs: list[EvaluationJob] = []
@@ -90,15 +80,13 @@ def plan_of(experiment: Experiment, store: Store, cells: tuple[Cell, ...], devic
         jobs = evaluation_jobs(study)
     except UserError as error:  # the sweep stops at it
         unknown = f"which images are measured already: {error}"
+    drawn = [(job.cell, each) for job in jobs if job.cell is not None for each in job.plan.settings.drawings]
+    floors = any(job.cell is None for job in jobs)
     left = StudyCosts(
         tuple(_left(size, study) for size in size_costs(study.missing)),
         () if read_result(study.tokenizer) else costs.tokenizer,
         () if encoded_images(study.tokens) >= study.train_images else costs.encoding,
-        evaluations(
-            study.missing,
-            [(job.cell, each) for job in jobs if job.cell is not None for each in job.plan.settings.drawings],
-            floors=any(job.cell is None for job in jobs),
-        ),
+        (*validation_work(study.missing, validation), *fidelity_work(experiment, drawn, floors=floors)),
     )
     return StudyPlan(cells, device, costs, left, study, encoded, unknown)
 

@@ -20,7 +20,17 @@ from varscale.cli.laws import fit_laws
 HEAVY = ("torch", "pandas", "scipy", "matplotlib", "mlflow", "lightning")
 VERBS = (
     *("sweep", "plan", "status", "train", "train-tokenizer", "tokenize", "sample", "fit-laws", "dashboard"),
-    *("run-job", "sync", "import-official", "export-official", "edit", "reconstruct", "inspect"),
+    *(
+        "run-job",
+        "sync",
+        "import-official",
+        "export-official",
+        "edit",
+        "reconstruct",
+        "inspect",
+        "init",
+        "design-tokenizer",
+    ),
 )
 
 

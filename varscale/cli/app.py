@@ -13,6 +13,7 @@ import typer.core
 
 from varscale.cli import (
     advice,
+    designs,
     editing,
     evaluations,
     forecasts,
@@ -27,7 +28,7 @@ from varscale.cli.options import MENDABLE
 from varscale.errors import ExperimentError
 
 VERBS = (
-    *(studies.sweep, studies.plan, studies.status, searches.tune),
+    *(designs.init, designs.design_tokenizer, studies.sweep, studies.plan, studies.status, searches.tune),
     *(single_runs.train, single_runs.train_tokenizer, single_runs.tokenize, single_runs.run_job, single_runs.sample),
     *(
         editing.edit,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from varscale.config.kinds import Kinds
-from varscale.config.section import Classes, Images, ImagesOrZero, Real, Section, Seed, Side, Truth, Whole
+from varscale.config.section import Classes, Images, ImagesOrZero, PathText, Real, Section, Seed, Side, Truth, Whole
 
 if TYPE_CHECKING:
     from varscale.data.sources.base import ImageSource
+    from varscale.data.sources.decoded import EncodedSource
     from varscale.data.transforms import Crop
 
 
@@ -80,12 +81,32 @@ class DataSection(Section, ABC):
 class PicturesSection(DataSection, ABC):
     """What sources have whose pictures are stored, by anyone, in any format."""
 
+    train_path: PathText
+    """Folder of the training set, or of Parquet files: file, folder, or pattern such as data/*/train-*.parquet."""
+    validation_path: PathText | None
+    """The same of the validation set; null: there is none, and `validation_images` of the training set, spread evenly
+    over it, are held out."""
+    training_images: Images | None = None
+    """Images of the training set that are used, spread evenly over it; null: all."""
     background: Annotated[str, Field(max_length=100), AfterValidator(lambda text: _colour(text))] = "white"
     """Colour behind transparent parts: a name, or such as "#ff8000"."""
     levels: tuple[Level, Level] | None = None
     """Values of pictures with more than 8 bits a channel that become black and white; null: they stop the run."""
 
-    apart = frozenset({"background", "levels"})
+    places = frozenset({"train_path", "validation_path"})
+    apart = frozenset({"background", "levels", "training_images"})
+
+    @abstractmethod
+    def open_all(self, path: str, split: Split) -> EncodedSource:
+        """All pictures at a path, cropped as those of a split are; raises what `open` raises."""
+
+    def open(self, split: Split, images: int | None) -> ImageSource:
+        """The images of a split, but for those that are held out, or more than `training_images`."""
+        if self.validation_path is not None:
+            source = self.open_all(self.train_path if split == "train" else self.validation_path, split)
+        else:
+            source = self.open_all(self.train_path, split).held_out(self.validation_images or 0, split)
+        return source.spread(self.training_images) if split == "train" and self.training_images else source
 
     def crop(self, split: Split) -> Crop:
         """How stored pictures become square images."""
@@ -95,7 +116,11 @@ class PicturesSection(DataSection, ABC):
         return replace(super().crop(split), background=(red, green, blue), levels=self.levels)
 
     @model_validator(mode="after")
-    def _check_levels(self) -> Self:
+    def _check_pictures(self) -> Self:
+        if self.validation_path is None and self.validation_images is None:
+            raise ValueError(
+                "validation_path: null, so validation_images must say how many training images are held out"
+            )
         if self.levels is not None and not self.levels[0] < self.levels[1]:
             raise ValueError(
                 f"levels: expected the value of black, then a larger one of white, not {list(self.levels)}"

@@ -69,6 +69,20 @@ def write_yaml(values: Any) -> str:
     return stream.getvalue()
 
 
+def yaml_line(name: str, value: Any, why: str = "", indent: int = 2) -> str:
+    """A field of a YAML text on a line, with a comment that says why."""
+    if isinstance(value, list):
+        written = f"[{', '.join(map(_number, value))}]"
+    else:
+        written = _number(value) if isinstance(value, float) else write_yaml({name: value}).partition(": ")[2].strip()
+    field = f"{' ' * indent}{name}: {written}"
+    return f"{field:<34}    # {' '.join(why.split())}" if why else field
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
 def shortened(message: object, length: int = 200) -> str:
     """A message on one line, of at most so many characters."""
     words = " ".join(str(message).split())

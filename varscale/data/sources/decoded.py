@@ -3,6 +3,7 @@
 Letters: B batch, N pictures, s side of an image in pixels.
 """
 
+import copy
 import difflib
 import logging
 import os
@@ -10,6 +11,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +119,10 @@ class EncodedSource(DecodedSource):
         survey: What the look at them found.
         kept_N: Of each image its place among the candidates.
         notes: What else there is to know of them, in lines.
+        parts: Which part of the pictures that can be used these are, in words; empty: all.
     """
+
+    parts: tuple[str, ...] = ()
 
     def __init__(
         self, candidates: Candidates, labels: Labels, classes: int | Sequence[str], crop: Crop, max_undecodable: int
@@ -143,6 +148,38 @@ class EncodedSource(DecodedSource):
         number = classes if isinstance(classes, int) else len(classes)
         super().__init__(candidates.name, labels[self.kept_N], number, crop, max_undecodable)
 
+    def held_out(self, count: int, split: Literal["train", "validation"]) -> Self:
+        """Of a set without a validation split: `count` images, spread evenly over it, to validate, or all others.
+
+        Raises:
+            DataError: It has no more images than that.
+        """
+        if not 0 < count < len(self):
+            raise DataError(
+                f"data.validation_images: {count} can't be held out of the {len(self)} images of {self.name}"
+            )
+        held_N = _spread(count, len(self))
+        if split == "validation":
+            return self._part(held_N, f"{count} held out")
+        return self._part(np.delete(np.arange(len(self)), held_N), f"without {count} held out")
+
+    def spread(self, count: int) -> Self:
+        """`count` images, spread evenly over the set.
+
+        Raises:
+            DataError: It has fewer.
+        """
+        if count > len(self):
+            raise DataError(f"data.training_images: {count} asked for, {self.name} has {len(self)}")
+        return self._part(_spread(count, len(self)), f"{count} of them")
+
+    def _part(self, chosen_N: NDArray[np.int64], words: str) -> Self:
+        """Some of the images, as a source of their own; what is kept in memory is shared."""
+        part = copy.copy(self)
+        part.kept_N, part.labels = self.kept_N[chosen_N], self.labels[chosen_N]
+        part.name, part.parts, part.undecodable = f"{self.name} ({words})", (*self.parts, words), {}
+        return part
+
     def cropped(self, index: int, view: int) -> Pixels:
         """One view of the picture as stored: (3, s, s) in 0..255; raises what `Crop.apply` raises."""
         with self.candidates.open(int(self.kept_N[index])) as stream, Image.open(stream) as picture:
@@ -159,6 +196,7 @@ class EncodedSource(DecodedSource):
         shown = [repr(self.crop.background).encode()] if TRANSPARENT in marks else []
         shown += [repr(self.crop.levels).encode()] if LEVELS in marks else []
         shown += [b"turned"] if TURNED in marks else []
+        shown += [part.encode() for part in self.parts]
         return digest([super().fingerprint.encode(), *shown]) if shown else super().fingerprint
 
     def summary(self) -> list[str]:
@@ -202,6 +240,11 @@ class EncodedSource(DecodedSource):
     def _class(self, label: int, counts_C: NDArray[np.int64]) -> str:
         name = self.class_names[label] if self.class_names else f"label {label}"
         return f"{counts_C[label]:,} ({name})"
+
+
+def _spread(count: int, number: int) -> NDArray[np.int64]:
+    """Places spread evenly over so many, so that images sorted by class stay balanced."""
+    return np.arange(count, dtype=np.int64) * number // count
 
 
 def _sizes(sizes_N2: NDArray[np.int64]) -> str:

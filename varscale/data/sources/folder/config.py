@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from varscale.config.data import PicturesSection, Split
-from varscale.config.section import PathText
 
 if TYPE_CHECKING:
-    from varscale.data.sources.base import ImageSource
+    from varscale.data.sources.folder.source import FolderSource
 
 
 class FolderSection(PicturesSection):
@@ -16,18 +15,11 @@ class FolderSection(PicturesSection):
 
     kind: Literal["folder"] = "folder"
     """Source of the images."""
-    train_path: PathText
-    """Folder of the training set."""
-    validation_path: PathText
-    """Folder of the validation set."""
 
-    places = frozenset({"train_path", "validation_path"})
-
-    def open(self, split: Split, images: int | None) -> ImageSource:
-        """All images of the split's folder."""
+    def open_all(self, path: str, split: Split) -> FolderSource:
+        """All images of a folder."""
         from varscale.data.sources.folder.source import FolderSource
 
-        path = self.train_path if split == "train" else self.validation_path
         return FolderSource(path, self.crop(split), num_classes=self.num_classes, max_undecodable=self.max_undecodable)
 
 

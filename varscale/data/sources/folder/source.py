@@ -66,7 +66,7 @@ class FolderSource(EncodedSource):
             faults={index: file.fault for index, file in enumerate(stored) if file.fault},
         )
         super().__init__(candidates, labels, [_printable(name) for name in self.classes], crop, max_undecodable)
-        self._stored = [stored[index] for index in self.kept_N.tolist()]
+        self._candidates = stored
         counts_C = np.bincount(self.labels, minlength=self.num_classes)
         if not counts_C.all():
             name = self.classes[int(counts_C.argmin())]
@@ -87,21 +87,25 @@ class FolderSource(EncodedSource):
         """Each image's file."""
         return [Path(file.path) for file in self._stored]
 
+    @property
+    def _stored(self) -> list[StoredFile]:
+        return [self._candidates[index] for index in self.kept_N.tolist()]
+
     def content_digest(self) -> str:
         """Hash of the files' names and sizes, and up to `HASHED_BYTES` in all of their contents.
 
         Of a larger set a file that is replaced by another of the same size is not noticed.
         """
-        above = len(os.fsencode(self.root)) + 1
-        listed = (b"%s %d" % (os.fsencode(file.path)[above:], file.bytes) for file in self._stored)
-        small = sum(file.bytes for file in self._stored) <= HASHED_BYTES
-        return digest(chain(listed, (Path(file.path).read_bytes() for file in self._stored) if small else ()))
+        above, stored = len(os.fsencode(self.root)) + 1, self._stored
+        listed = (b"%s %d" % (os.fsencode(file.path)[above:], file.bytes) for file in stored)
+        small = sum(file.bytes for file in stored) <= HASHED_BYTES
+        return digest(chain(listed, (Path(file.path).read_bytes() for file in stored) if small else ()))
 
     def check_apart_from(self, training: ImageSource) -> None:
         """Raise `DataError` where the training images lie in the same folder, or in other class folders."""
         if not isinstance(training, FolderSource):
             return
-        if training.root.resolve() == self.root.resolve():
+        if training.root.resolve() == self.root.resolve() and not self.parts:
             raise DataError(f"data.validation_path: {self.root} is the training set's folder, too")
         if training.class_names == self.class_names:
             return

@@ -4,7 +4,7 @@ import errno
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,10 @@ from varscale.errors import DataError
 
 CAPTIONS = ("caption", "captions", "text", "prompt", "description")
 """Columns of text that describe an image, by their usual names."""
+IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "png", "image_bytes", "bytes")
+IMAGE_FILES = ("image", "img", "image_path", "path", "file", "filename", "file_name")
+LABELS = ("label", "labels", "class", "class_label", "class_id", "category", "target", "fine_label", "y", "cls")
+"""Columns of images, of names of images' files, and of labels, by their usual names, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,23 @@ class LabelColumn:
     """Files whose text labels are the classes, those of the training set; none: the file's own."""
 
 
+@dataclass(frozen=True)
+class FoundLabels:
+    """What a file's labels turned out to be."""
+
+    settings: dict[str, Any] = field(default_factory=lambda: {"label_column": None, "num_classes": 1})
+    """Fields of the section `data`."""
+    remarks: tuple[str, ...] = ()
+    """Why a column can't be used."""
+
+
 def open_table(file: Path, image_column: str, label_column: str | None) -> pq.ParquetFile:
     """A Parquet file with both columns.
 
     Raises:
         DataError: It is none, a column is missing, or one is of a type that can't be images or labels.
     """
-    if not file.is_file():  # a pipe would be waited for
-        raise DataError(f"{file}: not a file")
-    try:
-        reader = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file: {' '.join(str(error).split())}") from None
+    reader = _reader(file)
     schema = reader.schema_arrow
     for key, column in (("image_column", image_column), ("label_column", label_column)):
         if column is not None and column not in schema.names:
@@ -57,6 +66,40 @@ def open_table(file: Path, image_column: str, label_column: str | None) -> pq.Pa
             "text that names files, or a list of one of these"
         )
     return reader
+
+
+def find_columns(file: Path) -> tuple[str, str | None]:
+    """The columns of images and of labels, by their types and usual names; None: there is none of labels.
+
+    Raises:
+        DataError: It is no Parquet file, or no column can be images.
+    """
+    schema = _reader(file).schema_arrow
+    types = {name: schema.field(name).type for name in schema.names if _holds_images(schema.field(name).type)}
+    stored = sorted((name for name in types if not _is_text(types[name])), key=lambda name: _rank(name, IMAGES))
+    named = sorted((name for name in types if name.lower() in IMAGE_FILES), key=lambda name: _rank(name, IMAGE_FILES))
+    if not (images := [*stored, *named]):
+        raise DataError(f"{file}: no column of images; the file has {nearest('', schema.names)}")
+    labels = [name for name in schema.names if name.lower() in LABELS and name != images[0]]
+    return images[0], min(labels, key=lambda name: _rank(name, LABELS), default=None)
+
+
+def find_labels(files: Sequence[Path], image_column: str, label_column: str | None) -> FoundLabels:
+    """How many classes there are, and from which number labels count; none where a column can't be labels."""
+    if label_column is None:
+        return FoundLabels()
+    readers = [open_table(file, image_column, label_column) for file in files]
+    try:
+        labels_N, names = read_labels(files, readers, LabelColumn(label_column), None)
+    except DataError as error:
+        return FoundLabels(remarks=(f"no labels: {error}",))
+    first = 1 if not names and labels_N.min() == 1 else 0
+    classes = len(names) or int(labels_N.max()) + 1 - first
+    if classes > len(labels_N) / 2:
+        return FoundLabels(
+            remarks=(f"no labels: {label_column!r} has {classes:,} values of {len(labels_N):,} pictures",)
+        )
+    return FoundLabels({"label_column": label_column, "first_label": first, "num_classes": classes})
 
 
 def open_image(value: Any, folder: Path) -> BinaryIO:
@@ -135,6 +178,20 @@ def captions_of(reader: pq.ParquetFile) -> str | None:
     """The column of texts that describe the images, by its usual names; None where there is none."""
     schema = reader.schema_arrow
     return next((name for name in CAPTIONS if name in schema.names and _is_text(schema.field(name).type)), None)
+
+
+def _reader(file: Path) -> pq.ParquetFile:
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(f"{file}: not a file")
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _rank(name: str, usual: Sequence[str]) -> int:
+    """The place of a name among the usual ones; behind all of them where it is none."""
+    return usual.index(name.lower()) if name.lower() in usual else len(usual)
 
 
 def _values(file: Path, reader: pq.ParquetFile, name: str) -> list[str] | NDArray[np.int64]:

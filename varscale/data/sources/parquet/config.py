@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from varscale.config.data import PicturesSection, Split
-from varscale.config.section import Name, PathText, Whole
+from varscale.config.section import Name, Whole
 
 if TYPE_CHECKING:
-    from varscale.data.sources.base import ImageSource
+    from varscale.data.sources.parquet.source import ParquetSource
 
 
 class ParquetSection(PicturesSection):
@@ -18,10 +18,6 @@ class ParquetSection(PicturesSection):
 
     kind: Literal["parquet"] = "parquet"
     """Source of the images."""
-    train_path: PathText
-    """File, folder of files, or pattern such as data/*/train-*.parquet, of the training set."""
-    validation_path: PathText
-    """File, folder of files, or pattern, of the validation set."""
     image_column: Name = "image"
     """Column of images: binary, paths, a struct with a field `bytes` or `path`, or a list of one of these."""
     label_column: Name | None = "label"
@@ -29,17 +25,16 @@ class ParquetSection(PicturesSection):
     first_label: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 0
     """The number that stands for the first class: 1 where labels are 1 … num_classes."""
 
-    places = frozenset({"train_path", "validation_path"})
     apart = PicturesSection.apart | {"first_label"}  # labels are what is left when it is taken off
 
-    def open(self, split: Split, images: int | None) -> ImageSource:
-        """All images of the split's files."""
+    def open_all(self, path: str, split: Split) -> ParquetSource:
+        """All images of a path's files."""
         from varscale.data.sources.parquet.columns import LabelColumn
         from varscale.data.sources.parquet.source import ParquetSource, find_files
 
         named_by = find_files(self.train_path) if split == "validation" and self.label_column else ()
         return ParquetSource(
-            self.train_path if split == "train" else self.validation_path,
+            path,
             self.crop(split),
             image_column=self.image_column,
             labels=LabelColumn(self.label_column, self.first_label, named_by),

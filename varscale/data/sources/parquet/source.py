@@ -98,7 +98,7 @@ class ParquetSource(EncodedSource):
 
     def check_apart_from(self, training: ImageSource) -> None:
         """Raise `DataError` where a file is among the training files, too."""
-        others = training.files if isinstance(training, ParquetSource) else []
+        others = training.files if isinstance(training, ParquetSource) and not self.parts else []
         shared = {file.resolve() for file in others} & {file.resolve() for file in self.files}
         if shared:
             raise DataError(

@@ -1,0 +1,247 @@
+"""A first experiment for someone's pictures, made to end on this machine within the hours asked for.
+
+What is chosen follows from the studies that were measured (docs/cifar10.md, docs/rings.md), and how much of it from the
+same estimate as that of `varscale plan`: the tokenizer takes its share of the time, encoding a small one, and of all
+ladders of sizes that fit into the rest the one is taken whose middle is nearest to the best size of the middle budget.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sweeps.costs import study_costs
+from sweeps.devices import Paces, this_machine
+from sweeps.draft_text import BUDGETS, Choices, Ladder, Rung, experiment_text, most_passes
+from varscale.config import Experiment
+from varscale.config.text import read_yaml
+from varscale.config.yaml import validate
+from varscale.data.sources.finding import FoundData
+from varscale.errors import DataError, ExperimentError
+from varscale.tokenizer.design import architecture
+from varscale.tokenizer.shape import TokenizerShape
+from varscale.training.cells import Trunk
+
+FEWEST_PICTURES = 20
+"""To train on; fewer fill no codebook that says anything about others."""
+MOST_PASSES, MOST_SEEDS = 1000, 8
+"""Where the middle size would see each picture more often, the time goes into more seeds."""
+TOKENS_A_PARAMETER = 50.0
+"""Tokens seen for each parameter by the size of the lowest loss: 25 to 110 in the studies of CIFAR-10 and rings."""
+TOKENIZER_SHARE, ENCODING_SHARE = 0.3, 0.05
+"""Of the time."""
+LEAST_TOKENIZER_IMAGES, MOST_TOKENIZER_IMAGES = 9_600, 80_000
+"""At 32 pixels: CIFAR-10's tokenizer was sound after 12,800 images, and had PSNR 25 dB after 80,000."""
+MOST_VALIDATION_IMAGES = 1024
+MOST_VIEWS = 64
+START_SECONDS, JOB_SECONDS = 30.0, 0.7
+"""What a sweep takes beside arithmetic: processes, laws and report; and of a worker for each trunk and branch."""
+SLOWER = 1.1
+"""Whole sweeps of rings took 1.15 to 1.2 times what was planned after a calibration, starts of processes included."""
+
+_RUNGS = (Rung(256), Rung(128), Rung(64), Rung(32), Rung(32, 8), Rung(24, 8), Rung(16, 8))
+_LADDERS = tuple(
+    Ladder(width, middle)
+    for width, middles in ((8, (3, 4, 5)), (16, (3, 4, 5)), (32, (3, 4, 5)), (64, (3, 4, 5, 6, 8, 10, 12, 16)))
+    for middle in middles
+)
+_FIRST_LADDER = Ladder(8, 4)
+_ANY_BUDGET = 1e18
+_LOADED = 16
+
+Measure = Callable[[Experiment], Paces]
+"""Takes real steps of an experiment's tokenizer and sizes on this machine."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An experiment, as text, and what it was planned to take."""
+
+    text: str
+    choices: Choices
+
+    def summary(self) -> str:
+        """What it is, in a line."""
+        chosen, made = self.choices, self.choices.architecture
+        return (
+            f"{made.image_size} px, {made.tokens_per_image} tokens of {made.vocab_size:,} codes, "
+            f"{len(chosen.ladder.blocks)} sizes at {len(BUDGETS)} budgets: about {chosen.minutes:.0f} minutes"
+        )
+
+
+class Drafter:
+    """Chooses an experiment for some pictures."""
+
+    def __init__(self, found: FoundData, name: str, hours: float, measure: Measure, *, gpu: bool) -> None:
+        """Look at what there is.
+
+        Args:
+            found: The pictures.
+            name: The study's.
+            hours: What the sweep may take.
+            measure: How fast this machine is.
+            gpu: Whether it has a GPU.
+
+        Raises:
+            DataError: There are too few pictures for a study.
+        """
+        if len(found.train) < FEWEST_PICTURES:
+            raise DataError(
+                f"{found.train.name}: {len(found.train)} pictures; a study needs {FEWEST_PICTURES} or more, some to "
+                "train on and others to measure on"
+            )
+        self._found, self._name, self._hours, self._measure = found, name, hours, measure
+        self._paces, self._gpu = Paces(), gpu
+        self._load_seconds = _load_seconds(found)
+
+    def draft(self, peak_flops: float) -> Draft:
+        """The experiment with the largest images that the pictures and the hours allow.
+
+        Args:
+            peak_flops: FLOPs a second that nothing here exceeds; it leaves out at once what is far too large.
+
+        Raises:
+            ExperimentError: Not even the smallest study ends within the hours.
+        """
+        usable = [rung for rung in _RUNGS if rung.image_size <= self._found.shorter_side()] or [_RUNGS[-1]]
+        for rung in usable:
+            choices = self._first_choices(rung)
+            flops = TokenizerShape(choices.architecture).training_flops()
+            if rung is not usable[-1] and _least_images(rung) * flops / peak_flops > TOKENIZER_SHARE * self._seconds:
+                continue
+            self._look_at(choices)
+            if (fitted := self._fitted(choices)) is not None:
+                chosen = self._with_seeds(fitted) or fitted
+                return Draft(experiment_text(chosen), chosen)
+        raise ExperimentError(
+            f"--hours {self._hours:g}: too short for a study of {usable[-1].image_size} px on this machine; try "
+            f"--hours {2 * self._hours:.1g} or more"
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return self._hours * 3600
+
+    def _first_choices(self, rung: Rung) -> Choices:
+        found, pictures = self._found, len(self._found.train)
+        if found.validation is None:
+            held_out = min(MOST_VALIDATION_IMAGES, max(pictures // 10, min(pictures // 5, 50)))
+            pictures -= held_out
+        else:
+            held_out = min(MOST_VALIDATION_IMAGES, len(found.validation))
+        made = architecture(rung.image_size, images=pictures, base=rung.base_channels)
+        images = _least_images(rung)
+        return Choices(
+            *(found.settings, self._name, self._hours, found.remarks, made, pictures, held_out, images, _FIRST_LADDER),
+            gpu=self._gpu,
+        )
+
+    def _look_at(self, choices: Choices) -> None:
+        """Measure an experiment's steps, beside what was measured before."""
+        paces, experiment = self._measure(_experiment(choices)), _experiment(choices)
+        for known, new in ((self._paces.models, paces.models), (self._paces.tokenizers, paces.tokenizers)):
+            for size in new.sizes:
+                known.add(size, 1, new.seconds(size))
+        self._device = this_machine(experiment.runtime, self._paces)
+
+    def _fitted(self, choices: Choices) -> Choices | None:
+        """As much of everything as the time allows; None: the tokenizer or the models get too little of it."""
+        shape = TokenizerShape(choices.architecture)
+        if shape.training_flops() not in self._paces.tokenizers.sizes:  # an image took too long to be tried
+            return None
+        step = self._paces.tokenizers.seconds(shape.training_flops())
+        encoding = step * shape.encode_flops() / shape.training_flops() + self._load_seconds
+        sequences = int(ENCODING_SHARE * self._seconds / encoding)
+        least, images = _least_images(choices), int(TOKENIZER_SHARE * self._seconds / (step + self._load_seconds))
+        if images < least:
+            return None
+        most = MOST_TOKENIZER_IMAGES * least // LEAST_TOKENIZER_IMAGES
+        choices = replace(
+            choices,
+            tokenizer_images=_rounded(min(images, most)),
+            views=max(1, min(MOST_VIEWS, sequences // choices.pictures)),
+            training_images=_rounded(sequences) if sequences < 0.8 * choices.pictures else None,
+        )
+        chosen = self._with_budgets(choices)
+        if chosen and not self._paces.models.sizes.issuperset(trunk.flops_per_image for trunk in _trunks(chosen)):
+            self._look_at(chosen)
+            chosen = self._with_budgets(choices)
+        return chosen
+
+    def _with_seeds(self, fitted: Choices) -> Choices | None:
+        """Several seeds, where a longer training would only repeat pictures; None: one."""
+        seeds = min(MOST_SEEDS, math.ceil(most_passes(fitted) / MOST_PASSES))
+        return self._with_budgets(replace(fitted, seeds=seeds)) if seeds > 1 else None
+
+    def _with_budgets(self, choices: Choices) -> Choices | None:
+        """The sizes whose middle one is nearest to the best, and their budgets; None: none fit into the time."""
+        fitting = [each for ladder in _LADDERS if (each := self._with_ladder(choices, ladder)) is not None]
+        return min(fitting, key=lambda each: each[0])[1] if fitting else None
+
+    def _with_ladder(self, choices: Choices, ladder: Ladder) -> tuple[float, Choices] | None:
+        """The budgets of these sizes that fill the time, and how far from the best size their middle one is.
+
+        Sizes that would have too few steps are left out; None: too few are left.
+        """
+        while len(ladder.blocks) >= 3 and ladder.blocks[-1] > ladder.middle:
+            tried = replace(choices, ladder=ladder)
+            trunks = _trunks(tried)
+            most = max(trunk.flops_per_image * trunk.batch_size for trunk in trunks)
+            smallest = (trunks[0].experiment.grid.min_steps + 1) * most
+            one, two = (self._estimate(tried, trunks, factor * smallest) for factor in (1, 2))
+            factor = 1 + (self._seconds - one) / (two - one)  # the time grows in proportion
+            if factor >= 1:
+                budget, middle = factor * smallest, trunks[ladder.blocks.index(ladder.middle)]
+                images = budget * BUDGETS[-1] ** 0.5 / middle.flops_per_image
+                off = math.log(images * middle.model.tokens / middle.model.parameters() / TOKENS_A_PARAMETER)
+                minutes = self._estimate(tried, trunks, budget) / 60
+                return abs(off), replace(tried, smallest_budget=budget, minutes=minutes)
+            ladder = replace(ladder, left_out=ladder.left_out + 1)
+        return None
+
+    def _estimate(self, choices: Choices, trunks: Sequence[Trunk], smallest_budget: float) -> float:
+        """Seconds from start to end."""
+        experiment = trunks[0].experiment
+        cells = [trunk.cell(smallest_budget * ratio) for trunk in trunks for ratio in BUDGETS]
+        costs = study_costs(experiment, cells, validation=choices.validation_images, encoded=choices.encoded)
+        jobs = JOB_SECONDS * (len(cells) + len(costs.sizes)) / self._device.workers
+        loading = self._load_seconds * (choices.tokenizer_images + choices.encoded)
+        return START_SECONDS + jobs + loading + SLOWER * self._device.least_seconds(costs)
+
+
+def _experiment(choices: Choices) -> Experiment:
+    return validate(read_yaml(experiment_text(choices)), "the experiment that is being made")
+
+
+def _trunks(choices: Choices) -> list[Trunk]:
+    experiment = _experiment(choices)
+    return [
+        Trunk(experiment, blocks, seed, _ANY_BUDGET)
+        for seed in range(choices.seeds)
+        for blocks in choices.ladder.blocks
+    ]
+
+
+def _least_images(choices: Rung | Choices) -> int:
+    """Images that a tokenizer is trained on at the least: with the pixels, since that many more must be said."""
+    return round(LEAST_TOKENIZER_IMAGES * max(1.0, (choices.image_size / 32) ** 2))
+
+
+def _rounded(images: int) -> int:
+    """Down, to two digits."""
+    digit = int(10 ** max(0, len(str(images)) - 2))
+    return max(1, images // digit * digit)
+
+
+def _load_seconds(found: FoundData) -> float:
+    """To load a picture: the median of some."""
+    chosen = np.linspace(0, len(found.train) - 1, _LOADED, dtype=np.int64).tolist()
+    taken = []
+    for index in chosen:
+        found.train.load(index)  # of Parquet files this reads a whole group of rows
+        started = time.perf_counter()
+        found.train.load(index)
+        taken.append(time.perf_counter() - started)
+    return float(np.median(taken))

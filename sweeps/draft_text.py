@@ -1,0 +1,218 @@
+"""The text of a first experiment: every choice with a comment that says why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from varscale.config.text import yaml_line
+from varscale.config.tokenizer import TokenizerArchitecture
+from varscale.families.base import TokenSpace
+from varscale.families.var.config import VARConfig, VARSection
+from varscale.tokenizer.design import PAPER_IMAGE, section_lines
+
+BUDGETS = tuple(2 ** (step / 2) for step in range(6))
+"""Six, a factor √2 apart, as multiples of the smallest: five points from which a law predicts the sixth."""
+
+FEW_PICTURES = 500
+"""Of fewer, crops should differ more."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Images of a size, and the tokenizer's network for them."""
+
+    image_size: int
+    base_channels: int = 16
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Sizes of transformers around one of them."""
+
+    width: int
+    """Channels for each block."""
+    middle: int
+    """Blocks of the size that should be the best at the middle budget."""
+    left_out: int = 0
+    """Of the largest sizes, since they would have too few steps."""
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Of each size: from half of the middle to more than half as many again."""
+        sizes = sorted({max(2, round(self.middle * ratio)) for ratio in (0.5, 0.7, 1.0, 1.3, 1.6)})
+        return tuple(sizes[: len(sizes) - self.left_out])
+
+    @property
+    def batch_size(self) -> int:
+        """As measured: 8 for the models of rings, 16 for those of CIFAR-10; with the width beyond."""
+        return self.width
+
+    @property
+    def rate(self) -> float:
+        """As measured: 3e-3 at the 64 channels of CIFAR-10's middle size, 5e-3 for the narrower ones of rings."""
+        return min(5e-3, 3e-3 * 64 / (self.width * self.middle))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What an experiment is made of."""
+
+    data: Mapping[str, Any]
+    """Where the pictures are: fields of the section `data`."""
+    name: str
+    hours: float
+    remarks: Sequence[str]
+    """What was found among the data and can't be used."""
+    architecture: TokenizerArchitecture
+    pictures: int
+    """Training pictures that there are."""
+    validation_images: int
+    tokenizer_images: int
+    ladder: Ladder
+    views: int = 1
+    training_images: int | None = None
+    smallest_budget: float = 1e18
+    seeds: int = 1
+    minutes: float = 0.0
+    """That the sweep should take."""
+    gpu: bool = False
+    """Whether it runs on one."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels."""
+        return self.architecture.image_size
+
+    @property
+    def trained_pictures(self) -> int:
+        """Training pictures that are used."""
+        return self.training_images or self.pictures
+
+    @property
+    def encoded(self) -> int:
+        """Images that are encoded into tokens."""
+        return self.trained_pictures * self.views + self.validation_images
+
+
+def experiment_text(choices: Choices) -> str:
+    """The YAML, which `load_experiment` reads."""
+    return "\n".join([*_head(choices), *_data(choices), *_tokenizer(choices), *_models(choices)]) + "\n"
+
+
+def most_passes(choices: Choices) -> float:
+    """How often the middle size sees each picture at the largest budget."""
+    middle = _sizes(choices)[choices.ladder.blocks.index(choices.ladder.middle)]
+    return choices.smallest_budget * BUDGETS[-1] / middle.training_flops() / choices.trained_pictures
+
+
+def _head(choices: Choices) -> list[str]:
+    return [
+        "# Made by `varscale init` from a look at the pictures and at this machine, on which a sweep should take about",
+        f"# {choices.minutes:.0f} minutes (asked for: {choices.hours:g} hours). `varscale sweep` takes it as it is.",
+        *(f"# Not used: {remark}" for remark in choices.remarks),
+        f"name: {choices.name}",
+    ]
+
+
+def _data(choices: Choices) -> list[str]:
+    held_out = choices.data["validation_path"] is None
+    why = {
+        "train_path": "as seen from the folder in which varscale is called",
+        "validation_path": "there is none" if held_out else "",
+        "label_column": "no labels: one class" if choices.data.get("label_column", "") is None else "",
+    }
+    views = f"crops of each picture; {choices.trained_pictures * choices.views:,} in all" + (
+        ", as many as are encoded in a twentieth of the time" if choices.views > 1 or choices.training_images else ""
+    )
+    return [
+        *("", "data:"),
+        *(yaml_line(name, value, why.get(name, "")) for name, value in choices.data.items()),
+        yaml_line(
+            "validation_images",
+            choices.validation_images,
+            "training pictures held out, spread evenly over them" if held_out else "on which cells are measured",
+        ),
+        yaml_line(
+            "training_images",
+            choices.training_images,
+            f"of {choices.pictures:,}, spread evenly over them: encoding more would take too long"
+            if choices.training_images
+            else f"all {choices.pictures:,}",
+        ),
+        yaml_line("image_size", choices.image_size, "not above what most pictures have, nor what the time can train"),
+        yaml_line("views", choices.views, views),
+        yaml_line("resize_ratio", 1.5, "few pictures: crops that differ more than the paper's (1.125)")
+        if choices.trained_pictures < FEW_PICTURES
+        else yaml_line(
+            "resize_ratio", 1.125, "shorter side before cropping, as a multiple of image_size (the paper's)"
+        ),
+        yaml_line("horizontal_flip", False, "true is worth trying where a mirrored picture is as good as the picture"),
+    ]
+
+
+def _tokenizer(choices: Choices) -> list[str]:
+    made, images = choices.architecture, choices.tokenizer_images
+    recipe = "of experiments/cifar10.yaml" if made.image_size < PAPER_IMAGE else "not measured at this size"
+    return [
+        *("", *section_lines(made, choices.pictures)),
+        "  training:",
+        yaml_line("images", images, f"{images / choices.trained_pictures:.3g} passes, in up to 30% of the time", 4),
+        yaml_line("batch_size", 32, "", 4),
+        yaml_line("lr", 2e-3 if made.image_size < PAPER_IMAGE else 3e-4, recipe, 4),
+        yaml_line("betas", [0.9, 0.99], "", 4),
+        yaml_line("weight_decay", 0.0, "", 4),
+        yaml_line("warmup_images", min(3_200, images // 10), "", 4),
+        yaml_line("final_lr_ratio", 0.02, "", 4),
+        yaml_line("quantize_after", 0.2, "a plain autoencoder first: short trainings collapse without it", 4),
+    ]
+
+
+def _models(choices: Choices) -> list[str]:
+    ladder, sizes = choices.ladder, _sizes(choices)
+    parameters = ", ".join(f"{size.parameters():,}" for size in sizes)
+    steps = choices.smallest_budget / (sizes[-1].training_flops() * ladder.batch_size)
+    measured = "as in our studies of rings and CIFAR-10" if ladder.width <= 16 else "scaled from narrower models"
+    budgets = [float(f"{choices.smallest_budget * ratio:.3e}") for ratio in BUDGETS]
+    lines = [
+        *("", "model:"),
+        yaml_line(
+            "width_per_depth", ladder.width, f"so that {ladder.middle} blocks should be best at the middle budget"
+        ),
+        yaml_line("head_dim", max(8, min(64, ladder.width)), "heads = depth"),
+        yaml_line("drop_path_at_depth_24", 0.0),
+        yaml_line("adaln_gamma_init", 0.1, "few steps: gates that begin near zero would cost most of them"),
+        *("", "optim:"),
+        yaml_line("lr", ladder.rate, f"{measured}; `varscale tune` looks for a better one"),
+        yaml_line("lr_batch_size", ladder.batch_size),
+        yaml_line("batch_size", ladder.batch_size),
+        yaml_line("precision", "bfloat16" if choices.gpu else "float32"),
+        yaml_line("schedule", "wsd", "what lets all budgets of a size share one trunk"),
+        *("", "grid:"),
+        yaml_line("depths", list(ladder.blocks), f"{parameters} parameters"),
+        f"  # The smallest gives the largest size {steps:,.0f} steps; at the largest the middle size sees each picture",
+        f"  # {most_passes(choices):,.0f} times, in {choices.views} crops.",
+        yaml_line("budgets", budgets),
+        yaml_line(
+            "seeds", list(range(choices.seeds)), "longer training would only repeat pictures" * (choices.seeds > 1)
+        ),
+    ]
+    if not choices.gpu:
+        lines += [
+            "",
+            "runtime:",
+            yaml_line("compile", "off", "trying whether it pays would take as long as it could save"),
+        ]
+    return lines
+
+
+def _sizes(choices: Choices) -> list[VARConfig]:
+    made, ladder = choices.architecture, choices.ladder
+    tokens = TokenSpace(
+        patch_nums=made.patch_nums,
+        vocab_size=made.vocab_size,
+        latent_channels=made.latent_channels,
+        num_classes=choices.data["num_classes"],
+    )
+    section = VARSection(width_per_depth=ladder.width, head_dim=max(8, min(64, ladder.width)))
+    return [section.describe(tokens, blocks) for blocks in ladder.blocks]

@@ -1,0 +1,138 @@
+"""What data a folder or a Parquet file holds: which source reads it, where its splits lie, its columns and classes."""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varscale.config.data import PicturesSection
+from varscale.data.sources.decoded import EncodedSource, existing
+from varscale.data.sources.folder.config import FolderSection
+from varscale.data.sources.folder.listing import Listing, is_hidden
+from varscale.data.sources.parquet.columns import find_columns, find_labels
+from varscale.data.sources.parquet.config import ParquetSection
+from varscale.errors import DataError
+
+TRAINING = ("train", "training")
+HELD_OUT = ("validation", "valid", "val", "dev", "test", "testing")
+"""Words by which files and folders name their split, the best first."""
+_LOOK = 32  # pixels; what is found does not depend on it
+
+
+@dataclass(frozen=True)
+class FoundData:
+    """Pictures that were found, and how an experiment describes them."""
+
+    settings: dict[str, Any]
+    """Fields of the section `data`, without those that say what becomes of the pictures."""
+    train: EncodedSource
+    """The training images, or all where there is no validation split."""
+    validation: EncodedSource | None
+    """The validation images; None: there is no such split that can be used."""
+    remarks: tuple[str, ...]
+    """What was found and can't be used, and why."""
+
+    def shorter_side(self) -> int:
+        """Pixels that the shorter side of three quarters of the pictures has at least."""
+        sizes_N2 = self.train.survey.sizes_N2[self.train.kept_N]
+        shorter_N = sorted(int(min(size)) for size in sizes_N2.tolist() if min(size) > 0)
+        return shorter_N[len(shorter_N) // 4] if shorter_N else 0
+
+
+def find_data(path: Path) -> FoundData:
+    """Look at a folder of images, a folder of Parquet files, or a Parquet file.
+
+    Raises:
+        DataError: There is nothing, or what there is can't be read as images.
+    """
+    path = existing(path)
+    tables = _tables(path)
+    return _found_tables(path, tables) if tables or path.is_file() else _found_folder(path)
+
+
+def _found_folder(path: Path) -> FoundData:
+    folders = {entry.name.lower(): entry for entry in sorted(path.iterdir()) if entry.is_dir()}
+    train = next((folders[word] for word in TRAINING if word in folders), path)
+    splits = [folders[word] for word in HELD_OUT if word in folders] if train != path else []
+    listing = Listing.of(train)
+    if not listing.classes and not listing.loose:
+        passed = f" ({'; '.join(listing.notes())})" if listing.notes() else ""
+        raise DataError(f"{train}: no images and no Parquet files; expected {train}/<class>/<image>{passed}")
+    settings = {"kind": "folder", "num_classes": max(1, len(listing.classes))}
+    return _opened(settings, str(train), [str(split) for split in splits], ())
+
+
+def _found_tables(path: Path, tables: Sequence[Path]) -> FoundData:
+    words = {table: _words(table.relative_to(path if path.is_dir() else path.parent)) for table in tables}
+    named = {word: [table for table in tables if word in words[table]] for word in (*TRAINING, *HELD_OUT)}
+    train = next((named[word] for word in TRAINING if named[word]), None)
+    if path.is_file():
+        splits = [named[word] for word in HELD_OUT if named[word]] if path in (train or ()) else []
+        train = [path]
+    else:
+        splits = [named[word] for word in HELD_OUT if named[word]] if train else []
+        train = train or list(tables)
+    image, label = find_columns(train[0])
+    labels = find_labels(train, image, label)
+    settings = {"kind": "parquet", "image_column": image, **labels.settings}
+    return _opened(settings, _together(path, train), [_together(path, split) for split in splits], labels.remarks)
+
+
+def _opened(settings: dict[str, Any], train_path: str, splits: Sequence[str], remarks: Sequence[str]) -> FoundData:
+    """Open the training images, and the first of the other splits that goes with them."""
+    section = _section(settings, train_path)
+    train, found = section.open_all(train_path, "train"), list(remarks)
+    for split in splits:
+        try:
+            validation = section.open_all(split, "validation")
+            validation.check_apart_from(train)
+        except DataError as error:
+            found.append(str(error))
+            continue
+        paths = {"train_path": train_path, "validation_path": split}
+        return FoundData({**settings, **paths}, train, validation, tuple(found))
+    paths_alone = {"train_path": train_path, "validation_path": None}
+    return FoundData({**settings, **paths_alone}, train, None, tuple(found))
+
+
+def _section(settings: dict[str, Any], train_path: str) -> PicturesSection:
+    kind: type[PicturesSection] = FolderSection if settings["kind"] == "folder" else ParquetSection
+    look = {"train_path": train_path, "validation_path": train_path, "image_size": _LOOK}
+    return kind.model_validate({**settings, **look})
+
+
+def _tables(path: Path) -> list[Path]:
+    """The Parquet files of a folder, or beside a file that is one, those of the folders in it where it has none."""
+    if path.is_file():
+        return sorted(_shown(path.parent.glob("*.parquet")))
+    return sorted(_shown(path.glob("*.parquet"))) or sorted(_shown(path.glob("*/*.parquet")))
+
+
+def _shown(files: Iterator[Path]) -> Iterator[Path]:
+    return (file for file in files if not is_hidden(file.name) and not is_hidden(file.parent.name))
+
+
+def _words(path: Path) -> set[str]:
+    """Of a path, in small letters."""
+    return set(re.split(r"[^a-z]+", str(path.with_suffix("")).lower()))
+
+
+def _together(path: Path, tables: Sequence[Path]) -> str:
+    """Several files as one path: themselves, a folder, or a pattern.
+
+    Raises:
+        DataError: No pattern means these files alone.
+    """
+    if len(tables) == 1:
+        return str(tables[0])
+    for folder in (path, *sorted({table.parent for table in tables})):
+        if _tables(folder) == list(tables):
+            return str(folder)
+    first, last = str(min(tables)), str(max(tables))
+    start = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    pattern = Path(f"{start}*.parquet")
+    if sorted(pattern.parent.glob(pattern.name)) != list(tables):
+        raise DataError(f"{path}: which of its Parquet files belong together? Put those of a split into a folder")
+    return str(pattern)
