@@ -8,16 +8,27 @@ Letter: n side of the token map, in tokens.
 
 import io
 import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 
-from benchmarks.measuring import Options, Report
+from benchmarks.measuring import Options, Report, in_turns, rate
+from varscale.config.tokenizer import TokenizerArchitecture
+from varscale.families.models import FamilyModel
+from varscale.families.raster.config import RasterConfig
+from varscale.families.var.config import VARConfig
+from varscale.generation.sampling import sample
+from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 DEPTH, WIDTH = 16, 1024
 SIDES = (4, 8, 16, 32, 64, 128, 256)
 FITTED = 4
 """Exponents are fitted at so many of the largest sides, where the largest term dominates."""
+
+TIMED_SIDES = (4, 8, 16)
+"""Latency is measured apart, at sizes that two processors draw in seconds."""
 
 Passes = Callable[[int], Sequence[int]]
 """From n to the tokens that each pass draws."""
@@ -50,6 +61,8 @@ def run(options: Options) -> Report:
             f"{way}: attention pairs grow as n^{exponent:.2f} from n = {sides[-FITTED]} to {sides[-1]}."
         )
     report.figure = _figure(sides, pairs)
+    for side in sides[:1] if options.quick else TIMED_SIDES:
+        report.notes.append(_latency(side, options.rounds(5)))
     return report
 
 
@@ -78,7 +91,34 @@ def fitted_exponent(sides: Sequence[int], values: Sequence[int]) -> float:
     return float(np.polyfit(np.log(sides), np.log(np.array(values, dtype=float)), 1)[0])
 
 
+def _latency(side: int, rounds: int) -> str:
+    """Seconds that one image takes, in raster order and by scales that double, with a cache."""
+    shape = {"vocab_size": 512, "latent_channels": 8, "num_classes": 10, "depth": 4, "width": 64, "heads": 4}
+    descriptions = {
+        "raster order": RasterConfig(patch_nums=(side,), **shape),
+        "scales × 2": VARConfig(patch_nums=tuple(doubling(side)), **shape),
+    }
+    works: dict[str, Callable[[], float]] = {}
+    for way, description in descriptions.items():
+        torch.manual_seed(0)
+        model = description.implementation().build(description).eval()
+        architecture = TokenizerArchitecture(
+            patch_nums=description.patch_nums, vocab_size=512, latent_channels=8, base_channels=8, norm_groups=8,
+            channel_multipliers=(1,), residual_blocks=1, attention=False,
+        )  # fmt: skip
+        tokenizer = MultiScaleTokenizer(architecture).eval()
+        works[way] = _draws(model, tokenizer)
+    seconds = {way: statistics.median(values) for way, values in in_turns(works, rounds).items()}
+    shown = ", ".join(f"{way} {value:.3g} s" for way, value in seconds.items())
+    return f"latency of one image of {side} × {side} tokens (depth 4, width 64, a cache, a small decoder): {shown}."
+
+
+def _draws(model: FamilyModel, tokenizer: MultiScaleTokenizer) -> Callable[[], float]:
+    return lambda: 1 / rate(lambda: sample(model, tokenizer, torch.tensor([3]), cfg=0.0), 1, 1)
+
+
 def _figure(sides: Sequence[int], pairs: Mapping[str, Sequence[int]]) -> str:
+    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -95,5 +135,6 @@ def _figure(sides: Sequence[int], pairs: Mapping[str, Sequence[int]]) -> str:
     axes.set_ylabel("attention pairs of one image, a layer and head")
     axes.legend(fontsize="small", frameon=False)
     written = io.BytesIO()
-    figure.savefig(written, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "complexity"}):
+        figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue().decode()
