@@ -184,7 +184,7 @@ class TokenTransformer(FamilyModel):
         if self._fits_native(x_BMC) and not (caches and torch.is_grad_enabled()):
             return self._by_native_kernel(x_BMC, modulation, keep_D2B, caches or ())
         mask_MM, angles_2Mr, tokens = None, None, x_BMC.shape[1]
-        if caches is None:
+        if caches is None and len(self.config.pass_sides) > 1:
             mask_MM = block_causal_mask(self.config.pass_sides, x_BMC.device)[:tokens, :tokens]
         if self.config.modern:
             begin = caches[0].length if caches else 0
