@@ -120,7 +120,8 @@ class TokenTransformer(FamilyModel):
         if self.shared_modulation is not None:
             return modulation
         own_DBJ = torch.stack([block.modulation(modulation) for block in self._layers if block.modulation is not None])
-        return own_DBJ.unflatten(2, (6, self.config.width))
+        own_DB6C: Tensor = own_DBJ.unflatten(2, (6, self.config.width))
+        return own_DB6C
 
     def first_input(self, condition_BC: Tensor) -> Tensor:
         """The first scale's input (B, p_1², C), without place embeddings: the class and the start position."""
