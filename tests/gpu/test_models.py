@@ -9,8 +9,10 @@ import torch
 from small_models import PAPER, make_module, make_tokenizer, make_var, var_config
 from torch import Tensor
 
+from varscale.families.raster.config import RasterConfig
+from varscale.families.raster.family import RasterTransformer
 from varscale.families.var.sampling import ScalePredictor
-from varscale.families.var.transformer import VAR
+from varscale.families.var.transformer import VAR, TokenTransformer
 from varscale.generation.sampling import sample
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -33,13 +35,13 @@ def paper_tokenizer() -> MultiScaleTokenizer:
     return make_tokenizer(PAPER, 512, 16, **TOKENIZER)
 
 
-def inputs_for(var: VAR, batch: int = 2) -> tuple[Tensor, Tensor]:
+def inputs_for(var: TokenTransformer, batch: int = 2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     later = var.config.tokens - var.first_tokens
     return torch.arange(batch), torch.randn(batch, later, var.config.latent_channels, generator=generator)
 
 
-def logits_and_gradients(var: VAR, device: str, *, bfloat16: bool = False) -> list[Tensor]:
+def logits_and_gradients(var: TokenTransformer, device: str, *, bfloat16: bool = False) -> list[Tensor]:
     """The logits, then the gradients of a loss that weights each logit differently."""
     var = copy.deepcopy(var).to(device)
     labels, inputs = (tensor.to(device) for tensor in inputs_for(var))
@@ -63,16 +65,28 @@ def test_random_numbers_are_those_of_the_processor() -> None:
     assert torch.equal(uniform(3, "sampling", 5, index.cuda(), 100).cpu(), uniform(3, "sampling", 5, index, 100))
 
 
-@pytest.mark.parametrize("settings", [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}])
-def test_float32_and_its_gradients(settings: dict[str, bool]) -> None:
+VARIANTS: list[dict[str, Any]] = [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}, {"block": "modern"}]
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_float32_and_its_gradients(settings: dict[str, Any]) -> None:
     var = lively_var(**settings)
     assert_near(logits_and_gradients(var, "cuda"), logits_and_gradients(var, "cpu"), 1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"shared_adaln": True}, {"normalise_queries_keys": False}])
-def test_bfloat16_by_flash_kernels(settings: dict[str, bool]) -> None:
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_bfloat16_by_flash_kernels(settings: dict[str, Any]) -> None:
     var = lively_var(**settings)
     assert_near(logits_and_gradients(var, "cuda", bfloat16=True), logits_and_gradients(var, "cpu"), 0.03)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_next_tokens_by_causal_kernels(bfloat16: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {**var_config(*SIZES, **LIVELY).model_dump(), "family": "raster", "patch_nums": (16,)}
+    model = RasterTransformer(RasterConfig(**sizes))
+    ours, theirs = logits_and_gradients(model, "cuda", bfloat16=bfloat16), logits_and_gradients(model, "cpu")
+    assert_near(ours, theirs, 0.03 if bfloat16 else 1e-4)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

@@ -72,7 +72,7 @@ def attend(
             length, and the factor is logit_factor/√d.
         heads: Number of heads H.
         ends: Where each scale ends in the sequence.
-        mask_LL: 0 where the row's token sees the column's and -inf elsewhere; None with a cache.
+        mask_LL: 0 where the row's token sees the column's and -inf elsewhere; None with a cache, or for one scale.
         cache: Keys and values of earlier scales, all of which are seen; extended by these tokens.
         logit_factor: See `scale_H`.
 

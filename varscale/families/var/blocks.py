@@ -59,7 +59,7 @@ class Block(nn.Module):
             x_BLC: The residual stream.
             condition: SiLU of the class embedding (B, C), the shared modulation (B, 6, C), or the block's own (B, 6, C)
                 where it was computed before (`TokenTransformer.modulations`).
-            mask_LL: The block-causal mask; None with a cache, where all that was cached is seen.
+            mask_LL: The block-causal mask; None where all are seen: with a cache, and where there is one map.
             keep_2B: Multipliers of the two branches for each sample (stochastic depth), or None.
             cache: Keys and values of earlier scales, extended by these tokens.
             angles_2Lr: The tokens' rotary positions (`rotary_angles`); None where positions are learned.

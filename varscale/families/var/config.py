@@ -59,8 +59,8 @@ class VARArchitecture(Section):
     """Scale of the classifier's weights at initialisation."""
     # left out of what is written down where it is `var`: fingerprints from before there was a choice stay valid
     block: Annotated[Literal["var", "modern"], Field(exclude_if=lambda block: block == "var")] = "var"
-    """`modern`: two-dimensional rotary positions instead of learned ones, RMSNorm, and SwiGLU of as many parameters, as
-    in LlamaGen; AdaLN stays."""
+    """`var`: the paper's. `modern`: two-dimensional rotary positions instead of learned ones, RMSNorm, and SwiGLU of as
+    many parameters, as in LlamaGen; AdaLN stays."""
     # the three below stay out of what is written, and so out of fingerprints, where nothing is said of them
     parametrization: Annotated[Parametrization, Field(exclude_if=lambda value: value == "paper")] = "paper"
     """How initialisation and rates follow the size, so that a rate found at the base serves larger models: as in the

@@ -130,8 +130,8 @@ class TokenTransformer(FamilyModel):
         if self.shared_modulation is not None:
             return modulation
         own_DBJ = torch.stack([block.modulation(modulation) for block in self._layers if block.modulation is not None])
-        modulations_DB6C: Tensor = own_DBJ.unflatten(2, (6, self.config.width))
-        return modulations_DB6C
+        own_DB6C: Tensor = own_DBJ.unflatten(2, (6, self.config.width))
+        return own_DB6C
 
     def first_input(self, condition_BC: Tensor) -> Tensor:
         """The first scale's input (B, p_1², C), without place embeddings: the class and the start position."""
@@ -197,7 +197,7 @@ class TokenTransformer(FamilyModel):
         if self._fits_native(x_BMC) and not (caches and torch.is_grad_enabled()):
             return self._by_native_kernel(x_BMC, modulation, keep_D2B, caches or ())
         mask_MM, angles_2Mr, tokens = None, None, x_BMC.shape[1]
-        if caches is None:
+        if caches is None and len(self.config.pass_sides) > 1:
             mask_MM = block_causal_mask(self.config.pass_sides, x_BMC.device)[:tokens, :tokens]
         if self.config.modern:
             begin = caches[0].length if caches else 0
