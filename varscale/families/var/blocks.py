@@ -31,7 +31,7 @@ class Block(nn.Module):
         """Build one block of the model that `config` describes."""
         super().__init__()
         width = config.width
-        self.branch_factor = 1 / config.growth.depth
+        self.branch_factor = config.branch_factor
         self.attention = Attention(config)
         self.feedforward = FeedForward(width, config.hidden)
         if config.shared_adaln:  # the modulation is the model's plus an offset, not a projection of the block's own
