@@ -166,7 +166,7 @@ class SearchPlan:
     @cached_property
     def _own_values(self) -> dict[str, Any]:
         """The experiment's own value of each setting that is varied."""
-        found = {}
+        found: dict[str, Any] = {}
         for key in self.space:
             if key in (DEPTH, BUDGET):
                 found[key] = self._depth if key == DEPTH else self.budgets[-1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 REACH = 1.0
 """The parabola is fitted to rates up to so many doublings from the best one: loss bends away from it further off."""
@@ -97,7 +97,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     gradient = np.array([-1 / (2 * bend), slope / (2 * bend**2)])
     error = math.sqrt(float(gradient @ covariance @ gradient))
     lowest = float(solution[:-2].mean()) - bend * shift**2
-    interval = _fieller(slope, bend, covariance, float(student.ppf(0.5 + CONFIDENCE / 2, freedom)))
+    interval = _fieller(slope, bend, covariance, _quantile(freedom))
     around = None if interval is None else (best + interval[0], best + interval[1])
     return Valley(best + shift, lowest, bend, error, around, freedom, tried)
 
@@ -140,7 +140,8 @@ def _line(sizes: Floats, valleys: Sequence[Valley]) -> tuple[float, float]:
 
 
 def _quantile(freedom: int) -> float:
-    return float(student.ppf(0.5 + CONFIDENCE / 2, freedom))
+    """Of Student's t."""
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 def _fieller(slope: float, bend: float, covariance: Floats, quantile: float) -> Interval | None:

@@ -94,3 +94,21 @@ def test_mistakes(call: Call, finished: Finished, tmp_path: Path) -> None:
     assert "--trials" in unknown.error
     objective = call("tune", path, "--set", "search.objective=fid")
     assert "search.objective: fid, but nothing measures it" in objective.error
+    small = call("tune", path, "--transfer", "--set", "search.transfer.steps=1")
+    assert small.code == 1
+    assert "leaves no whole step" in small.error
+
+
+@pytest.mark.slow
+def test_rates_across_sizes_from_start_to_end(call: Call, finished: Finished, tmp_path: Path) -> None:
+    """Under two parametrizations, whose models are the same at the base: twelve of them are trained once."""
+    path = prepared(tmp_path, finished)
+    before = len(results(tmp_path / "runs"))
+    transfer = {"parametrizations": ["paper", "complete-p"], "depths": [2, 3], "steps": 20, "rates": 6}
+    done = call("tune", path, "--transfer", "--parallel", "2", "--set", f"search.transfer={json.dumps(transfer)}")
+    assert done.code == 0, done.error
+    assert len(results(tmp_path / "runs")) == before + 3 * 12
+    assert done.output.splitlines()[-1] == "runs/searches/toy-transfer/report.md"
+    table = pd.read_csv(tmp_path / "runs" / "searches" / "toy-transfer" / "trials.csv")
+    assert len(table) == 4 * 12
+    assert set(table["state"]) <= {"COMPLETE", "PRUNED"}

@@ -203,7 +203,12 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
     Args:
         var: What to export.
         buffers: Also write the reference's buffers, which its own strict loading asks for.
+
+    Raises:
+        ValueError: If the transformer's parametrization has factors that the reference's code does not.
     """
+    if (parametrization := var.config.parametrization) != "paper":
+        raise ValueError(f"the reference's code has no factors of {parametrization}; such a model cannot be exported")
     state = {}
     for name, tensor in var.state_dict().items():
         theirs = _var_name(name)

@@ -14,6 +14,7 @@ from varscale.families.var.config import VARConfig, VARSection
 from varscale.families.var.family import VARFamily
 from varscale.families.var.transformer import VAR
 from varscale.generation.sampling import sample
+from varscale.official.state_dicts import export_var
 
 SPACE = TokenSpace(patch_nums=(1, 2, 3), vocab_size=32, latent_channels=4, num_classes=5)
 BASE = {"base_width": 8, "base_depth": 2}
@@ -132,6 +133,11 @@ def test_multipliers_are_those_of_weights(native: bool, monkeypatch: pytest.Monk
         )
     drawn = [sample(model.eval(), make_tokenizer(), labels_B, cfg=2.0, seed=3) for model in (ours, folded)]
     assert torch.equal(torch.cat(drawn[0].tokens, 1), torch.cat(drawn[1].tokens, 1))
+
+
+def test_the_reference_can_not_have_such_a_model() -> None:
+    with pytest.raises(ValueError, match="no factors of mup"):
+        export_var(VAR(scaled("mup")))
 
 
 def test_logits_of_lengths_are_divided_by_channels() -> None:

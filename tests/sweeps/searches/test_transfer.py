@@ -170,7 +170,7 @@ def test_a_size_of_which_nothing_ended_is_named(tmp_path: Path) -> None:
             return Outcome([], {}, 0)
 
     with pytest.raises(ExperimentError, match="paper, depth 2: 0 rates at which all runs ended"):
-        run(tmp_path, plan(), Failing())
+        run(tmp_path, plan(parametrizations=["paper"]), Failing())
 
 
 def test_a_base_that_the_experiment_states_stays() -> None:

@@ -34,7 +34,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.centred = not config.modern
-        self.branch_factor = 1 / config.growth.depth
+        self.branch_factor = config.branch_factor
         self.attention = Attention(config)
         feedforward: type[FeedForward | GatedFeedForward] = GatedFeedForward if config.modern else FeedForward
         self.feedforward = feedforward(width, config.hidden)

@@ -131,6 +131,11 @@ class TransformerDescription(ModelDescription, VARArchitecture):
         return Growth(self.width / self.base_width, self.depth / (self.base_depth or self.depth))
 
     @property
+    def branch_factor(self) -> float:
+        """Of what a block adds to the residual stream."""
+        return 1 / self.growth.depth
+
+    @property
     def logit_factor(self) -> float:
         """Of queries and keys that keep their length: their products times this over √d are the logits.
 
