@@ -60,7 +60,7 @@ def test_a_setting_of_the_model_is_named_in_few_places() -> None:
 
 
 def test_the_size_of_a_model_is_named_in_few_places() -> None:
-    """From the YAML to `laws.json` by one family; single runs, searches, reference files and MLflow are beside it."""
+    """From the YAML to `laws.json`, by one family; single runs, searches, reference files and MLflow are beside it."""
 
     def names(node: ast.AST) -> set[object]:
         text = node.value if isinstance(node, ast.Constant) and node.value in ("depth", "depths") else None
