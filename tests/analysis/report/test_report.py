@@ -27,7 +27,9 @@ from analysis.report.tables import number
 from analysis.report.terminal import terminal_summary
 from analysis.report.writing import write
 
-CHINCHILLA = FitOptions(params="N", flops="C", tokens="D", law=("chinchilla", "power"), bootstrap_draws=50)
+CHINCHILLA = FitOptions(
+    params="N", flops="C", tokens="D", law=("chinchilla", "power"), bootstrap_draws=50, holdout=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +167,7 @@ def test_sizes_that_stop_short_of_the_best_are_said_first(depths, end):
 def test_the_terminal_answers_what_was_asked_within_80_columns():
     """Values and intervals of the result itself; D in images, of which each has 130 tokens here."""
     table = sweep_table(depths=(3, 4, 6, 8), budgets=6)
-    options = FitOptions(predict=("flops=1e12",), allocate=(1e12,), target=("loss",), bootstrap_draws=60)
+    options = FitOptions(predict=("flops=1e12",), allocate=(1e12,), target=("loss",), bootstrap_draws=50, holdout=False)
     result = fit_laws(table, options)
     console = Console(width=80)
     with console.capture() as captured:
