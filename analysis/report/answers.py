@@ -62,7 +62,7 @@ def _best(table: RunsTable, key: str, found: tuple[Allocation, ...]) -> ReportTa
     rows = []
     for approach in found:
         for best in approach.best:
-            data = ("–",)
+            data: tuple[str, ...] = ("–",)
             if best.tokens is not None:
                 data = (number(best.tokens / of_each), interval(scaled(best.tokens_ci95, of_each)))
             size = (number(best.params), interval(best.params_ci95))

@@ -46,6 +46,10 @@ _STYLE: dict[str, Any] = {
     **{"legend.handlelength": 1.4, "legend.labelspacing": 0.25, "legend.borderaxespad": 0.2},
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
 }
+LONGEST_NAME = 200
+"""Characters of a run's name where one points at it."""
+_NO_XML = re.compile("[^\t -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What an XML file can't hold."""
 _NAMED = "named-"
 """Begins the identity of a line whose points have names; these follow, in hexadecimal numbers."""
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -176,7 +180,8 @@ def named(lines: Sequence[Line2D], names: Sequence[str]) -> None:
     (line,) = lines
     if len(names) <= MOST_NAMED:
         xy = zip(*(np.asarray(values, dtype=float) for values in line.get_data()), strict=True)
-        texts = [f"{name}: {x:.5g}, {y:.5g}" for name, (x, y) in zip(names, xy, strict=True)]
+        plain_names = (_NO_XML.sub(" ", name)[:LONGEST_NAME] for name in names)
+        texts = [f"{name}: {x:.5g}, {y:.5g}" for name, (x, y) in zip(plain_names, xy, strict=True)]
         line.set_gid(_NAMED + json.dumps(texts).encode().hex())
 
 

@@ -118,7 +118,9 @@ def as_markdown(table: PaperTable) -> str:
 
 def as_latex(table: PaperTable) -> str:
     """A floating table that needs no package; the notes are its caption."""
-    lines = [r"\begin{table}", r"\centering", r"\begin{tabular}{l" + "r" * (len(table.headings) - 1) + "}", r"\hline"]
+    columns = "l" + "r" * (len(table.headings) - 1)
+    lines = [r"\begin{table}", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
     lines.append(_tex_row(table.headings))
     lines.append(r"\hline")
     before = bool(table.frame["published"].iloc[0])
@@ -168,16 +170,15 @@ def _on_measures(evaluated: pd.DataFrame, common: list[str], varied: list[str]) 
 
 
 def _on_time(timed: pd.DataFrame, first: float, model: str) -> list[str]:
-    machines = [", ".join(_machine(row)) for row in timed[list(_MACHINE)].drop_duplicates().to_numpy()]
+    machines = [_machine(*row) for row in timed[list(_MACHINE)].drop_duplicates().itertuples(index=False)]
     text = f"Time: seconds an image relative to {model}'s {first:.3g} s ({machines[0]})."
     if len(machines) > 1:
         text += f" Times were measured on {len(machines)} machines ({'; '.join(machines)}), and don't compare."
     return [text]
 
 
-def _machine(row: "list[object]") -> list[str]:
-    device, threads = row
-    return [_plain(device), *([f"{_plain(threads)} thread{'s' if threads != 1 else ''}"] if threads == threads else [])]
+def _machine(device: object, threads: object) -> str:
+    return _plain(device) + (f", {_plain(threads)} thread{'s' if threads != 1 else ''}" if threads == threads else "")
 
 
 def _plain(value: object) -> str:

@@ -120,6 +120,10 @@ def test_a_whole_model_of_a_file_and_other_classes(tmp_path: Path) -> None:
     choice.check(3, 8, torch.tensor([0, 2]))
     with pytest.raises(ExperimentError, match=r"whole:\w+: tells 3 classes apart, and the model draws 5; expected"):
         choice.check(5, 8, torch.tensor([0]))
+    with pytest.raises(CheckpointError, match=r"classifier large:0: takes no images of 2 × 2 pixels \("):
+        Rejection(Classifier("large:0", lambda images_b3HW: nn.Conv2d(3, 3, 5)(images_b3HW.float())), 2).check(
+            3, 2, torch.tensor([0])
+        )
     with pytest.raises(ExperimentError, match="an image without class"):
         choice.check(3, 8, torch.tensor([0, 3]))
 

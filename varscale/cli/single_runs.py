@@ -294,14 +294,14 @@ def _rejection(choice: Choice, drawable: "Drawable", labels: Sequence[int]) -> "
     if (drawable.place / "job.json").is_file():
         job = read_job(drawable.place / "job.json")
         data, store = job.experiment.data, job.place.store
-    named = classifier, weights and str(weights), data, store
-    rejection = Rejection(open_classifier(*named, place="--classifier"), candidates)
+    file = None if weights is None else str(weights)
+    rejection = Rejection(open_classifier(classifier, file, data, store, place="--classifier"), candidates)
     rejection.check(drawable.model.config.num_classes, drawable.tokenizer.image_size, torch.tensor(labels))
     return rejection
 
 
 def _say_what_was_kept(rejection: "Rejection | None") -> None:
-    if rejection is None:
+    if rejection is None or not rejection.chosen:  # all were there already
         return
     figures = rejection.figures
     typer.echo(

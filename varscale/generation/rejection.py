@@ -48,19 +48,26 @@ class Rejection:
 
     def __init__(self, classifier: Classifier, candidates: int) -> None:
         self.classifier, self.candidates = classifier, candidates
-        self._kept = self._probability = self._probability_of_all = 0.0
+        self.chosen = 0
+        self._probability = self._probability_of_all = 0.0
 
     def check(self, num_classes: int, image_size: int, labels: Tensor) -> None:
         """Try the classifier.
 
         Raises:
             ExperimentError: Its classes are others than the model's, or an image is to have no class.
+            CheckpointError: It can't take such images.
         """
         if bool((labels == num_classes).any()):
             raise ExperimentError("rejection sampling: an image without class is likeliest of none; name classes")
         pixels_13ss = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=best_device())
-        with torch.no_grad():
-            logits = self.classifier.network(pixels_13ss)
+        try:
+            with torch.no_grad():
+                logits = self.classifier.network(pixels_13ss)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-150:]
+            shape = f"images of {image_size} × {image_size} pixels"
+            raise CheckpointError(f"classifier {self.classifier.identity}: takes no {shape} ({reason})") from None
         classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else 0
         if classes != num_classes:
             raise ExperimentError(
@@ -81,7 +88,7 @@ class Rejection:
         # logarithms: where the classifier is sure, probabilities are all 1
         logs_b_M = logits_bMC.log_softmax(1).gather(1, labels_bM[:, None]).view(-1, self.candidates)
         best_b = logs_b_M.argmax(1)
-        self._kept += len(labels_b)
+        self.chosen += len(labels_b)
         self._probability += float(logs_b_M.max(1).values.exp().sum())
         self._probability_of_all += float(logs_b_M.exp().mean(1).sum())
         return torch.arange(len(labels_b), device=best_b.device) * self.candidates + best_b
@@ -89,7 +96,7 @@ class Rejection:
     @property
     def figures(self) -> dict[str, float]:
         """The keep rate, and the mean probability of images' own classes among those kept and among all drawn."""
-        kept = max(self._kept, 1.0)
+        kept = max(self.chosen, 1)
         return {
             "keep_rate": 1 / self.candidates,
             "class_probability": self._probability / kept,
@@ -135,7 +142,7 @@ def open_classifier(
 def _scripted(weights: str) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # exported programs are no substitute: loading them unpickles
-        network = torch.jit.load(weights, map_location=best_device()).eval()  # type: ignore[no-untyped-call]
+        network = torch.jit.load(weights, map_location=best_device()).eval()
     return lambda images_b3HW: network(images_b3HW.float() / 255)
 
 
@@ -152,7 +159,7 @@ def _torchvision(name: str, weights: Path, place: str) -> Callable[[Tensor], Ten
     network = models.get_model(name, weights=None, num_classes=classes)
     network.load_state_dict(state)
     network.to(best_device(), memory_format=torch.channels_last).eval()
-    prepared = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    prepared = models.get_model_weights(name).DEFAULT.transforms()
     return lambda images_b3HW: network(prepared(images_b3HW))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import optuna
 import pandas as pd
 import pytest
 from filelock import FileLock
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from toy_sweep import toy_experiment
 
 from sweeps.grid import grid_cells
 from sweeps.orchestrator import Outcome
 from sweeps.searches.plan import SearchPlan
-from sweeps.searches.report import write_report
+from sweeps.searches.report import _label_sparsely, write_report
 from sweeps.searches.search import Confirmation, Search
 from sweeps.searches.storage import open_search
 from sweeps.study import Study
@@ -252,6 +255,22 @@ def test_new_seeds_decide_whether_the_best_is_better(tmp_path: Path) -> None:
         assert confirmation.gain == pytest.approx(expected)
     assert {cell.trunk.seed for cell in played.cells[-6:]} == {1, 2, 3}
     assert all(cell.budget_flops == 4e7 for cell in played.cells[-6:])
+
+
+@pytest.mark.parametrize(("low", "high"), [(5e-4, 5e-3), (1e-3, 1e-1), (1e-6, 1.0)])
+def test_labels_of_a_logarithmic_axis_have_room(low: float, high: float) -> None:
+    """Slanted labels lie beside each other where their lines are further apart than they are high."""
+    figure = Figure(figsize=(2.4, 3.0))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xscale="log", xlim=(low, high))
+    _label_sparsely(axes)
+    figure.canvas.draw()
+    ticks = [tick.label1 for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    places = sorted(float(axes.transData.transform((float(label.get_text()), 1))[0]) for label in ticks)
+    assert len(places) >= 3
+    height = ticks[0].get_fontsize() * figure.dpi / 72
+    assert min(after - before for before, after in pairwise(places)) * math.sin(math.radians(45)) > height
+    assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
 
 
 def test_verdicts() -> None:
