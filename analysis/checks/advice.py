@@ -203,9 +203,9 @@ def table_candidates(rows: pd.DataFrame, spend: float) -> pd.DataFrame:
     sizes = np.geomspace(least, 2 * most, _SIZES)
     budgets = smallest * _RATIO ** np.arange(int(np.log(spend / smallest) / np.log(_RATIO)) + 1)
     params, flops = (each.ravel() for each in np.meshgrid(sizes, budgets))
-    frame = pd.DataFrame({"params": params, "flops": flops})
-    frame["tokens"] = [float(per_token.tokens(c, np.array([n]))[0]) for n, c in zip(params, flops, strict=True)]
-    return frame[frame["tokens"] >= rows["tokens"].min()].reset_index(drop=True)
+    tokens = flops / (per_token(params) * params)
+    seen = tokens >= rows["tokens"].min()
+    return pd.DataFrame({"params": params[seen], "tokens": tokens[seen], "flops": flops[seen]})
 
 
 def positive(option: str, flops: float) -> float:
@@ -228,7 +228,8 @@ def _untrained(candidates: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         return candidates.reset_index(drop=True)
     logs_K2, logs_n2 = (np.log(each[["params", "flops"]].to_numpy(dtype=float)) for each in (candidates, rows))
     apart_Kn = np.abs(logs_K2[:, None] - logs_n2[None]).max(axis=2)
-    return candidates[apart_Kn.min(axis=1) > _SAME].reset_index(drop=True)
+    kept: pd.DataFrame = candidates[apart_Kn.min(axis=1) > _SAME].reset_index(drop=True)
+    return kept
 
 
 def _laws(rows: pd.DataFrame, target: str) -> list[_Known]:
@@ -290,7 +291,7 @@ def _beliefs(
     if len(rows):
         jacobian_SnP = _jacobian(known, rows) / noise
         precision_SPP = precision_SPP + np.einsum("snp,snq->spq", jacobian_SnP, jacobian_SnP)
-    return Beliefs(gradient_SP, np.linalg.inv(precision_SPP), _jacobian(known, candidates) / noise)
+    return Beliefs(gradient_SP, np.asarray(np.linalg.inv(precision_SPP)), _jacobian(known, candidates) / noise)
 
 
 def _jacobian(known: _Known, frame: pd.DataFrame) -> Array:

@@ -15,6 +15,8 @@ from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
 from analysis.tables.roles import numbers
 from analysis.tables.table import RunsTable
 
+EPOCHS = "epochs"
+"""The input of laws of repeated data that a table has by this name, or as `unique_tokens`."""
 _FALLS_BY_NAME = re.compile(r"loss|error|perplexity|ppl|bpb|bits|nats|nll|entropy", re.IGNORECASE)
 
 
@@ -80,8 +82,10 @@ def rows_for(
     """The rows that belong in a fit, and the filter that says which."""
     frame = table.frame[table.frame[target].notna()]
     if not LAWS[law].is_curve:
-        if "epochs" not in frame.columns and {"tokens", "unique_tokens"} <= set(frame.columns):
-            frame = frame.assign(epochs=frame["tokens"] / numbers(frame, "unique_tokens", counts=True))
+        if EPOCHS in LAWS[law].inputs and EPOCHS in frame.columns:
+            frame = frame.assign(**{EPOCHS: numbers(frame, EPOCHS)})
+        elif EPOCHS in LAWS[law].inputs and {"tokens", "unique_tokens"} <= set(frame.columns):
+            frame = frame.assign(**{EPOCHS: frame["tokens"] / numbers(frame, "unique_tokens", counts=True)})
         return frame, ()
     if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
         return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)

@@ -236,7 +236,8 @@ def _formula(entry: FitEntry) -> str:
         values["E"] = "0"
     x = {"flops": "C", "params": "N", "tokens": "D"}.get(entry.x, "x")
     sign = 1 if entry.fitted.law.name == "rising-power" else -1
-    power = f"{x}$^{{{sign * entry.fitted.parameters['alpha']:.3g}}}$".replace("-", "−")
+    exponent = sign * entry.fitted.parameters.get("alpha", 0.0)  # laws without one don't name it
+    power = f"{x}$^{{{exponent:.3g}}}$".replace("-", "−")
     text = entry.fitted.law.legend.format(power=power, **values) or entry.fitted.law.name
     floor = "" if entry.fitted.law.name != "power-floor" else ", free" if entry.fitted.offset is None else ", held"
     return text + floor

@@ -23,7 +23,23 @@ from analysis.tables.repeats import REDUCTIONS
 
 NAMES = (
     *("params", "flops", "tokens", "budget", "seed", "group", "run_id", "loss", "error", "fid", "fid_floor", "mind"),
-    *("N", "C", "D", "width", "lr", "kind", "run", "step", "file", "row", "source row", "source params", "status"),
+    *(
+        "epochs",
+        "unique_tokens",
+        "N",
+        "C",
+        "D",
+        "width",
+        "lr",
+        "kind",
+        "run",
+        "step",
+        "file",
+        "row",
+        "source row",
+        "source params",
+        "status",
+    ),
     *("variant", "guidance", "samples", "precision", "params_total", "train_flops", "tokens_seen", "budget_flops", ""),
 )
 NUMBERS = st.one_of(

@@ -10,6 +10,7 @@ from rich.console import Console
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
+from analysis.report.figures import draw_all
 from analysis.report.html import render
 from analysis.report.terminal import terminal_summary
 
@@ -86,7 +87,9 @@ def test_error_and_other_losses_by_loss(law, target, parameters):
         assert low * 0.97 <= value <= high * 1.03, name
     assert [each.at for each in entry.predictions] == [{"loss": 1.7}]
     Console(file=None, quiet=True).print(terminal_summary(result))
-    assert law in render(result, [])
+    drawings = draw_all(result) if law == "loss-to-error-sigmoid" else []
+    assert law in render(result, drawings)
+    assert [each.name for each in drawings] in ([], ["loss_vs_loss", "residuals", "clouds"])
 
 
 def test_what_falls_with_loss_is_no_error():

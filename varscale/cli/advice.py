@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def advise(
+    spend: Annotated[float, typer.Option(metavar="FLOPS", help="Training FLOPs that the new cells may take.")],
     experiment: Annotated[
         str | None, typer.Argument(metavar="EXPERIMENT", help="Whose grid to extend, or to begin.")
     ] = None,
@@ -23,7 +24,6 @@ def advise(
         str | None, typer.Option(metavar="POINT", help="What to predict: flops=1e21, or params=1e9,tokens=2e10.")
     ] = None,
     budget: Annotated[float | None, typer.Option(metavar="FLOPS", help="Find the best size of this, instead.")] = None,
-    spend: Annotated[float, typer.Option(metavar="FLOPS", help="Training FLOPs that the new cells may take.")] = ...,  # type: ignore[assignment]
     target: Annotated[str, typer.Option(metavar="COLUMN", help="What is predicted.")] = "loss",
     prior: Annotated[
         str, typer.Option(help="Exponents of N and D to assume before there are runs; default: Chinchilla's.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.fitting.laws.base import OFFSET, Array, Problem
+from analysis.fitting.laws.base import OFFSET, Array, Problem, is_exponent
 from analysis.fitting.laws.log_terms import LogTerms, Slots, named
 from analysis.fitting.laws.power_sums import Term, power_sum
 
@@ -67,12 +67,9 @@ class DataConstrained(LogTerms):
 
     def bounds(self, problem: Problem, name: str) -> tuple[float, float] | None:
         """R between a tenth of a repetition and a thousand; exponents as of other sums."""
-        return (
-            (float(np.log(0.1)), float(np.log(1000.0))) if name == "R" else (1e-4, 20.0) if name in _EXPONENTS else None
-        )
-
-
-_EXPONENTS = ("alpha", "beta")
+        if name == "R":
+            return float(np.log(0.1)), float(np.log(1000.0))
+        return (1e-4, 20.0) if is_exponent(name) else None
 
 
 def _worth(problem: Problem, log_R_S1: Array) -> tuple[Array, Array, Array]:

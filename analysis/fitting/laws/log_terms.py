@@ -54,9 +54,10 @@ class LogTerms(Law):
 
     def _last(self, problem: Problem, theta_SP: Array) -> "Slots":
         key = theta_SP.tobytes()
-        kept = problem.prepared.get("last")
+        kept: tuple[bytes, Slots] | None = problem.prepared.get("last")
         if kept is None or kept[0] != key:
-            kept = problem.prepared["last"] = key, self.derivatives(problem, theta_SP)
+            kept = key, self.derivatives(problem, theta_SP)
+            problem.prepared["last"] = kept
         return kept[1]
 
 

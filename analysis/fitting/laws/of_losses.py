@@ -76,7 +76,7 @@ class OfLoss(LogTerms):
             inside_Sn = np.maximum(apart_Sn, _LEAST)
             z_Sn, alpha_S1 = np.log(inside_Sn), values["alpha"]
             place_Sn = -np.exp(b_S1) / inside_Sn
-            # the place's own second derivative is place - place², of which `derivatives` adds the first
+            # z is a logarithm: its second derivative by log x0 is place - place², the second part of which goes here
             return (
                 alpha_S1 * z_Sn,
                 np.broadcast_to(alpha_S1, z_Sn.shape),
