@@ -44,9 +44,9 @@ SLOWER = 1.1
 _RUNGS = (Rung(256), Rung(128), Rung(64), Rung(32), Rung(32, 8), Rung(24, 8), Rung(16, 8))
 _LADDERS = tuple(
     Ladder(width, middle)
-    for width, middles in ((8, (3, 4, 5)), (16, (3, 4, 5)), (32, (3, 4, 5)), (64, (3, 4, 5, 6, 8, 10, 12, 16)))
+    for width, middles in ((8, (3, 4)), (16, (3, 4)), (32, (3, 4)), (64, (3, 4, 5, 6, 8, 10, 12, 16)))
     for middle in middles
-)
+)  # the larger the later
 _FIRST_LADDER = Ladder(8, 4)
 _ANY_BUDGET = 1e18
 _LOADED = 16
@@ -177,11 +177,17 @@ class Drafter:
 
     def _with_budgets(self, choices: Choices) -> Choices | None:
         """The sizes whose middle one is nearest to the best, and their budgets; None: none fit into the time."""
-        fitting = [each for ladder in _LADDERS if (each := self._with_ladder(choices, ladder)) is not None]
-        return min(fitting, key=lambda each: each[0])[1] if fitting else None
+        best, low, high = None, 0, len(_LADDERS) - 1
+        while low <= high:  # the larger the sizes, the fewer tokens they see in the same time
+            middle = (low + high) // 2
+            found = self._with_ladder(choices, _LADDERS[middle])
+            if found is not None and (best is None or abs(found[0]) < abs(best[0])):
+                best = found
+            low, high = (low, middle - 1) if found is None or found[0] < 0 else (middle + 1, high)
+        return best[1] if best else None
 
     def _with_ladder(self, choices: Choices, ladder: Ladder) -> tuple[float, Choices] | None:
-        """The budgets of these sizes that fill the time, and how far from the best size their middle one is.
+        """The budgets of these sizes that fill the time; before it, above 0 where their middle one should be larger.
 
         Sizes that would have too few steps are left out; None: too few are left.
         """
@@ -197,7 +203,7 @@ class Drafter:
                 images = budget * BUDGETS[-1] ** 0.5 / middle.flops_per_image
                 off = math.log(images * middle.model.tokens / middle.model.parameters() / TOKENS_A_PARAMETER)
                 minutes = self._estimate(tried, trunks, budget) / 60
-                return abs(off), replace(tried, smallest_budget=budget, minutes=minutes)
+                return off, replace(tried, smallest_budget=budget, minutes=minutes)
             ladder = replace(ladder, left_out=ladder.left_out + 1)
         return None
 

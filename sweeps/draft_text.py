@@ -189,7 +189,7 @@ def _models(choices: Choices) -> list[str]:
         yaml_line("precision", "bfloat16" if choices.gpu else "float32"),
         yaml_line("schedule", "wsd", "what lets all budgets of a size share one trunk"),
         *("", "grid:"),
-        yaml_line("depths", list(ladder.blocks), f"{parameters} parameters"),
+        f"  depths: {list(ladder.blocks)}    # {parameters} parameters",
         f"  # The smallest gives the largest size {steps:,.0f} steps; at the largest the middle size sees each picture",
         f"  # {most_passes(choices):,.0f} times, in {choices.views} crops.",
         yaml_line("budgets", budgets),

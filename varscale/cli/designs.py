@@ -55,8 +55,6 @@ def init(
     with mistakes_as_one_line():
         store, console = open_store(runs_dir, writing=False), Console(stderr=True)
         found = find_data(data)
-        for line in (*found.train.summary(), *(found.validation.summary() if found.validation else ())):
-            typer.echo(line)
         gpu = MachineShares.of(RuntimeConfig()).gpus > 0
 
         def measure(experiment: Experiment) -> Paces:
@@ -66,8 +64,7 @@ def init(
             measure_matmul_peak("bfloat16" if gpu else "float32")
         )
     write_atomically(out, draft.text.encode())
-    typer.echo(draft.summary())
-    typer.echo(out)
+    typer.echo("\n".join([*found.summary(draft.choices.image_size), draft.summary(), str(out)]))
 
 
 def design_tokenizer(

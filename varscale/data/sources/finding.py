@@ -1,5 +1,6 @@
 """What data a folder or a Parquet file holds: which source reads it, where its splits lie, its columns and classes."""
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,16 @@ class FoundData:
     """The validation images; None: there is no such split that can be used."""
     remarks: tuple[str, ...]
     """What was found and can't be used, and why."""
+
+    def summary(self, image_size: int) -> list[str]:
+        """What there is to know of the pictures, if they become images of that size, in lines."""
+        lines = []
+        for source in (self.train, self.validation):
+            if source is not None:
+                shown = copy.copy(source)
+                shown.image_size = image_size
+                lines += shown.summary()
+        return lines
 
     def shorter_side(self) -> int:
         """Pixels that the shorter side of three quarters of the pictures has at least."""
