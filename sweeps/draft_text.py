@@ -8,7 +8,7 @@ from typing import Any
 from varscale.config.text import yaml_line
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.families.base import TokenSpace
-from varscale.families.var.config import VARConfig, VARSection
+from varscale.families.var.config import TransformerDescription, VARSection
 from varscale.tokenizer.design import PAPER_IMAGE, section_lines
 
 BUDGETS = tuple(2 ** (step / 2) for step in range(6))
@@ -206,7 +206,7 @@ def _models(choices: Choices) -> list[str]:
     return lines
 
 
-def _sizes(choices: Choices) -> list[VARConfig]:
+def _sizes(choices: Choices) -> list[TransformerDescription]:
     made, ladder = choices.architecture, choices.ladder
     tokens = TokenSpace(
         patch_nums=made.patch_nums,

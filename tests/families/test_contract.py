@@ -289,7 +289,7 @@ def other_value(value: Any) -> Any:
         case str():
             return f"not {value}"
         case None:
-            return 0.5
+            return 1
     raise AssertionError(value)
 
 

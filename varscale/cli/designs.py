@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from varscale.config.tokenizer import TokenizerArchitecture
-    from varscale.families.var.config import VARConfig
+    from varscale.families.var.config import TransformerDescription
 
 ADVICE = (
     "► proposed. More scales cost tokens, and each one a pass; fewer make each pass harder to predict. Twice as fine "
@@ -143,7 +143,7 @@ def _costs(title: str, rows: "Sequence[tuple[str, TokenizerArchitecture]]", bloc
     return table
 
 
-def _model(made: "TokenizerArchitecture", blocks: int) -> "VARConfig":
+def _model(made: "TokenizerArchitecture", blocks: int) -> "TransformerDescription":
     """The paper's transformer of so many blocks, for 1,000 classes."""
     from varscale.families.base import TokenSpace
     from varscale.families.var.config import VARSection
@@ -152,6 +152,6 @@ def _model(made: "TokenizerArchitecture", blocks: int) -> "VARConfig":
     return VARSection().describe(TokenSpace(**sizes, num_classes=1000), blocks)
 
 
-def _share_of_pairs(model: "VARConfig") -> float:
+def _share_of_pairs(model: "TransformerDescription") -> float:
     """Of the FLOPs, those for pairs of tokens: 4 × L² × width a block."""
     return 4 * model.tokens**2 * model.width * len(model.drop_path_rates) / model.forward_flops()
