@@ -16,10 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sweeps.grid import grid_cells
+from sweeps.jobs.base import StudyPlace
+from sweeps.jobs.evaluation import EvaluationJob
+from sweeps.study import Study
 from varscale.config import Experiment
 from varscale.config.yaml import validate
+from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore
+from varscale.data.transforms import to_model_range
 from varscale.errors import ExperimentError
+from varscale.evaluation.subjects import Evaluated, _reconstructed
 from varscale.families.base import SamplingOptions, TokenSpace
 from varscale.families.diffusion.config import DiffusionSection, DiTConfig
 from varscale.families.diffusion.transformer import DiT, patches, unpatched
@@ -28,6 +34,7 @@ from varscale.generation.from_files import Drawable, draw
 from varscale.generation.sampling import sample, sample_with
 from varscale.store.layout import RunKey, Store
 from varscale.store.records import TokensSummary, read_result
+from varscale.tokenizer.storage import load_tokenizer
 from varscale.tokenizer.training import encode_tokens, tokens_ready
 from varscale.training.runs import Inputs, train_cell, train_trunk
 
@@ -216,6 +223,25 @@ def test_a_depth_has_as_many_heads_as_fit() -> None:
     space = TokenSpace(patch_nums=(1, 4), vocab_size=16, latent_channels=4, num_classes=3)
     described = DiffusionSection(width_per_depth=8, head_dim=8).describe(space, 6)
     assert (described.width, described.heads, described.tokens, described.outputs) == (48, 6, 16, 4)
+
+
+def test_models_of_latents_are_held_to_reconstructions_from_latents(tmp_path: Path) -> None:
+    """Which are an evaluation of their own, beside that of the reconstructions from tokens."""
+    fidelity = {"fidelity": {"samples": 100, "reference_images": 100}}
+    settings = experiment().model_dump(mode="json") | {"evaluation": fidelity}
+    folders = set()
+    for family in ("diffusion", "var"):
+        study = Study.of(validate({**settings, "model": {"family": family}}, "a test"), Store(tmp_path), ())
+        assert study.fidelity is not None
+        folders.add(EvaluationJob(study.experiment, StudyPlace.of(study), study.fidelity, "reconstructed").files.folder)
+    assert len(folders) == 2
+    files = make_inputs(tmp_path, 8).tokenizer
+    tokenizer, pixels = load_tokenizer(files.weights), RingsSource(6, 8).load_batch(range(6), [0] * 6)[0]
+    images = tokenizer.decode_features(tokenizer.features(to_model_range(pixels))).add(1).mul(127.5).round()
+    what = Evaluated("reconstructed", "", study.experiment.data, files, latents=files)
+    (found,) = _reconstructed(what, iter([torch.from_numpy(pixels)]))
+    assert float((found.float() - images).abs().max()) <= 1
+    assert what.of == {"latents_fingerprint": files.fingerprint}
 
 
 def test_from_latents_to_images(tmp_path: Path) -> None:
