@@ -200,9 +200,9 @@ class Drafter:
             smallest = (trunks[0].experiment.grid.min_steps + 1) * most
             one, two = (self._estimate(tried, trunks, factor * smallest) for factor in (1, 2))
             factor = 1 + (self._seconds - one) / (two - one)  # the time grows in proportion
-            if factor >= 1:
-                middle = trunks[ladder.blocks.index(ladder.middle)]
-                repeated = MOST_PASSES * choices.trained_pictures * middle.flops_per_image / BUDGETS[-1]
+            middle = trunks[ladder.blocks.index(ladder.middle)]
+            repeated = MOST_PASSES * choices.trained_pictures * middle.flops_per_image / BUDGETS[-1]
+            if factor >= 1 and (repeated >= smallest or len(ladder.blocks) == 3):
                 budget = max(smallest, min(factor * smallest, repeated))
                 images = budget * BUDGETS[-1] ** 0.5 / middle.flops_per_image
                 off = math.log(images * middle.model.tokens / middle.model.parameters() / TOKENS_A_PARAMETER)

@@ -15,7 +15,7 @@ BUDGETS = tuple(2 ** (step / 2) for step in range(6))
 """Six, a factor √2 apart, as multiples of the smallest: five points from which a law predicts the sixth."""
 
 MOST_PASSES = 100
-"""Of the middle size over the pictures: with 32 of them, at 16 px, losses fell for about as many and then rose again."""
+"""Of the middle size over the pictures: with 32 of them, at 16 px, losses fell for about as many, then rose again."""
 MIDDLE_STEPS = 800
 """Of the middle size at the largest budget, at least: so few pictures are trained on in smaller batches."""
 FEW_PICTURES = 500
