@@ -14,7 +14,7 @@ import numpy as np
 
 from sweeps.costs import study_costs
 from sweeps.devices import Paces, this_machine
-from sweeps.draft_text import BUDGETS, Choices, Ladder, Rung, experiment_text, most_passes
+from sweeps.draft_text import BUDGETS, MOST_PASSES, Choices, Ladder, Rung, experiment_text
 from varscale.config import Experiment
 from varscale.config.text import read_yaml
 from varscale.config.yaml import validate
@@ -26,8 +26,8 @@ from varscale.training.cells import Trunk
 
 FEWEST_PICTURES = 20
 """To train on; fewer fill no codebook that says anything about others."""
-MOST_PASSES, MOST_SEEDS = 1000, 8
-"""Where the middle size would see each picture more often, the time goes into more seeds."""
+MOST_SEEDS = 8
+"""Where a longer training would only repeat pictures."""
 TOKENS_A_PARAMETER = 50.0
 """Tokens seen for each parameter by the size of the lowest loss: 25 to 110 in the studies of CIFAR-10 and rings."""
 TOKENIZER_SHARE, ENCODING_SHARE = 0.3, 0.05
@@ -113,7 +113,7 @@ class Drafter:
                 continue
             self._look_at(choices)
             if (fitted := self._fitted(choices)) is not None:
-                chosen = self._with_seeds(fitted) or fitted
+                chosen = self._with_seeds(fitted)
                 return Draft(experiment_text(chosen), chosen)
         raise ExperimentError(
             f"--hours {self._hours:g}: too short for a study of {usable[-1].image_size} px on this machine; try "
@@ -170,10 +170,12 @@ class Drafter:
             chosen = self._with_budgets(choices)
         return chosen
 
-    def _with_seeds(self, fitted: Choices) -> Choices | None:
-        """Several seeds, where a longer training would only repeat pictures; None: one."""
-        seeds = min(MOST_SEEDS, math.ceil(most_passes(fitted) / MOST_PASSES))
-        return self._with_budgets(replace(fitted, seeds=seeds)) if seeds > 1 else None
+    def _with_seeds(self, fitted: Choices) -> Choices:
+        """Several seeds, where a longer training would only repeat pictures."""
+        if fitted.minutes > 0.9 * self._seconds / 60:
+            return fitted
+        tried = (self._with_budgets(replace(fitted, seeds=seeds)) for seeds in range(MOST_SEEDS, 1, -1))
+        return next((each for each in tried if each is not None), fitted)
 
     def _with_budgets(self, choices: Choices) -> Choices | None:
         """The sizes whose middle one is nearest to the best, and their budgets; None: none fit into the time."""
@@ -198,8 +200,10 @@ class Drafter:
             smallest = (trunks[0].experiment.grid.min_steps + 1) * most
             one, two = (self._estimate(tried, trunks, factor * smallest) for factor in (1, 2))
             factor = 1 + (self._seconds - one) / (two - one)  # the time grows in proportion
-            if factor >= 1:
-                budget, middle = factor * smallest, trunks[ladder.blocks.index(ladder.middle)]
+            middle = trunks[ladder.blocks.index(ladder.middle)]
+            repeated = MOST_PASSES * choices.trained_pictures * middle.flops_per_image / BUDGETS[-1]
+            if factor >= 1 and (repeated >= smallest or len(ladder.blocks) == 3):
+                budget = max(smallest, min(factor * smallest, repeated))
                 images = budget * BUDGETS[-1] ** 0.5 / middle.flops_per_image
                 off = math.log(images * middle.model.tokens / middle.model.parameters() / TOKENS_A_PARAMETER)
                 minutes = self._estimate(tried, trunks, budget) / 60

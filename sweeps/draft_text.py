@@ -14,6 +14,10 @@ from varscale.tokenizer.design import PAPER_IMAGE, section_lines
 BUDGETS = tuple(2 ** (step / 2) for step in range(6))
 """Six, a factor √2 apart, as multiples of the smallest: five points from which a law predicts the sixth."""
 
+MOST_PASSES = 100
+"""Of the middle size over the pictures: with 32 of them, at 16 px, losses fell for about as many, then rose again."""
+MIDDLE_STEPS = 800
+"""Of the middle size at the largest budget, at least: so few pictures are trained on in smaller batches."""
 FEW_PICTURES = 500
 """Of fewer, crops should differ more."""
 
@@ -88,6 +92,12 @@ class Choices:
     def trained_pictures(self) -> int:
         """Training pictures that are used."""
         return self.training_images or self.pictures
+
+    @property
+    def batch_size(self) -> int:
+        """The ladder's, or where it would leave too few steps a smaller one, a power of two."""
+        fitting = max(2, MOST_PASSES * self.trained_pictures // MIDDLE_STEPS)
+        return min(self.ladder.batch_size, 2 ** (fitting.bit_length() - 1))
 
     @property
     def encoded(self) -> int:
@@ -171,7 +181,7 @@ def _tokenizer(choices: Choices) -> list[str]:
 def _models(choices: Choices) -> list[str]:
     ladder, sizes = choices.ladder, _sizes(choices)
     parameters = ", ".join(f"{size.parameters():,}" for size in sizes)
-    steps = choices.smallest_budget / (sizes[-1].training_flops() * ladder.batch_size)
+    steps = choices.smallest_budget / (sizes[-1].training_flops() * choices.batch_size)
     measured = "as in our studies of rings and CIFAR-10" if ladder.width <= 16 else "scaled from narrower models"
     budgets = [float(f"{choices.smallest_budget * ratio:.3e}") for ratio in BUDGETS]
     lines = [
@@ -184,8 +194,8 @@ def _models(choices: Choices) -> list[str]:
         yaml_line("adaln_gamma_init", 0.1, "few steps: gates that begin near zero would cost most of them"),
         *("", "optim:"),
         yaml_line("lr", ladder.rate, f"{measured}; `varscale tune` looks for a better one"),
-        yaml_line("lr_batch_size", ladder.batch_size),
-        yaml_line("batch_size", ladder.batch_size),
+        yaml_line("lr_batch_size", choices.batch_size),
+        yaml_line("batch_size", choices.batch_size, "few pictures: small" * (choices.batch_size < ladder.batch_size)),
         yaml_line("precision", "bfloat16" if choices.gpu else "float32"),
         yaml_line("schedule", "wsd", "what lets all budgets of a size share one trunk"),
         *("", "grid:"),
@@ -193,6 +203,7 @@ def _models(choices: Choices) -> list[str]:
         f"  # The smallest gives the largest size {steps:,.0f} steps; at the largest the middle size sees each picture",
         f"  # {most_passes(choices):,.0f} times, in {choices.views} crops.",
         yaml_line("budgets", budgets),
+        *([yaml_line("min_steps", 50)] if choices.batch_size < ladder.batch_size else []),
         yaml_line(
             "seeds", list(range(choices.seeds)), "longer training would only repeat pictures" * (choices.seeds > 1)
         ),

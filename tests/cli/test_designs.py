@@ -25,7 +25,7 @@ def test_init_writes_what_a_sweep_takes(call: Call, tmp_path: Path) -> None:
     assert result.code == 0, result.error
     *_, summary, written = result.output.splitlines()
     assert (written, "40 images in 1 class" in result.output) == ("my-pictures.yaml", True)
-    assert "about 12 minutes" in summary
+    assert "sizes at 6 budgets" in summary
     experiment = load_experiment("my-pictures.yaml")
     assert (experiment.name, experiment.data.validation_images) == ("my-pictures", 8)
     plan = call("plan", "my-pictures.yaml")
