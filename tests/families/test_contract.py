@@ -258,7 +258,7 @@ def other_value(value: Any) -> Any:
         case tuple():
             return (*value, 99)
         case None:
-            return 0.5
+            return 1
     raise AssertionError(value)
 
 
