@@ -97,7 +97,7 @@ class Choices:
     def batch_size(self) -> int:
         """The ladder's, or where it would leave too few steps a smaller one, a power of two."""
         fitting = max(2, MOST_PASSES * self.trained_pictures // MIDDLE_STEPS)
-        return min(self.ladder.batch_size, 2 ** (fitting.bit_length() - 1))
+        return min(self.ladder.batch_size, 1 << (fitting.bit_length() - 1))
 
     @property
     def encoded(self) -> int:

@@ -74,7 +74,11 @@ def test_the_kinds_of_an_experiment() -> None:
         ("data", {"kind": ["rings"]}, "x: data.kind: \"['rings']\" is none of cifar10, folder, parquet, rings"),
         ("data", {"kind": 5}, "x: data.kind: '5' is none of cifar10, folder, parquet, rings"),
         ("model", [], "x: model: expected a section of keys, got []"),
-        ("model", {"family": "va"}, "x: model.family: 'va' is none of diffusion, masked, raster, var; did you mean var?"),
+        (
+            "model",
+            {"family": "va"},
+            "x: model.family: 'va' is none of diffusion, masked, raster, var; did you mean var?",
+        ),  # noqa: E501
         ("model", {"width_per_dept": 3}, "x: model.width_per_dept: unknown key; did you mean width_per_depth?"),
         ("model", {"head_dim": True}, "x: model.head_dim: input should be a valid integer, got True"),
     ],

@@ -367,3 +367,12 @@ def test_the_documents_figures_of_depth_16(family: str, passes: int) -> None:
 def test_an_unregistered_family_is_named() -> None:
     with pytest.raises(ExperimentError, match=r"model.family: 'tinny' is none of .*; did you mean tiny"):
         experiment_with("tinny")
+
+
+def test_how_often_a_model_runs_to_draw_an_image() -> None:
+    """Once a scale, once a token, and as often as masked decoding says."""
+    settings = {**SPACE, "width": 24, "heads": 3, "depth": 2}
+    assert var_config(**{**settings, "patch_nums": (1, 2, 4)}).sampling_passes() == 3
+    assert RasterConfig(**{**settings, "patch_nums": (4,)}).sampling_passes() == 16
+    assert MaskedConfig(**{**settings, "patch_nums": (4,)}).sampling_passes() == 8
+    assert MaskedConfig(**{**settings, "patch_nums": (2,)}).sampling_passes() == 4

@@ -144,7 +144,7 @@ def test_patches_are_put_back(size: int) -> None:
 )
 def test_flops_of_sampling_are_those_of_its_passes(prediction: Any, sampler: Any, passes: int) -> None:
     config = description(prediction=prediction, sampler=sampler, sampling_steps=3)
-    assert config.passes == config.columns()["passes"] == passes
+    assert config.sampling_passes() == config.columns()["passes"] == passes
     model, tokenizer, label = lively(config), tokenizer_for(config), torch.tensor([1])
     for guidance, branches in ((0.0, 1), (1.5, 2)):
         counts = counted_by_module(lambda guidance=guidance: sample(model, tokenizer, label, guidance))  # type: ignore[misc]

@@ -60,11 +60,6 @@ class DiffusionSettings(Section):
         """The sampler that is used."""
         return self.sampler or SAMPLERS[self.prediction][0]
 
-    @property
-    def passes(self) -> int:
-        """Passes of the model in which an image is drawn; with guidance each is of two branches."""
-        return self.sampling_steps * (2 if self.solver == "heun" else 1)
-
 
 class DiTConfig(ModelDescription, DiffusionSettings):
     """One diffusion transformer (Peebles and Xie 2023, DiT, with adaLN-zero)."""
@@ -93,7 +88,7 @@ class DiTConfig(ModelDescription, DiffusionSettings):
 
     def columns(self) -> dict[str, int]:
         """Width, heads, and the passes in which an image is drawn."""
-        return {"width": self.width, "heads": self.heads, "passes": self.passes}
+        return {"width": self.width, "heads": self.heads, "passes": self.sampling_passes()}
 
     @property
     def side(self) -> int:
@@ -143,9 +138,13 @@ class DiTConfig(ModelDescription, DiffusionSettings):
         """The same: all tokens see each other."""
         return self.forward_flops()
 
+    def sampling_passes(self) -> int:
+        """One a step of the sampler, or two where it is Heun's."""
+        return self.sampling_steps * (2 if self.solver == "heun" else 1)
+
     def sampling_flops(self, *, guidance: bool = True) -> int:
-        """Drawing one image in `passes`, with guidance of two branches."""
-        return self.passes * super().sampling_flops(guidance=guidance)
+        """Drawing one image in all passes, with guidance of two branches each."""
+        return self.sampling_passes() * super().sampling_flops(guidance=guidance)
 
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
         """An estimate, to within a third, of what a training step keeps for its backward pass.

@@ -51,12 +51,16 @@ class MaskedConfig(TransformerDescription, Decoding):
             counts.append(max(1, min(counts[-1] - 1, wanted)))
         return tuple(counts)
 
+    def sampling_passes(self) -> int:
+        """The model's own number, but never more than there are tokens."""
+        return len(self.masked_counts())
+
     def sampling_flops(self, *, guidance: bool = True, cache: bool = True) -> int:
         """Sampling one image in the model's own number of passes, each over all tokens; there is no cache.
 
         Guidance grows from 0, so that the first pass has no branch without class.
         """
-        steps = len(self.masked_counts())
+        steps = self.sampling_passes()
         branches = 2 * steps - 1 if guidance else steps
         rows = self._blocks(self.tokens) + self._attention(self.tokens**2) + self._modulation()
         mixed = 4 * self.width**2 * (branches - steps)  # the head mixes both branches' modulated inputs

@@ -104,6 +104,10 @@ class TransformerDescription(ModelDescription, VARArchitecture):
         """Side of each map of tokens that are predicted at once, one after the other: the scales."""
         return self.patch_nums
 
+    def sampling_passes(self) -> int:
+        """One a map."""
+        return len(self.pass_sides)
+
     @property
     def embedded_tokens(self) -> int:
         """How many of an image's tokens are inputs of a training pass: all but those of the first map."""
