@@ -78,7 +78,7 @@ def test_the_kinds_of_an_experiment() -> None:
             "model",
             {"family": "va"},
             "x: model.family: 'va' is none of diffusion, masked, raster, var; did you mean var?",
-        ),  # noqa: E501
+        ),
         ("model", {"width_per_dept": 3}, "x: model.width_per_dept: unknown key; did you mean width_per_depth?"),
         ("model", {"head_dim": True}, "x: model.head_dim: input should be a valid integer, got True"),
     ],
