@@ -67,7 +67,7 @@ def _rows(valleys: Valleys, found: Mapping[str, Transfer]) -> list[list[str]]:
 
 def _sentence(transfer: Transfer) -> str:
     drift, lost = _drift(transfer), _lost(transfer)
-    return f"the best rate drifts by {drift} doublings a doubling of size; the smallest size's costs the largest {lost}"
+    return f"drift of the best rate a doubling of size {drift}; loss that the smallest size's costs the largest {lost}"
 
 
 def _rate(valley: Valley) -> str:

@@ -172,7 +172,7 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
 
 def test_sizes_without_a_minimum_are_said_to_have_none(tmp_path: Path) -> None:
     (line,) = run(tmp_path, plan(parametrizations=["paper"]), PlayedCells(loss=falling))
-    assert "drifts by unknown" in line
+    assert "a doubling of size unknown" in line
     assert Store(tmp_path).search("toy-transfer").report.read_text().count("at the edge of those tried") == 2
 
 
