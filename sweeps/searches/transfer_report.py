@@ -67,7 +67,7 @@ def _rows(valleys: Valleys, found: Mapping[str, Transfer]) -> list[list[str]]:
 
 def _sentence(transfer: Transfer) -> str:
     drift, lost = _drift(transfer), _lost(transfer)
-    return f"the best rate drifts by {drift} doublings a doubling of size; the smallest size's costs the largest {lost}"
+    return f"drift of the best rate a doubling of size {drift}; loss that the smallest size's costs the largest {lost}"
 
 
 def _rate(valley: Valley) -> str:
@@ -137,12 +137,17 @@ def _draw(valleys: Valleys, found: Mapping[str, Transfer], path: Path) -> None:
         x = np.array(list(fitted)) * 1.03 ** (place - (len(valleys) - 1) / 2)
         y = np.array([2**valley.best for valley in fitted.values()])
         ends = np.array([[2**end for end in valley.interval or ()] for valley in fitted.values()]).reshape(-1, 2)
-        bars = np.abs(ends.T - y) if len(y) else None
-        last.errorbar(x, y, yerr=bars, marker="o", markersize=4, capsize=2, linewidth=1, label=name)
+        if fitted:
+            last.errorbar(
+                x, y, yerr=np.abs(ends.T - y), marker="o", markersize=4, capsize=2, linewidth=1, label=name
+            )  # fmt: skip
     last.set_xscale("log", base=2)
+    tried = [2**rate for own in valleys.values() for valley in own.values() for rate in valley.tried]
+    last.set_ylim(min(tried), max(tried))
     last.set_yscale("log")
     last.set_xticks(depths, [str(depth) for depth in depths])
     last.set(title="best rate", xlabel="depth", ylabel="base rate")
-    last.legend(fontsize=8)
+    if last.get_legend_handles_labels()[0]:
+        last.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

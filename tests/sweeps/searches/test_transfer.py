@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def plan(**transfer: Any) -> TransferPlan:
     return TransferPlan(toy_experiment(search={"transfer": {**TRANSFER, **transfer}}))
 
 
+def falling(cell: Cell) -> float:
+    """The best rate is the highest, so no size has a minimum."""
+    return 5 - math.log2(cell.trunk.experiment.optim.lr) / 10
+
+
 def valley_of(cell: Cell) -> float:
     """The paper's best rate falls by half a doubling from depth 2 to 4; the others' stays at 5e-3."""
     model = cell.trunk.model.model_dump()
@@ -105,9 +111,9 @@ def valley_of(cell: Cell) -> float:
 class PlayedCells:
     """Stands for sweeps: writes results, and remembers whose."""
 
-    def __init__(self, most: int = 10**6) -> None:
+    def __init__(self, most: int = 10**6, loss: Callable[[Cell], float] = valley_of) -> None:
         self.cells: list[Cell] = []
-        self.most = most
+        self.most, self.loss = most, loss
 
     def __call__(self, study: Study) -> Outcome:
         for cell in study.cells:
@@ -117,7 +123,7 @@ class PlayedCells:
                     raise KeyboardInterrupt
                 self.cells.append(cell)
                 files.folder.mkdir(parents=True)
-                write_result(files, 1.0, loss=valley_of(cell))
+                write_result(files, 1.0, loss=self.loss(cell))
         return Outcome([], {}, 0)
 
 
@@ -162,6 +168,12 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     assert summary["transfers"]["paper"]["lost"] == pytest.approx(0.1 * 0.25, rel=0.05)
     assert summary["transfers"]["complete-p"]["drift"] == pytest.approx(0, abs=0.02)
     assert summary["sizes"]["mup"]["4"]["best_rate"] == pytest.approx(5e-3, rel=0.02)
+
+
+def test_sizes_without_a_minimum_are_said_to_have_none(tmp_path: Path) -> None:
+    (line,) = run(tmp_path, plan(parametrizations=["paper"]), PlayedCells(loss=falling))
+    assert "a doubling of size unknown" in line
+    assert Store(tmp_path).search("toy-transfer").report.read_text().count("at the edge of those tried") == 2
 
 
 def test_a_size_of_which_nothing_ended_is_named(tmp_path: Path) -> None:
