@@ -20,13 +20,14 @@ from varscale.config.yaml import validate
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.store import TokenStore, unigram_entropy
 from varscale.data.tokens.writer import encode_store
+from varscale.families.storage import load_model
 from varscale.store.curves import CurvePoint, read_curve
 from varscale.store.layout import RunFiles, RunKey, Store
 from varscale.store.records import TokensSummary
 from varscale.tokenizer.storage import save_tokenizer
 from varscale.training.callbacks import Checkpoints, ProgressCallback
 from varscale.training.cells import Cell, Trunk
-from varscale.training.runs import Inputs
+from varscale.training.runs import Inputs, train_cell
 
 PATCH_NUMS = (1, 2, 4)
 VOCAB_SIZE = 16
@@ -125,6 +126,20 @@ def points(files: RunFiles) -> list[CurvePoint]:
 
 def ignore(done: int, total: int) -> None:
     """A listener to progress that doesn't care."""
+
+
+def assert_same_run(
+    cell: Cell, branch: RunFiles, inputs: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch has the weights, to the bit, of a run without a trunk that was killed on its way."""
+    alone = files_of(cell, inputs, folder)
+    report_every_step(monkeypatch)
+    checkpoint_every(monkeypatch, 3)
+    with pytest.raises(Killed):
+        train_cell(cell, None, alone, inputs, kill_at(5 * BATCH))
+    train_cell(cell, None, alone, inputs, ignore)
+    ours, theirs = (load_model(files.weights).state_dict() for files in (branch, alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
 
 
 class Killed(RuntimeError):

@@ -47,7 +47,7 @@ CODES: dict[str, str] = {
     "mixed-evaluators": "values come from different evaluators, sample counts or guidance",
     "mixed-precision": "values come from runs of different numerical precision",
     "mixed-rows": "rows alike in N, C and D differ in another column, so they are no repetitions",
-    "mixed-tokenizers": "losses come from different tokenizers",
+    "mixed-tokenizers": "losses come from different tokenizers, or are measured in different units",
     "not-monotone": "the target does not fall with x over the fitted rows",
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",

@@ -54,8 +54,8 @@ _NAMED = "named-"
 """Begins the identity of a line whose points have names; these follow, in hexadecimal numbers."""
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SWEEP_NAMES = {
-    "loss": "loss (nats a token)",
-    "loss_last_scale": "loss, last scale (nats a token)",
+    "loss": "loss ({unit})",
+    "loss_last_scale": "loss, last scale ({unit})",
     "error": "token error, all scales",
     "error_last_scale": "token error, last scale",
 }
@@ -93,7 +93,7 @@ def _label(table: RunsTable, column: str) -> str:
     if measure in EVALUATION_NAMES and best:
         return f"{EVALUATION_NAMES[measure]} at the best guidance"
     own = table.columns.get("budget") == SWEEP_COLUMNS["budget"]
-    return SWEEP_NAMES.get(column, plain(column)) if own else plain(column)
+    return SWEEP_NAMES[column].format(unit=table.loss_unit) if own and column in SWEEP_NAMES else plain(column)
 
 
 def plain(text: str) -> str:

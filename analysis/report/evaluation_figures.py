@@ -109,7 +109,7 @@ def against_loss(result: LawsResult, target: str, name: str, group: str) -> Draw
             named(drawn, run_names(result.table, rows))
         value_axis(axes, pd.concat([rows[target], pd.Series(levels, dtype=float)]))
         floor_lines(axes, levels)
-        axes.set(xlabel="loss (nats a token)", ylabel=label(result.table, target))
+        axes.set(xlabel=f"loss ({result.table.loss_unit})", ylabel=label(result.table, target))
         legend_below(figure, axes)
 
     law = (

@@ -33,10 +33,11 @@ from analysis.tables.units import Unit
 
 BASE_VARIANTS = ("", "base", "default", "none")
 REPEATED = "rows repeat another row's values and are kept"
+NATS = "nats a token"
 _APART = "column {name} has {count} values; values that differ in it don't compare"
 MIXTURES = (
     ("mixed-evaluators", (*EVALUATORS, *GUIDANCES), _APART),
-    ("mixed-tokenizers", ("tokenizer", "tokenizer_name", "vocab_size", "patch_nums"), _APART),
+    ("mixed-tokenizers", ("tokenizer", "tokenizer_name", "vocab_size", "patch_nums", "loss_unit"), _APART),
     (
         "mixed-precision",
         ("precision",),
@@ -100,6 +101,11 @@ class RunsTable:
         """Whether compute is that of a sweep of varscale, whose columns are known."""
         return self.columns.get("flops") == SWEEP_COLUMNS["flops"]
 
+    @property
+    def loss_unit(self) -> str:
+        """What a sweep's loss is measured in."""
+        return loss_unit(self.measured)
+
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""
         return all(role in self.frame.columns for role in roles)
@@ -154,7 +160,7 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         frame = _drop_highest(frame, targets, options.drop_highest, log)
     measured = frame.reset_index(drop=True)
     loss = options.loss or "loss"
-    apart = kept_apart(measured, targets, loss if loss in targets else "")
+    apart = kept_apart(measured, targets, loss if loss in targets and loss_unit(measured).startswith("nats") else "")
     _check_run_ids(apart.frame, options)
     kept = [name for name in dict.fromkeys((*ROLES, *LABELS, *targets)) if name in measured.columns]
     repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
@@ -181,6 +187,13 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         settings=apart.settings,
         measured=measured,
     )
+
+
+def loss_unit(frame: pd.DataFrame) -> str:
+    """As the rows say; those that don't are in nats a token."""
+    if "loss_unit" not in frame.columns:
+        return NATS
+    return " or ".join(sorted(frame["loss_unit"].fillna(NATS).astype(str).unique()))
 
 
 def mixtures(frame: pd.DataFrame) -> list[tuple[str, str]]:

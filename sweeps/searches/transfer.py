@@ -92,6 +92,12 @@ class TransferPlan:
         """Raise `ExperimentError` where a size, a parametrization or a length can't be; names the setting."""
         if len(self.depths) < 2:
             raise ExperimentError("search.transfer.depths: one size; rates carry over from one to another")
+        model = self.experiment.model
+        if "parametrization" not in type(model).model_fields and self.settings.parametrizations != ("paper",):
+            raise ExperimentError(
+                f"search.transfer.parametrizations: models of family {model.family} have the paper's alone; set it to "
+                "[paper]"
+            )
         check_lengths([self.cell(values) for values in self.begins_with], 1)
 
     def cell(self, values: Mapping[str, Any]) -> Cell:

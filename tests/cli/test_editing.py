@@ -10,6 +10,8 @@ from command_calls import Call
 from PIL import Image
 from small_models import make_tokenizer, make_var
 
+from varscale.families.raster.config import RasterConfig
+from varscale.families.raster.family import RasterTransformer
 from varscale.families.storage import save_model
 from varscale.tokenizer.storage import save_tokenizer
 
@@ -140,6 +142,10 @@ def test_mistakes_are_named_before_anything_is_loaded(
         assert message in line
     assert "large.png: 20 × 10 pixels" in call("reconstruct", TOKENIZER, "large.png").error
     assert not Path("edit.png").exists()
+    sizes = {"vocab_size": 32, "latent_channels": 4, "num_classes": 2, "depth": 1, "width": 8, "heads": 1}
+    save_model(Path("raster.safetensors"), RasterTransformer(RasterConfig(patch_nums=(4,), **sizes)), "print")
+    refused = call("edit", "raster.safetensors", *model[1:], "source.png", "--mask", "left.png")
+    assert refused.error == "varscale: raster.safetensors: models of family raster can't edit images"
     many = call("sample", *model, "--count", "3", "--show-scales", "--out", "many.npz")
     assert many.error.endswith("--show-scales: only for one picture, a .png")
 

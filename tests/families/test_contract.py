@@ -13,7 +13,15 @@ import torch
 from pydantic import ValidationError
 from small_models import PAPER, counted_by_module, kept_bytes, tokenizer_for, var_config
 from tiny_family import TINY_CHANGES, TinyDescription, tiny_registered
-from tiny_training import PATCH_NUMS, cell_of_steps, files_of, ignore, little_experiment, make_inputs
+from tiny_training import (
+    PATCH_NUMS,
+    assert_same_run,
+    cell_of_steps,
+    files_of,
+    ignore,
+    little_experiment,
+    make_inputs,
+)
 from torch import Tensor
 
 from sweeps.grid import grid_cells
@@ -27,7 +35,7 @@ from varscale.families.models import FamilyModel
 from varscale.families.raster.config import RasterConfig
 from varscale.families.storage import load_model, save_model
 from varscale.generation.from_files import Drawable, draw
-from varscale.generation.sampling import sample
+from varscale.generation.sampling import sample, sample_with
 from varscale.store.fingerprint import fingerprint
 from varscale.store.records import read_result
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -253,6 +261,16 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(description: ModelDescription
     assert not torch.equal(drawn_BN[0], drawn_BN[5])  # the same label, another index
 
 
+def test_steps_are_refused_where_passes_are_given(plain: ModelDescription) -> None:
+    model, tokenizer = lively(plain)
+    options, label = SamplingOptions(steps=2), torch.tensor([0])
+    if plain.implementation().can_choose_steps:
+        sample_with(model, tokenizer, label, options)
+    else:
+        with pytest.raises(ValueError, match=f"family {plain.family} draw in {plain.sampling_passes()} passes"):
+            sample_with(model, tokenizer, label, options)
+
+
 def test_parameters_without_decay_are_the_models(description: ModelDescription) -> None:
     model = build(description)
     plain_names, names = description.implementation().names_without_decay(model), dict(model.named_parameters())
@@ -325,11 +343,12 @@ def test_columns_are_in_the_runs_table(plain: ModelDescription) -> None:
     assert model.columns().items() <= parameters.items()
     assert parameters["family"] == plain.family
     assert parameters["params_total"] == model.parameters()
+    assert parameters["sampling_passes"] == model.sampling_passes()
     assert parameters["depth"] == 2
 
 
 @pytest.mark.parametrize("family", ["tiny", "raster", "masked"])
-def test_a_new_family_goes_all_the_way(family: str, tmp_path: Path) -> None:
+def test_a_new_family_goes_all_the_way(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experiment, grid, trunk, branch, result, file and samples know only what a family gives."""
     plain = DESCRIPTIONS[f"{family}, plain"]
     patch_nums = patch_nums_for(plain)
@@ -342,6 +361,7 @@ def test_a_new_family_goes_all_the_way(family: str, tmp_path: Path) -> None:
     trunk_files, files = files_of(cell.trunk, inputs, tmp_path), files_of(cell, inputs, tmp_path)
     train_trunk(cell.trunk, [cell.branch_images], trunk_files, inputs, ignore)
     train_cell(cell, trunk_files, files, inputs, ignore)
+    assert_same_run(cell, files, inputs, tmp_path / "alone", monkeypatch)
     result = read_result(files)
     assert result is not None
     assert result.row["family"] == family

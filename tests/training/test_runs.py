@@ -34,7 +34,7 @@ RUNS_TABLE = {
     "params_active images_seen tokens_seen steps batch_size lr unique_images epochs loss loss_last_scale loss_scale_1 "
     "loss_scale_2 loss_scale_3 loss_per_image loss_standard_error error error_last_scale error_scale_1 error_scale_2 "
     "error_scale_3 unigram_entropy validation_images warmup_images tokenizer_fingerprint tokenizer_faults fingerprint "
-    "status wall_seconds precision"
+    "status wall_seconds precision sampling_passes loss_unit"
 }
 
 

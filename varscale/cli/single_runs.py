@@ -133,7 +133,9 @@ def sample(
     top_k: TopK = 0,
     top_p: TopP = 0.0,
     smooth: Smooth = False,
-    steps: Annotated[int, typer.Option(min=0, max=10**6, help="Sampler steps (diffusion); 0: the model's own.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=0, max=10**6, help="Passes (masked) or steps (diffusion); 0: the model's own.")
+    ] = 0,
     show_scales: ShowScales = False,
     seed: NoiseSeed = 0,
     candidates: Annotated[

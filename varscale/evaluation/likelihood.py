@@ -68,7 +68,12 @@ def token_losses(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
 
 
 def by_scale(name: str, values_L: Tensor, groups: Sequence[int]) -> dict[str, float]:
-    """Means over all positions, the last scale, and each scale (numbered from 1), named for the runs table."""
+    """Means over all positions, the last scale, and each scale (numbered from 1), named for the runs table.
+
+    Where all positions are one group, there is nothing to tell apart.
+    """
+    if len(groups) == 1:
+        return {name: float(values_L.mean())}
     scales = [float(part.mean()) for part in values_L.split(list(groups))]
     return {
         name: float(values_L.mean()),

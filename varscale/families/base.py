@@ -63,6 +63,8 @@ class ModelDescription(TokenSpace, ABC):
     """The size: the number of blocks. All other sizes follow from it within a study."""
     reads: ClassVar[Reads] = "pyramid"
     """What the models read, and so what a study stores of its images."""
+    loss_unit: ClassVar[str] = "nats a token"
+    """What the loss is measured in, for people; losses of different units don't compare."""
 
     @abstractmethod
     def implementation(self) -> "Family":
@@ -252,6 +254,8 @@ class Family(ABC):
     has_likelihood: ClassVar[bool] = True
     can_smooth: ClassVar[bool] = False
     """Whether `SamplingOptions.smooth` has a meaning."""
+    can_choose_steps: ClassVar[bool] = False
+    """Whether `SamplingOptions.steps` has a meaning."""
 
     @abstractmethod
     def build(self, description: Any) -> "FamilyModel":

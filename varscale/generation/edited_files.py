@@ -18,6 +18,7 @@ from torch import Tensor
 from varscale.errors import DataError, ExperimentError
 from varscale.families.base import SamplingOptions
 from varscale.families.storage import stored_description
+from varscale.families.var.config import VARConfig
 from varscale.generation.editing import DistanceBand, edit, kept_tokens, psnr_by_distance
 from varscale.generation.from_files import DrawableFiles, tokenizer_file
 from varscale.generation.labels import labels_of
@@ -95,6 +96,8 @@ class EditRequest:
             CheckpointError: A file of weights is missing or foreign.
         """
         description, architecture = stored_description(files.model), stored_architecture(files.tokenizer)
+        if not isinstance(description, VARConfig):
+            raise ExperimentError(f"{files.place}: models of family {description.family} can't edit images")
         if not 0 <= self.source_scales < len(description.patch_nums):
             raise ExperimentError(
                 f"--source-scales {self.source_scales}: the model has {len(description.patch_nums)} scales, of which "

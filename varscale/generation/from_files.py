@@ -24,9 +24,6 @@ from varscale.store.weights import stored_checksum
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import load_tokenizer
 
-LABELS_AT_ONCE = 2**14
-"""Images whose labels are read at a time: their tokens are read with them."""
-
 
 class _Job(Record):
     """What a cell's job.json says of its inputs."""
@@ -69,8 +66,7 @@ class Drawable:
             raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; name the classes")
         tokens = TokenFiles(self.place.resolve().parents[1] / "tokens" / job.tokens)
         store = TokenStore.open(tokens.train, views=1, verify="sizes")
-        counts = [np.bincount(batch.labels_B, minlength=store.num_classes) for batch in store.batches(LABELS_AT_ONCE)]
-        return np.asarray(np.sum(counts, axis=0), dtype=np.int64)
+        return np.bincount(store.labels(), minlength=store.num_classes)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ def check_sampling(
             raise ValueError(f"the transformer has {name} {ours}, but the tokenizer {theirs}")
     if options.smooth and not config.implementation().can_smooth:
         raise ValueError(f"models of family {config.family} have no smooth mode")
+    if options.steps and not config.implementation().can_choose_steps:
+        raise ValueError(f"models of family {config.family} draw in {config.sampling_passes()} passes: leave out steps")
     if config.reads == "latents" and (options.top_k or options.top_p or options.temperature != 1):
         raise ValueError(f"models of family {config.family} choose no tokens: top_k, top_p and temperature say nothing")
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():

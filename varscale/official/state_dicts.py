@@ -205,8 +205,10 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
         buffers: Also write the reference's buffers, which its own strict loading asks for.
 
     Raises:
-        ValueError: If the transformer's parametrization has factors that the reference's code does not.
+        ValueError: If the transformer's parametrization or blocks are none of the reference's.
     """
+    if var.config.modern:
+        raise ValueError("the reference's code has no modern block; such a model cannot be exported")
     if (parametrization := var.config.parametrization) != "paper":
         raise ValueError(f"the reference's code has no factors of {parametrization}; such a model cannot be exported")
     state = {}

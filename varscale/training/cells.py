@@ -196,6 +196,8 @@ class Trunk:
             "flops_per_image": float(self.flops_per_image),
             "params_total": model.parameters(),
             "params_active": model.active_parameters(),
+            "sampling_passes": model.sampling_passes(),
+            "loss_unit": model.loss_unit,
             "batch_size": self.batch_size,
             "lr": self.peak_lr,
             "warmup_images": self.warmup_images,

@@ -14,18 +14,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from planted_tables import chinchilla_table, curve_table, sweep_table
+from planted_tables import chinchilla_table, curve_table, evaluation_table, sweep_table
 from requirements import require_program
 from rich.console import Console
 
 from analysis.checks.warnings import CODES
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
+from analysis.report.drawing import label
 from analysis.report.figures import draw_all
 from analysis.report.html import render
 from analysis.report.tables import number
 from analysis.report.terminal import terminal_summary
 from analysis.report.writing import write
+from analysis.tables.evaluations import LIKELIHOOD
+from analysis.tables.table import mixtures, prepare
 
 CHINCHILLA = FitOptions(
     params="N", flops="C", tokens="D", law=("chinchilla", "power"), bootstrap_draws=50, holdout=False
@@ -274,6 +277,18 @@ def test_report_states_units_and_where_n_c_and_d_come_from():
     ):
         assert text in html
     assert result.as_json()["table"]["units"]["flops"]["factor"] == 1e15
+
+
+def test_a_loss_that_is_no_likelihood_is_not_called_one():
+    likely = evaluation_table()
+    squares = prepare(likely.assign(loss_unit="mean squared error"), FitOptions())
+    assert label(squares, "loss") == "loss (mean squared error)"
+    assert not squares.has(LIKELIHOOD)
+    assert prepare(likely, FitOptions()).has(LIKELIHOOD)
+    likely = likely.assign(run=likely["run"] + "-b", loss_unit="nats a token")
+    both = prepare(pd.concat([squares.measured, likely]), FitOptions())
+    assert both.loss_unit == "mean squared error or nats a token"
+    assert [code for code, text in mixtures(both.frame) if "loss_unit" in text] == ["mixed-tokenizers"]
 
 
 def test_every_warning_code_is_documented():

@@ -39,6 +39,7 @@ def test_latents_are_the_encoders_rounded_to_half_precision(tmp_path: Path) -> N
         assert isinstance(batch, LatentBatch)
         assert torch.equal(batch.latents_BChw, latents_BChw[indices].half().float())
         assert batch.labels_B.tolist() == labels[indices].tolist()
+    assert store.labels().tolist() == labels.tolist()
 
 
 def test_an_interrupted_store_is_the_same_to_the_byte(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from small_models import counted_by_module, tokenizer_for
-from tiny_training import cell_of_steps, files_of, ignore, little_experiment, make_inputs
+from tiny_training import assert_same_run, cell_of_steps, files_of, ignore, little_experiment, make_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -144,7 +144,7 @@ def test_patches_are_put_back(size: int) -> None:
 )
 def test_flops_of_sampling_are_those_of_its_passes(prediction: Any, sampler: Any, passes: int) -> None:
     config = description(prediction=prediction, sampler=sampler, sampling_steps=3)
-    assert config.sampling_passes() == config.columns()["passes"] == passes
+    assert config.sampling_passes() == passes
     model, tokenizer, label = lively(config), tokenizer_for(config), torch.tensor([1])
     for guidance, branches in ((0.0, 1), (1.5, 2)):
         counts = counted_by_module(lambda guidance=guidance: sample(model, tokenizer, label, guidance))  # type: ignore[misc]
@@ -244,7 +244,7 @@ def test_models_of_latents_are_held_to_reconstructions_from_latents(tmp_path: Pa
     assert what.of == {"latents_fingerprint": files.fingerprint}
 
 
-def test_from_latents_to_images(tmp_path: Path) -> None:
+def test_from_latents_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoding, trunk, branch, result, weights and samples; the statistics go with the weights."""
     settings = experiment(prediction="flow", sampler="heun", sampling_steps=3)
     tokenizer = make_inputs(tmp_path).tokenizer
@@ -255,6 +255,7 @@ def test_from_latents_to_images(tmp_path: Path) -> None:
     trunk_files, files = files_of(cell.trunk, inputs, tmp_path), files_of(cell, inputs, tmp_path)
     train_trunk(cell.trunk, [cell.branch_images], trunk_files, inputs, ignore)
     train_cell(cell, trunk_files, files, inputs, ignore)
+    assert_same_run(cell, files, inputs, tmp_path / "alone", monkeypatch)
     result = read_result(files)
     assert result is not None
     assert files.folder.name.startswith("diffusion-d2-")

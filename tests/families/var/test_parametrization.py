@@ -138,6 +138,8 @@ def test_multipliers_are_those_of_weights(native: bool, monkeypatch: pytest.Monk
 def test_the_reference_can_not_have_such_a_model() -> None:
     with pytest.raises(ValueError, match="no factors of mup"):
         export_var(VAR(scaled("mup")))
+    with pytest.raises(ValueError, match="no modern block"):
+        export_var(VAR(var_config(block="modern")))
 
 
 def test_logits_of_lengths_are_divided_by_channels() -> None:

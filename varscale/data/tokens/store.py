@@ -147,6 +147,15 @@ class TokenStore:
         latents_BChw = torch.from_numpy(rows["latents"].astype(np.float32))
         return LatentBatch(latents_BChw, torch.from_numpy(rows["label"].astype(np.int64)))
 
+    def labels(self) -> NDArray[np.int64]:
+        """Of all samples, in order (num_samples,); tokens and latents are not read."""
+        column: Any = (..., 0) if self.manifest.latent_channels is None else "label"
+        parts = [
+            rows[column][: self.num_images - shard.first_image]
+            for rows, shard in zip(self._shards, self.manifest.shards, strict=True)
+        ]
+        return np.concatenate(parts).astype(np.int64)
+
     def _rows(self, sample_indices: Indices | torch.Tensor) -> NDArray[Any]:
         sample_B = np.asarray(sample_indices, dtype=np.int64)
         if sample_B.size and (sample_B.min() < 0 or sample_B.max() >= self.num_samples):

@@ -65,6 +65,7 @@ class DiTConfig(ModelDescription, DiffusionSettings):
     """One diffusion transformer (Peebles and Xie 2023, DiT, with adaLN-zero)."""
 
     reads: ClassVar[Reads] = "latents"
+    loss_unit: ClassVar[str] = "mean squared error"
     family: Literal["diffusion"] = "diffusion"
     """The family."""
     width: Size
@@ -87,8 +88,8 @@ class DiTConfig(ModelDescription, DiffusionSettings):
         return DiffusionFamily()
 
     def columns(self) -> dict[str, int]:
-        """Width, heads, and the passes in which an image is drawn."""
-        return {"width": self.width, "heads": self.heads, "passes": self.sampling_passes()}
+        """Width and heads."""
+        return {"width": self.width, "heads": self.heads}
 
     @property
     def side(self) -> int:

@@ -26,6 +26,7 @@ class DiffusionFamily(Family):
     """DiT by flow matching (SiT), or DDPM."""
 
     has_likelihood = False
+    can_choose_steps = True
 
     def build(self, description: DiTConfig) -> DiT:
         """The transformer."""

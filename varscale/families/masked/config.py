@@ -26,6 +26,7 @@ class MaskedConfig(TransformerDescription, Decoding):
     """The family."""
 
     reads: ClassVar[Reads] = "scale"
+    loss_unit: ClassVar[str] = "nats a masked token"
 
     @property
     def embedded_tokens(self) -> int:

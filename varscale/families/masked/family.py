@@ -67,6 +67,7 @@ class MaskedFamily(TransformerFamily):
     """All tokens in a few passes, the most confident ones first. It has no likelihood."""
 
     has_likelihood = False
+    can_choose_steps = True
 
     def build(self, description: MaskedConfig) -> MaskedTransformer:
         """The transformer."""
