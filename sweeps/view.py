@@ -164,7 +164,7 @@ class SweepView:
         assert self._study is not None
         cells = self._study.cells
         budgets = sorted({cell.budget_flops for cell in cells})
-        name, unit = self._study.experiment.name, self._study.experiment.model.description.loss_unit
+        name, unit = self._study.experiment.name, cells[0].trunk.model.loss_unit
         title = f"{name}: loss of each cell ({unit}) by budget (training FLOPs)"
         table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)

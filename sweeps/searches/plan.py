@@ -96,6 +96,7 @@ class SearchPlan:
             ExperimentError: Not so; names the setting.
         """
         search = self.experiment.search
+        units: dict[str, str] = {}
         for key, dimension in self.space.items():
             place = f"search.space.{key}"
             if not key.startswith(SECTIONS) and key not in (DEPTH, BUDGET):
@@ -107,9 +108,10 @@ class SearchPlan:
             for value in dimension.ends():
                 self._changed({key: _encoded(value)}, place)
                 try:
-                    self.cells(0, {**self.recipe, key: _encoded(value)}, search.seed)
+                    (tried, *_) = self.cells(0, {**self.recipe, key: _encoded(value)}, search.seed)
                 except ExperimentError as error:
                     raise ExperimentError(f"{place}: {value}: {error}") from None
+                units[tried.trunk.model.loss_unit] = place
             own, distribution = self._own_values[key], self.distributions[key]
             if not distribution._contains(distribution.to_internal_repr(_encoded(own))):
                 raise ExperimentError(f"{place}: the experiment's own {own} is not inside, and it is the first trial")
@@ -118,7 +120,13 @@ class SearchPlan:
                 f"search.objective: {search.objective}, but nothing measures it; set evaluation.fidelity, such as "
                 f"--set evaluation.fidelity.samples=2048"
             )
-        self.cells(0, self.recipe, search.seed)
+        (own_cell, *_) = self.cells(0, self.recipe, search.seed)
+        others = units.keys() - {own_cell.trunk.model.loss_unit}
+        if self.metrics[0] == "loss" and others:
+            raise ExperimentError(
+                f"{units[min(others)]}: losses in {own_cell.trunk.model.loss_unit} and in {min(others)} don't compare; "
+                "set search.objective to fid or mind"
+            )
 
     def cells(self, number: int, values: Mapping[str, Any], seed: int) -> list[Cell]:
         """The cells of a trial, at rising budgets; they share a trunk.

@@ -63,8 +63,6 @@ class ModelDescription(TokenSpace, ABC):
     """The size: the number of blocks. All other sizes follow from it within a study."""
     reads: ClassVar[Reads] = "pyramid"
     """What the models read, and so what a study stores of its images."""
-    loss_unit: ClassVar[str] = "nats a token"
-    """What the loss is measured in, for people; losses of different units don't compare."""
 
     @abstractmethod
     def implementation(self) -> "Family":
@@ -109,6 +107,11 @@ class ModelDescription(TokenSpace, ABC):
     def groups(self) -> tuple[int, ...]:
         """How the L tokens fall into groups whose losses are reported apart: the scales."""
         return tuple(side**2 for side in self.patch_nums)
+
+    @property
+    def loss_unit(self) -> str:
+        """What the loss is measured in, for people; losses of different units don't compare."""
+        return "nats a token"
 
     @property
     def outputs(self) -> int:

@@ -336,6 +336,14 @@ def test_mistakes_are_named_before_anything_runs(search_settings: dict[str, Any]
     assert "\n" not in str(raised.value)
 
 
+def test_losses_of_different_units_do_not_compare() -> None:
+    space = {"model.prediction": {"choices": ["flow", "ddpm"]}}
+    changes = [f"search.space={space}", "model.sampler=null"]
+    problem = "search.space.model.prediction: losses in squared error of velocity and in squared error of noise, linear"
+    with pytest.raises(ExperimentError, match=problem):
+        SearchPlan(load_experiment("studies/rings-diffusion", changes)).check()
+
+
 @pytest.mark.parametrize(
     ("search_settings", "problem"),
     [

@@ -18,6 +18,7 @@ from sweeps.searches.transfer import TransferPlan, TransferRun, transfers
 from sweeps.searches.transfer_fit import Valley, fit_transfer, fit_valley
 from sweeps.searches.transfer_report import write_transfer
 from sweeps.study import Study
+from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError
 from varscale.store.layout import Store
 from varscale.training.cells import Cell
@@ -207,6 +208,11 @@ def test_mistakes_are_named(transfer: dict[str, Any], problem: str) -> None:
     with pytest.raises(ExperimentError, match=problem) as raised:
         plan(**transfer).check()
     assert "\n" not in str(raised.value)
+
+
+def test_families_without_parametrizations_are_named() -> None:
+    with pytest.raises(ExperimentError, match=r"family diffusion have the paper's alone; set it to \[paper\]"):
+        TransferPlan(load_experiment("studies/rings-diffusion")).check()
 
 
 def test_transfers_are_by_doublings_of_the_depth() -> None:

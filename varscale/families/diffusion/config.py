@@ -65,7 +65,6 @@ class DiTConfig(ModelDescription, DiffusionSettings):
     """One diffusion transformer (Peebles and Xie 2023, DiT, with adaLN-zero)."""
 
     reads: ClassVar[Reads] = "latents"
-    loss_unit: ClassVar[str] = "mean squared error"
     family: Literal["diffusion"] = "diffusion"
     """The family."""
     width: Size
@@ -90,6 +89,11 @@ class DiTConfig(ModelDescription, DiffusionSettings):
     def columns(self) -> dict[str, int]:
         """Width and heads."""
         return {"width": self.width, "heads": self.heads}
+
+    @property
+    def loss_unit(self) -> str:
+        """The mean over the latents, of what is predicted."""
+        return f"squared error of {'velocity' if self.prediction == 'flow' else f'noise, {self.noise_schedule}'}"
 
     @property
     def side(self) -> int:

@@ -26,7 +26,11 @@ class MaskedConfig(TransformerDescription, Decoding):
     """The family."""
 
     reads: ClassVar[Reads] = "scale"
-    loss_unit: ClassVar[str] = "nats a masked token"
+
+    @property
+    def loss_unit(self) -> str:
+        """Of the tokens that are masked, given the others."""
+        return "nats a masked token"
 
     @property
     def embedded_tokens(self) -> int:
