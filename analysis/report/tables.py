@@ -77,7 +77,8 @@ def units(table: RunsTable) -> list[str]:
         f"{name} in {table.units[name].noun}" if name in table.units else f"{name} as given" for name in table.targets
     )
     own = table.columns.get("flops") == SWEEP_COLUMNS["flops"]
-    return [*lines, *([f"loss: {table.loss_unit}; error: a share"] if own else shown)]
+    errors = "; error: a share" if any(name.startswith("error") for name in table.targets) else ""
+    return [*lines, *([f"loss: {table.loss_unit}{errors}"] if own else shown)]
 
 
 def laws_table(result: LawsResult) -> ReportTable:

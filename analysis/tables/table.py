@@ -34,6 +34,7 @@ from analysis.tables.units import Unit
 BASE_VARIANTS = ("", "base", "default", "none")
 REPEATED = "rows repeat another row's values and are kept"
 NATS = "nats a token"
+_OR = " or "
 _APART = "column {name} has {count} values; values that differ in it don't compare"
 MIXTURES = (
     ("mixed-evaluators", (*EVALUATORS, *GUIDANCES), _APART),
@@ -104,7 +105,7 @@ class RunsTable:
     @property
     def loss_unit(self) -> str:
         """What a sweep's loss is measured in."""
-        return loss_unit(self.measured)
+        return loss_unit(self.frame)
 
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""
@@ -160,7 +161,8 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         frame = _drop_highest(frame, targets, options.drop_highest, log)
     measured = frame.reset_index(drop=True)
     loss = options.loss or "loss"
-    apart = kept_apart(measured, targets, loss if loss in targets and loss_unit(measured).startswith("nats") else "")
+    likely = loss in targets and all(unit.startswith("nats") for unit in loss_unit(measured).split(_OR))
+    apart = kept_apart(measured, targets, loss if likely else "")
     _check_run_ids(apart.frame, options)
     kept = [name for name in dict.fromkeys((*ROLES, *LABELS, *targets)) if name in measured.columns]
     repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
@@ -193,7 +195,7 @@ def loss_unit(frame: pd.DataFrame) -> str:
     """As the rows say; those that don't are in nats a token."""
     if "loss_unit" not in frame.columns:
         return NATS
-    return " or ".join(sorted(frame["loss_unit"].fillna(NATS).astype(str).unique()))
+    return _OR.join(sorted(frame["loss_unit"].fillna(NATS).astype(str).unique()))
 
 
 def mixtures(frame: pd.DataFrame) -> list[tuple[str, str]]:

@@ -156,6 +156,11 @@ class FamilySection(Section, ABC):
         """
 
 
+def most_heads(width: int, channels: int) -> int:
+    """Attention heads of at least so many channels each that divide the width; one where there is no room for two."""
+    return max((count for count in range(1, width // channels + 1) if width % count == 0), default=1)
+
+
 FAMILY_KINDS: Kinds[FamilySection] = Kinds("family", "varscale.families", default="var")
 """The families that there are."""
 

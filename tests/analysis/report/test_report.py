@@ -281,13 +281,14 @@ def test_report_states_units_and_where_n_c_and_d_come_from():
 
 def test_a_loss_that_is_no_likelihood_is_not_called_one():
     likely = evaluation_table()
+    assert prepare(likely, FitOptions()).has(LIKELIHOOD)
     squares = prepare(likely.assign(loss_unit="squared error of velocity"), FitOptions())
     assert label(squares, "loss") == "loss (squared error of velocity)"
     assert not squares.has(LIKELIHOOD)
-    assert prepare(likely, FitOptions()).has(LIKELIHOOD)
     likely = likely.assign(run=likely["run"] + "-b", loss_unit="nats a token")
     both = prepare(pd.concat([squares.measured, likely]), FitOptions())
     assert both.loss_unit == "nats a token or squared error of velocity"
+    assert not both.has(LIKELIHOOD)
     assert [code for code, text in mixtures(both.frame) if "loss_unit" in text] == ["mixed-tokenizers"]
 
 

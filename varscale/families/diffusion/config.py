@@ -11,7 +11,16 @@ from pydantic import Field, model_validator
 
 from varscale.config.section import Fraction, Positive, Section, Whole
 from varscale.errors import ExperimentError
-from varscale.families.base import FLOAT32_BYTES, Family, FamilySection, ModelDescription, Reads, Size, TokenSpace
+from varscale.families.base import (
+    FLOAT32_BYTES,
+    Family,
+    FamilySection,
+    ModelDescription,
+    Reads,
+    Size,
+    TokenSpace,
+    most_heads,
+)
 
 TIME_WAVES = 256
 """Sines and cosines of the time that the model is told, as in DiT."""
@@ -192,7 +201,7 @@ class DiffusionSection(FamilySection, DiffusionSettings):
             raise ExperimentError(
                 f"model.mlp_ratio: {self.mlp_ratio:g} leaves depth {depth} of width {width} no hidden channel"
             )
-        heads = max((count for count in range(1, width // self.head_dim + 1) if width % count == 0), default=1)
+        heads = most_heads(width, self.head_dim)
         own = {name: getattr(self, name) for name in DiffusionSettings.model_fields}
         return DiTConfig(**tokens.model_dump(), **own, depth=depth, width=width, heads=heads)
 

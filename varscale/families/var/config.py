@@ -27,7 +27,15 @@ from varscale.config.section import (
     Whole,
 )
 from varscale.errors import ExperimentError
-from varscale.families.base import FLOAT32_BYTES, Family, FamilySection, ModelDescription, Size, TokenSpace
+from varscale.families.base import (
+    FLOAT32_BYTES,
+    Family,
+    FamilySection,
+    ModelDescription,
+    Size,
+    TokenSpace,
+    most_heads,
+)
 
 LEAST_ROTATED = 4
 """Channels of a head that rotary positions need at least: a pair for rows and one for columns."""
@@ -145,8 +153,7 @@ class TransformerDescription(ModelDescription, VARArchitecture):
 
         Trained queries and keys are aligned, so that their product grows with d, and the theory divides by it.
         """
-        head_channels = self.width // self.heads
-        return 0.25 * math.sqrt((self.base_head_channels or head_channels) / head_channels)
+        return 0.25 * math.sqrt((self.base_head_channels or self.head_channels) / self.head_channels)
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:
@@ -301,7 +308,7 @@ class TransformerSection(FamilySection, VARArchitecture):
             raise ExperimentError(
                 f"model.mlp_ratio: {self.mlp_ratio:g} leaves depth {depth} of width {width} no hidden channel"
             )
-        heads = self._heads(width)
+        heads = most_heads(width, self.head_dim)
         if self.block == "modern" and width // heads < LEAST_ROTATED:
             raise ExperimentError(
                 f"model.block: modern needs heads of {LEAST_ROTATED} channels at least for rotary positions; depth "
@@ -310,9 +317,6 @@ class TransformerSection(FamilySection, VARArchitecture):
         own = {name: getattr(self, name) for name in self.description.model_fields.keys() & type(self).model_fields}
         own |= {"depth": depth, "width": width, "heads": heads, "drop_path_rate": rate} | self._base(width, depth)
         return self.description(**tokens.model_dump(), **own)
-
-    def _heads(self, width: int) -> int:
-        return max((count for count in range(1, width // self.head_dim + 1) if width % count == 0), default=1)
 
     def _base(self, width: int, depth: int) -> dict[str, str | int | None]:
         """The fields of a model's description that say how it is scaled from the base."""
@@ -325,7 +329,7 @@ class TransformerSection(FamilySection, VARArchitecture):
                 )
         if base_width in (None, width) and base_depth in (None, depth):
             return {"parametrization": "paper", "base_width": None, "base_depth": None}
-        head_channels = base_width // self._heads(base_width) if base_width is not None else None
+        head_channels = base_width // most_heads(base_width, self.head_dim) if base_width is not None else None
         return {"base_width": base_width, "base_depth": base_depth, "base_head_channels": head_channels}
 
 
