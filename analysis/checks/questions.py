@@ -145,8 +145,8 @@ def _falling(table: RunsTable) -> Iterator[str]:
         where = "of a run" if runs is not None else "at one size"
         flops, tokens = (table.columns.get(role, role) for role in ("flops", "tokens"))
         yield (
-            f"FLOPs fall while tokens rise {where} at {int(falls.sum())} of {len(frame)} rows (rows {rows}): "
-            f"are {flops!r} training FLOPs, and {tokens!r} training tokens?"
+            f"FLOPs fall while {table.unit_of_data} rise {where} at {int(falls.sum())} of {len(frame)} rows (rows {rows}): "
+            f"are {flops!r} training FLOPs, and {tokens!r} training {table.unit_of_data}?"
         )
 
 
@@ -164,7 +164,7 @@ def _unlike(table: RunsTable) -> Iterator[str]:
         overlapping = sizes.groupby(kinds).min().max() <= sizes.groupby(kinds).max().min()
         if np.ptp(medians) > max(np.log(_UNLIKE if overlapping else _FAR), 4 * within):
             each = ", ".join(f"{np.exp(value):.3g} in {kind[:40]}" for kind, value in list(medians.items())[:4])
-            yield f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and tokens counted alike?"
+            yield f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and {table.unit_of_data} counted alike?"
             return
     odd = (ratios - ratios.median()).abs() > np.log(_ODD)
     if odd.any() and 4 * odd.sum() <= len(frame):

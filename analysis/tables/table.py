@@ -29,7 +29,7 @@ from analysis.tables.roles import (
     rows_text,
     some,
 )
-from analysis.tables.units import Unit
+from analysis.tables.units import NOUNS, Unit
 
 BASE_VARIANTS = ("", "base", "default", "none")
 REPEATED = "rows repeat another row's values and are kept"
@@ -99,6 +99,11 @@ class RunsTable:
     def is_sweep(self) -> bool:
         """Whether compute is that of a sweep of varscale, whose columns are known."""
         return self.columns.get("flops") == SWEEP_COLUMNS["flops"]
+
+    @property
+    def unit_of_data(self) -> str:
+        """What D counts: tokens, or what was said by `--unit tokens=images`."""
+        return self.units["tokens"].noun if "tokens" in self.units else NOUNS["tokens"]
 
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""
