@@ -339,12 +339,15 @@ def _now(
     else:
         best = from_law(known.fitted, known.uncertainty, rows, (question.flops,)).best[0]
         if question.size:
-            low, high = best.params_ci95
-            return best.params, high / low - 1
+            return best.params, _width(best.params_ci95)
         point = best.params, float(per_token.tokens(question.flops, np.array([best.params]))[0])
     prediction = predict(known.fitted, known.uncertainty, *(np.array([each]) for each in point))[0]
-    low, high = prediction.curve_ci95
-    return prediction.value, high / low - 1
+    return prediction.value, _width(prediction.curve_ci95)
+
+
+def _width(interval: tuple[float, float]) -> float:
+    low, high = interval
+    return high / low - 1 if low > 0 else np.inf
 
 
 def _compute(cells: pd.DataFrame, rows: pd.DataFrame, own_share: float) -> Compute:
