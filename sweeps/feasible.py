@@ -108,7 +108,8 @@ def _drawing_bytes(experiment: Experiment, drawn: Sequence[tuple[Cell, float]]) 
     """Of drawing images that are measured."""
     if (settings := experiment.evaluation.fidelity) is not None:
         for trunk in {cell.trunk.label: cell.trunk for cell, _ in drawn}.values():
-            yield "evaluation.fidelity.batch_size", min(settings.batch_size, settings.samples) * _drawn_bytes(trunk)
+            images = max(min(settings.batch_size, settings.samples), *settings.candidates)  # all candidates of an image
+            yield "evaluation.fidelity.batch_size", images * _drawn_bytes(trunk)
 
 
 def _drawn_bytes(trunk: Trunk) -> int:

@@ -122,20 +122,29 @@ def further_cells(experiment: Experiment, most: float, trained: Iterable[Mapping
 def grid_settings(trained: Iterable[Mapping[str, Any]], added: Iterable[Cell]) -> dict[str, Any]:
     """The fields of a grid that has the cells of a runs table's rows and further ones, and no others.
 
-    Its depths and budgets are what the sizes of the smallest budget share, which sets the warm-up; the rest are
-    variants.
+    Its depths and budgets are what the sizes of the smallest budget, which sets the warm-up, share at one seed; the
+    rest are variants.
     """
-    points = [(int(row["depth"]), float(row["budget_flops"])) for row in trained if not row.get("variant")]
-    points += [(cell.trunk.depth, cell.budget_flops) for cell in added]
-    budgets: dict[int, set[float]] = {}
-    for depth, budget in points:
-        budgets.setdefault(depth, set()).add(budget)
-    smallest = min(budget for _, budget in points)
-    depths = sorted(depth for depth, own in budgets.items() if smallest in own)
-    shared = set.intersection(*(budgets[depth] for depth in depths))
-    rest = {depth: sorted(own - (shared if depth in depths else set())) for depth, own in sorted(budgets.items())}
-    variants = [{"name": f"d{depth}", "depths": [depth], "budgets": own} for depth, own in rest.items() if own]
-    return {"depths": depths, "budgets": sorted(shared), "variants": variants}
+    points = [
+        (int(row.get("seed", 0)), int(row["depth"]), float(row["budget_flops"]))
+        for row in trained
+        if not row.get("variant")
+    ]
+    points += [(cell.trunk.seed, cell.trunk.depth, cell.budget_flops) for cell in added]
+    budgets: dict[tuple[int, int], set[float]] = {}
+    for seed, depth, budget in points:
+        budgets.setdefault((seed, depth), set()).add(budget)
+    smallest = min(budget for *_, budget in points)
+    first = Counter(seed for (seed, _), own in budgets.items() if smallest in own).most_common(1)[0][0]
+    shared_by = {(seed, depth) for (seed, depth), own in budgets.items() if seed == first and smallest in own}
+    shared = set.intersection(*(budgets[each] for each in shared_by))
+    variants = [
+        {"name": f"d{depth}-s{seed}", "depths": [depth], "budgets": rest, "seeds": [seed]}
+        for (seed, depth), own in sorted(budgets.items())
+        if (rest := sorted(own - (shared if (seed, depth) in shared_by else set())))
+    ]
+    depths = sorted(depth for _, depth in shared_by)
+    return {"depths": depths, "budgets": sorted(shared), "seeds": [first], "variants": variants}
 
 
 def _ladder(least: float, most: float) -> list[float]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.checks.design import Beliefs, Compute, design, log_ratio
 from analysis.checks.forecast import ASSUMED_NOISE
-from analysis.checks.requests import parse_point
+from analysis.checks.requests import BOUNDS, parse_point
 from analysis.errors import FitRefused, TableError
 from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import Fit, fit
@@ -127,8 +127,8 @@ def advise(
         TableError: no candidate can be afforded, or none tells anything.
     """
     _check_columns(rows)
-    rows = rows[rows[target].notna()]
     candidates = _untrained(candidates, rows)
+    rows = rows[rows[target].notna()]
     if not len(candidates):
         raise TableError(f"--spend {spend:g}: there is no further cell to train for it")
     known = _laws(rows, target) or [_prior(candidates, prior or {})]
@@ -181,7 +181,7 @@ def question_of(predict: str | None, budget: float | None) -> Question:
         return Question(positive("--budget", budget), size=True)
     point = parse_point(str(predict))
     if set(point) == {"flops"}:
-        return Question(point["flops"])
+        return Question(positive("--predict flops", point["flops"]))
     if set(point) != {"params", "tokens"}:
         raise TableError(
             f"--predict {predict}: advice is for a compute, flops=1e21, or a point, params=1e9,tokens=2e10"
@@ -209,9 +209,10 @@ def table_candidates(rows: pd.DataFrame, spend: float) -> pd.DataFrame:
 
 
 def positive(option: str, flops: float) -> float:
-    """The FLOPs of an option, which are to be above 0."""
-    if not 0 < flops < np.inf:
-        raise TableError(f"{option} {flops:g}: expected FLOPs above 0, such as 1e21")
+    """The FLOPs of an option, which are to be above 0, and no more than laws can reckon with."""
+    least, most = BOUNDS["--budget"]
+    if not least <= flops <= most:
+        raise TableError(f"{option} {flops:g}: expected FLOPs above 0 and up to {most:g}, such as 1e21")
     return flops
 
 
@@ -338,12 +339,15 @@ def _now(
     else:
         best = from_law(known.fitted, known.uncertainty, rows, (question.flops,)).best[0]
         if question.size:
-            low, high = best.params_ci95
-            return best.params, high / low - 1
+            return best.params, _width(best.params_ci95)
         point = best.params, float(per_token.tokens(question.flops, np.array([best.params]))[0])
     prediction = predict(known.fitted, known.uncertainty, *(np.array([each]) for each in point))[0]
-    low, high = prediction.curve_ci95
-    return prediction.value, high / low - 1
+    return prediction.value, _width(prediction.curve_ci95)
+
+
+def _width(interval: tuple[float, float]) -> float:
+    low, high = interval
+    return high / low - 1 if low > 0 else np.inf
 
 
 def _compute(cells: pd.DataFrame, rows: pd.DataFrame, own_share: float) -> Compute:

@@ -11,6 +11,7 @@ from analysis.errors import FitRefused, TableError
 from analysis.fitting.fit import Fit, fit
 from analysis.fitting.laws.base import Array
 from analysis.grids.frontier import SeedNoise
+from analysis.grids.rows import EPOCHS
 from analysis.tables.conditions import meets
 
 MOST_STEPS = 6
@@ -91,6 +92,8 @@ class Heldout:
 def heldout_checks(refits: Refits, noise: SeedNoise | None, above: str = "") -> list[Heldout]:
     """Leaves out the largest budget, the largest size, and rolls forward from few to many.
 
+    Of a law of losses that is the lowest loss, where the rows don't say their compute.
+
     A law of three parameters is held out only where five or more distinct budgets remain, a law of more where there
     remain twice as many rows as parameters.
 
@@ -99,35 +102,43 @@ def heldout_checks(refits: Refits, noise: SeedNoise | None, above: str = "") -> 
         noise: scatter between seeds.
         above: a condition (`tables.conditions`); rows that meet it are left out together, as a check of its own.
     """
-    splits = _splits(refits.rows, refits.inputs, above)
+    splits = _splits(refits, above)
     checks = (_check(name, column, held, refits, noise) for name, column, held in splits)
     return [check for check in checks if check is not None]
 
 
 def offset_path(refits: Refits) -> list[float]:
     """E as rows are added in order of the law's one input, from half of its values (four at least) to all."""
-    values = refits.rows[refits.inputs[0]].to_numpy(dtype=float)
+    values = _towards(refits, refits.inputs[0])
     levels = _levels(values)
     kept = levels[max(4, len(levels) // 2) - 1 : -1] if len(values) <= MANY_ROWS else ()
     path = [again.parameters["E"] for level in kept if (again := refits.on(values <= level)) is not None]
     return [*path, refits.fitted.parameters["E"]]
 
 
-def _splits(rows: pd.DataFrame, inputs: tuple[str, ...], above: str) -> list[tuple[str, str, Array]]:
+def _towards(refits: Refits, column: str) -> Array:
+    """A column so that it grows to where predictions are made: losses, by which other values rise, fall there."""
+    values = refits.rows[column].to_numpy(dtype=float)
+    return 1 / values if refits.fitted.law.rises and column == refits.inputs[0] else values
+
+
+def _splits(refits: Refits, above: str) -> list[tuple[str, str, Array]]:
     """Names, the column that decides, and which rows are left out."""
+    rows, inputs, rises = refits.rows, refits.inputs, refits.fitted.law.rises
     order = next((name for name in ("budget", "flops") if name in rows.columns), inputs[-1])
-    column = order if inputs != ("params",) and not set(inputs) - {"params", "tokens", "flops"} else inputs[0]
-    splits = [(_name("largest", column), column, _top(rows[column].to_numpy(dtype=float)))]
+    of_compute = inputs != ("params",) and not set(inputs) - {"params", "tokens", "flops", EPOCHS}
+    column = order if of_compute or rises else inputs[0]
+    values = _towards(refits, column)
+    splits = [(_name("lowest" if rises and column == inputs[0] else "largest", column), column, _top(values))]
     if len(inputs) > 1:
         splits.append(("largest params", "params", _top(rows["params"].to_numpy(dtype=float))))
     if above:
         splits.append((f"where {above}", column, _meeting(rows, above)))
-    levels = _levels(rows[column].to_numpy(dtype=float))
+    levels = _levels(values)
     last = len(levels) - 1
     steps = MOST_STEPS if len(rows) <= MANY_ROWS else 2
     for count in sorted({*np.linspace(3, last, steps).astype(int).tolist()}) if last >= 3 else []:
-        inside = rows[column].to_numpy() <= levels[count - 1]
-        following = rows[column].to_numpy() <= levels[count]
+        inside, following = values <= levels[count - 1], values <= levels[count]
         splits.append(
             (f"roll forward {count} of {len(levels)}", column, np.where(inside, 0, np.where(following, 1, 2)))
         )

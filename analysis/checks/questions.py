@@ -130,7 +130,7 @@ def _constant(table: RunsTable) -> Iterator[str]:
 
 def _falling(table: RunsTable) -> Iterator[str]:
     """FLOPs that fall while tokens rise, in a run or at one size."""
-    frame = table.frame
+    frame, data = table.frame, table.unit_of_data
     if not table.has("flops", "tokens"):
         return
     runs = _runs(table)
@@ -145,14 +145,14 @@ def _falling(table: RunsTable) -> Iterator[str]:
         where = "of a run" if runs is not None else "at one size"
         flops, tokens = (table.columns.get(role, role) for role in ("flops", "tokens"))
         yield (
-            f"FLOPs fall while tokens rise {where} at {int(falls.sum())} of {len(frame)} rows (rows {rows}): "
-            f"are {flops!r} training FLOPs, and {tokens!r} training tokens?"
+            f"FLOPs fall while {data} rise {where} at {int(falls.sum())} of {len(frame)} rows (rows {rows}): "
+            f"are {flops!r} training FLOPs, and {tokens!r} training {data}?"
         )
 
 
 def _unlike(table: RunsTable) -> Iterator[str]:
     """FLOPs a parameter and token that differ between groups, or at a few rows, beyond what size explains."""
-    frame = table.frame
+    frame, data = table.frame, table.unit_of_data
     if table.is_sweep or not table.has("params", "flops", "tokens") or len(frame) < 4:
         return
     sizes = np.log(frame["params"])
@@ -164,7 +164,7 @@ def _unlike(table: RunsTable) -> Iterator[str]:
         overlapping = sizes.groupby(kinds).min().max() <= sizes.groupby(kinds).max().min()
         if np.ptp(medians) > max(np.log(_UNLIKE if overlapping else _FAR), 4 * within):
             each = ", ".join(f"{np.exp(value):.3g} in {kind[:40]}" for kind, value in list(medians.items())[:4])
-            yield f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and tokens counted alike?"
+            yield f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and {data} counted alike?"
             return
     odd = (ratios - ratios.median()).abs() > np.log(_ODD)
     if odd.any() and 4 * odd.sum() <= len(frame):

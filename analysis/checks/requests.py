@@ -110,6 +110,7 @@ def points_by_role(table: RunsTable, options: FitOptions) -> FitOptions:
         for name in set(point) - {*ROLES, *taken}:
             column(table.frame, name)
             if len(point) > 1:
-                raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops")
+                more = ", or epochs with --law data-constrained" if "epochs" not in taken else " and epochs"
+                raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops{more}")
         points.append(",".join(f"{name}={value!r}" for name, value in point.items()))
     return replace(options, predict=tuple(points))

@@ -41,7 +41,7 @@ CODES: dict[str, str] = {
     "law-skipped": "a law was not fitted, because columns or rows are missing",
     "logarithms": "values look like logarithms",
     "long-warmup": "the warm-up is longer than a quarter of the shortest run",
-    "many-epochs": "runs saw their images more than four times",
+    "many-epochs": "runs saw their data more than four times",
     "minority-optimum": "fewer than half of the starts reached the best optimum",
     "missing-runs": "runs of the grid have no result",
     "mixed-evaluators": "values come from different evaluators, sample counts or guidance",
@@ -115,7 +115,7 @@ def table_warnings(table: RunsTable, grid: pd.DataFrame | None, checkpoints: boo
         found.append(LawWarning("checkpoints", message))
     found += [LawWarning(code, text) for code, text in mixtures(frame) if code]
     found += _unfit_tokenizer(frame)
-    starved = _undertrained(grid if grid is not None else frame, table.targets[0])
+    starved = _undertrained(grid if grid is not None else frame, table.targets[0], table.unit_of_data)
     return [*found, *_units(frame), *_schedule(frame), *starved]
 
 
@@ -247,12 +247,12 @@ def _schedule(frame: pd.DataFrame) -> list[LawWarning]:
             found.append(LawWarning("long-warmup", f"the warm-up is {share:.0%} of the shortest run"))
     epochs = pd.to_numeric(frame["epochs"], errors="coerce") if "epochs" in frame.columns else pd.Series(dtype=float)
     if (most := float(epochs.max())) > MOST_EPOCHS:
-        found.append(LawWarning("many-epochs", f"a run saw its images {most:.1f} times; new images count for more"))
+        found.append(LawWarning("many-epochs", f"a run saw its data {most:.1f} times; new data count for more"))
     return found
 
 
-def _undertrained(frame: pd.DataFrame, target: str) -> list[LawWarning]:
-    """Sizes whose longest run has far fewer tokens a parameter than the best run of the largest budget."""
+def _undertrained(frame: pd.DataFrame, target: str, data: str) -> list[LawWarning]:
+    """Sizes whose longest run has far fewer tokens (or other `data`) a parameter than the largest budget's best."""
     if not {"params", "tokens", "flops", target} <= set(frame.columns):
         return []
     level = "budget" if "budget" in frame.columns else "flops"
@@ -271,7 +271,7 @@ def _undertrained(frame: pd.DataFrame, target: str) -> list[LawWarning]:
     if not len(poor):
         return []
     names = ", ".join(f"{size:.3g}" for size in poor.index)
-    message = f"sizes {names} have at most {poor.max():.2g} tokens a parameter; the best run has {own:.3g}"
+    message = f"sizes {names} have at most {poor.max():.2g} {data} a parameter; the best run has {own:.3g}"
     return [LawWarning("undertrained-sizes", message)]
 
 

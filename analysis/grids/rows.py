@@ -85,7 +85,9 @@ def rows_for(
         if EPOCHS in LAWS[law].inputs and EPOCHS in frame.columns:
             frame = frame.assign(**{EPOCHS: numbers(frame, EPOCHS)})
         elif EPOCHS in LAWS[law].inputs and {"tokens", "unique_tokens"} <= set(frame.columns):
-            frame = frame.assign(**{EPOCHS: frame["tokens"] / numbers(frame, "unique_tokens", counts=True)})
+            unique = numbers(frame, "unique_tokens", counts=True)
+            unit = table.units.get("tokens")  # both columns are in
+            frame = frame.assign(**{EPOCHS: frame["tokens"] / (unit.values(unique) if unit else unique)})
         return frame, ()
     if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
         return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)

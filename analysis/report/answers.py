@@ -2,7 +2,7 @@
 
 from analysis.checks.requests import parse_point
 from analysis.grids.allocation import Allocation
-from analysis.report.tables import ReportTable, data_noun, interval, number, point_text, scaled, unit_of_data
+from analysis.report.tables import ReportTable, data_noun, interval, number, point_text, scaled
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.table import RunsTable
 
@@ -32,7 +32,7 @@ def _at_point(result: LawsResult, text: str) -> ReportTable:
     headings = ("predicted", "value", "95%, the curve", "95%, a new run")
     rows = [_prediction_row(result.table, entry, each, point) for entry, each in found]
     return ReportTable(
-        headings, rows, f"at {point_text(place, unit_of_data(result.table))}" if place else "", frozenset(headings[1:])
+        headings, rows, f"at {point_text(place, result.table.unit_of_data)}" if place else "", frozenset(headings[1:])
     )
 
 

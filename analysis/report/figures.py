@@ -16,7 +16,7 @@ def draw_all(result: LawsResult) -> list[Drawing]:
     """Every figure that the result has data for."""
     drawings = []
     main, error, evaluations = _targets(result)
-    for stem, target in (("loss", main), ("error", error)):
+    for target, stem in {main: "loss", error: "error"}.items():
         for key, group in _keys(result, target):
             drawings += _of_group(group, _against_compute(result, key, group, target, f"{stem}_vs_compute"))
     for target in evaluations:
@@ -90,11 +90,11 @@ def _named_apart(drawings: list[Drawing]) -> list[Drawing]:
 def _targets(result: LawsResult) -> tuple[str, str, list[str]]:
     """The first target that is no token error, the first that is one ("" for none), and evaluations beside them.
 
-    An evaluation comes first only where there is nothing else. Of several guidances the commonest is drawn.
+    An evaluation or an error comes first only where there is nothing else. Of several guidances the commonest is drawn.
     """
     losses = [name for name in result.table.targets if "error" not in name]
-    main = next((name for name in losses if not is_evaluation(name)), losses[0] if losses else "")
     error = next((name for name in result.table.targets if "error" in name), "")
+    main = next((name for name in losses if not is_evaluation(name)), losses[0] if losses else error)
     return main, error, [name for name in losses if is_evaluation(name) and name != main and "_guidance_" not in name]
 
 

@@ -28,7 +28,7 @@ def render(result: LawsResult, drawings: Sequence[Drawing]) -> str:
         headline=headline(result),
         answers=answers(result),
         most_open=MOST_OPEN,
-        data=tables.unit_of_data(result.table),
+        data=result.table.unit_of_data,
         doubts=doubts(result),
         objectives=OBJECTIVES,
         definitions=tables.definitions(result.table),

@@ -41,6 +41,7 @@ ALL_KEPT = "all"
 _TEX = {
     **{sign: f"\\{sign}" for sign in "#$%&_{}"},
     **{"\\": r"\textbackslash{}", "~": r"$\sim$", "^": r"\^{}", "<": "$<$", ">": "$>$", "↓": r"$\downarrow$"},
+    **{"|": r"\textbar{}", '"': "''", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "α": r"$\alpha$"},
     **{"↑": r"$\uparrow$", "†": r"\dag{}", "×": r"$\times$", "·": r"$\cdot$", "–": "--", "…": r"\ldots{}"},
 }
 

@@ -60,7 +60,7 @@ def data_noun(table: RunsTable) -> tuple[str, float]:
         of_each = table.measured["tokens_seen"] / table.measured["images_seen"]
         if of_each.max() <= of_each.min() * (1 + 1e-6):
             return "images", float(of_each.median())
-    return unit_of_data(table), 1.0
+    return table.unit_of_data, 1.0
 
 
 def units(table: RunsTable) -> list[str]:
@@ -88,7 +88,7 @@ def laws_table(result: LawsResult) -> ReportTable:
         law = entry.fitted.law
         cells = (
             (entry.target, entry.group) if entry.group else (entry.target,),
-            (AXES.get(entry.x, entry.x) if entry.x != "tokens" else f"{unit_of_data(result.table)} D",),
+            (AXES.get(entry.x, entry.x) if entry.x != "tokens" else f"{result.table.unit_of_data} D",),
             (law.name, law.formula),
             (str(len(entry.rows)),),
             tuple(parameter_text(entry, name) for name in law.parameters),
@@ -106,7 +106,7 @@ def predictions_table(result: LawsResult) -> ReportTable:
     rows = [
         (
             (entry.name,),
-            (point_text(each, unit_of_data(result.table)),),
+            (point_text(each, result.table.unit_of_data),),
             (number(each.prediction.value),),
             (interval(each.prediction.curve_ci95),),
             (interval(each.prediction.new_run_ci95),),
@@ -362,11 +362,6 @@ def _size_exponent(result: LawsResult, key: str) -> tuple[str, ...]:
 def scaled(pair: tuple[float, float] | None, unit: float) -> tuple[float, float] | None:
     """An interval in other units."""
     return pair and (pair[0] / unit, pair[1] / unit)
-
-
-def unit_of_data(table: RunsTable) -> str:
-    """What the table's own D counts."""
-    return table.units["tokens"].noun if "tokens" in table.units else NOUNS["tokens"]
 
 
 def _allocation_row(each: Allocation, of_each: float) -> tuple[tuple[str, ...], ...]:

@@ -11,7 +11,6 @@ from analysis.report.tables import (
     comparison_sentence,
     doubts,
     parameter_text,
-    unit_of_data,
 )
 from analysis.results import LawsResult
 
@@ -33,7 +32,7 @@ def terminal_summary(result: LawsResult) -> RenderableType:
             Text(check_sentence(each, name), style="green" if each.held else "yellow")
             for name, each in result.checks.items()
         ),
-        *(Text(comparison_sentence(each, unit_of_data(result.table))) for each in result.comparisons),
+        *(Text(comparison_sentence(each, result.table.unit_of_data)) for each in result.comparisons),
     ]
     parts += [Text(doubt, style="yellow") for doubt in doubts(result)]
     by_code: dict[str, list[str]] = {}

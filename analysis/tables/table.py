@@ -29,7 +29,7 @@ from analysis.tables.roles import (
     rows_text,
     some,
 )
-from analysis.tables.units import Unit
+from analysis.tables.units import NOUNS, Unit
 
 BASE_VARIANTS = ("", "base", "default", "none")
 REPEATED = "rows repeat another row's values and are kept"
@@ -106,6 +106,11 @@ class RunsTable:
     def loss_unit(self) -> str:
         """What a sweep's loss is measured in."""
         return loss_unit(self.frame)
+
+    @property
+    def unit_of_data(self) -> str:
+        """What D counts: tokens, or what was said by `--unit tokens=images`."""
+        return self.units["tokens"].noun if "tokens" in self.units else NOUNS["tokens"]
 
     def has(self, *roles: str) -> bool:
         """Whether all these columns exist."""

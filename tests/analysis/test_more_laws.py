@@ -28,6 +28,13 @@ def repeated_data():
     return table
 
 
+def test_unique_tokens_are_in_the_unit_of_tokens():
+    table = repeated_data().drop(columns="epochs")
+    table[["tokens", "unique_tokens"]] /= 1e9
+    result = fit_laws(table, replace(QUICK, law=("data-constrained",), units=("tokens=B images",)))
+    assert result.find("data-constrained").fitted.parameters["R"] == pytest.approx(15, rel=0.25)
+
+
 @pytest.mark.parametrize("column", ["epochs", "unique_tokens"])
 def test_repeated_data(column):
     table = repeated_data()[["params", "tokens", "loss", column]]
@@ -86,14 +93,26 @@ def test_error_and_other_losses_by_loss(law, target, parameters):
         low, high = entry.uncertainty.ci95[name]
         assert low * 0.97 <= value <= high * 1.03, name
     assert [each.at for each in entry.predictions] == [{"loss": 1.7}]
+    if entry.holdout:  # the best runs are held out, which have most compute
+        assert entry.holdout[0].name == "largest budget"
     Console(file=None, quiet=True).print(terminal_summary(result))
-    drawings = draw_all(result) if law == "loss-to-error-sigmoid" else []
+    drawings = draw_all(result) if law in ("loss-to-error-sigmoid", "loss-to-error") else []
     assert law in render(result, drawings)
     assert [each.name for each in drawings] in ([], ["loss_vs_loss", "residuals", "clouds"])
 
 
-def test_what_falls_with_loss_is_no_error():
+def test_the_lowest_losses_and_most_epochs_are_held_out():
+    options = replace(QUICK, law=("loss-to-error",), target=("error",), x=("loss",), holdout=True)
+    first = fit_laws(losses().drop(columns="flops"), options).find("loss-to-error").holdout[0]
+    assert (first.name, first.n_held, first.place) == ("lowest loss", 1, 5.0)
+    table = repeated_data().drop(columns="unique_tokens")
+    repeated = fit_laws(table, replace(QUICK, law=("data-constrained",), holdout=True)).find("data-constrained")
+    assert [each.name for each in repeated.holdout[:2]] == ["largest epochs", "largest params"]
+
+
+@pytest.mark.parametrize("law", ["loss-to-error", "loss-to-error-sigmoid"])
+def test_what_falls_with_loss_is_no_error(law):
     table = losses().assign(error=lambda frame: 1 - frame["wrong"])
-    options = replace(QUICK, law=("loss-to-error-sigmoid",), target=("error",), x=("loss",))
+    options = replace(QUICK, law=(law,), target=("error",), x=("loss",))
     with pytest.raises(TableError, match="the target does not rise with x"):
         fit_laws(table, options)

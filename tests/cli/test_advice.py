@@ -1,5 +1,6 @@
 """`varscale advise` on studies whose results are made up, and on experiments and tables."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pandas import read_csv
 
 from sweeps.grid import grid_cells
 from varscale.config.yaml import load_experiment
-from varscale.store.layout import Store
+from varscale.store.layout import RunFiles, Store
 
 OVER = ("--predict", "flops=1e14", "--spend", "6e12")
 
@@ -79,3 +80,27 @@ def test_mistakes(call: Call, tmp_path: Path) -> None:
     assert "advice is for a compute" in call("advise", "rings", "--predict", "loss=3", "--spend", "1e13").error
     assert "expected FLOPs above 0" in call("advise", "rings", "--budget", "1e14", "--spend", "-1").error
     assert "--out" in call("advise", "rings", *OVER, "--out", tmp_path).error
+    assert "up to 1e+60" in call("advise", "rings", "--budget", "1e300", "--spend", "1e13").error
+    assert "of a table, --runs FILE" in call("advise", "rings", *OVER, "--params", "N").error
+    Path("mine.yaml").write_text("name: mine\nextends: rings\n")
+    assert "is there already" in call("advise", "mine.yaml", *OVER, "--out", "mine.yaml").error
+    assert Path("mine.yaml").read_text() == "name: mine\nextends: rings\n"
+
+
+def test_diverged_cells_and_other_recipes(call: Call, trained: set[str]) -> None:
+    """A cell that diverged isn't advised again, and a study that has nothing but variants has no results yet."""
+    store = Store(Path("runs"))
+    folders = sorted(Path("runs/cells").glob("d12-*"))
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").unlink()
+        write_result(RunFiles(folder), 1.8e9, status="diverged", row={**result["row"], "status": "diverged"})
+    made = call("advise", "rings", *OVER)
+    assert made.code == 0, made.error
+    assert "with these " in made.output
+    assert not any(label in made.output for label in trained)
+    assert "e+" not in made.output.partition("wide")[2].replace("e+12 FLOPs", "")  # two sizes tell next to nothing
+    write_study(store, "rings", [study_cell(RunFiles(folders[0]), variant="slow", experiment="rings")])
+    made = call("advise", "rings", *OVER)
+    assert made.code == 0, made.error
+    assert "by the prior alone" in made.output

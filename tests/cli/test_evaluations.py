@@ -62,6 +62,7 @@ def test_rejection_beside_none_and_the_papers_table(call: Call, copy: Path, tmp_
 
 
 def test_mistakes_about_tables(call: Call, copy: Path) -> None:
+    Path("rings").mkdir()  # hides no study of that name
     for arguments, said in (
         ((), "give an EXPERIMENT"),
         (("toy", "--out", "table.docx"), "expected a name that ends in .csv, .md or .tex"),

@@ -35,6 +35,18 @@ def test_a_grid_of_any_cells_has_these_and_no_others() -> None:
         assert {cell.label for cell in grid_cells(made)} == {cell.label for cell in (*grid_cells(RINGS), *added)}
 
 
+def test_a_grid_of_several_seeds_has_each_at_its_own() -> None:
+    """Added cells aren't trained once a seed, and those of another seed than 0 stay of that seed."""
+    several = changed(RINGS, {"grid.seeds": (3, 1)}, "here")
+    cells = grid_cells(several)
+    trained = [
+        {"depth": cell.trunk.depth, "budget_flops": cell.budget_flops, "seed": cell.trunk.seed} for cell in cells[:-1]
+    ]
+    added = further_cells(several, 3e12)[-3:]
+    made = changed(several, {"grid": grid_settings(trained, added)}, "here")
+    assert {cell.label for cell in grid_cells(made)} == {cell.label for cell in (*cells[:-1], *added)}
+
+
 def test_what_cells_cost_is_what_the_plan_says() -> None:
     """But for whole steps, with a trunk that each size shares."""
     cells = grid_cells(changed(RINGS, {"grid.budgets": (3.447e11, 9.75e11, 1.95e12)}, "here"))

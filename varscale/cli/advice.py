@@ -43,7 +43,12 @@ def advise(
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
     if (predict is None) == (budget is None):
         raise typer.BadParameter("--predict flops=1e21 or --budget 1e21 says what is to be known better, one of them")
+    if experiment is not None and (params or flops or tokens or tokens_from_flops is not None):
+        raise typer.BadParameter("--params, --flops, --tokens and --tokens-from-flops are of a table, --runs FILE")
+    assumed = _exponents(prior)
     if out is not None:
+        if out.is_file():  # perhaps the table or the experiment itself
+            raise ExperimentError(f"--out {out}: is there already; name another file")
         check_output(f"--out {out}", out)
     from analysis.checks.advice import advise as advise_on
     from analysis.checks.advice import positive, question_of, table_candidates
@@ -58,12 +63,12 @@ def advise(
             params=params, flops=flops, tokens=tokens, target=(target,), tokens_from_flops=tokens_from_flops
         )
         rows = prepare(read_runs(runs), options).frame
-        advice = advise_on(rows, target, table_candidates(rows, spend), question, spend)
+        advice = advise_on(rows, target, table_candidates(rows, spend), question, spend, prior=assumed)
         _print(advice, target)
         if out is not None:
             write_atomically(out, advice.cells.to_csv(index=False).encode())
         return
-    _advise_study(str(experiment), open_store(runs_dir, writing=False), target, question, spend, _exponents(prior), out)
+    _advise_study(str(experiment), open_store(runs_dir, writing=False), target, question, spend, assumed, out)
 
 
 def _advise_study(
@@ -86,7 +91,7 @@ def _advise_study(
 
     settings = load(experiment, None)
     found = study_table(store, settings.name)
-    trained = found.rows if found is not None else []
+    trained = [row for row in found.rows if not row.get("variant")] if found is not None else []
     rows = pd.DataFrame(columns=["params", "tokens", "flops", target], dtype=float)
     if trained:
         rows = prepare(pd.DataFrame(trained), FitOptions(target=(target,))).frame
@@ -106,6 +111,9 @@ def _advise_study(
     )
     if not cells:
         raise ExperimentError(f"--spend {spend:g}: less than the smallest cell of {settings.name} takes")
+    ended = {(int(row["depth"]), float(row["budget_flops"])) for row in trained}  # the diverged among them
+    new = [(cells[label].trunk.depth, cells[label].budget_flops) not in ended for label in candidates["cell"]]
+    candidates = candidates[new]
     advice = advise_on(rows, target, candidates, question, spend, own_share=settings.optim.decay_fraction, prior=prior)
     _print(advice, target)
     if out is not None:
@@ -159,7 +167,9 @@ def _print(advice: "Advice", target: str) -> None:
         of += f" at {question.flops:.3g} FLOPs"
 
     def width(of_interval: float) -> str:
-        return f"a factor of {1 + of_interval:.2f}" if size else f"{100 * of_interval:.2g}%"
+        if of_interval > 1000:
+            return "more than a factor of 1000"
+        return f"a factor of {1 + of_interval:.3g}" if size or of_interval > 1 else f"{100 * of_interval:.2g}%"
 
     now = "by the prior alone" if advice.value is None else f"{advice.value:.4g} now"
     lines = [

@@ -67,8 +67,9 @@ def _measured(what: list[str], where: list[str], runs_dir: str) -> "pd.DataFrame
 
     cells: list[ListedCell] = []
     for each in what:
-        if Path(each).is_dir():
-            cells.append(ListedCell.at(Path(each)))
+        path = Path(each)
+        if path.is_dir() and (path.name != each or (path / "job.json").is_file()):  # else a study of a folder's name
+            cells.append(ListedCell.at(path))
         else:
             store = open_store(runs_dir, writing=False)
             cells += ListedCell.of_study(store, study_name(each, store))

@@ -8,11 +8,12 @@ import pytest
 from planted_tables import chinchilla_table, curve_table, sweep_table
 from requirements import shared_path
 
-from analysis.checks.warnings import CODES
+from analysis.checks.warnings import CODES, table_warnings
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.report.html import render
+from analysis.tables.table import prepare
 
 QUICK = 200
 NAN, INF = float("nan"), float("inf")
@@ -218,6 +219,16 @@ def test_traps_do_not_depend_on_what_the_loss_is_called(name):
         columns={"loss": name}
     )
     assert "undertrained-sizes" in codes(starved, params="N", flops="C", tokens="D", loss=name, law=("chinchilla",))
+
+
+def test_warnings_count_data_in_the_tables_own_unit():
+    starved = pd.DataFrame({"params": [1e6, 1e6, 1e9, 1e9], "tokens": [1e9, 4e9, 1e6, 2e6], "loss": [3.0, 2.5, 5, 4]})
+    table = prepare(
+        starved.assign(flops=6 * starved["params"] * starved["tokens"]), FitOptions(units=("tokens=images",))
+    )
+    messages = [warning.message for warning in table_warnings(table, None, checkpoints=False)]
+    assert any("images a parameter" in message for message in messages)
+    assert not any("tokens a parameter" in message for message in messages)
 
 
 def test_an_accuracy_may_rise():

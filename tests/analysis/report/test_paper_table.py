@@ -97,7 +97,7 @@ def test_markdown_has_as_many_cells_everywhere() -> None:
 
 def test_latex_is_well_formed() -> None:
     """Environments close in order, each row has a cell a column, and no sign stands unescaped that means something."""
-    text = as_latex(paper_table(rows(model=["a_b & c%", "#1 {x}", r"50$ ~^\ <·>"]), published=True))
+    text = as_latex(paper_table(rows(model=["a_b | c & c%", '#1 {x} "', r"50$ ~^\ <·>"]), published=True))
     opened: list[str] = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
         if kind == "begin":
@@ -112,6 +112,7 @@ def test_latex_is_well_formed() -> None:
     for line in body:
         assert line == r"\hline" or line.endswith(r" \\")
         assert line == r"\hline" or len(re.findall(r"(?<!\\)&", line)) == len(columns[1]) - 1
+    assert not {'"', "|"} & {*text}  # which the usual encoding prints as other signs
     bare = re.sub(r"\$(\\\w+|<|>)\$", "", text)  # the only formulas
     assert not re.search(r"(?<!\\)[$%#_^~]|[<>]", bare)
     depth = 0
