@@ -5,6 +5,7 @@ same estimate as that of `varscale plan`: the tokenizer takes its share of the t
 ladders of sizes that fit into the rest the one is taken whose middle is nearest to the best size of the middle budget.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,12 +15,13 @@ import numpy as np
 
 from sweeps.costs import study_costs
 from sweeps.devices import Paces, this_machine
-from sweeps.draft_text import BUDGETS, MOST_PASSES, Choices, Ladder, Rung, experiment_text
-from varscale.config import Experiment
+from sweeps.draft_text import BUDGETS, MOST_PASSES, TOKENIZER_BATCH, Choices, Ladder, Rung, experiment_text
+from varscale.config import Experiment, RuntimeConfig
 from varscale.config.text import read_yaml
 from varscale.config.yaml import validate
 from varscale.data.sources.finding import FoundData
 from varscale.errors import DataError, ExperimentError
+from varscale.numerics.machine import MachineShares
 from varscale.tokenizer.design import architecture
 from varscale.tokenizer.shape import TokenizerShape
 from varscale.training.cells import Trunk
@@ -50,6 +52,9 @@ _LADDERS = tuple(
 _FIRST_LADDER = Ladder(8, 4)
 _ANY_BUDGET = 1e18
 _LOADED = 16
+_MEMORY_SHARE = 0.6
+"""Of the memory that the tokenizer's step may take; it is estimated to within a third."""
+_MOST_HOURS = 10_000
 
 Measure = Callable[[Experiment], Paces]
 """Takes real steps of an experiment's tokenizer and sizes on this machine."""
@@ -65,9 +70,12 @@ class Draft:
     def summary(self) -> str:
         """What it is, in a line."""
         chosen, made = self.choices, self.choices.architecture
+        early = chosen.minutes < 0.7 * 60 * chosen.hours
         return (
             f"{made.image_size} px, {made.tokens_per_image} tokens of {made.vocab_size:,} codes, "
             f"{len(chosen.ladder.blocks)} sizes at {len(BUDGETS)} budgets: about {chosen.minutes:.0f} minutes"
+            + "; more would only repeat these pictures"
+            * early
         )
 
 
@@ -95,6 +103,7 @@ class Drafter:
         self._found, self._name, self._hours, self._measure = found, name, hours, measure
         self._paces, self._gpu = Paces(), gpu
         self._load_seconds = _load_seconds(found)
+        self._memory = MachineShares.of(RuntimeConfig()).whole.memory_bytes()
 
     def draft(self, peak_flops: float) -> Draft:
         """The experiment with the largest images that the pictures and the hours allow.
@@ -109,15 +118,23 @@ class Drafter:
         for rung in usable:
             choices = self._first_choices(rung)
             flops = TokenizerShape(choices.architecture).training_flops()
-            if rung is not usable[-1] and _least_images(rung) * flops / peak_flops > TOKENIZER_SHARE * self._seconds:
+            too_long = _least_images(rung) * flops / peak_flops > TOKENIZER_SHARE * self._seconds
+            if rung is not usable[-1] and (too_long or not choices.at_once):
                 continue
             self._look_at(choices)
-            if (fitted := self._fitted(choices)) is not None:
+            fitted = self._fitted(choices)
+            if fitted is not None and not self._paces.models.sizes.issuperset(_sizes(fitted)):
+                self._look_at(fitted)
+                fitted = self._fitted(choices)
+            if fitted is not None:
                 chosen = self._with_seeds(fitted)
                 return Draft(experiment_text(chosen), chosen)
+        slow = self._load_seconds > self._step_seconds(choices)
         raise ExperimentError(
-            f"--hours {self._hours:g}: too short for a study of {usable[-1].image_size} px on this machine; try "
-            f"--hours {2 * self._hours:.1g} or more"
+            f"--hours {self._hours:g}: too short for a study of {choices.image_size} px on this machine; try --hours "
+            f"{self._least_hours(choices):.5g} or more"
+            + f", or smaller copies of the pictures: to load one takes {self._load_seconds:.2g} s"
+            * slow
         )
 
     @property
@@ -132,9 +149,11 @@ class Drafter:
         else:
             held_out = min(MOST_VALIDATION_IMAGES, len(found.validation))
         made = architecture(rung.image_size, images=pictures, base=rung.base_channels)
-        images = _least_images(rung)
+        step_bytes, images = TokenizerShape(made).step_bytes, _least_images(rung)
+        parts = [TOKENIZER_BATCH >> halved for halved in range(TOKENIZER_BATCH.bit_length())]
         return Choices(
             *(found.settings, self._name, self._hours, found.remarks, made, pictures, held_out, images, _FIRST_LADDER),
+            at_once=next((part for part in parts if step_bytes(part) <= _MEMORY_SHARE * self._memory), 0),
             gpu=self._gpu,
         )
 
@@ -148,10 +167,7 @@ class Drafter:
 
     def _fitted(self, choices: Choices) -> Choices | None:
         """As much of everything as the time allows; None: the tokenizer or the models get too little of it."""
-        shape = TokenizerShape(choices.architecture)
-        if shape.training_flops() not in self._paces.tokenizers.sizes:  # an image took too long to be tried
-            return None
-        step = self._paces.tokenizers.seconds(shape.training_flops())
+        shape, step = TokenizerShape(choices.architecture), self._step_seconds(choices)
         encoding = step * shape.encode_flops() / shape.training_flops() + self._load_seconds
         sequences = int(ENCODING_SHARE * self._seconds / encoding)
         least, images = _least_images(choices), int(TOKENIZER_SHARE * self._seconds / (step + self._load_seconds))
@@ -164,18 +180,32 @@ class Drafter:
             views=max(1, min(MOST_VIEWS, sequences // choices.pictures)),
             training_images=_rounded(sequences) if sequences < 0.8 * choices.pictures else None,
         )
-        chosen = self._with_budgets(choices)
-        if chosen and not self._paces.models.sizes.issuperset(trunk.flops_per_image for trunk in _trunks(chosen)):
-            self._look_at(chosen)
-            chosen = self._with_budgets(choices)
-        return chosen
+        return self._with_budgets(choices)
+
+    def _step_seconds(self, choices: Choices) -> float:
+        """Of the tokenizer, for an image; infinite where one took too long to be tried."""
+        size = TokenizerShape(choices.architecture).training_flops()
+        return self._paces.tokenizers.seconds(size) if size in self._paces.tokenizers.sizes else math.inf
+
+    def _least_hours(self, choices: Choices) -> float:
+        """That a study of such images takes at the least, about, rounded up."""
+        longer = copy.copy(self)
+        tokenizer = _least_images(choices) * (self._step_seconds(choices) + self._load_seconds)
+        longer._hours = min(_MOST_HOURS, max(self._hours, tokenizer / TOKENIZER_SHARE / 3600))
+        while longer._fitted(choices) is None and longer._hours < _MOST_HOURS:
+            longer._hours *= 1.2
+        digit = 10 ** (math.floor(math.log10(longer._hours)) - 1)
+        return min(_MOST_HOURS, math.ceil(1.1 * longer._hours / digit) * digit)
 
     def _with_seeds(self, fitted: Choices) -> Choices:
-        """Several seeds, where a longer training would only repeat pictures."""
+        """With as many seeds as there is time for, where a longer training would only repeat pictures."""
         if fitted.minutes > 0.9 * self._seconds / 60:
             return fitted
-        tried = (self._with_budgets(replace(fitted, seeds=seeds)) for seeds in range(MOST_SEEDS, 1, -1))
-        return next((each for each in tried if each is not None), fitted)
+        for seeds in range(MOST_SEEDS, 1, -1):
+            tried = self._with_ladder(replace(fitted, seeds=seeds), fitted.ladder)
+            if tried and (tried[1].ladder, tried[1].smallest_budget) == (fitted.ladder, fitted.smallest_budget):
+                return tried[1]
+        return fitted
 
     def _with_budgets(self, choices: Choices) -> Choices | None:
         """The sizes whose middle one is nearest to the best, and their budgets; None: none fit into the time."""
@@ -202,7 +232,8 @@ class Drafter:
             factor = 1 + (self._seconds - one) / (two - one)  # the time grows in proportion
             middle = trunks[ladder.blocks.index(ladder.middle)]
             repeated = MOST_PASSES * choices.trained_pictures * middle.flops_per_image / BUDGETS[-1]
-            if factor >= 1 and (repeated >= smallest or len(ladder.blocks) == 3):
+            fits = factor >= 1 and all(trunk.fits(self._device.memory_bytes) for trunk in trunks)
+            if fits and (repeated >= smallest or len(ladder.blocks) == 3):
                 budget = max(smallest, min(factor * smallest, repeated))
                 images = budget * BUDGETS[-1] ** 0.5 / middle.flops_per_image
                 off = math.log(images * middle.model.tokens / middle.model.parameters() / TOKENS_A_PARAMETER)
@@ -234,6 +265,10 @@ def _trunks(choices: Choices) -> list[Trunk]:
     ]
 
 
+def _sizes(choices: Choices) -> set[int]:
+    return {trunk.flops_per_image for trunk in _trunks(choices)}
+
+
 def _least_images(choices: Rung | Choices) -> int:
     """Images that a tokenizer is trained on at the least: with the pixels, since that many more must be said."""
     return round(LEAST_TOKENIZER_IMAGES * max(1.0, (choices.image_size / 32) ** 2))
@@ -246,7 +281,9 @@ def _rounded(images: int) -> int:
 
 
 def _load_seconds(found: FoundData) -> float:
-    """To load a picture: the median of some."""
+    """To load a picture, of those that are loaded side by side: the median of some."""
+    from varscale.tokenizer.training import loading_threads
+
     chosen = np.linspace(0, len(found.train) - 1, _LOADED, dtype=np.int64).tolist()
     taken = []
     for index in chosen:
@@ -254,4 +291,4 @@ def _load_seconds(found: FoundData) -> float:
         started = time.perf_counter()
         found.train.load(index)
         taken.append(time.perf_counter() - started)
-    return float(np.median(taken))
+    return float(np.median(taken)) / loading_threads()

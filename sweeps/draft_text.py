@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from varscale.config.text import yaml_line
@@ -16,8 +17,12 @@ BUDGETS = tuple(2 ** (step / 2) for step in range(6))
 
 MOST_PASSES = 100
 """Of the middle size over the pictures: with 32 of them, at 16 px, losses fell for about as many, then rose again."""
+TOKENIZER_BATCH = 32
+"""Images of a step of the tokenizer."""
 MIDDLE_STEPS = 800
 """Of the middle size at the largest budget, at least: so few pictures are trained on in smaller batches."""
+COMPILING_HOURS = 0.5
+"""Below which a GPU does not try whether to compile, which takes minutes; processors never do."""
 FEW_PICTURES = 500
 """Of fewer, crops should differ more."""
 
@@ -74,6 +79,8 @@ class Choices:
     validation_images: int
     tokenizer_images: int
     ladder: Ladder
+    at_once: int = TOKENIZER_BATCH
+    """Images of a step of the tokenizer that pass together."""
     views: int = 1
     training_images: int | None = None
     smallest_budget: float = 1e18
@@ -120,15 +127,15 @@ def _head(choices: Choices) -> list[str]:
     return [
         "# Made by `varscale init` from a look at the pictures and at this machine, on which a sweep should take about",
         f"# {choices.minutes:.0f} minutes (asked for: {choices.hours:g} hours). `varscale sweep` takes it as it is.",
-        *(f"# Not used: {remark}" for remark in choices.remarks),
-        f"name: {choices.name}",
+        *(f"# Not used: {' '.join(remark.split())}" for remark in choices.remarks),
+        yaml_line("name", choices.name, indent=0),
     ]
 
 
 def _data(choices: Choices) -> list[str]:
     held_out = choices.data["validation_path"] is None
     why = {
-        "train_path": "as seen from the folder in which varscale is called",
+        "train_path": "" if Path(choices.data["train_path"]).is_absolute() else "seen from where varscale is called",
         "validation_path": "there is none" if held_out else "",
         "label_column": "no labels: one class" if choices.data.get("label_column", "") is None else "",
     }
@@ -162,14 +169,19 @@ def _data(choices: Choices) -> list[str]:
 
 
 def _tokenizer(choices: Choices) -> list[str]:
-    made, images = choices.architecture, choices.tokenizer_images
-    recipe = "of experiments/cifar10.yaml" if made.image_size < PAPER_IMAGE else "not measured at this size"
+    made, images, at_once = choices.architecture, choices.tokenizer_images, choices.at_once
+    large = made.image_size >= PAPER_IMAGE
+    recipe = "not measured at this size" if large else "of experiments/cifar10.yaml"
+    passes = images / choices.trained_pictures
+    passed = f"{passes:,.0f}" if passes >= 100 else f"{passes:.3g}"
     return [
         *("", *section_lines(made, choices.pictures)),
+        *([yaml_line("encode_batch_size", 4 * at_once, "images that are encoded at once")] if large else []),
         "  training:",
-        yaml_line("images", images, f"{images / choices.trained_pictures:.3g} passes, in up to 30% of the time", 4),
-        yaml_line("batch_size", 32, "", 4),
-        yaml_line("lr", 2e-3 if made.image_size < PAPER_IMAGE else 3e-4, recipe, 4),
+        yaml_line("images", images, f"{passed} passes, in up to 30% of the time", 4),
+        yaml_line("batch_size", TOKENIZER_BATCH, "", 4),
+        *([yaml_line("micro_batch", at_once, "of these at once, as fit into memory", 4)] if large else []),
+        yaml_line("lr", 3e-4 if large else 2e-3, recipe, 4),
         yaml_line("betas", [0.9, 0.99], "", 4),
         yaml_line("weight_decay", 0.0, "", 4),
         yaml_line("warmup_images", min(3_200, images // 10), "", 4),
@@ -208,7 +220,9 @@ def _models(choices: Choices) -> list[str]:
             "seeds", list(range(choices.seeds)), "longer training would only repeat pictures" * (choices.seeds > 1)
         ),
     ]
-    if not choices.gpu:
+    if choices.image_size >= PAPER_IMAGE:
+        lines += ["", "evaluation:", yaml_line("batch_size", 32, "images at once; more would take much memory")]
+    if not choices.gpu or choices.hours < COMPILING_HOURS:
         lines += [
             "",
             "runtime:",

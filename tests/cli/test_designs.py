@@ -20,12 +20,14 @@ def _made_up_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_init_writes_what_a_sweep_takes(call: Call, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "my pictures", 40)
+    write_pictures(tmp_path / "my pictures" / "train", 40)
+    write_pictures(tmp_path / "my pictures" / "val" / "of another class", 3)
     result = call("init", "my pictures", "--hours", "0.2")
     assert result.code == 0, result.error
     *_, summary, written = result.output.splitlines()
     assert (written, "40 images in 1 class" in result.output) == ("my-pictures.yaml", True)
     assert "sizes at 6 budgets" in summary
+    assert "not used: data.validation_path: my pictures/val" in result.output
     experiment = load_experiment("my-pictures.yaml")
     assert (experiment.name, experiment.data.validation_images) == ("my-pictures", 8)
     plan = call("plan", "my-pictures.yaml")
@@ -73,6 +75,8 @@ def test_design_tokenizer(call: Call, tmp_path: Path) -> None:
     assert "► 1 2 3 4 5 6 8 10 13 16" in result.output
     section = TokenizerConfig(**read_yaml((tmp_path / "section.yaml").read_text())["tokenizer"])
     assert section.architecture == load_experiment("imagenet256").tokenizer.architecture
+    again = call("design-tokenizer", "--image-size", "32", "--out", "section.yaml")
+    assert (again.code, "section.yaml is there already" in again.error) == (1, True)
 
 
 def test_design_tokenizer_of_a_size_that_can_not_be_halved(call: Call) -> None:

@@ -1,6 +1,7 @@
 """First experiments for one's pictures: valid, within the hours, around an optimum; with a machine that is made up."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,19 @@ from varscale.data.sources.finding import FoundData, find_data
 from varscale.data.sources.of_experiment import data_identity
 from varscale.errors import DataError, ExperimentError
 from varscale.tokenizer.design import scale_sides
+from varscale.tokenizer.shape import TokenizerShape
 
 
-def drafted(found: FoundData, hours: float, folder: Path) -> tuple[Experiment, Draft]:
-    draft = Drafter(found, "mine", hours, speeds, gpu=False).draft(PEAK)
-    (folder / "mine.yaml").write_text(draft.text)
-    return load_experiment(str(folder / "mine.yaml")), draft
+@pytest.fixture(autouse=True)
+def _loaded_in_a_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.draft._load_seconds", lambda _: 1e-3)
+
+
+def drafted(found: FoundData, hours: float, folder: Path, *, gpu: bool = False) -> tuple[Experiment, Draft]:
+    """Of a study whose name YAML could take for a number."""
+    draft = Drafter(found, "2024", hours, speeds, gpu=gpu).draft(PEAK)
+    (folder / "2024.yaml").write_text(draft.text)
+    return load_experiment(str(folder / "2024.yaml")), draft
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +59,28 @@ def test_an_experiment_within_the_hours(count: int, held_out: int, tmp_path: Pat
         assert ratios[0] > 50 > ratios[-1]
 
 
-def test_time_that_would_only_repeat_pictures_goes_into_seeds(forty: FoundData, tmp_path: Path) -> None:
-    experiment, draft = drafted(forty, 2.0, tmp_path)
+@pytest.mark.parametrize(("hours", "early"), [(0.1, False), (2.0, True)])
+def test_time_that_would_only_repeat_pictures_goes_into_seeds(
+    hours: float, early: bool, forty: FoundData, tmp_path: Path
+) -> None:
+    experiment, draft = drafted(forty, hours, tmp_path)
     middle = next(cell for cell in grid_cells(experiment) if cell.label.startswith(f"d{draft.choices.ladder.middle}-"))
     longest = max(experiment.grid.budgets) / middle.trunk.flops_per_image
     assert longest == pytest.approx(100 * 32, rel=0.01)
-    assert len(experiment.grid.seeds) == 8
+    assert (len(experiment.grid.seeds) == 8) is early
+    assert len(experiment.grid.seeds) > 1
+    assert ("would only repeat" in draft.summary()) is early
+
+
+def test_large_images_pass_in_parts_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varscale.numerics.machine.machine_bytes", lambda: 16.0 * 2**30)
+    found = find_data(write_pictures(tmp_path / "large", 25, side=130))
+    experiment, _ = drafted(found, 6000, tmp_path, gpu=True)
+    assert (experiment.data.image_size, experiment.optim.precision, experiment.runtime.compile) == (
+        128, "bfloat16", "auto"
+    )  # fmt: skip
+    shape, training = TokenizerShape(experiment.tokenizer.architecture), experiment.tokenizer.training
+    assert shape.step_bytes(training.micro_batch) <= 0.6 * 16 * 2**30 < shape.step_bytes(2 * training.micro_batch)
 
 
 def test_every_value_of_the_text_is_its_own(forty: FoundData, tmp_path: Path) -> None:
@@ -66,9 +90,16 @@ def test_every_value_of_the_text_is_its_own(forty: FoundData, tmp_path: Path) ->
     assert max(map(len, draft.text.splitlines())) < 160
 
 
-def test_what_makes_no_study(forty: FoundData, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match=r"--hours 0\.01: too short"):
-        Drafter(forty, "mine", 0.01, speeds, gpu=False).draft(PEAK)
+def test_what_makes_no_study(forty: FoundData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ExperimentError, match=r"--hours 0\.001: too short .* try --hours \S+ or more$") as caught:
+        drafted(forty, 0.001, tmp_path)
+    named = re.search(r"try --hours (\S+)", str(caught.value))
+    assert named is not None
+    assert float(named[1]) < 0.05
+    drafted(forty, float(named[1]), tmp_path)
+    monkeypatch.setattr("sweeps.draft._load_seconds", lambda _: 4.0)
+    with pytest.raises(ExperimentError, match=r"or smaller copies of the pictures: to load one takes 4 s$"):
+        drafted(forty, 1, tmp_path)
     three = find_data(write_pictures(tmp_path / "three", 3))
     with pytest.raises(DataError, match="3 pictures; a study needs 20"):
         Drafter(three, "mine", 1.0, speeds, gpu=False)

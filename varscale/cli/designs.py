@@ -32,14 +32,13 @@ def init(
 ) -> None:
     """Look at pictures and at this machine, and write an experiment for `varscale sweep` that says why."""
     if not 0 < hours <= 10_000:
-        raise ExperimentError(f"--hours {hours:g}: expected a number above 0, such as 1 or 0.2")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem if out else data.absolute().stem).strip("-._") or "images"
+        raise ExperimentError(f"--hours {hours:g}: expected a number above 0 and up to 10,000, such as 1 or 0.2")
+    named = re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem if out else data.absolute().stem)
+    name = named[:100].strip("-._") or "images"
     out = out or Path(f"{name}.yaml")
     if out.suffix not in (".yaml", ".yml"):
         raise ExperimentError(f"--out {out}: expected a name that ends in .yaml")
-    if out.exists():
-        raise ExperimentError(f"{out} is there already; name another file by --out")
-    check_output(f"--out {out}", out)
+    _check_new(out)
     from rich.console import Console
 
     from sweeps.calibration import calibrate
@@ -64,7 +63,8 @@ def init(
             measure_matmul_peak("bfloat16" if gpu else "float32")
         )
     write_atomically(out, draft.text.encode())
-    typer.echo("\n".join([*found.summary(draft.choices.image_size), draft.summary(), str(out)]))
+    not_used = [f"  not used: {remark}" for remark in found.remarks]
+    typer.echo("\n".join([*found.summary(draft.choices.image_size), *not_used, draft.summary(), str(out)]))
 
 
 def design_tokenizer(
@@ -80,7 +80,7 @@ def design_tokenizer(
 ) -> None:
     """Compare schedules of scales, codebooks and networks by what they cost, and write the section `tokenizer`."""
     if out is not None:
-        check_output(f"--out {out}", out)
+        _check_new(out)
     from rich.console import Console
 
     from varscale.store.atomic import write_atomically
@@ -108,6 +108,13 @@ def design_tokenizer(
         return
     write_atomically(out, text.encode())
     typer.echo(out)
+
+
+def _check_new(out: Path) -> None:
+    """Raise `ExperimentError` where a file is there already, which someone may have edited, or none can be written."""
+    if out.exists():
+        raise ExperimentError(f"{out} is there already; name another file by --out")
+    check_output(f"--out {out}", out)
 
 
 def _costs(title: str, rows: "Sequence[tuple[str, TokenizerArchitecture]]", blocks: int) -> "Table":

@@ -133,7 +133,7 @@ def encode_tokens(
             latent_channels=model.latent_channels if latents else None,
             views=views,
             batch_size=experiment.tokenizer.encode_batch_size,
-            workers=_loading_threads(),
+            workers=loading_threads(),
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
         done += len(source) * views
@@ -197,7 +197,7 @@ def _train(experiment: Experiment, files: RunFiles, report: Callable[[int], None
         batch_size=training.batch_size,
         start_step=start_step,
         num_steps=training.steps - start_step,
-        workers=_loading_threads(),
+        workers=loading_threads(),
     )
     callbacks = [
         Continuation(files.fingerprint),
@@ -211,7 +211,7 @@ def _train(experiment: Experiment, files: RunFiles, report: Callable[[int], None
     return module.averaged
 
 
-def _loading_threads() -> int:
+def loading_threads() -> int:
     """Many where a GPU does the rest; beside a tokenizer on the processors one is enough."""
     return min(processors(), _MOST_LOADING_THREADS) if best_device().type == "cuda" else 1
 
@@ -249,7 +249,7 @@ def _measure(
         indices = range(start, min(start + settings.encode_batch_size, len(source)))
         return source.load_batch(indices, [0] * len(indices))[0]
 
-    for start, pixels_B3HW in zip(starts, load_ahead(load, starts, _loading_threads()), strict=True):
+    for start, pixels_B3HW in zip(starts, load_ahead(load, starts, loading_threads()), strict=True):
         images_B3HW = to_model_range(pixels_B3HW).to(device)
         meter.update(tokenizer, images_B3HW)
         if start == 0:

@@ -60,6 +60,15 @@ def test_a_split_of_other_classes_is_not_used_and_said(tmp_path: Path) -> None:
     assert "test: 0 class folders" in found.remarks[0]
 
 
+def test_a_class_of_trains_is_no_split(tmp_path: Path) -> None:
+    folder(tmp_path / "train", 4)
+    assert find_data(tmp_path).settings["train_path"] == str(tmp_path / "train")  # alone it is one
+    for name in ("bus", "car"):
+        folder(tmp_path / name, 4, first=10)
+    found = find_data(tmp_path)
+    assert (found.settings["train_path"], found.settings["num_classes"]) == (str(tmp_path), 3)
+
+
 def test_pictures_straight_in_a_folder_are_one_class(tmp_path: Path) -> None:
     folder(tmp_path, 5)
     found = find_data(tmp_path)

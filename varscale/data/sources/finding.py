@@ -64,15 +64,24 @@ def find_data(path: Path) -> FoundData:
 
 
 def _found_folder(path: Path) -> FoundData:
-    folders = {entry.name.lower(): entry for entry in sorted(path.iterdir()) if entry.is_dir()}
-    train = next((folders[word] for word in TRAINING if word in folders), path)
-    splits = [folders[word] for word in HELD_OUT if word in folders] if train != path else []
+    train, splits = _split_folders(path)
     listing = Listing.of(train)
     if not listing.classes and not listing.loose:
         passed = f" ({'; '.join(listing.notes())})" if listing.notes() else ""
         raise DataError(f"{train}: no images and no Parquet files; expected {train}/<class>/<image>{passed}")
     settings = {"kind": "folder", "num_classes": max(1, len(listing.classes))}
     return _opened(settings, str(train), [str(split) for split in splits], ())
+
+
+def _split_folders(path: Path) -> tuple[Path, list[Path]]:
+    """The folders of the training images and of other splits; the folder itself and none where it has no splits."""
+    entries = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not is_hidden(entry.name)]
+    folders = {entry.name.lower(): entry for entry in entries}
+    train = next((folders[word] for word in TRAINING if word in folders), None)
+    splits = [folders[word] for word in HELD_OUT if word in folders]
+    if train is None or not (splits or len(folders) == 1 or any(entry.is_dir() for entry in train.iterdir())):
+        return path, []  # beside buses and cars, trains are a class
+    return train, splits
 
 
 def _found_tables(path: Path, tables: Sequence[Path]) -> FoundData:
