@@ -195,7 +195,8 @@ class Drafter:
         while longer._fitted(choices) is None and longer._hours < _MOST_HOURS:
             longer._hours *= 1.2
         digit = 10 ** (math.floor(math.log10(longer._hours)) - 1)
-        return min(_MOST_HOURS, math.ceil(1.1 * longer._hours / digit) * digit)
+        hours: float = math.ceil(1.1 * longer._hours / digit) * digit
+        return min(_MOST_HOURS, hours)
 
     def _with_seeds(self, fitted: Choices) -> Choices:
         """With as many seeds as there is time for, where a longer training would only repeat pictures."""

@@ -66,7 +66,7 @@ def served(tracking_uri: str, port: int, folder: Path, *options: str) -> Iterato
 
 
 def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(600):
+    for _ in range(1800):  # MLflow imports for a minute on a busy machine
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
             return

@@ -121,6 +121,7 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
     "tokenizer.training.restart_usage": {"tokenizer.training.restart_usage": 0.2},
     "tokenizer.training.seed": {"tokenizer.training.seed": 1},
     "model.mlp_ratio": {"model.mlp_ratio": 2.0},
+    "model.block": {"model.block": "modern"},
     "model.label_dropout": {"model.label_dropout": 0.2},
     "model.shared_adaln": {"model.shared_adaln": True},
     "model.normalise_queries_keys": {"model.normalise_queries_keys": False},
