@@ -134,9 +134,9 @@ def assert_same_run(
     """A branch has the weights, to the bit, of a run without a trunk that was killed on its way."""
     alone = files_of(cell, inputs, folder)
     report_every_step(monkeypatch)
-    checkpoint_every(monkeypatch, 3)
+    checkpoint_every(monkeypatch, 7)
     with pytest.raises(Killed):
-        train_cell(cell, None, alone, inputs, kill_at(5 * BATCH))
+        train_cell(cell, None, alone, inputs, kill_at(9 * BATCH))
     train_cell(cell, None, alone, inputs, ignore)
     ours, theirs = (load_model(files.weights).state_dict() for files in (branch, alone))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
