@@ -194,9 +194,8 @@ class Drafter:
         longer._hours = min(_MOST_HOURS, max(self._hours, tokenizer / TOKENIZER_SHARE / 3600))
         while longer._fitted(choices) is None and longer._hours < _MOST_HOURS:
             longer._hours *= 1.2
-        digit = 10 ** (math.floor(math.log10(longer._hours)) - 1)
-        hours: float = math.ceil(1.1 * longer._hours / digit) * digit
-        return min(_MOST_HOURS, hours)
+        digit = 10.0 ** (math.floor(math.log10(longer._hours)) - 1)
+        return min(_MOST_HOURS, math.ceil(1.1 * longer._hours / digit) * digit)
 
     def _with_seeds(self, fitted: Choices) -> Choices:
         """With as many seeds as there is time for, where a longer training would only repeat pictures."""
