@@ -112,9 +112,8 @@ def further_cells(experiment: Experiment, most: float, trained: Iterable[Mapping
     budgets = _ladder(min(grid.budgets), most)
     found: list[Cell] = []
     for depth in sorted(depths):
-        for cell in _cells(
-            experiment, depth, grid.seeds[0], "", (each for each in budgets if (depth, each) not in ended)
-        ):
+        new = [budget for budget in budgets if (depth, budget) not in ended]
+        for cell in _cells(experiment, depth, grid.seeds[0], "", new):
             with suppress(ExperimentError):
                 check_lengths([cell], grid.min_steps)
                 found.append(cell)
