@@ -103,16 +103,17 @@ def further_cells(experiment: Experiment, most: float, trained: Iterable[Mapping
     """Cells that the experiment's grid could have: sizes up to twice its largest, budgets up to `most` FLOPs.
 
     Sizes lie about a seventh apart, beside those of the grid and of a runs table's rows; budgets a factor of √2, from
-    the smallest one. Cells that a grid would refuse are left out.
+    the smallest one. Cells that a grid would refuse are left out, and those of the rows, the diverged among them.
     """
-    grid = experiment.grid
-    own = {*grid.depths, *(int(row["depth"]) for row in trained)}
+    grid, ended = experiment.grid, {(int(row["depth"]), float(row["budget_flops"])) for row in trained}
+    own = {*grid.depths, *(depth for depth, _ in ended)}
     steps = range(int(math.log(2 * max(own) / min(own)) / math.log(_APART)) + 1)
     depths = own | {2 * round(min(own) * _APART**step / 2) for step in steps}
     budgets = _ladder(min(grid.budgets), most)
     found: list[Cell] = []
     for depth in sorted(depths):
-        for cell in _cells(experiment, depth, grid.seeds[0], "", budgets):
+        new = [budget for budget in budgets if (depth, budget) not in ended]
+        for cell in _cells(experiment, depth, grid.seeds[0], "", new):
             with suppress(ExperimentError):
                 check_lengths([cell], grid.min_steps)
                 found.append(cell)

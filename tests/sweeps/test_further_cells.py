@@ -12,7 +12,7 @@ RINGS = load_experiment("rings", ["grid.depths=[12,16]", "grid.budgets=[3.447e11
 
 
 def test_further_cells_are_valid_and_reach_what_may_be_spent() -> None:
-    cells = further_cells(RINGS, 2e12, [{"depth": 9}])
+    cells = further_cells(RINGS, 2e12, [{"depth": 9, "budget_flops": 1e12}])
     check_lengths(cells, RINGS.grid.min_steps)
     assert {cell.label for cell in grid_cells(RINGS)} < {cell.label for cell in cells}
     assert 1.3e12 < max(cell.budget_flops for cell in cells) <= 2e12

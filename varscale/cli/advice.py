@@ -111,9 +111,6 @@ def _advise_study(
     )
     if not cells:
         raise ExperimentError(f"--spend {spend:g}: less than the smallest cell of {settings.name} takes")
-    ended = {(int(row["depth"]), float(row["budget_flops"])) for row in trained}  # the diverged among them
-    new = [(cells[label].trunk.depth, cells[label].budget_flops) not in ended for label in candidates["cell"]]
-    candidates = candidates[new]
     advice = advise_on(rows, target, candidates, question, spend, own_share=settings.optim.decay_fraction, prior=prior)
     _print(advice, target)
     if out is not None:
