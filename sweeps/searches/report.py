@@ -136,7 +136,7 @@ def _drawn(name: str, figure: tuple[str, Any], search: Search, files: SearchFile
             drawn.axes[0].set(xlabel="training FLOPs", ylabel=metrics[0])
         for axes in drawn.axes:
             if axes.get_xscale() == "log":
-                _label_sparsely(axes)
+                label_sparsely(axes)
             axes.set_title("")  # the page has titles
             axes.set_title("", loc="left")
         drawn.suptitle("")
@@ -145,7 +145,7 @@ def _drawn(name: str, figure: tuple[str, Any], search: Search, files: SearchFile
     return path
 
 
-def _label_sparsely(axes: Any) -> None:
+def label_sparsely(axes: Any) -> None:
     """Numbers such as 0.002 at a logarithmic axis: Optuna's labels of all ticks lie over each other."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.searches.report import label_sparsely
 from sweeps.searches.transfer import TransferRun, transfers
 from sweeps.searches.transfer_fit import REACH, Interval, Transfer, Valley
 from varscale.store.atomic import write_atomically
@@ -130,6 +131,7 @@ def _draw(valleys: Valleys, found: Mapping[str, Transfer], path: Path) -> None:
     top = max(panel.get_ylim()[1] for panel in axes[0][:-1])
     for panel in axes[0][:-1]:
         panel.set_ylim(-0.03 * top, top)
+        label_sparsely(panel)
     axes[0][0].legend(fontsize=8)
     last = axes[0][-1]
     for place, (name, own) in enumerate(valleys.items()):

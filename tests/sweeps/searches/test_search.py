@@ -20,7 +20,7 @@ from toy_sweep import toy_experiment
 from sweeps.grid import grid_cells
 from sweeps.orchestrator import Outcome
 from sweeps.searches.plan import SearchPlan
-from sweeps.searches.report import _label_sparsely, write_report
+from sweeps.searches.report import label_sparsely, write_report
 from sweeps.searches.search import Confirmation, Search
 from sweeps.searches.storage import open_search
 from sweeps.study import Study
@@ -263,7 +263,7 @@ def test_labels_of_a_logarithmic_axis_have_room(low: float, high: float) -> None
     figure = Figure(figsize=(2.4, 3.0))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xscale="log", xlim=(low, high))
-    _label_sparsely(axes)
+    label_sparsely(axes)
     figure.canvas.draw()
     ticks = [tick.label1 for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
     places = sorted(float(axes.transData.transform((float(label.get_text()), 1))[0]) for label in ticks)
