@@ -110,6 +110,7 @@ def test_a_recipe_that_changes_leaves_the_earlier_cells_out(sweeping: Sweeping) 
     assert (table.missing, table.others) == ([], 2)
 
 
+@pytest.mark.slow
 def test_two_studies_begun_together_train_their_tokenizer_once(tmp_path: Path) -> None:
     """And their cells, which are the same: the second one waits at the lock of each run."""
     grid = {"depths": [2], "budgets": [2e7, 4e7]}

@@ -240,6 +240,7 @@ def test_a_grid_that_grows_while_its_jobs_are_queued(one_box: OneBox, finished: 
     assert {name: numbers_of(row) for name, row in ours.items()} == {name: numbers_of(theirs[name]) for name in ours}
 
 
+@pytest.mark.slow
 def test_a_run_has_a_task_for_each_device(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
     """Two of one node for the small size and of two nodes for the other; trunk and branch one after the other."""
     shutil.copytree(finished.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("mlflow*", "laws", "trunks"))
