@@ -90,7 +90,7 @@ class Sweeping:
         self.forwarder = Forwarder()
         try:
             study = Study.of(experiment, Store(self.runs), grid_cells(experiment))
-            return Orchestrator(study, SweepView(console), self.forwarder).sweep(self.executor)  # type: ignore[arg-type]
+            return Orchestrator(study, SweepView(console), self.forwarder).sweep(self.executor)
         finally:
             self.output = console.export_text()
 

@@ -134,6 +134,6 @@ def test_a_terminal_that_knows_ascii_alone(tmp_path: Path, monkeypatch: pytest.M
             main()
         print(ended.value.code or "", file=sys.stderr, flush=True)  # as Python does with a message
         sys.stdout.flush()
-        shown = "".join(stream.buffer.getvalue().decode("ascii") for stream in streams)  # type: ignore[attr-defined]
+        shown = "".join(stream.buffer.getvalue().decode("ascii") for stream in streams)
         assert bool(ended.value.code) == bool(status)
         assert "?" in shown if status else "not begun" in shown

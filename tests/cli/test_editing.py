@@ -42,7 +42,7 @@ def model(call: Call) -> list[str | Path]:
     return ["model.safetensors", "--tokenizer", TOKENIZER]
 
 
-def pixels(name: str) -> np.ndarray:  # type: ignore[type-arg]
+def pixels(name: str) -> np.ndarray:
     return np.asarray(Image.open(name))
 
 

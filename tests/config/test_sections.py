@@ -56,7 +56,7 @@ def test_every_field_and_section_is_documented() -> None:
 def test_sections_are_immutable_and_closed() -> None:
     experiment = Experiment.model_validate(SMALL)
     with pytest.raises(ValidationError, match="frozen"):
-        experiment.optim.lr = 1.0  # type: ignore[misc]
+        experiment.optim.lr = 1.0
     for model in all_sections():
         assert issubclass(model, BaseModel)
         assert model.model_config["frozen"]
@@ -146,7 +146,7 @@ def test_a_family_that_the_tokenizer_can_not_feed(family: str) -> None:
     assert Experiment.model_validate({**SMALL, "model": {"family": family}, "tokenizer": tokenizer})
     space = TokenSpace(patch_nums=(1, 2, 4), vocab_size=61, latent_channels=6, num_classes=16)
     with pytest.raises(ValidationError, match=f"models of family {family} read tokens of one scale"):
-        FAMILY_KINDS.sections[family]().describe(space, 3)  # type: ignore[call-arg]
+        FAMILY_KINDS.sections[family]().describe(space, 3)
 
 
 def test_heads_too_narrow_for_rotary_positions_are_named() -> None:

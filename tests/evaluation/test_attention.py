@@ -50,11 +50,11 @@ def test_shares_of_the_first_layer(models: tuple[VAR, MultiScaleTokenizer], toke
         condition, activated = var.condition(LABELS)
         x = torch.cat((var.first_input(condition), var.embed(tokenizer.next_scale_inputs(tokens))), 1)
         x = x + var.place_embedding(0, sum(SIZES))
-        _, _, scale, _, shift, _ = block.modulation(activated).unflatten(1, (6, 1, -1)).unbind(1)  # type: ignore[operator, union-attr]
-        joint = F.linear(modulate(x, scale, shift), block.attention.queries_keys_values.weight)  # type: ignore[arg-type, union-attr]
+        _, _, scale, _, shift, _ = block.modulation(activated).unflatten(1, (6, 1, -1)).unbind(1)
+        joint = F.linear(modulate(x, scale, shift), block.attention.queries_keys_values.weight)
         queries, keys, _ = joint.unflatten(2, (3, 2, 8)).unbind(2)
-        queries = queries + block.attention.query_bias_C.view(2, 8)  # type: ignore[operator, union-attr]
-        factor = block.attention.log_scale_H.exp()  # type: ignore[operator, union-attr]
+        queries = queries + block.attention.query_bias_C.view(2, 8)
+        factor = block.attention.log_scale_H.exp()
     level = [scale for scale, size in enumerate(SIZES) for _ in range(size)]
     expected = torch.zeros(2, SCALES, SCALES)
     for head in range(2):

@@ -48,7 +48,7 @@ def rings(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
 
 
 def ring_images(count: int, split: str = "validation") -> Tensor:
-    source = experiment().data.open(split, count)  # type: ignore[arg-type]
+    source = experiment().data.open(split, count)
     return torch.from_numpy(source.load_batch(range(count), [0] * count)[0])
 
 

@@ -49,7 +49,7 @@ class Perfect(torch.nn.Module):
 
 def test_a_perfect_reconstruction() -> None:
     meter = ReconstructionMeter(1, 2)
-    meter.update(Perfect(), torch.rand(2, 3, 16, 16) * 2 - 1)  # type: ignore[arg-type]
+    meter.update(Perfect(), torch.rand(2, 3, 16, 16) * 2 - 1)
     figures = meter.compute()
     assert figures["ssim"] == pytest.approx(1)
     assert figures["psnr"] == math.inf
@@ -60,5 +60,5 @@ def test_a_perfect_reconstruction() -> None:
 def test_images_that_are_all_alike_are_their_mean(shade: float, count: int) -> None:
     meter = ReconstructionMeter(1, 2)
     for _ in range(count):
-        meter.update(Perfect(), torch.full((3, 3, 16, 16), shade))  # type: ignore[arg-type]
+        meter.update(Perfect(), torch.full((3, 3, 16, 16), shade))
     assert 0 <= meter.compute()["mean_picture_error"] < 1e-14

@@ -109,7 +109,7 @@ def test_tokens_are_drawn_with_their_probability(top_k: int, top_p: float) -> No
 def test_the_ends_of_the_distribution_are_never_overrun(settings: dict[str, float]) -> None:
     logits = torch.full((1, 2, 4096), -torch.inf)
     logits[..., [7, 9]] = torch.tensor([0.1, 0.0])
-    assert draw(logits, torch.tensor([[0.0, 1 - 2**-24]]), **settings).tolist() == [[7, 9]]  # type: ignore[arg-type]
+    assert draw(logits, torch.tensor([[0.0, 1 - 2**-24]]), **settings).tolist() == [[7, 9]]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -221,7 +221,7 @@ def test_bad_arguments_are_named(
     models: tuple[VAR, MultiScaleTokenizer], arguments: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        sample(*models, **({"labels": torch.tensor([0])} | arguments))  # type: ignore[arg-type]
+        sample(*models, **({"labels": torch.tensor([0])} | arguments))
 
 
 @pytest.mark.parametrize(

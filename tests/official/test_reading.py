@@ -94,7 +94,7 @@ def stored(path: Path, content: Any) -> Path:
 
 
 def assert_is(path: Path, state: State) -> None:
-    assert_equal(export_var(load_model(path)), state)  # type: ignore[arg-type]
+    assert_equal(export_var(load_model(path)), state)
 
 
 def assert_equal(found: State, expected: State) -> None:

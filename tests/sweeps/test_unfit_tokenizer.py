@@ -77,7 +77,7 @@ def test_accepted_it_goes_on_and_every_table_says_so(collapsed: Sweeping) -> Non
     assert collapsed.executor.jobs == []
     study = Study.of(toy_experiment(**more), Store(collapsed.runs), grid_cells(toy_experiment(**more)))
     assert len(study.missing) == 1
-    assert StudyRecord.read(study.files.record).status == "KILLED"  # type: ignore[union-attr]
+    assert StudyRecord.read(study.files.record).status == "KILLED"
 
 
 def test_accepted_at_once_it_is_printed(collapsed: Sweeping) -> None:

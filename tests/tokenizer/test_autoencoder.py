@@ -8,7 +8,7 @@ from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 def small(**changes: object) -> MultiScaleTokenizer:
     torch.manual_seed(0)
     settings = {"channel_multipliers": (1, 2, 2), "norm_groups": 4, "residual_blocks": 1} | changes
-    return MultiScaleTokenizer(architecture((1, 2, 4), 16, 4, 8, **settings))  # type: ignore[arg-type]
+    return MultiScaleTokenizer(architecture((1, 2, 4), 16, 4, 8, **settings))
 
 
 def test_reference_size() -> None:

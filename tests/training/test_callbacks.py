@@ -99,7 +99,7 @@ def test_factors_of_groups_are_on_what_the_schedule_says() -> None:
     groups = [{"params": tensors[:1], "rate": 0.25, "decays": 4.0}, {"params": tensors[1:], "decays": True}]
     optimizer = torch.optim.AdamW(groups)
     trainer: Any = SimpleNamespace(optimizers=[optimizer])
-    ScheduleCallback(Schedule("wsd", 1e-2, 10, weight_decay=0.05)).on_train_batch_start(trainer, Module())  # type: ignore[arg-type]
+    ScheduleCallback(Schedule("wsd", 1e-2, 10, weight_decay=0.05)).on_train_batch_start(trainer, Module())
     found = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     assert found == [(0.25e-2, 0.2), (1e-2, 0.05)]
 

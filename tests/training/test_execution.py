@@ -74,7 +74,7 @@ def test_a_decision_holds_on_its_machine_and_as_the_settings_allow() -> None:
     record = ExecutionRecord(device=device_name(), compiled=True, peak_flops=1e9)
     for compiled in (True, False):
         record = record.model_copy(update={"compiled": compiled})
-        allowed = [record.allowed(RuntimeConfig(compile=said)) for said in ("auto", "on", "off")]  # type: ignore[arg-type]
+        allowed = [record.allowed(RuntimeConfig(compile=said)) for said in ("auto", "on", "off")]
         assert allowed == [True, compiled, not compiled]
     assert not record.model_copy(update={"device": "another"}).allowed(RuntimeConfig())
     execution = record.execution(Share(threads=3))

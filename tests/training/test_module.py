@@ -73,7 +73,7 @@ def quiet_trainer(**settings: Any) -> Trainer:
 def take_steps(module: ModelModule, *batches: dict[str, torch.Tensor], **settings: Any) -> dict[str, float]:
     """Train on these batches; what was logged."""
     trainer = quiet_trainer(**settings)
-    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader(batches, batch_size=None))
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
 
 

@@ -322,7 +322,7 @@ def test_an_unusable_checkpoint_is_named_and_the_run_made_anew(
             spoil(trunk.milestone(cell.branch_images), milestone, how)
         seen: list[int] = []
         caplog.clear()
-        train_cell(cell, trunk, files, inputs, lambda done, total, seen=seen: seen.append(done))  # type: ignore[misc]
+        train_cell(cell, trunk, files, inputs, lambda done, total, seen=seen: seen.append(done))
         named = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(named) == 1
         assert f"{place}: not a usable checkpoint (" in named[0]

@@ -98,7 +98,7 @@ def train_tokenizer(rank: int, processes: int, strategy: str, **changes: Any) ->
         moved.append(int(moved_V.sum()))
         return moved_V
 
-    module.tokenizer.quantizer.restart_codes = restart_codes  # type: ignore[method-assign]
+    module.tokenizer.quantizer.restart_codes = restart_codes
     trainer = make_trainer(strategy, processes)
     trainer.fit(module, Loader(batches))
     moments = trainer.optimizers[0].state[module.tokenizer.quantizer.codebook_Vc]

@@ -147,7 +147,7 @@ def test_flops_of_sampling_are_those_of_its_passes(prediction: Any, sampler: Any
     assert config.sampling_passes() == passes
     model, tokenizer, label = lively(config), tokenizer_for(config), torch.tensor([1])
     for guidance, branches in ((0.0, 1), (1.5, 2)):
-        counts = counted_by_module(lambda guidance=guidance: sample(model, tokenizer, label, guidance))  # type: ignore[misc]
+        counts = counted_by_module(lambda guidance=guidance: sample(model, tokenizer, label, guidance))
         assert sum(counts["DiT"].values()) == config.sampling_flops(guidance=guidance > 0)
         assert config.sampling_flops(guidance=guidance > 0) == passes * branches * config.forward_flops()
 
@@ -170,7 +170,7 @@ def test_guidance_moves_away_from_no_class() -> None:
     model, tokenizer = lively(config), tokenizer_for(config)
     label, none = torch.tensor([1]), torch.tensor([3])
     seen: list[Tensor] = []
-    tokenizer.decode_features = lambda latents: seen.append(latents) or torch.zeros(len(latents), 3, 8, 8)  # type: ignore
+    tokenizer.decode_features = lambda latents: seen.append(latents) or torch.zeros(len(latents), 3, 8, 8)
     for labels_B, guidance in ((label, 0.0), (none, 0.0), (label, 1.5)):
         sample(model, tokenizer, labels_B, guidance)
     conditional, unconditional, guided = seen

@@ -35,7 +35,7 @@ def exact_noise(schedule: str) -> Any:
 
 
 def error_of(sampler: str, steps: int) -> float:
-    found = drawn(DiffusionSettings(sampler=sampler), exact_velocity, lambda step: NOISE, steps)  # type: ignore[arg-type]
+    found = drawn(DiffusionSettings(sampler=sampler), exact_velocity, lambda step: NOISE, steps)
     return float((found - (MEAN + DEVIATION * NOISE)).abs().max())
 
 
@@ -49,7 +49,7 @@ def test_integrators_converge_with_their_order(sampler: str, order: int) -> None
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_ddim_follows_the_flow(schedule: str) -> None:
-    settings = DiffusionSettings(prediction="ddpm", noise_schedule=schedule)  # type: ignore[arg-type]
+    settings = DiffusionSettings(prediction="ddpm", noise_schedule=schedule)
     found = drawn(settings, exact_noise(schedule), lambda step: NOISE, 500)
     torch.testing.assert_close(found, MEAN + DEVIATION * NOISE, atol=0.03, rtol=0)
 
@@ -83,7 +83,7 @@ def test_noised_latents_keep_their_variance(schedule: str) -> None:
     """Of the chain that is 1 at all levels; the flow starts at the noise and ends at the latents."""
     latents, noise = (normal(seed, "test", 0, torch.arange(1000), 48).view(-1, 3, 4, 4) for seed in (1, 2))
     times_B = (torch.arange(1000) + 0.5) / 1000
-    ddpm = DiffusionSettings(prediction="ddpm", noise_schedule=schedule)  # type: ignore[arg-type]
+    ddpm = DiffusionSettings(prediction="ddpm", noise_schedule=schedule)
     noisy, moments_B, target = noised(ddpm, latents, noise, times_B)
     assert float(noisy.var()) == pytest.approx(1, abs=0.02)
     assert torch.equal(target, noise)

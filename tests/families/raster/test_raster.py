@@ -24,7 +24,7 @@ def raster(**changes: Any) -> RasterTransformer:
     sizes = {"patch_nums": (3,), "vocab_size": 32, "latent_channels": 4, "num_classes": 5, "depth": 2, "width": 16}
     lively = {"heads": 2, "adaln_gamma_init": 1.0, "init_std": 0.3, "head_init": 1.0}
     torch.manual_seed(0)
-    return RasterTransformer(RasterConfig(**{**sizes, **lively, **changes})).eval()  # type: ignore[arg-type]
+    return RasterTransformer(RasterConfig(**{**sizes, **lively, **changes})).eval()
 
 
 def of_whole_pass(model: RasterTransformer, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:

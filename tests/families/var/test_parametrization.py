@@ -98,8 +98,8 @@ def test_initial_deviations(shared: bool) -> None:
     matrix = math.sqrt(1 / (3 * 256))
     block = wide.blocks[1]
     expected = {
-        block.attention.queries_keys_values.weight: matrix,  # type: ignore[union-attr]
-        block.feedforward.contract.weight: matrix / math.sqrt(2 * 2),  # type: ignore[union-attr]
+        block.attention.queries_keys_values.weight: matrix,
+        block.feedforward.contract.weight: matrix / math.sqrt(2 * 2),
         wide.head_modulation.weight: matrix,
         wide.word_embedding.weight: base,
         wide.class_embedding.weight: base,
@@ -107,7 +107,7 @@ def test_initial_deviations(shared: bool) -> None:
         wide.head.weight: base,
     }
     if shared:
-        expected[block.modulation_offset_6C] = 8**-0.5  # type: ignore[index]
+        expected[block.modulation_offset_6C] = 8**-0.5
     for weight, deviation in expected.items():
         assert float(weight.detach().std()) == pytest.approx(deviation, rel=0.12)
 

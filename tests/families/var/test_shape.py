@@ -30,12 +30,12 @@ TOKENIZERS = {
 
 
 def var_of(name: str) -> VAR:
-    return make_var(**{"vocab_size": 40, "latent_channels": 6, **VARS[name]})  # type: ignore[arg-type]
+    return make_var(**{"vocab_size": 40, "latent_channels": 6, **VARS[name]})
 
 
 def tokenizer_of(name: str) -> MultiScaleTokenizer:
     sizes = {"patch_nums": (1, 2, 4), "vocab_size": 40, "latent_channels": 6, "base_channels": 8, "norm_groups": 4}
-    return MultiScaleTokenizer(TokenizerArchitecture(**(sizes | {"channel_multipliers": (1, 2)} | TOKENIZERS[name])))  # type: ignore[arg-type]
+    return MultiScaleTokenizer(TokenizerArchitecture(**(sizes | {"channel_multipliers": (1, 2)} | TOKENIZERS[name])))
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_ddp_and_sharding_give_the_same_gradients() -> None:
     sharded.initialise()
     with torch.no_grad():
         for ours, source in zip(sharded.parameters(), plain.parameters(), strict=True):
-            ours.to_local().copy_(source)  # type: ignore[attr-defined]
+            ours.to_local().copy_(source)
     gradients = []
     for model in (plain, replicated, sharded):
         model(labels, inputs).square().mean().backward()
@@ -292,4 +292,4 @@ def test_names_without_weight_decay() -> None:
 )
 def test_bad_sizes_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        var_config(**change)  # type: ignore[arg-type]
+        var_config(**change)
