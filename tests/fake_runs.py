@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 from varscale.store.layout import Kind, RunFiles, RunKey, Store, StudyFiles
 from varscale.store.records import Result, RunIdentity, StudyCell, StudyRecord
+from varscale.tracking import Forwarder
 
 START = 1_790_000_000.0
+BUDGETS = (1e12, 2e12)
+"""Of the cells of `small_study`."""
 ROLES: dict[Kind, Literal["tokenizer", "trunk", "cell"]] = {
     "tokenizers": "tokenizer",
     "trunks": "trunk",
@@ -100,3 +103,17 @@ def write_study(store: Store, name: str, cells: Iterable[RunFiles | StudyCell], 
     }
     StudyRecord(**{**fields, **changes}).write(store.study(name).record)
     return store.study(name)
+
+
+def small_study(store: Store) -> tuple[Forwarder, RunFiles, list[RunFiles]]:
+    """A study of a tokenizer, a trunk under way and two finished cells."""
+    finished_tokenizer(store)
+    trunk = unfinished_trunk(store, 12)
+    cells = [finished_cell(store, 12, budget) for budget in BUDGETS]
+    write_study(store, "rings", cells)
+    return Forwarder(store.tracking_uri, store, "rings"), trunk, cells
+
+
+def end_study(store: Store, name: str, cells: list[RunFiles], status: str = "FINISHED") -> None:
+    """The study's record, once its sweep has ended."""
+    write_study(store, name, cells, status=status, ended=START + 99)
