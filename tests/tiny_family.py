@@ -114,7 +114,6 @@ class TinyFamily(Family):
         logits_BLV = model(labels_B)
         return TokenLosses(token_losses(logits_BLV, batch["tokens_BL"]), batch["tokens_BL"], logits_BLV)
 
-    @torch.no_grad()
     def sample(
         self,
         model: FamilyModel,

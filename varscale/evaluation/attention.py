@@ -21,7 +21,6 @@ from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 
-@torch.no_grad()
 def attention_shares(var: VAR, tokenizer: MultiScaleTokenizer, tokens: Sequence[Tensor], labels_B: Tensor) -> Tensor:
     """Which share of its attention each scale pays to each scale, by layer and head: (D, H, K, K), rows add up to 1.
 
@@ -43,7 +42,6 @@ def attention_shares(var: VAR, tokenizer: MultiScaleTokenizer, tokens: Sequence[
     return torch.stack(of_images).mean(0)
 
 
-@torch.no_grad()
 def dependence(
     var: VAR, tokenizer: MultiScaleTokenizer, tokens: Sequence[Tensor], labels_B: Tensor, seed: int = 0
 ) -> Tensor:
@@ -61,7 +59,7 @@ def dependence(
     """
     changes_KK = []
     index_B = torch.arange(len(labels_B), device=labels_B.device)
-    with evaluating(var, tokenizer), torch.compiler.set_stance("force_eager"):
+    with evaluating(var, tokenizer):
         logits_BLV = var(labels_B, tokenizer.next_scale_inputs(tokens))
         for scale, tokens_BM in enumerate(tokens):
             drawn_BM = uniform(seed, "replacing", scale, index_B, tokens_BM.shape[1])

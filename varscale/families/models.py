@@ -188,12 +188,16 @@ def pictures(tokenizer: MultiScaleTokenizer, features_hat_BChw: Tensor) -> Tenso
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode within; afterwards each part of the models is in the mode it was in."""
+    """Evaluation mode, no gradients and nothing compiled within; afterwards each part is in the mode it was in.
+
+    Drawing passes tensors of many shapes, and compiling for each would cost more than it gains.
+    """
     before = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
     try:
-        yield
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module, training in before:
             module.training = training

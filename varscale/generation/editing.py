@@ -94,7 +94,7 @@ def edit(
             f"the mask has shape {tuple(mask.shape)}, but the images have {tokenizer.image_size} pixels a side"
         )
     indices_B = torch.arange(len(labels)) if sample_indices is None else sample_indices
-    with torch.no_grad(), evaluating(tokenizer):
+    with evaluating(tokenizer):
         source = tokenizer.encode(images)
         reconstructions = pictures(tokenizer, tokenizer.quantizer.decode_features(source))
     kept = [kept_M.unsqueeze(0).to(labels.device) for kept_M in kept_tokens(mask, tokenizer.patch_nums, source_scales)]

@@ -40,7 +40,6 @@ def save_picture(image_3HW: Tensor, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-@torch.no_grad()
 def scale_pictures(tokenizer: MultiScaleTokenizer, tokens: Sequence[Tensor]) -> Tensor:
     """What tokens stand for after each scale, (B·K, 3, H, W) in [0, 1]: image after image, each from coarse to fine."""
     sums, features_hat_BChw = [], None

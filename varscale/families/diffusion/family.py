@@ -57,7 +57,6 @@ class DiffusionFamily(Family):
         error_BChw = dit(noisy_BChw, moments_B, labels_B) - target_BChw
         return TokenLosses(patches(error_BChw.square(), config.patch_size).mean(2))
 
-    @torch.no_grad()
     def sample(
         self,
         model: FamilyModel,
@@ -86,7 +85,7 @@ class DiffusionFamily(Family):
         def fresh(step: int) -> Tensor:
             return _noise(like, options.seed, "sampling", step, sample_indices_B)
 
-        with evaluating(model, tokenizer), torch.compiler.set_stance("force_eager"):
+        with evaluating(model, tokenizer):
             latents_BChw = drawn(config, predict, fresh, options.steps or config.sampling_steps)
             return Sample(pictures(tokenizer, dit.restored(latents_BChw)), [])
 

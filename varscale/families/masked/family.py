@@ -114,7 +114,7 @@ class MaskedFamily(TransformerFamily):
         def random(stream: str, step: int) -> Tensor:
             return uniform(options.seed, stream, step, sample_indices_B, config.tokens)
 
-        with torch.no_grad(), evaluating(model, tokenizer), torch.compiler.set_stance("force_eager"):
+        with evaluating(model, tokenizer):
             for step, following in enumerate((*counts[1:], 0)):
                 inputs_BLc, guidance = codes_of(tokenizer, tokens_BL), options.guidance_at(step, len(counts))
                 logits_BLV = transformer(labels_B, inputs_BLc, masked_BL=masked_BL, guidance=guidance)

@@ -49,7 +49,7 @@ class RasterFamily(TransformerFamily):
         """Token after token, with the same guidance at all of them; see `Family.sample`."""
         transformer = cast(RasterTransformer, model)
         uniform_BL = uniform(options.seed, "sampling", 0, sample_indices_B, transformer.config.tokens)
-        with torch.no_grad(), evaluating(model, tokenizer), torch.compiler.set_stance("force_eager"):
+        with evaluating(model, tokenizer):
             predictor = token_predictor(transformer, labels_B, options.guidance, use_cache=options.use_cache)
             drawn: list[Tensor] = []
             inputs_B1c = None

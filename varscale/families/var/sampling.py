@@ -29,7 +29,7 @@ def sample_scales(
 ) -> Sample:
     """Draw one image a label, around the tokens that are given; see `Family.sample`."""
     features_hat_BChw, tokens = sample_features(var, tokenizer, labels_B, options, indices_B, given)
-    with torch.no_grad(), evaluating(tokenizer):
+    with evaluating(tokenizer):
         return Sample(pictures(tokenizer, features_hat_BChw), tokens)
 
 
@@ -42,7 +42,7 @@ def sample_features(
     given: GivenTokens | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """What `sample_scales` decodes, (B, c, h, w), and the tokens of each scale."""
-    with torch.no_grad(), evaluating(var, tokenizer), torch.compiler.set_stance("force_eager"):
+    with evaluating(var, tokenizer):
         predictor = ScalePredictor(
             var, labels_B, options.guidance, schedule=options.guidance_schedule, use_cache=options.use_cache
         )
