@@ -33,7 +33,7 @@ def test_init_writes_what_a_sweep_takes(call: Call, tmp_path: Path) -> None:
     plan = call("plan", "my-pictures.yaml")
     assert plan.code == 0, plan.error
     again = call("init", "my pictures")
-    assert (again.code, "my-pictures.yaml is there already" in again.error) == (1, True)
+    assert (again.code, "my-pictures.yaml: is there already" in again.error) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_design_tokenizer(call: Call, tmp_path: Path) -> None:
     section = TokenizerConfig(**read_yaml((tmp_path / "section.yaml").read_text())["tokenizer"])
     assert section.architecture == load_experiment("imagenet256").tokenizer.architecture
     again = call("design-tokenizer", "--image-size", "32", "--out", "section.yaml")
-    assert (again.code, "section.yaml is there already" in again.error) == (1, True)
+    assert (again.code, "section.yaml: is there already" in again.error) == (1, True)
 
 
 def test_design_tokenizer_of_a_size_that_can_not_be_halved(call: Call) -> None:

@@ -54,6 +54,7 @@ def test_rejection_beside_none_and_the_papers_table(call: Call, copy: Path, tmp_
     assert "rejection sampling" in shown.output
     written = call("table", cell, "--out", "table.tex")
     assert written.output == "table.tex\n"
+    assert "table.tex: is there already" in call("table", cell, "--out", "table.tex").error
     assert (tmp_path / "table.tex").read_text().count("VAR-d2") == 3, "two rows, and what times are relative to"
     read = pd.read_csv(io.StringIO(call("table", cell, "--format", "csv").output))
     assert list(read["model"]) == ["VAR-d2", "VAR-d2-re"]

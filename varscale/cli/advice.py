@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varscale.cli.options import RUNS, RunsDir, check_output, load, open_store
+from varscale.cli.options import RUNS, RunsDir, check_new_output, load, open_store
 from varscale.errors import ExperimentError
 from varscale.store.atomic import write_atomically
 
@@ -47,9 +47,7 @@ def advise(
         raise typer.BadParameter("--params, --flops, --tokens and --tokens-from-flops are of a table, --runs FILE")
     assumed = _exponents(prior)
     if out is not None:
-        if out.is_file():  # perhaps the table or the experiment itself
-            raise ExperimentError(f"--out {out}: is there already; name another file")
-        check_output(f"--out {out}", out)
+        check_new_output(out)
     from analysis.checks.advice import advise as advise_on
     from analysis.checks.advice import positive, question_of, table_candidates
     from analysis.options import FitOptions

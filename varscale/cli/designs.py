@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from varscale.cli.options import RUNS, RunsDir, check_output, mistakes_as_one_line, open_store
+from varscale.cli.options import RUNS, RunsDir, check_new_output, mistakes_as_one_line, open_store
 from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def init(
     out = out or Path(f"{name}.yaml")
     if out.suffix not in (".yaml", ".yml"):
         raise ExperimentError(f"--out {out}: expected a name that ends in .yaml")
-    _check_new(out)
+    check_new_output(out)
     from rich.console import Console
 
     from sweeps.calibration import calibrate
@@ -80,7 +80,7 @@ def design_tokenizer(
 ) -> None:
     """Compare schedules of scales, codebooks and networks by what they cost, and write the section `tokenizer`."""
     if out is not None:
-        _check_new(out)
+        check_new_output(out)
     from rich.console import Console
 
     from varscale.store.atomic import write_atomically
@@ -108,13 +108,6 @@ def design_tokenizer(
         return
     write_atomically(out, text.encode())
     typer.echo(out)
-
-
-def _check_new(out: Path) -> None:
-    """Raise `ExperimentError` where a file is there already, which someone may have edited, or none can be written."""
-    if out.exists():
-        raise ExperimentError(f"{out} is there already; name another file by --out")
-    check_output(f"--out {out}", out)
 
 
 def _costs(title: str, rows: "Sequence[tuple[str, TokenizerArchitecture]]", blocks: int) -> "Table":

@@ -119,6 +119,13 @@ def check_output(place: str, path: Path) -> None:
         raise ExperimentError(f"{place}: can't be written ({error.strerror}); name another file") from None
 
 
+def check_new_output(path: Path) -> None:
+    """`check_output` of `--out`, where a file that is there may be somebody's own work: it is never replaced."""
+    check_output(f"--out {path}", path)
+    if path.exists():
+        raise ExperimentError(f"--out {path}: is there already; delete it, or name another file")
+
+
 @contextmanager
 def mistakes_as_one_line() -> Iterator[None]:
     """For values and files of the user's that libraries refuse with errors of their own, and for too little memory."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from varscale.cli.laws import study_name
-from varscale.cli.options import RUNS, RunsDir, check_output, open_store
+from varscale.cli.options import RUNS, RunsDir, check_new_output, open_store
 from varscale.errors import ExperimentError
 from varscale.store.atomic import write_atomically
 
@@ -42,7 +42,7 @@ def table(
     if out is not None:
         if form is None and out.suffix not in _SUFFIXES:
             raise ExperimentError(f"--out {out}: expected a name that ends in .csv, .md or .tex, or --format")
-        check_output(f"--out {out}", out)
+        check_new_output(out)
     from analysis.report.paper_table import as_csv, as_latex, as_markdown, paper_table
 
     made = paper_table(_measured(what or [], where or [], runs_dir), published=published)
