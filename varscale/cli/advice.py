@@ -1,6 +1,5 @@
 """The verb that says which cells to train next."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,12 +119,12 @@ def _advise_study(
 def _extending(experiment: str, name: str, grid: dict[str, Any], out: Path) -> str:
     """An experiment that differs from another one in its cells."""
     from varscale.config.text import write_yaml
-    from varscale.config.yaml import find_experiment, shipped_experiments
+    from varscale.config.yaml import as_extended
 
-    shipped = experiment in shipped_experiments()
-    extended = experiment if shipped else os.path.relpath(find_experiment(experiment), out.parent)
     heading = f"# Cells of {name}, and those that `varscale advise` added.\n"
-    return heading + write_yaml({"name": f"{name}-advised", "extends": extended, "grid": grid})
+    return heading + write_yaml(
+        {"name": f"{name}-advised", "extends": as_extended(experiment, out.parent), "grid": grid}
+    )
 
 
 def _exponents(text: str) -> dict[str, float]:
