@@ -182,7 +182,9 @@ def _members(settings: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any
         raise ExperimentError(f"{path}: members: expected names with what each changes, such as raster: {{model: …}}")
     for name, changes in members.items():
         if not re.fullmatch(_MEMBER, str(name)):
-            raise ExperimentError(f"{path}: members: {shortened(repr(name))}: expected lower-case letters and digits")
+            raise ExperimentError(
+                f"{path}: members: {shortened(repr(name))}: expected lower-case letters, digits and -"
+            )
         if not isinstance(changes, dict):
             raise ExperimentError(f"{path}: members.{name}: expected sections that it changes, or {{}} for none")
     if not isinstance(settings.get("name"), str):
