@@ -103,7 +103,8 @@ def _parallel(drawable: "Drawable", steps: int, seed: int, out: Path) -> None:
         seed,
         model.level_KC.device,
     )
-    table = Table("scale", "tokens", "model", "corrected", "with the first half", "worth, nats a token", box=SIMPLE)
+    title = "loss of each scale's second half, nats a token: the model, corrected without and with sight of the first"
+    table = Table("scale", "tokens", "model", "without", "with", "worth", box=SIMPLE, title=title)
     for half in halves:
         numbers = (f"{each:.4f}" for each in (half.model, half.without, half.seen))
         table.add_row(
