@@ -112,7 +112,7 @@ def _parallel(drawable: "Drawable", steps: int, seed: int, out: Path) -> None:
         )
     Console().print(table)
     worth = sum(half.gain * half.tokens for half in halves)
-    typer.echo(f"{worth:.3f} nats an image that a second pass in each scale could use, at least")
+    typer.echo(f"{worth:.3f} nats an image that a second pass in each scale could use")
     rows = pd.DataFrame([asdict(half) | {"gain": half.gain} for half in halves])
     write_atomically(out, rows.to_csv(index=False).encode())
     typer.echo(out)

@@ -4,8 +4,9 @@ A model that predicts all tokens of a scale at once takes them as independent of
 It has never seen tokens of the scale that it predicts, so it has no likelihood of one half given the other, and none
 can be read off it. What is well defined is by how much a second pass could improve its predictions: a small network
 learns to correct them in the second half of each scale, once with sight of the tokens of the first half and once
-without; all else is the same. On images that neither has seen, the difference of the two losses is a lower bound, as
-tight as the network is good, of what the halves tell about each other (their conditional mutual information).
+without; all else is the same. On images that neither has seen, the difference of the two losses estimates what the
+halves tell about each other (their conditional mutual information). It is no bound: it falls short where the network
+with sight has learnt too little, and goes too far where the one without has.
 
 The halves are the two colours of a chess board, so that a token's neighbours are in the other half. A scale of one
 token has no second half.
