@@ -52,7 +52,7 @@ def usual_scales(latent: int) -> int:
 
 
 def usual_factor(image_size: int) -> int:
-    """How many times smaller than images of that side latents are: so that there are 8 × 8 or fewer, but at most 16.
+    """How many times smaller than images of that side latents are: the least that leaves 8 × 8 or fewer, or the most.
 
     Raises:
         ExperimentError: The side is not a multiple of 4, or below 8 pixels.
