@@ -84,8 +84,9 @@ class OptimConfig(Section):
     """Weight decay at the end, reached along a cosine (schedule `linear` only); None: constant."""
     grad_clip: Positive = 2.0
     """Largest norm of the gradient."""
-    schedule: Literal["wsd", "linear"] = "wsd"
-    """`wsd`: warm-up, stable, decay (grids). `linear`: warm-up, 5% constant, linear to the end (the reference)."""
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+    """`wsd`: warm-up, stable, decay. `cosine`: warm-up, then half a cosine to the end, so that budgets of a size share
+    no more than the warm-up. `linear`: warm-up, 5% constant, linear to the end (the reference; single runs only)."""
     warmup_fraction: Fraction = 0.1
     """Warm-up as a share of the smallest budget's images (`linear`: of the run's own)."""
     decay_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.2

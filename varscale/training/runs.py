@@ -264,7 +264,7 @@ def _schedule(trunk: Trunk, cell: Cell | None = None) -> Schedule:
     optim = trunk.experiment.optim
     linear = optim.schedule == "linear"
     return Schedule(
-        optim.schedule,
+        optim.schedule if cell is not None else "wsd",  # whose beginning is that of a cosine, too
         trunk.peak_lr,
         optim.batch_size,
         trunk.warmup_images,
