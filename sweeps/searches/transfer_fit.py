@@ -36,7 +36,9 @@ class Valley:
     freedom: int
     """Degrees of freedom of the noise."""
     tried: Mapping[float, float]
-    """Mean loss at each rate at which no run diverged."""
+    """Mean loss at each rate at which all runs ended."""
+    left_out: tuple[float, ...]
+    """Rates at which a run diverged or failed."""
 
     def excess(self, rate: float) -> float:
         """How much more than the lowest the loss is: by the parabola, or further off between losses that were measured.
@@ -70,7 +72,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
 
     Args:
         rates: log2 of each run's rate.
-        losses: Infinite for a run that diverged; its rate is left out.
+        losses: Infinite for a run that diverged or failed; its rate is left out.
         seeds: Each run's seed.
 
     Raises:
@@ -78,6 +80,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     """
     x, y, of = np.asarray(rates, float), np.asarray(losses, float), np.asarray(seeds)
     tried = {float(rate): float(y[x == rate].mean()) for rate in np.unique(x) if np.isfinite(y[x == rate]).all()}
+    left_out = tuple(sorted(set(x) - set(tried)))
     if len(tried) < 3:
         raise ValueError(f"{len(tried)} rates at which all runs ended; a parabola needs three")
     best = min(tried, key=lambda rate: tried[rate])
@@ -90,7 +93,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     slope, bend = float(solution[-2]), float(solution[-1])
     edge = best in (min(tried), max(tried))
     if edge or rank < design.shape[1] or freedom < 1 or bend <= 0:
-        return Valley(best, tried[best], max(bend, 0.0), math.nan, None, freedom, tried)
+        return Valley(best, tried[best], max(bend, 0.0), math.nan, None, freedom, tried, left_out)
     noise = float(((y - design @ solution) ** 2).sum()) / freedom
     covariance = (noise * np.linalg.inv(design.T @ design))[-2:, -2:]
     shift = -slope / (2 * bend)
@@ -99,7 +102,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     lowest = float(solution[:-2].mean()) - bend * shift**2
     interval = _fieller(slope, bend, covariance, _quantile(freedom))
     around = None if interval is None else (best + interval[0], best + interval[1])
-    return Valley(best + shift, lowest, bend, error, around, freedom, tried)
+    return Valley(best + shift, lowest, bend, error, around, freedom, tried, left_out)
 
 
 def fit_transfer(valleys: Mapping[float, Valley]) -> Transfer:

@@ -76,9 +76,9 @@ class TransferConfig(Section):
     steps: Steps = 500
     """Steps of each run, so that sizes differ in nothing else."""
     rates: Annotated[Whole, Field(ge=5, le=100)] = 7
-    """Base rates (`optim.lr`), each √2 times the one before."""
+    """Base rates (`optim.lr`), each √2 times the one before. More may be asked for later."""
     centre: Positive | None = None
-    """The middle one; None: the experiment's own."""
+    """The middle one, or the upper one of the two in the middle; None: the experiment's own."""
     seeds: Annotated[Seeds, Field(min_length=2)] = (0, 1)
     """Each rate is tried with all of them."""
 
