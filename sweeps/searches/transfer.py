@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -21,7 +21,7 @@ from sweeps.searches.transfer_fit import Transfer, Valley, fit_transfer, fit_val
 from sweeps.study import Study
 from varscale.config import Experiment
 from varscale.config.search import TransferConfig
-from varscale.config.section import Parametrization
+from varscale.config.section import PARAMETRIZATIONS
 from varscale.config.yaml import changed
 from varscale.errors import ExperimentError
 from varscale.store.fingerprint import fingerprint
@@ -76,7 +76,7 @@ class TransferPlan:
         """What is varied, as Optuna calls it; choices may not change from call to call, ranges may."""
         seeds = self.settings.seeds
         return {
-            PARAMETRIZATION: CategoricalDistribution(get_args(Parametrization)),
+            PARAMETRIZATION: CategoricalDistribution(PARAMETRIZATIONS),
             DEPTH: IntDistribution(self.depths[0], self.depths[-1]),
             RATE: FloatDistribution(self.rates[0], self.rates[-1], log=True),
             SEED: IntDistribution(min(seeds), max(seeds)),

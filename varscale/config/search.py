@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from varscale.config.section import (
+    PARAMETRIZATIONS,
     Budgets,
     Few,
     Name,
@@ -65,11 +66,7 @@ class SearchChoices(Section):
 class TransferConfig(Section):
     """Whether a rate found at a small size serves large ones: the same rates at several sizes (`tune --transfer`)."""
 
-    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10)] = (
-        "paper",
-        "mup",
-        "complete-p",
-    )
+    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10)] = PARAMETRIZATIONS
     """Those that are compared; scaled from the smallest of the sizes, unless `model` says from where."""
     depths: Annotated[tuple[Few, ...], Field(min_length=2, max_length=100)] | None = None
     """Sizes; None: the grid's."""
