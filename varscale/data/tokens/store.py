@@ -163,7 +163,7 @@ class TokenStore:
         view_B, image_B = np.divmod(sample_B, self.num_images)
         shard_B, row_B = np.divmod(image_B, self.manifest.shard_images)
         shard_B += view_B * self.manifest.shards_per_view
-        rows = self.manifest.empty_rows(sample_B.size)
+        rows = self.manifest.row_type.rows(sample_B.size)
         if sample_B.size and (shard_B == shard_B[0]).all():
             np.take(self._shards[shard_B[0]], row_B, axis=0, out=rows, mode="clip")
         else:
@@ -272,7 +272,7 @@ def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[Any]
         more_files = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
         advice = more_files if too_many else "encode the store again"
         raise TokenStoreError(f"{place}: not readable ({error}); {advice}") from None
-    expected = (shard.images, *manifest.empty_rows(0).shape[1:])
-    if rows.shape != expected or rows.dtype != manifest.dtype:
-        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}")
+    expected = (shard.images, *manifest.row_type.shape)
+    if rows.shape != expected or rows.dtype != manifest.row_type.dtype:
+        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.row_type.dtype} {expected}")
     return np.asarray(rows)  # a plain array over the mapped file: indexing it is much faster than a memmap's

@@ -183,7 +183,11 @@ class TransformerDescription(ModelDescription, TransformerSettings):
 
     def forward_flops(self) -> int:
         """One teacher-forced pass of one image, with all L × L pairs."""
-        return self._products() + self._attention(self.tokens**2)
+        return self._products() + self.attention_flops()
+
+    def attention_flops(self) -> int:
+        """Those of a teacher-forced pass that are for pairs of tokens, all L × L."""
+        return self._attention(self.tokens**2)
 
     def executed_forward_flops(self) -> int:
         """One teacher-forced pass of one image, with only the pairs that a block-causal kernel computes."""
