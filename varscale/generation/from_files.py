@@ -54,6 +54,17 @@ class Drawable:
         """
         return DrawableFiles.find(place, tokenizer_file).load()
 
+    def tokens(self) -> TokenFiles:
+        """Files of the tokens that the model was trained on.
+
+        Raises:
+            ExperimentError: It isn't known what these are.
+        """
+        job = _Job.read(RunFiles(self.place).job)
+        if job is None:
+            raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; name a cell's folder")
+        return TokenFiles(self.place.resolve().parents[1] / "tokens" / job.tokens)
+
     def training_labels(self) -> NDArray[np.int64]:
         """How many training images each class has, (C,).
 
@@ -61,11 +72,7 @@ class Drawable:
             ExperimentError: It isn't known what the model was trained on.
             TokenStoreError: The tokens are missing or damaged.
         """
-        job = _Job.read(RunFiles(self.place).job)
-        if job is None:
-            raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; name the classes")
-        tokens = TokenFiles(self.place.resolve().parents[1] / "tokens" / job.tokens)
-        store = TokenStore.open(tokens.train, views=1, verify="sizes")
+        store = TokenStore.open(self.tokens().train, views=1, verify="sizes")
         return np.bincount(store.labels(), minlength=store.num_classes)
 
 
