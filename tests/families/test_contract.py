@@ -54,6 +54,7 @@ VAR_CHANGES: dict[str, dict[str, Any]] = {
     "scaled from a base": {"parametrization": "complete-p", "base_width": 12, "base_depth": 1, "base_head_channels": 4},
     "uneven mlp": {"mlp_ratio": 2.3, "drop_path_rate": 0.1},
     "modern": {"block": "modern", "width": 20, "heads": 2},
+    "weighted": {"loss_weights": "nextflow"},
 }
 DIFFUSION_CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},

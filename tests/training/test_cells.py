@@ -122,6 +122,7 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
     "tokenizer.training.seed": {"tokenizer.training.seed": 1},
     "model.mlp_ratio": {"model.mlp_ratio": 2.0},
     "model.block": {"model.block": "modern"},
+    "model.loss_weights": {"model.loss_weights": "nextflow"},
     "model.label_dropout": {"model.label_dropout": 0.2},
     "model.shared_adaln": {"model.shared_adaln": True},
     "model.normalise_queries_keys": {"model.normalise_queries_keys": False},

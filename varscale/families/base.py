@@ -174,6 +174,13 @@ class TokenLosses(NamedTuple):
     """The true tokens; None without a likelihood."""
     logits_BLV: "Tensor | None" = None
     """The logits; None without a likelihood."""
+    weight_L: "Tensor | None" = None
+    """How much the token at each place counts in the training loss, 1 on average; None: all alike."""
+
+    @property
+    def objective(self) -> "Tensor":
+        """The training loss, a scalar: the mean over all tokens, weighted where there are weights."""
+        return self.loss_BL.mean() if self.weight_L is None else (self.loss_BL * self.weight_L).mean()
 
     @property
     def wrong(self) -> "Tensor":
@@ -277,7 +284,7 @@ class Family(ABC):
         batch: "Mapping[str, Tensor]",
         seed: int | None = None,
     ) -> TokenLosses:
-        """The loss of every token of a batch: the training loss is the mean over all of them.
+        """The loss of every token of a batch: the training loss is the mean over all of them, or weighted.
 
         Args:
             model: From `build`.

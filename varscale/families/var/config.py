@@ -36,6 +36,7 @@ from varscale.families.base import (
     TokenSpace,
     most_heads,
 )
+from varscale.families.var.loss_weights import LossWeighting, token_weights
 
 LEAST_ROTATED = 4
 """Channels of a head that rotary positions need at least: a pair for rows and one for columns."""
@@ -252,11 +253,16 @@ class TransformerDescription(ModelDescription, VARArchitecture):
         return 4 * self.width**2 + 2 * tokens * self.width * self.vocab_size
 
 
-class VARConfig(TransformerDescription):
+class VARConfig(TransformerDescription, LossWeighting):
     """One VAR transformer."""
 
     family: Literal["var"] = "var"
     """The family."""
+
+    @model_validator(mode="after")
+    def _check_loss_weights(self) -> Self:
+        token_weights(self.patch_nums, self.loss_weights)
+        return self
 
     def implementation(self) -> Family:
         """VAR's part that needs torch."""
@@ -333,13 +339,25 @@ class TransformerSection(FamilySection, VARArchitecture):
         return {"base_width": base_width, "base_depth": base_depth, "base_head_channels": head_channels}
 
 
-class VARSection(TransformerSection):
+class VARSection(TransformerSection, LossWeighting):
     """The VAR transformer."""
 
     family: Literal["var"] = "var"
     """Model family."""
 
     description = VARConfig
+
+    def describe(self, tokens: TokenSpace, depth: int) -> TransformerDescription:
+        """The transformer of `depth` blocks.
+
+        Raises:
+            ExperimentError: What `TransformerSection.describe` refuses, or weights of other scales; names the key.
+        """
+        try:
+            token_weights(tokens.patch_nums, self.loss_weights)
+        except ValueError as error:
+            raise ExperimentError(f"model.loss_weights: {error}") from None
+        return super().describe(tokens, depth)
 
 
 SECTION = VARSection

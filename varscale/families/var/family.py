@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import Family, ParameterGroup, SamplingOptions, TokenLosses
 from varscale.families.models import FamilyModel, Sample
+from varscale.families.var.attention import loss_weight_of_tokens
 from varscale.families.var.config import TransformerDescription, VARConfig
 from varscale.families.var.sampling import sample_scales
 from varscale.families.var.transformer import VAR, TokenTransformer
@@ -78,6 +79,16 @@ class VARFamily(TransformerFamily):
     def inputs(self, model: FamilyModel, tokenizer: MultiScaleTokenizer, tokens_BL: Tensor) -> Tensor:
         """The coarser scales, summed up and resized."""
         return tokenizer.quantizer.next_scale_inputs(tokens_BL.split(model.config.groups, dim=1))
+
+    def losses(
+        self, model: FamilyModel, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
+    ) -> TokenLosses:
+        """Cross-entropy of every token, in nats, with the weights of `model.loss_weights`; see `Family.losses`."""
+        losses, config = super().losses(model, tokenizer, batch, seed), cast(VAR, model).config
+        if config.loss_weights == "uniform":
+            return losses
+        weight_L = loss_weight_of_tokens(config.patch_nums, config.loss_weights, losses.loss_BL.device)
+        return losses._replace(weight_L=weight_L)
 
     def sample(
         self,
