@@ -10,8 +10,6 @@ import itertools
 import torch
 from torch import Tensor
 
-from varscale.families.var.loss_weights import LossWeights, token_weights
-
 
 @functools.lru_cache(maxsize=32)
 def scale_bounds(patch_nums: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -26,14 +24,6 @@ def level_of_tokens(patch_nums: tuple[int, ...], device: torch.device) -> Tensor
     with torch.inference_mode(False):
         sizes = torch.tensor([side**2 for side in patch_nums], device="cpu")
         return torch.arange(len(patch_nums), device="cpu").repeat_interleave(sizes).to(device)
-
-
-@functools.lru_cache(maxsize=32)
-def loss_weight_of_tokens(patch_nums: tuple[int, ...], weights: LossWeights, device: torch.device) -> Tensor:
-    """float32 (L,): how much each token counts in the training loss."""
-    with torch.inference_mode(False):
-        weight_K = torch.tensor(token_weights(patch_nums, weights), device="cpu")
-        return weight_K[level_of_tokens(patch_nums, torch.device("cpu"))].to(device)
 
 
 @functools.lru_cache(maxsize=32)
