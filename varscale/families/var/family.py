@@ -4,7 +4,6 @@ Letters in tensor names: B batch, L tokens of an image, M tokens of the later sc
 """
 
 import functools
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -14,6 +13,7 @@ from varscale.families.base import SamplingOptions, TokenLosses
 from varscale.families.models import FamilyModel, Sample
 from varscale.families.shared.attention import level_of_tokens
 from varscale.families.shared.family import TransformerFamily
+from varscale.families.var.bits import bit_losses
 from varscale.families.var.config import VARConfig
 from varscale.families.var.loss_weights import LossWeights, token_weights
 from varscale.families.var.sampling import sample_scales
@@ -34,11 +34,11 @@ class VARFamily(TransformerFamily):
         """The coarser scales, summed up and resized."""
         return tokenizer.quantizer.next_scale_inputs(tokens_BL.split(model.config.groups, dim=1))
 
-    def losses(
-        self, model: FamilyModel, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
-    ) -> TokenLosses:
-        """Cross-entropy of every token, in nats, with the weights of `model.loss_weights`; see `Family.losses`."""
-        losses, config = super().losses(model, tokenizer, batch, seed), cast(VAR, model).config
+    def compared(self, model: FamilyModel, logits_BLV: Tensor, tokens_BL: Tensor) -> TokenLosses:
+        """Cross-entropy of every token, in nats, with the weights of `model.loss_weights`."""
+        config = cast(VAR, model).config
+        by_bits = config.classifier == "bits"
+        losses = bit_losses(logits_BLV, tokens_BL) if by_bits else super().compared(model, logits_BLV, tokens_BL)
         if config.loss_weights == "uniform":
             return losses
         weight_L = _weight_of_tokens(config.patch_nums, config.loss_weights, losses.loss_BL.device)
