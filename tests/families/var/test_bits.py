@@ -47,7 +47,7 @@ def test_bits_are_drawn_as_likely_as_they_are() -> None:
 
 
 def test_the_output_layer_has_a_row_a_bit() -> None:
-    """Infinity's figure at width 2048: 2^32 tokens need 8.8 trillion weights, their bits 0.13 million (section 3.3)."""
+    """All that it saves, in parameters and in FLOPs."""
     sizes = {"width": 2048, "heads": 32, "latent_channels": 16, "vocab_size": 2**16, "quantizer": "bitwise"}
     tokens, bits = (var_config(**sizes, classifier=classifier) for classifier in ("tokens", "bits"))
     assert tokens.parameters() - bits.parameters() == 2049 * (2**16 - 16)
