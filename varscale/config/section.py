@@ -50,6 +50,7 @@ PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00
 """Path of a file or folder."""
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 """A short text."""
+Quantizer = Literal["codebook", "bitwise"]
 Parametrization = Literal["paper", "mup", "complete-p"]
 PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 Changes = dict[Name, Any]

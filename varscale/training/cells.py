@@ -65,6 +65,7 @@ class Trunk:
             patch_nums=tokenizer.patch_nums,
             vocab_size=tokenizer.vocab_size,
             latent_channels=tokenizer.latent_channels,
+            quantizer=tokenizer.quantizer,
             num_classes=self.experiment.data.num_classes,
         )
         return self.experiment.model.describe(tokens, self.depth)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from varscale.data.sources.base import Indices
 from varscale.data.tokens.manifest import MANIFEST, PROGRESS, Manifest, check_shard, read_manifest
 from varscale.errors import TokenStoreError
+from varscale.numerics.bits import bit_entropy, bits_of
 
 Verify = Literal["auto", "contents", "sizes"]
 VERIFY_BYTES = 512 * 2**20
@@ -204,6 +205,18 @@ def unigram_entropy(store: TokenStore) -> UnigramEntropy:
     entropy_L = torch.from_numpy(-(shares_LV * logarithms_LV).sum(axis=1))
     by_scale = tuple(float(part.mean()) for part in split_scales(entropy_L[None], store.patch_nums))
     return UnigramEntropy(float(entropy_L.mean()), by_scale)
+
+
+def unigram_bit_entropy(store: TokenStore, bits: int) -> float:
+    """Entropy of each bit at each position by itself, summed over a token's bits, nats; the mean over all positions.
+
+    What `unigram_entropy` is for models that predict tokens, this is for those that predict each bit by itself.
+    """
+    set_Ld = torch.zeros(store.tokens_per_image, bits, dtype=torch.int64)
+    for batch in store.batches(max(1, 2**24 // (store.tokens_per_image * bits))):
+        assert isinstance(batch, TokenBatch)
+        set_Ld += bits_of(batch.tokens_BL, bits).sum(0)
+    return float(bit_entropy(set_Ld.double() / store.num_samples).sum(1).mean())
 
 
 @dataclass(frozen=True)

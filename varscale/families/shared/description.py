@@ -178,7 +178,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         scales = self.heads if self.normalise_queries_keys else 0
         feedforward = 3 * width * hidden if self.modern else 2 * width * hidden + width + hidden
         block = 4 * width**2 + 3 * width + feedforward + scales
-        output = (width + 1) * self.vocab_size if head else 0
+        output = (width + 1) * self.outputs if head else 0
         return self.depth * block + (self.latent_channels + 1) * width + output
 
     def forward_flops(self) -> int:
@@ -223,7 +223,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         The operator of narrow models on a CPU keeps three fifths of that.
         """
         block = block_bytes(self.width, (4 if self.modern else 2) * self.hidden, self.heads, element_bytes)
-        output = (3 * self.width + 2 * self.vocab_size) * FLOAT32_BYTES
+        output = (3 * self.width + 2 * self.outputs) * FLOAT32_BYTES
         return batch * self.tokens * (self.depth * block + output)
 
     def _products(self) -> int:
@@ -247,7 +247,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         return self.depth * 4 * pairs * self.width
 
     def _head(self, tokens: int) -> int:
-        return 4 * self.width**2 + 2 * tokens * self.width * self.vocab_size
+        return 4 * self.width**2 + 2 * tokens * self.width * self.outputs
 
 
 class TransformerSection(FamilySection, TransformerSettings):
