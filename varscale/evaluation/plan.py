@@ -228,4 +228,4 @@ def _images(data: DataSection, split: Literal["train", "validation"], count: int
 
 
 def _described(data: DataSection) -> dict[str, Any]:
-    return data.model_dump(mode="json", exclude={"validation_images", "max_undecodable", *data.places})
+    return data.model_dump(mode="json", exclude={"validation_images", "max_undecodable", "captions", *data.places})

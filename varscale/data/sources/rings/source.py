@@ -6,7 +6,8 @@ import numpy as np
 
 from varscale.config.data import Split
 from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
-from varscale.data.sources.rings.drawing import Style, render_rings
+from varscale.data.sources.rings.captions import caption
+from varscale.data.sources.rings.drawing import Style, render_rings, rings_of_colours
 from varscale.errors import DataError
 
 
@@ -53,3 +54,10 @@ class RingsSource(ImageSource):
         """Images (B, 3, s, s) and labels (B,)."""
         number_B = np.asarray(indices, dtype=np.int64)
         return render_rings(self.seed, number_B, self.image_size, self.split, self.style)
+
+    def captions(self) -> list[str]:
+        """How many rings of which colours: "two red rings and one green ring"."""
+        rings_NK = rings_of_colours(self.seed, np.arange(len(self)), self.split, self.style)
+        kinds_UK, kind_N = np.unique(rings_NK, axis=0, return_inverse=True)
+        texts = [caption(rings_K) for rings_K in kinds_UK.tolist()]
+        return [texts[kind] for kind in kind_N.ravel().tolist()]
