@@ -27,7 +27,7 @@ from varscale.families.base import (
     TokenLosses,
     TokenSpace,
 )
-from varscale.families.models import FamilyModel, Sample, draw, evaluating
+from varscale.families.models import FamilyModel, Sample, draw, evaluating, labels_after_dropout
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -109,8 +109,7 @@ class TinyFamily(Family):
         labels_B, config = batch["labels_B"], model.config
         assert isinstance(config, TinyDescription)
         if seed is not None:
-            dropped_B = uniform(seed, "label_dropout", 0, batch["sample_index_B"], 1)[:, 0] < config.label_dropout
-            labels_B = labels_B.masked_fill(dropped_B, config.num_classes)
+            labels_B = labels_after_dropout(batch, config.label_dropout, config.num_classes, seed)
         logits_BLV = model(labels_B)
         return TokenLosses(token_losses(logits_BLV, batch["tokens_BL"]), batch["tokens_BL"], logits_BLV)
 

@@ -28,6 +28,9 @@ FLOAT32_BYTES = 4
 TRAINING_COPIES = 4
 """Of the weights during training: weights, gradients and AdamW's two moments."""
 
+EVALUATION_SEED = 0
+"""Of the masks or the noise that models without a likelihood are measured with: the same for all."""
+
 LARGEST = 1e6
 """Guidance, and temperature or its inverse, at most: logits times more than that are infinite."""
 
@@ -154,6 +157,17 @@ class FamilySection(Section, ABC):
         Raises:
             ExperimentError: The settings make no model of this size; names the key.
         """
+
+
+def block_bytes(width: int, hidden: int, heads: int, element_bytes: int) -> int:
+    """What a block with AdaLN keeps of each token for its backward pass, roughly.
+
+    Twelve rows of C (stream, normalised, modulated and branch twice, joint queries, keys and values, attention's
+    output), of which six stay float32 under bfloat16 (stream, normalised, queries and keys), when there are copies,
+    too: 10 rows of 2 bytes. And `hidden` numbers of the feed-forward layers, and one a head.
+    """
+    rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
+    return rows * width + hidden * element_bytes + heads * FLOAT32_BYTES
 
 
 def most_heads(width: int, channels: int) -> int:

@@ -4,7 +4,7 @@ Letters in tensor names: B batch, M tokens, V vocabulary, C and c channels, h an
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.families.base import ModelDescription
+from varscale.numerics.randomness import gumbel, uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 DECODED_PIXELS = 2**22
@@ -93,6 +94,14 @@ def random_batch(model: ModelDescription, images: int) -> dict[str, Tensor]:
     }
 
 
+def labels_after_dropout(batch: Mapping[str, Tensor], probability: float, no_class: int, seed: int) -> Tensor:
+    """A training batch's labels, int64 (B,), some of them replaced by "no class", which guidance needs."""
+    if probability == 0:
+        return batch["labels_B"]
+    dropped_B = uniform(seed, "label_dropout", 0, batch["sample_index_B"], 1)[:, 0] < probability
+    return batch["labels_B"].masked_fill(dropped_B, no_class)
+
+
 def draw(
     logits_BMV: Tensor, uniform_BM: Tensor, *, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0
 ) -> Tensor:
@@ -140,8 +149,7 @@ def smooth_weights(
         beyond_BMV = torch.arange(sorted_BMV.shape[-1], device=sorted_BMV.device) > last_BM1
         sorted_BMV = sorted_BMV.masked_fill(beyond_BMV, -torch.inf)
     tau = max(0.27 * (1 - 0.95 * progress), 0.005)
-    middle_BMV = uniform_BMV[..., : sorted_BMV.shape[-1]] + 2.0**-25  # never 0
-    gumbel_BMV = middle_BMV.log().neg().log().neg()
+    gumbel_BMV = gumbel(uniform_BMV[..., : sorted_BMV.shape[-1]])
     weights_BMV = ((sorted_BMV * (1 + progress) + gumbel_BMV) / tau).softmax(dim=-1)
     return weights_BMV if order_BMV is None else torch.zeros_like(logits_BMV).scatter(-1, order_BMV, weights_BMV)
 

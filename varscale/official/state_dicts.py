@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from varscale.config.tokenizer import TokenizerArchitecture
-from varscale.families.var.attention import block_causal_mask, level_of_tokens
+from varscale.families.shared.attention import block_causal_mask, level_of_tokens
 from varscale.families.var.config import VARConfig
 from varscale.families.var.transformer import VAR
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varscale.config.tokenizer import TokenizerArchitecture
-from varscale.families.var.sampling import ScalePredictor
+from varscale.families.shared.predictor import ScalePredictor
 from varscale.families.var.transformer import VAR
 from varscale.kernels.building import SWITCH
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer

@@ -19,6 +19,7 @@ from varscale.families.base import (
     Reads,
     Size,
     TokenSpace,
+    block_bytes,
     most_heads,
 )
 
@@ -163,11 +164,9 @@ class DiTConfig(ModelDescription, DiffusionSettings):
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
         """An estimate, to within a third, of what a training step keeps for its backward pass.
 
-        Of each token a block keeps what a block of VAR does (`VARConfig.activation_bytes`), and of each image its
-        modulation; the output layer keeps 3 rows of C and the patch.
+        Beside its tokens a block keeps each image's modulation; the output layer keeps three rows of C and the patch.
         """
-        rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
-        block = rows * self.width + 2 * self.hidden * element_bytes + self.heads * FLOAT32_BYTES
+        block = block_bytes(self.width, 2 * self.hidden, self.heads, element_bytes)
         ends = (3 * self.width + 2 * self.outputs) * FLOAT32_BYTES
         modulation = self.depth * 8 * self.width * FLOAT32_BYTES
         return batch * (self.tokens * (self.depth * block + ends) + modulation)

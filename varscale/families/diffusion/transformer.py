@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from varscale.families.diffusion.config import TIME_WAVES, DiTConfig
 from varscale.families.models import LatentModel
-from varscale.families.var.blocks import FeedForward, add_projected, modulate
+from varscale.families.shared.blocks import FeedForward, add_projected, modulate
 from varscale.numerics.precision import without_autocast
 
 LONGEST_WAVE = 10_000
