@@ -43,7 +43,10 @@ def inspect(
         model, device = drawable.model, next(drawable.model.parameters()).device
         if not isinstance(model, VAR):
             raise ExperimentError(f"{run}: a model of family {model.config.family}; only VAR's attention is known")
-        labels_B = labels_in_turn(range(model.config.num_classes), count).to(device)
+        if model.config.text_width is None:
+            labels_B = labels_in_turn(range(model.config.num_classes), count).to(device)
+        else:
+            labels_B = drawable.training_captions(count)[1].to(device)
         drawn = sample(model, drawable.tokenizer, labels_B, seed=seed)
         shares = _table(attention_shares(model, drawable.tokenizer, drawn.tokens, labels_B))
         changes_KK = dependence(model, drawable.tokenizer, drawn.tokens, labels_B, seed)

@@ -13,7 +13,7 @@ WIDTHS = {"words": 256, "sentences": 384, "clip": 512}
 class CaptionsSection(Section):
     """Captions of the images, each embedded once as one vector of length 1.
 
-    Rings have captions of themselves; beside a picture `cat.png` in a folder lies `cat.txt`; Parquet files have a column.
+    Rings have captions of themselves. In folders `cat.txt` lies beside `cat.png`; Parquet files have a column.
     """
 
     encoder: Literal["words", "sentences", "clip", "vectors"] = "words"

@@ -104,8 +104,11 @@ def unit_vectors(vectors_ND: NDArray[Any], width: int) -> Vectors:
     lengths_N1 = np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)
     wrong = np.flatnonzero(~((lengths_N1[:, 0] > 0) & np.isfinite(lengths_N1[:, 0])))
     if wrong.size:
-        raise DataError(f"data.captions: {wrong.size} embeddings are zero or not finite, such as that of row {wrong[0]}")
-    return (vectors_ND / lengths_N1).astype(np.float32)
+        raise DataError(
+            f"data.captions: {wrong.size} embeddings are zero or not finite, such as that of row {wrong[0]}"
+        )
+    units_ND: Vectors = (vectors_ND / lengths_N1).astype(np.float32)
+    return units_ND
 
 
 def tidy(caption: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from varscale.config import DataSection
 from varscale.data.loading import load_ahead
+from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError
 from varscale.evaluation.extractors import Extractor, FeatureSet, open_extractor
@@ -26,7 +27,7 @@ from varscale.generation.bulk import drawn_batches
 from varscale.generation.rejection import Rejection, open_classifier
 from varscale.numerics.device import best_device
 from varscale.numerics.machine import device_name, versions
-from varscale.store.layout import RunFiles, Store
+from varscale.store.layout import RunFiles, Store, TokenFiles
 from varscale.store.records import Result, RunIdentity, read_result
 from varscale.store.weights import load_tensors, save_tensors
 from varscale.tokenizer.storage import load_tokenizer
@@ -52,6 +53,8 @@ class Evaluated:
     """The cell, where one is measured."""
     latents: RunFiles | None = None
     """The study's stored latents, where its models read these and so are held to reconstructions from them."""
+    captions: TokenFiles | None = None
+    """The study's token stores, where a cell is told captions: it draws those of the validation images."""
 
     @property
     def of(self) -> dict[str, str]:
@@ -133,11 +136,19 @@ def _batches(plan: FidelityPlan, what: Evaluated, rejection: Rejection | None) -
     assert what.cell is not None
     tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
     model = load_model(what.cell.weights, what.cell.fingerprint).to(device)
-    labels_N = torch.arange(settings.samples, device=device) % model.config.num_classes  # as many of each class
+    labels_N = _told(what, settings.samples, model.config.num_classes).to(device)
     options = SamplingOptions(plan.guidance, settings.top_k, settings.top_p, settings.seed)
     if rejection is not None:
         rejection.check(model.config.num_classes, what.data.image_size, labels_N)
     return drawn_batches(model, tokenizer, labels_N, options, batch_size=settings.batch_size, rejection=rejection)
+
+
+def _told(what: Evaluated, samples: int, classes: int) -> Tensor:
+    """Labels (N,), as many of each class; or embeddings (N, D) of captions, spread evenly over the validation images."""
+    if what.captions is None:
+        return torch.arange(samples) % classes
+    captions = StoredCaptions.read_required(what.captions.validation)
+    return captions.of_images(torch.arange(samples) * len(captions.index_N) // samples)
 
 
 def _real(data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int) -> Iterator[Tensor]:

@@ -63,7 +63,7 @@ def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity) -> str:
 
 
 def tokens_fingerprint(data: DataIdentity, tokenizer_fingerprint: str, *, latents: bool = False) -> str:
-    """Identity of the stores of tokens, or of latents: the tokenizer's, and the training and validation images', with their captions where these are kept."""
+    """Identity of the stores of tokens, or of latents: the tokenizer's, and all images' with any captions."""
     images = {"data": data.training, "views": data.views, "validation": data.validation}
     images |= {"captions": data.captions} if data.captions else {}
     return fingerprint(kind="latents" if latents else "tokens", tokenizer=tokenizer_fingerprint, **images)

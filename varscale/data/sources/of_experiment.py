@@ -48,7 +48,9 @@ def data_identity(data: DataSection) -> DataIdentity:
         lines.append(
             f"validation pictures that are training pictures, too: {len(shared)}: {', '.join(shared[:3])}{more}"
         )
-    return DataIdentity({**settings, "content": train.fingerprint}, validation, data.views, len(train), tuple(lines), captions)
+    return DataIdentity(
+        {**settings, "content": train.fingerprint}, validation, data.views, len(train), tuple(lines), captions
+    )
 
 
 def captions_identity(settings: CaptionsSection, sources: Sequence[ImageSource]) -> dict[str, object]:

@@ -66,6 +66,18 @@ class StoredCaptions:
         except (CheckpointError, KeyError) as error:
             raise TokenStoreError(f"{error}; encode the store again") from None
 
+    @classmethod
+    def read_required(cls, folder: Path) -> Self:
+        """Those of a token store.
+
+        Raises:
+            TokenStoreError: It has none, or the file is damaged.
+        """
+        captions = cls.read(folder)
+        if captions is None:
+            raise TokenStoreError(f"{folder}: no captions; encode the store again")
+        return captions
+
     def write(self, folder: Path) -> None:
         """Write them beside a token store's shards; atomically."""
         tensors = {"embeddings": self.embeddings_UD, "index": self.index_N}

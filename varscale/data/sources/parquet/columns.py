@@ -225,9 +225,7 @@ def _column(
                 f"{file}: data.captions.column: no column {name!r}; the file has {nearest(name, schema.names)}"
             )
         if not fits(schema.field(name).type):
-            raise DataError(
-                f"{file}: data.captions.column: {name!r} is {schema.field(name).type}; expected {expected}"
-            )
+            raise DataError(f"{file}: data.captions.column: {name!r} is {schema.field(name).type}; expected {expected}")
         values += reader.read(columns=[name]).column(name).to_pylist()
     return values
 
