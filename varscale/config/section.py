@@ -5,7 +5,7 @@ keyboard is an error and not a machine out of memory.
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -51,6 +51,7 @@ PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 """A short text."""
 Parametrization = Literal["paper", "mup", "complete-p"]
+PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 Changes = dict[Name, Any]
 """Dotted fields and what they become; they are checked where they are applied."""
 

@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 
 from varscale.config import Experiment, TokenizerConfig
-from varscale.data.loading import ORDER_WINDOW, ImageBatches, load_ahead
+from varscale.data.loading import ImageBatches, load_ahead, whole_windows
 from varscale.data.sources.base import ImageSource, Pixels
 from varscale.data.sources.of_experiment import training_source, validation_source
 from varscale.data.tokens.captions import write_captions
@@ -141,8 +141,8 @@ def encode_tokens(
             write_captions(folder, source, experiment.data.captions)
         done += len(source) * views
     if encoded_images(files) != len(train):
-        # of procedural images the first ones, so that statistics stay what they are when the store grows
-        first = ORDER_WINDOW if latents and train.procedural else None
+        # of procedural images as many as every store of them has, so that statistics stay what they are when it grows
+        first = whole_windows(1) if latents and train.procedural else None
         first_views = TokenStore.open(files.train, views=1, num_images=first, verify="sizes")
         if latents:
             statistics = channel_statistics(first_views)

@@ -7,7 +7,7 @@ Letters: C width, L tokens (patches of the latents), c latent channels.
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from varscale.config.section import Fraction, Positive, Section, Whole
 from varscale.errors import ExperimentError
@@ -51,6 +51,12 @@ class DiffusionSettings(Section):
     `euler` or `ddim`."""
     sampling_steps: Annotated[Whole, Field(ge=1, le=NOISE_LEVELS)] = 50
     """Steps in which an image is drawn, unless it is asked for with others."""
+
+    @field_validator("sampler")
+    @classmethod
+    def _default_has_one_name(cls, sampler: str | None, info: ValidationInfo) -> str | None:
+        """So that the default, named or not, is one model with one fingerprint."""
+        return None if sampler == SAMPLERS.get(info.data.get("prediction", ""), ("",))[0] else sampler
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
