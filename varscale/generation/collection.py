@@ -202,7 +202,7 @@ class _Npz(Collection):
 
 
 class _Parquet(Collection):
-    """Columns `img` (a struct of `bytes`, a PNG, and `path`) and `label`, as of Hugging Face's CIFAR-10, or `caption`."""
+    """Columns `img` (a struct of `bytes`, a PNG, and `path`) and `label` or `caption`, as Hugging Face's CIFAR-10."""
 
     @staticmethod
     def _schema(names_N: Names) -> Any:
