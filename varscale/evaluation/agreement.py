@@ -144,7 +144,8 @@ def _said(features_NF: Tensor, real_features_NF: Tensor, real_embeddings_ND: Ten
     products_FF = centred_NF.T @ centred_NF
     products_FF.diagonal().add_(RIDGE * products_FF.diagonal().mean())
     weights_FD = torch.linalg.solve(products_FF, centred_NF.T @ targets_ND)
-    return (features_NF - mean_F) @ weights_FD
+    said_ND: Tensor = (features_NF - mean_F) @ weights_FD
+    return said_ND
 
 
 def _share(right_N: Tensor) -> float:

@@ -96,6 +96,8 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         beside |= {} if rings is None else rings.figures()
         beside |= _retrieval(plan, what, drawn, reference)
         beside |= rejection.figures if rejection is not None else {}
+        columns = _columns(what.subject, figures) | _of_text(beside) | what.of
+        columns |= plan.columns() if what.subject == "cell" else {}
         Result(
             fingerprint=files.fingerprint,
             status="finished",
@@ -175,10 +177,9 @@ def _rings_agreement(what: Evaluated, samples: int, store: Store) -> RingsAgreem
 
 def _retrieval(plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     """How often a drawn image's caption is found among others, by what real images' features say of theirs."""
-    if what.captions is None or what.cell is None:
+    if what.captions is None or what.cell is None or plan.settings.reference != "train":
         return {}
-    folders = {"train": what.captions.train, "validation": what.captions.validation}
-    captions = StoredCaptions.read_required(folders[plan.settings.reference])
+    captions = StoredCaptions.read_required(what.captions.train)
     count, told_ND = len(reference.features_ND), _told(what, len(drawn.features_ND), 0)
     of_reference_N = torch.arange(count) if what.data.procedural else _spread(count, len(captions.index_N))
     real = reference.features_ND, captions.of_images(of_reference_N)
