@@ -64,6 +64,11 @@ class Experiment(Section):
                 f"(channel_multipliers has {len(tokenizer.channel_multipliers)} entries) "
                 f"is {side / tokenizer.downsampling:g}"
             )
+        if self.model.condition == "text" and self.data.captions is None:
+            raise ValueError(
+                "model.condition: text needs data.captions, which says how captions are embedded; "
+                "data.captions={encoder: words} is the plainest"
+            )
         scales = list(tokenizer.patch_nums)
         if self.model.description.reads == "scale" and len(scales) > 1:
             raise ValueError(

@@ -57,11 +57,22 @@ class TokenSpace(Section):
     """What made them; a token of `bitwise` is latent_channels bits."""
     num_classes: Size
     """Classes 0 … num_classes - 1; the label num_classes stands for "no class"."""
+    text_width: Annotated[Size | None, Field(exclude_if=lambda width: width is None)] = None
+    """Numbers D of a caption's embedding, for models that are told captions; None: they are told classes."""
 
     @property
     def tokens(self) -> int:
         """L, the tokens of an image over all scales."""
         return sum(side**2 for side in self.patch_nums)
+
+    @property
+    def condition_rows(self) -> int:
+        """Rows of the table of classes, "no class" among them, or of the projection of captions with its bias."""
+        return self.num_classes + 1 if self.text_width is None else self.text_width + 1
+
+    def condition_flops(self, width: int) -> int:
+        """Of an image's caption, projected to the width; a class is looked up."""
+        return 2 * width * (self.text_width or 0)
 
 
 class ModelDescription(TokenSpace, ABC):
@@ -159,6 +170,8 @@ class FamilySection(Section, ABC):
 
     family: Annotated[str, Field(max_length=100)]
     """Name of the family."""
+    condition: Annotated[Literal["class", "text"], Field(exclude_if=lambda value: value == "class")] = "class"
+    """What models are told of an image: its class, or its caption, as `data.captions` says."""
     description: ClassVar[type[ModelDescription]]
     """What `describe` gives; a model's file is read back into it."""
 
@@ -329,7 +342,8 @@ class Family(ABC):
         Args:
             model: From `build`.
             tokenizer: The frozen tokenizer whose tokens these are.
-            batch: `tokens_BL` (or `latents_BChw`, where models read latents) and `labels_B`, and `sample_index_B`, each
+            batch: `tokens_BL` (or `latents_BChw`, where models read latents) and `labels_B` (with `text_BD` instead for
+                models that are told captions: float32, zeros for "no caption"), and `sample_index_B`, each
                 sample's number in the whole run.
             seed: Of label dropout, stochastic depth and the like, which depend on (seed, sample index) alone; None:
                 an evaluation, without any of them.
@@ -349,7 +363,8 @@ class Family(ABC):
         Args:
             model: From `build`.
             tokenizer: The tokenizer whose tokens it was trained on.
-            labels_B: int64, each 0 … num_classes; num_classes stands for "no class".
+            labels_B: int64, each 0 … num_classes; num_classes stands for "no class". For models that are told captions,
+                their embeddings instead: float32 (B, D), zeros for "no caption".
             options: How.
             sample_indices_B: int64, each image's number for the noise.
         """

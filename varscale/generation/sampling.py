@@ -27,7 +27,8 @@ def sample(
     Args:
         model: A model of any family, such as `VAR`.
         tokenizer: The tokenizer whose tokens it was trained on.
-        labels: int64 (B,), each 0 … num_classes; num_classes stands for "no class".
+        labels: int64 (B,), each 0 … num_classes; num_classes stands for "no class". Of a model that is told captions,
+            their embeddings, float32 (B, D); zeros stand for "no caption".
         cfg: Classifier-free guidance. For VAR that of the last scale: scale k of K has cfg·k/(K - 1). 0: without.
         top_k: Keep the k likeliest tokens; 0 keeps all, 1 is greedy.
         top_p: Keep the likeliest tokens that together have this probability; 0 keeps all.
@@ -74,6 +75,13 @@ def check_sampling(
         raise ValueError(f"models of family {config.family} choose no tokens: top_k, top_p and temperature say nothing")
     if why := cut_without_meaning(config.draws, options.top_k, options.top_p):
         raise ValueError(f"top_k {options.top_k} and top_p {options.top_p:g} say nothing of these models: {why}")
+    if config.text_width is not None:
+        if labels.ndim != 2 or labels.shape[1] != config.text_width or not labels.is_floating_point():
+            raise ValueError(
+                f"this model was told captions: expected their embeddings, float (B, {config.text_width}), not "
+                f"{labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        return
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
         raise ValueError(f"labels must be a list of integers, not {labels.dtype} of shape {tuple(labels.shape)}")
     smallest, largest = int(labels.min()), int(labels.max())

@@ -12,6 +12,7 @@ from varscale.config import Experiment, TokenizerConfig
 from varscale.data.loading import ImageBatches, load_ahead, whole_windows
 from varscale.data.sources.base import ImageSource, Pixels
 from varscale.data.sources.of_experiment import training_source, validation_source
+from varscale.data.tokens.captions import write_captions
 from varscale.data.tokens.store import TokenStore, channel_statistics, unigram_bit_entropy, unigram_entropy
 from varscale.data.tokens.writer import encode_store
 from varscale.data.transforms import to_model_range
@@ -136,6 +137,8 @@ def encode_tokens(
             workers=loading_threads(),
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
+        if experiment.data.captions is not None:
+            write_captions(folder, source, experiment.data.captions)
         done += len(source) * views
     if encoded_images(files) != len(train):
         # of procedural images as many as every store of them has, so that statistics stay what they are when it grows
@@ -156,13 +159,14 @@ def encode_tokens(
         summary.write(files.summary)
 
 
-def tokens_ready(files: TokenFiles, train_images: int) -> bool:
-    """Whether intact stores of so many training images are there."""
+def tokens_ready(files: TokenFiles, train_images: int, *, captioned: bool = False) -> bool:
+    """Whether intact stores of so many training images, with their captions where these are wanted, are there."""
     if encoded_images(files) < train_images:
         return False
     try:
         for folder in (files.validation, files.train):
-            TokenStore.open(folder)
+            if TokenStore.open(folder).captions is None and captioned:
+                return False
     except TokenStoreError:
         return False
     return True

@@ -60,13 +60,15 @@ class Trunk:
         Raises:
             ExperimentError: The settings make no model of this size.
         """
-        tokenizer = self.experiment.tokenizer
+        tokenizer, captions = self.experiment.tokenizer, self.experiment.data.captions
+        told = captions if self.experiment.model.condition == "text" else None
         tokens = TokenSpace(
             patch_nums=tokenizer.patch_nums,
             vocab_size=tokenizer.vocab_size,
             latent_channels=tokenizer.latent_channels,
             quantizer=tokenizer.quantizer,
             num_classes=self.experiment.data.num_classes,
+            text_width=None if told is None else told.embedding_width,
         )
         return self.experiment.model.describe(tokens, self.depth)
 

@@ -169,7 +169,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         modulation = 6 * width * (width + 1)
         modulations = modulation + 6 * width * self.depth if self.shared_adaln else modulation * self.depth
         places = 0 if self.modern else self.tokens
-        tables = self.num_classes + 1 + self.pass_sides[0] ** 2 + places + len(self.patch_nums)
+        tables = self.condition_rows + self.pass_sides[0] ** 2 + places + len(self.patch_nums)
         return self.active_parameters() + modulations + tables * width + 2 * width * (width + 1)
 
     def active_parameters(self, *, head: bool = True) -> int:
@@ -203,7 +203,8 @@ class TransformerDescription(ModelDescription, TransformerSettings):
             cache: Keep keys and values; else each pass computes all scales so far anew.
         """
         branches = 2 if guidance else 1
-        total, end = (branches * self._modulation() if self.shared_adaln else 0), 0
+        total, end = branches * self.condition_flops(self.width), 0
+        total += branches * self._modulation() if self.shared_adaln else 0
         for index, side in enumerate(self.pass_sides):
             added = side**2
             end += added
@@ -232,6 +233,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
             + self._blocks(self.tokens)
             + self._modulation()
             + self._head(self.tokens)
+            + self.condition_flops(self.width)
         )
 
     def _embedding(self, tokens: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import Family, ParameterGroup, TokenLosses
-from varscale.families.models import FamilyModel, labels_after_dropout
+from varscale.families.models import FamilyModel, labels_after_dropout, labels_of
 from varscale.families.shared.description import TransformerDescription
 from varscale.families.shared.transformer import TokenTransformer
 from varscale.numerics.randomness import uniform
@@ -78,8 +78,8 @@ def kept_labels_and_branches(
     """
     config = cast(TokenTransformer, model).config
     if seed is None:
-        return batch["labels_B"], None
-    labels_B = labels_after_dropout(batch, config.label_dropout, config.num_classes, seed)
+        return labels_of(batch, config), None
+    labels_B = labels_after_dropout(batch, config.label_dropout, config, seed)
     return labels_B, _kept_branches(batch["sample_index_B"], config, seed)
 
 
