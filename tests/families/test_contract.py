@@ -78,7 +78,8 @@ DESCRIPTIONS: dict[str, ModelDescription] = {
        for family, config in (("raster", RasterConfig), ("masked", MaskedConfig))},
     **{f"diffusion, {name}": DiTConfig(**{**SPACE, "width": 24, "heads": 3, "depth": 2, "sampling_steps": 5, **changes})
        for name, changes in DIFFUSION_CHANGES.items()},
-    **{f"{family}, captions": config(**{**SPACE, "patch_nums": sides, "width": 24, "heads": 3, "depth": 2, "text_width": 8})
+    **{f"{family}, captions": config(
+           **{**SPACE, "patch_nums": sides, "width": 24, "heads": 3, "depth": 2, "text_width": 8})
        for family, config, sides in (("var", VARConfig, (1, 2, 3)), ("raster", RasterConfig, (3,)),
                                      ("masked", MaskedConfig, (3,)), ("diffusion", DiTConfig, (3,)))},
     "tiny, captions": TinyDescription(**{**SPACE, "width": 16, "depth": 2, "text_width": 8}),

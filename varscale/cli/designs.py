@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 ADVICE = (
     "► proposed. More scales cost tokens, and each one a pass; whether fewer are worse was not measured. The last "
-    "scale of latents twice as fine has four times the tokens. Codes beyond what the images fill stay unused. Likelihoods "
-    "compare only on equal tokens: one choice for a whole study. What was measured: docs/tokenizers.md."
+    "scale of latents twice as fine has four times the tokens. Codes beyond what the images fill stay unused. "
+    "Likelihoods compare only on equal tokens: one choice for a whole study. What was measured: docs/tokenizers.md."
 )
 
 
@@ -99,8 +99,8 @@ def design_tokenizer(
         console.print(table)
     typer.echo(
         "FLOPs and memory are of one image: encode and decode of the tokenizer, MiB that its training step keeps "
-        f"beside the weights, about; model: the paper's transformer of {blocks} blocks, pairs: share of attention in its "
-        "FLOPs.\n"
+        f"beside the weights, about; model: the paper's transformer of {blocks} blocks, pairs: share of attention in "
+        "its FLOPs.\n"
         f"{ADVICE}\n"
     )
     text = "\n".join(section_lines(proposed, images)) + "\n"

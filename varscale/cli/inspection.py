@@ -53,6 +53,8 @@ def inspect(
                 f"{run}: a model of family {drawable.model.config.family}; only VAR's are looked into"
             )
         if what == "parallel":
+            if drawable.model.config.draws != "tokens":
+                raise ExperimentError(f"{run}: its classifier chooses bits; parallel compares chances of whole tokens")
             _parallel(drawable, steps, seed, out)
         elif _attention(drawable, count, seed, out):
             raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from varscale.families.base import ModelDescription, TokenSpace
 from varscale.numerics.randomness import gumbel, uniform
