@@ -159,7 +159,7 @@ def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
     if entry is None:
         return None
     flops, values = (entry.rows[each].to_numpy(dtype=float) for each in (x, target))
-    bent = part.find("power-offset", target, x)
+    bent = part.find("power-offset", target, x) or part.find("power-floor", target, x)
     with_offset = (bent.fitted, bent.uncertainty) if bent is not None else None
     return Side(name, flops, values, entry.fitted, entry.uncertainty, with_offset)
 

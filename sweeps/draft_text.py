@@ -9,7 +9,8 @@ from typing import Any
 from varscale.config.text import yaml_line
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.families.base import TokenSpace
-from varscale.families.var.config import TransformerDescription, VARSection
+from varscale.families.shared.description import TransformerDescription
+from varscale.families.var.config import VARSection
 from varscale.tokenizer.design import PAPER_IMAGE, section_lines
 
 BUDGETS = tuple(2 ** (step / 2) for step in range(6))

@@ -57,6 +57,11 @@ def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
         )
     for cell in cells:
         optim = cell.trunk.experiment.optim
+        if optim.schedule == "cosine" and not 0 < cell.branch_images < cell.images:
+            raise ExperimentError(
+                f"optim.warmup_fraction: the warm-up takes {cell.trunk.warmup_images} of the {cell.images} images of "
+                f"{cell.title}: a cosine needs a step before its end, and one after it"
+            )
         if optim.schedule == "wsd" and not 0 < cell.decay_images < cell.images:
             raise ExperimentError(
                 f"optim.decay_fraction: {optim.decay_fraction:g} of the {cell.steps} steps of "
@@ -100,8 +105,8 @@ def _rounded_up(flops: int) -> str:
 
 
 def _check_schedule(experiment: Experiment, key: str) -> None:
-    if experiment.optim.schedule != "wsd":
-        raise ExperimentError(f"{key}: a grid branches its cells off trunks, which only wsd allows")
+    if experiment.optim.schedule == "linear":
+        raise ExperimentError(f"{key}: a grid's cells leave the trunk of their size, which wsd and cosine allow")
 
 
 def _check_repeats(cells: Sequence[Cell]) -> None:

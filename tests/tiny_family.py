@@ -27,7 +27,15 @@ from varscale.families.base import (
     TokenLosses,
     TokenSpace,
 )
-from varscale.families.models import FamilyModel, Sample, draw, evaluating
+from varscale.families.models import (
+    FamilyModel,
+    Sample,
+    condition_embedding,
+    draw,
+    evaluating,
+    labels_after_dropout,
+    labels_of,
+)
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -41,14 +49,15 @@ class TinyDescription(ModelDescription):
         return TinyFamily()
 
     def parameters(self) -> int:
-        return self.active_parameters() + (self.num_classes + 1 + self.tokens) * self.width
+        return self.active_parameters() + (self.condition_rows + self.tokens) * self.width
 
     def active_parameters(self, *, head: bool = True) -> int:
         blocks = self.depth * (self.width + 1) * self.width
         return blocks + ((self.width + 1) * self.vocab_size if head else 0)
 
     def forward_flops(self) -> int:
-        return 2 * self.tokens * self.width * (self.depth * self.width + self.vocab_size)
+        products = 2 * self.tokens * self.width * (self.depth * self.width + self.vocab_size)
+        return products + self.condition_flops(self.width)
 
     def executed_forward_flops(self) -> int:
         return self.forward_flops()
@@ -83,7 +92,7 @@ class TinyModel(FamilyModel):
     def __init__(self, config: TinyDescription) -> None:
         super().__init__()
         self.config: TinyDescription = config
-        self.classes = nn.Embedding(config.num_classes + 1, config.width)
+        self.classes = condition_embedding(config, config.width)
         self.position_LC = nn.Parameter(torch.randn(config.tokens, config.width))
         self.blocks = nn.ModuleList(TinyBlock(config.width) for _ in range(config.depth))
         self.head = nn.Linear(config.width, config.vocab_size)
@@ -106,11 +115,10 @@ class TinyFamily(Family):
     def losses(
         self, model: FamilyModel, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
     ) -> TokenLosses:
-        labels_B, config = batch["labels_B"], model.config
+        labels_B, config = labels_of(batch, model.config), model.config
         assert isinstance(config, TinyDescription)
         if seed is not None:
-            dropped_B = uniform(seed, "label_dropout", 0, batch["sample_index_B"], 1)[:, 0] < config.label_dropout
-            labels_B = labels_B.masked_fill(dropped_B, config.num_classes)
+            labels_B = labels_after_dropout(batch, config.label_dropout, config, seed)
         logits_BLV = model(labels_B)
         return TokenLosses(token_losses(logits_BLV, batch["tokens_BL"]), batch["tokens_BL"], logits_BLV)
 

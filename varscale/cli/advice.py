@@ -1,6 +1,5 @@
 """The verb that says which cells to train next."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,13 +150,12 @@ def _ended(
 def _extending(experiment: str, overrides: list[str], name: str, grid: dict[str, Any], out: Path) -> str:
     """An experiment that differs from another one in its cells, and in what --set says."""
     from varscale.config.text import write_yaml
-    from varscale.config.yaml import find_experiment, overridden, shipped_experiments
+    from varscale.config.yaml import as_extended, overridden
 
-    shipped = experiment in shipped_experiments()
-    extended = experiment if shipped else os.path.relpath(find_experiment(experiment), out.parent)
     heading = f"# Cells of {name}, and those that `varscale advise` added.\n"
     changes = overridden({}, overrides)
     grid = changes.get("grid", {}) | grid
+    extended = as_extended(experiment, out.parent)
     return heading + write_yaml({"extends": extended, **changes, "name": f"{name}-advised", "grid": grid})
 
 

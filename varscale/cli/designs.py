@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from varscale.config.tokenizer import TokenizerArchitecture
-    from varscale.families.var.config import TransformerDescription
+    from varscale.families.shared.description import TransformerDescription
 
 ADVICE = (
     "► proposed. More scales cost tokens, and each one a pass; whether fewer are worse was not measured. The last "

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from varscale.config.section import NonNegative, Section, Whole
 from varscale.families.base import Family, Reads
-from varscale.families.var.config import TransformerDescription, TransformerSection
+from varscale.families.shared.description import TransformerDescription, TransformerSection
 
 
 class Decoding(Section):

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from varscale.families.base import Family, Reads
-from varscale.families.var.config import TransformerDescription, TransformerSection
+from varscale.families.shared.description import TransformerDescription, TransformerSection
 
 
 class RasterConfig(TransformerDescription):
