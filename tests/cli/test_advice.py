@@ -127,6 +127,9 @@ def test_of_a_table(call: Call) -> None:
     assert made.code == 0, made.error
     assert "the best size at 1e+18 FLOPs: " in made.output
     assert "a factor of" in made.output
+    Path("few.csv").write_text("\n".join(["N,C,loss", *lines[:2]]))
+    few = call("advise", "--runs", "few.csv", *columns[2:], "--predict", "flops=1e18", "--spend", "4e16")
+    assert "by the prior and 2 runs, too few for a law" in few.output
     written = read_csv("cells.csv")
     assert f"with these {len(written)} cells" in made.output
     assert written["flops"].sum() <= 4e16
