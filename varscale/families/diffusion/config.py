@@ -139,7 +139,7 @@ class DiTConfig(ModelDescription, DiffusionSettings):
     def parameters(self) -> int:
         """All trainable parameters."""
         width = self.width
-        conditions = (TIME_WAVES + 1 + width + 1 + self.num_classes + 1) * width
+        conditions = (TIME_WAVES + 1 + width + 1 + self.condition_rows) * width
         return self.active_parameters() + conditions + (6 * self.depth + 2) * width * (width + 1)
 
     def active_parameters(self, *, head: bool = True) -> int:
@@ -152,7 +152,7 @@ class DiTConfig(ModelDescription, DiffusionSettings):
         """One pass of one image at one time."""
         width, tokens = self.width, self.tokens
         products = 8 * width**2 + 4 * width * self.hidden + 4 * tokens * width
-        condition = 2 * (TIME_WAVES + width) * width + (12 * self.depth + 4) * width**2
+        condition = self.condition_flops(width) + 2 * (TIME_WAVES + width) * width + (12 * self.depth + 4) * width**2
         return self.depth * tokens * products + 4 * tokens * self.outputs * width + condition
 
     def executed_forward_flops(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import EVALUATION_SEED, SamplingOptions, TokenLosses
 from varscale.families.masked.config import MaskedConfig
-from varscale.families.models import FamilyModel, Sample, codes_of, draw, evaluating, pictures
+from varscale.families.models import FamilyModel, Sample, codes_of, draw, evaluating, pictures, with_unconditional
 from varscale.families.shared.family import TransformerFamily, kept_labels_and_branches
 from varscale.families.shared.transformer import TokenTransformer
 from varscale.numerics.randomness import evenly_spread, gumbel, uniform
@@ -40,7 +40,7 @@ class MaskedTransformer(TokenTransformer):
         """Logits (B, L, V) of all tokens, float32.
 
         Args:
-            labels_B: int64 classes, num_classes for none.
+            labels_B: See `TokenTransformer.forward`.
             inputs_BMc: Codes of all tokens (B, L, c); those of masked ones don't matter.
             keep_D2B: See `TokenTransformer.forward`.
             masked_BL: bool; None: all.
@@ -48,7 +48,7 @@ class MaskedTransformer(TokenTransformer):
         """
         batch = len(labels_B)
         if guidance:
-            labels_B = torch.cat((labels_B, torch.full_like(labels_B, self.config.num_classes)))
+            labels_B = with_unconditional(labels_B, self.config)
         condition_BC, modulation = self.condition(labels_B)
         x_BLC, known_BLC = self.first_input(condition_BC), self.embed(inputs_BMc)
         if masked_BL is not None:

@@ -173,7 +173,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         modulation = 6 * width * (width + 1)
         modulations = modulation + 6 * width * self.depth if self.shared_adaln else modulation * self.depth
         places = 0 if self.modern else self.tokens
-        tables = self.num_classes + 1 + self.pass_sides[0] ** 2 + places + len(self.patch_nums)
+        tables = self.condition_rows + self.pass_sides[0] ** 2 + places + len(self.patch_nums)
         return self.active_parameters() + modulations + tables * width + 2 * width * (width + 1)
 
     def active_parameters(self, *, head: bool = True) -> int:
@@ -182,12 +182,16 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         scales = self.heads if self.normalise_queries_keys else 0
         feedforward = 3 * width * hidden if self.modern else 2 * width * hidden + width + hidden
         block = 4 * width**2 + 3 * width + feedforward + scales
-        output = (width + 1) * self.vocab_size if head else 0
+        output = (width + 1) * self.outputs if head else 0
         return self.depth * block + (self.latent_channels + 1) * width + output
 
     def forward_flops(self) -> int:
         """One teacher-forced pass of one image, with all L × L pairs."""
-        return self._products() + self._attention(self.tokens**2)
+        return self._products() + self.attention_flops()
+
+    def attention_flops(self) -> int:
+        """Those of a teacher-forced pass that are for pairs of tokens, all L × L."""
+        return self._attention(self.tokens**2)
 
     def executed_forward_flops(self) -> int:
         """One teacher-forced pass of one image, with only the pairs that a block-causal kernel computes."""
@@ -203,7 +207,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
             cache: Keep keys and values; else each pass computes all scales so far anew.
         """
         branches, once = 2 if guidance else 1, self.shared_adaln or self.modulates_once
-        total, end = (branches * self._modulation() if once else 0), 0
+        total, end = branches * (self.condition_flops(self.width) + (self._modulation() if once else 0)), 0
         for index, side in enumerate(self.pass_sides):
             added = side**2
             end += added
@@ -221,7 +225,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         The operator of narrow models on a CPU keeps three fifths of that.
         """
         block = block_bytes(self.width, (4 if self.modern else 2) * self.hidden, self.heads, element_bytes)
-        output = (3 * self.width + 2 * self.vocab_size) * FLOAT32_BYTES
+        output = (3 * self.width + 2 * self.outputs) * FLOAT32_BYTES
         return batch * self.tokens * (self.depth * block + output)
 
     def _products(self) -> int:
@@ -230,6 +234,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
             + self._blocks(self.tokens)
             + self._modulation()
             + self._head(self.tokens)
+            + self.condition_flops(self.width)
         )
 
     def _embedding(self, tokens: int) -> int:
@@ -245,7 +250,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         return self.depth * 4 * pairs * self.width
 
     def _head(self, tokens: int) -> int:
-        return 4 * self.width**2 + 2 * tokens * self.width * self.vocab_size
+        return 4 * self.width**2 + 2 * tokens * self.width * self.outputs
 
 
 class TransformerSection(FamilySection, TransformerSettings):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import Family, ParameterGroup, TokenLosses
-from varscale.families.models import FamilyModel, labels_after_dropout
+from varscale.families.models import FamilyModel, labels_after_dropout, labels_of
 from varscale.families.shared.description import TransformerDescription
 from varscale.families.shared.transformer import TokenTransformer
 from varscale.numerics.randomness import uniform
@@ -32,6 +32,10 @@ class TransformerFamily(Family):
         tokens_BL, (labels_B, keep_D2B) = batch["tokens_BL"], kept_labels_and_branches(model, batch, seed)
         tokenizer.quantizer.to(tokens_BL.device)
         logits_BLV = model(labels_B, self.inputs(model, tokenizer, tokens_BL), keep_D2B=keep_D2B)
+        return self.compared(model, logits_BLV, tokens_BL)
+
+    def compared(self, model: FamilyModel, logits_BLV: Tensor, tokens_BL: Tensor) -> TokenLosses:
+        """What a model's outputs say of the true tokens."""
         return TokenLosses(token_losses(logits_BLV, tokens_BL), tokens_BL, logits_BLV)
 
     def names_without_decay(self, model: FamilyModel) -> set[str]:
@@ -74,8 +78,8 @@ def kept_labels_and_branches(
     """
     config = cast(TokenTransformer, model).config
     if seed is None:
-        return batch["labels_B"], None
-    labels_B = labels_after_dropout(batch, config.label_dropout, config.num_classes, seed)
+        return labels_of(batch, config), None
+    labels_B = labels_after_dropout(batch, config.label_dropout, config, seed)
     return labels_B, _kept_branches(batch["sample_index_B"], config, seed)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from varscale.families.base import GuidanceSchedule, SamplingOptions
+from varscale.families.models import with_unconditional
 from varscale.families.shared.transformer import TokenTransformer
 
 
@@ -33,7 +34,7 @@ class ScalePredictor:
         self.var, self.batch, self.scale = var, len(labels_B), 0
         self.options = SamplingOptions(guidance, guidance_schedule=schedule)
         if guidance > 0:
-            labels_B = torch.cat((labels_B, torch.full_like(labels_B, var.config.num_classes)))
+            labels_B = with_unconditional(labels_B, var.config)
         self.condition_BC, self.modulation = var.condition(labels_B)
         if var.config.modulates_once:
             self.modulation = var.modulations(self.modulation)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varscale.families.models import FamilyModel
+from varscale.families.models import FamilyModel, condition_embedding
 from varscale.families.shared.attention import block_causal_mask, level_of_tokens, rotary_angles, scale_bounds
 from varscale.families.shared.blocks import INITIAL_SCALE, LARGEST_SCALE, Block, modulate
 from varscale.families.shared.description import TransformerDescription
@@ -39,14 +39,14 @@ class TokenTransformer(FamilyModel):
         self.first_tokens = self.scale_bounds[0][1]
         width = config.width
         self.word_embedding = nn.Linear(config.latent_channels, width)
-        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.class_embedding = condition_embedding(config, width)
         self.start_MC = nn.Parameter(torch.empty(self.first_tokens, width))
         self.position_LC = None if config.modern else nn.Parameter(torch.empty(config.tokens, width))
         self.level_KC = nn.Parameter(torch.empty(len(config.patch_nums), width))
         self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.vocab_size)
+        self.head = nn.Linear(width, config.outputs)
         self.initialise()
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class TokenTransformer(FamilyModel):
         if config.growth.width != 1:
             offsets = [block.modulation_offset_6C for block in self._layers if block.modulation is None]
             tables = [self.start_MC, self.position_LC, self.level_KC, *offsets]
-            for weight in (self.word_embedding.weight, self.class_embedding.weight, self.head.weight, *tables):
+            for weight in (self.word_embedding.weight, *self.class_embedding.parameters(), self.head.weight, *tables):
                 if weight is not None:
                     weight.mul_(math.sqrt(config.growth.width))
 
@@ -104,7 +104,7 @@ class TokenTransformer(FamilyModel):
         """Predict all tokens at once from the true coarser scales (teacher forcing).
 
         Args:
-            labels_B: int64 classes, num_classes for none.
+            labels_B: int64 classes, num_classes for none; or captions (B, D), zeros for none.
             inputs_BMc: (B, L - p_1², c), from `next_scale_inputs`.
             keep_D2B: Stochastic-depth multipliers for each block, branch (attention, feed-forward) and sample, 0 or
                 1/keep_probability; None for none.
@@ -118,8 +118,9 @@ class TokenTransformer(FamilyModel):
         return self.logits(self.transform(x_BLC, modulation, keep_D2B=keep_D2B), condition_BC)
 
     def condition(self, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The class embedding (B, C), and what blocks are modulated by: its SiLU (B, C), or (B, 6, C) if shared."""
-        condition_BC = self.class_embedding(labels_B)
+        """A class's or caption's vector (B, C), and what modulates blocks: its SiLU (B, C), or (B, 6, C) if shared."""
+        with without_autocast(labels_B.device):
+            condition_BC = self.class_embedding(labels_B)
         activated_BC = F.silu(condition_BC)
         if self.shared_modulation is None:
             return condition_BC, activated_BC
