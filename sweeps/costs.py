@@ -33,7 +33,7 @@ class Work(NamedTuple):
     """Of its products on a GPU; convolutions of float32 are TF32 there."""
     trains: bool = False
     """Whether these are whole training steps, which are what is measured."""
-    block_passes: int = 0
+    block_calls: int = 0
     """How often a block is called to draw images, each time with few tokens: what that takes beside the arithmetic."""
 
 
@@ -213,8 +213,8 @@ def _drawing(cell: Cell, images: int, guidance: float, at_once: int) -> list[Wor
     """Images drawn of a cell, so many at once, and decoded; on a GPU in bfloat16."""
     model = cell.trunk.model
     flops, batches = images * model.sampling_flops(guidance=guidance > 0), -(-images // at_once)
-    calls = batches * model.sampling_passes() * model.depth
-    drawing = Work("model", cell.trunk.flops_per_image, flops, flops, "bfloat16", block_passes=calls)
+    calls = batches * model.sampling_calls()
+    drawing = Work("model", cell.trunk.flops_per_image, flops, flops, "bfloat16", block_calls=calls)
     return [drawing, _tokenizer_passes(cell.trunk.experiment, images, decoded=True, arithmetic="bfloat16")]
 
 

@@ -21,7 +21,7 @@ from varscale.tokenizer.shape import TokenizerShape
 DEFAULT_UTILISATION = 0.3
 """Of the data sheet's peak. Depth 16 of the paper, compiled, reached it on an H200: 328 images a second
 (docs/benchmarks.md)."""
-BLOCK_PASS_SECONDS = 1e-4
+BLOCK_CALL_SECONDS = 1e-4
 """What a block's call takes at least to draw images, however few tokens pass: a dozen kernels or more that a processor
 starts one after the other. Measured on one AVX2 core, one token of one image: .06 to .2 ms up to width 64. Not measured
 on GPUs."""
@@ -108,13 +108,13 @@ def named_device(name: str, utilisation: float, runtime: RuntimeConfig) -> Devic
 
     def estimate(work: Work) -> Estimate:
         seconds = work.executed / (gpu.peak_flops[work.arithmetic] * utilisation)
-        return Estimate(seconds + work.block_passes * BLOCK_PASS_SECONDS, exact=not work.block_passes)
+        return Estimate(seconds + work.block_calls * BLOCK_CALL_SECONDS, exact=not work.block_calls)
 
     peaks = ", ".join(f"{kind} {peak / 1e12:.4g}" for kind, peak in gpu.peak_flops.items())
     basis = (
         f"computed, not measured: FLOPs that are executed, at a utilisation of {utilisation:g} (--utilisation) of "
         f"the data sheet's dense peak (TFLOP/s: {peaks}); small models, float32 and drawing images reach less, and to "
-        f"the last (~) {1e3 * BLOCK_PASS_SECONDS:g} ms are added for each call of a block, a guess"
+        f"the last (~) {1e3 * BLOCK_CALL_SECONDS:g} ms are added for each call of a block, a guess"
     )
     return Device(gpu.title, gpu.memory_bytes, runtime.workers or 1, "GPU-hours", basis, estimate)
 
@@ -131,7 +131,7 @@ def this_machine(runtime: RuntimeConfig, paces: Paces) -> Device:
             return None
         exact = work.trains and work.size in pace.sizes
         seconds = work.flops / work.size * pace.seconds(work.size)
-        return Estimate(seconds + work.block_passes * BLOCK_PASS_SECONDS, exact)
+        return Estimate(seconds + work.block_calls * BLOCK_CALL_SECONDS, exact)
 
     unit = "GPU-hours" if shares.gpus else "hours"
     return Device(device_name(), shares.worker.memory_bytes(), shares.workers, unit, paces.basis, estimate)

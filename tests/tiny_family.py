@@ -18,9 +18,7 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="varscale-tiny-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 (_FOLDER / "tiny").mkdir()
 (_FOLDER / "tiny" / "__init__.py").touch()
-for _name, _code in re.findall(
-    r"`varscale/families/tiny/(\w+\.py)`.*?```python\n(.*?)```", _PAGE.read_text(), re.DOTALL
-):
+for _name, _code in re.findall(r"`(\w+\.py)` of the folder `tiny`.*?```python\n(.*?)```", _PAGE.read_text(), re.DOTALL):
     (_FOLDER / "tiny" / _name).write_text(_code)
 varscale.families.__path__.append(str(_FOLDER))
 

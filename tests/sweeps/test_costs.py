@@ -21,7 +21,7 @@ from sweeps.costs import (
     tokenizer_work,
     validation_work,
 )
-from sweeps.devices import BLOCK_PASS_SECONDS, named_device
+from sweeps.devices import BLOCK_CALL_SECONDS, named_device
 from sweeps.grid import grid_cells
 from varscale.config import Experiment
 from varscale.config.yaml import validate
@@ -148,12 +148,12 @@ def test_drawing_counts_the_calls_of_blocks() -> None:
         experiment = toy_experiment(evaluation={"samples_per_class": 3, "fidelity": fidelity}, **changes)
         (cell, *_) = grid_cells(experiment)
         drawn = fidelity_work(experiment, [(cell, 0.0), (cell, 2.0)], floors=True)
-        assert sum(work.block_passes for work in drawn) == 2 * 4 * passes * cell.trunk.depth
+        assert sum(work.block_calls for work in drawn) == 2 * 4 * passes * cell.trunk.depth
         shown = validation_work([cell], 32)
-        assert sum(work.block_passes for work in shown) == passes * cell.trunk.depth
+        assert sum(work.block_calls for work in shown) == passes * cell.trunk.depth
         device = named_device("h100", 0.3, experiment.runtime)
         seconds = device.seconds(work._replace(flops=1, executed=0) for work in drawn)
-        assert seconds == (pytest.approx(8 * passes * cell.trunk.depth * BLOCK_PASS_SECONDS), False)
+        assert seconds == (pytest.approx(8 * passes * cell.trunk.depth * BLOCK_CALL_SECONDS), False)
 
 
 def test_flops_of_extractors() -> None:
