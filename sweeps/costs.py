@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from varscale.config import Experiment
+from varscale.data.tokens.manifest import RowType
 from varscale.evaluation.plan import INCEPTION, RINGS_CLASSIFIER, RINGS_TRAINING
 from varscale.tokenizer.shape import TokenizerShape
 from varscale.training.cells import Cell, Trunk
@@ -149,11 +150,14 @@ def encoding_work(experiment: Experiment, images: int) -> tuple[Work, ...]:
 
 
 def stored_bytes(experiment: Experiment) -> int:
-    """Of one view of an image in the stores that its models read, as `varscale.data.tokens.manifest` says."""
+    """Of one view of an image in the stores that its models read."""
     tokenizer = experiment.tokenizer
-    if experiment.model.description.reads == "latents":
-        return 4 + 2 * tokenizer.latent_channels * tokenizer.latent_size**2
-    return (tokenizer.tokens_per_image + 1) * (2 if tokenizer.vocab_size <= 2**16 else 4)
+    return RowType.of(
+        tokenizer.patch_nums,
+        vocab_size=tokenizer.vocab_size,
+        num_classes=experiment.data.num_classes,
+        latent_channels=tokenizer.latent_channels if experiment.model.description.reads == "latents" else None,
+    ).bytes
 
 
 def validation_work(cells: Iterable[Cell], images: int) -> list[Work]:

@@ -1,4 +1,4 @@
-"""Figures of values against compute or size: frontier, curves, IsoFLOP sets, groups side by side."""
+"""Figures of values against compute or size: frontier, curves, IsoFLOP sets."""
 
 from typing import Any
 
@@ -15,7 +15,6 @@ from analysis.report.drawing import (
     BLUE,
     GREEN,
     INK,
-    ORANGE,
     PURPLE,
     VERMILION,
     Drawing,
@@ -23,7 +22,6 @@ from analysis.report.drawing import (
     legend_below,
     log_axis,
     named,
-    plain,
     points,
     power_of_ten,
     render,
@@ -156,31 +154,6 @@ def isoflop(result: LawsResult, grid: TargetGrid, target: str, name: str) -> Dra
         "interval); the others are joined by dots."
     )
     return render(name, caption, draw, height=3.1)
-
-
-def groups(result: LawsResult) -> Drawing:
-    """Frontiers of the groups with their power laws."""
-    target, x = result.comparisons[0].target, result.comparisons[0].along
-    entries = [e for e in result.fits if (e.fitted.law.name, e.target, e.x) == ("power", target, x)]
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for entry, colour in zip(entries, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK), strict=False):
-            values = entry.rows[x].to_numpy(dtype=float)
-            name = plain(entry.group)
-            drawn = axes.plot(values, entry.rows[target], "o", color=colour, label=None if entry.is_shown else name)
-            named(drawn, run_names(result.table, entry.rows))
-            if entry.is_shown:
-                reach = np.geomspace(values.min(), values.max() * 2, 50)
-                axes.plot(reach, entry.fitted.predict(reach), "-", color=colour, label=f"{name}: {_formula(entry)}")
-        log_axis(axes, "x")
-        value_axis(axes, pd.concat([entry.rows[target] for entry in entries]))
-        axes.set(xlabel=label(result.table, x), ylabel=label(result.table, target))
-        legend_below(figure, axes, columns=2)
-
-    return render(
-        "comparison", f"{sentence(result.table, target)} of each group's frontier, with power laws.", draw, 3.0
-    )
 
 
 def _size_lines(axes: Axes, table: RunsTable, grid: TargetGrid, target: str) -> None:

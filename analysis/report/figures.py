@@ -3,7 +3,8 @@
 import re
 from dataclasses import replace
 
-from analysis.report.curve_figures import against, against_compute, groups, isoflop
+from analysis.report.comparison_figure import groups
+from analysis.report.curve_figures import against, against_compute, isoflop
 from analysis.report.drawing import Drawing
 from analysis.report.evaluation_figures import against_guidance, against_loss, sizes
 from analysis.report.fit_figures import clouds, contour, holdout, residuals

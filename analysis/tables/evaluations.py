@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from analysis.errors import TableError
+from analysis.options import DEFAULT_TARGETS
 from analysis.tables.roles import LABELS, ROLES, plain_name, some
 
 LIKELIHOOD = "exp(-loss)"
@@ -41,6 +43,24 @@ _SAME_FLOOR = 1.05
 def is_evaluation(target: str) -> bool:
     """Whether a column holds FID, KID or MIND, by its name: `fid`, `FID-50k`, `mind`."""
     return _NAMES.match(plain_name(target)) is not None
+
+
+def comparable_targets(runs: pd.DataFrame) -> tuple[str, ...]:
+    """The targets in which all runs of sweeps of several experiments compare; none named: in all targets.
+
+    Losses and errors do on the same tokens, and in the same unit; FID and its like do whatever drew the images.
+
+    Raises:
+        TableError: no target does.
+    """
+    read = [name for name in ("tokenizer_fingerprint", "latents_fingerprint", "loss_unit") if name in runs.columns]
+    if (runs[read].nunique(dropna=False) <= 1).all():
+        return ()
+    measured = runs.columns[runs.notna().any()]
+    found = tuple(name for name in DEFAULT_TARGETS if is_evaluation(name) and name in measured)
+    if not found:
+        raise TableError("losses of different tokens don't compare, and no run's images were measured")
+    return found
 
 
 def companions(frame: pd.DataFrame, targets: Sequence[str]) -> list[str]:

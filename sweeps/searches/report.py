@@ -1,7 +1,6 @@
 """What is written about a search: its trials as a table, figures, the winner as an experiment, and a page."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweeps.searches.plan import shown
 from sweeps.searches.search import Confirmation, Search
 from varscale.config.text import write_yaml
-from varscale.config.yaml import shipped_experiments
+from varscale.config.yaml import as_extended
 from varscale.store.atomic import write_atomically
 from varscale.store.layout import SearchFiles
 
@@ -41,7 +40,7 @@ def write_report(search: Search, files: SearchFiles, extends: str, confirmation:
         lines.append("the experiment's own settings are the best of the search")
     figures = {name: path for name, draw in _FIGURES.items() if (path := _drawn(name, draw, search, files)) is not None}
     if search.best is not None:
-        winner = {"extends": _extended(extends, files), "name": f"{plan.experiment.name}-tuned"}
+        winner = {"extends": as_extended(extends, files.folder), "name": f"{plan.experiment.name}-tuned"}
         files.best.write_text(write_yaml({**winner, **plan.best_settings(search.best.params)}))
     write_atomically(files.summary, json.dumps(_summary(search, confirmation), indent=1).encode())
     files.report.write_text(_page(search, lines, figures, files))
@@ -81,11 +80,6 @@ def _summary(search: Search, confirmation: Confirmation | None) -> dict[str, Any
         values = {"best": list(confirmation.best), "own": list(confirmation.own)}
         summary["confirmation"] = {**values, "gain": confirmation.gain, "ci95": [low, high]}
     return summary
-
-
-def _extended(name: str, files: SearchFiles) -> str:
-    """The searched experiment as a file beside the search's others names it."""
-    return name if name in shipped_experiments() else os.path.relpath(name, files.folder)
 
 
 _plots = optuna.visualization.matplotlib

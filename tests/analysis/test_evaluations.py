@@ -1,6 +1,7 @@
 """FID and the like: laws above a measured floor, against loss too, and evaluations that differ never in one fit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from planted_tables import evaluation_table, quality_curve, sweep_table
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
+from analysis.report.figures import draw_all
 from analysis.report.html import render
 from analysis.report.writing import write
-from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
+from analysis.tables.evaluations import LIKELIHOOD, comparable_targets, is_evaluation
 
 CURVE = FitOptions(flops="C", target=("fid",), bootstrap_draws=50)
 SWEEP = FitOptions(target=("loss", "fid"), law=("power", "power-floor"), bootstrap_draws=50, holdout=False)
@@ -260,3 +262,44 @@ def test_a_table_without_evaluations_is_left_as_it_is():
 )  # fmt: skip
 def test_which_names_are_evaluations(name, expected):
     assert is_evaluation(name) == expected
+
+
+def two_families(floor, worse=2.0):
+    """Frontiers of FID above one floor, of which the second is `worse` times farther from it at any compute."""
+    flops = np.geomspace(1e12, 1e14, 5)
+    curves = {"a": 1.0, "b": worse}
+    return pd.concat(
+        pd.DataFrame({"C": flops, "fid": floor + scale * 8 * (flops / 1e12) ** -0.5, "fid_floor": floor, "kind": name})
+        for name, scale in curves.items()
+    )
+
+
+def test_compute_at_matched_fid_knows_the_measured_floor():
+    """To halve what is above the floor takes 2 ** (1 / 0.5) times the compute, wherever the floor is."""
+    options = FitOptions(flops="C", group="kind", target=("fid",), bootstrap_draws=50, holdout=False)
+    for floor in (0.5, 4.0):
+        (found,) = fit_laws(two_families(floor), options).comparisons
+        assert found.compute_ratio == pytest.approx(1 / 4, rel=0.15)
+    ((found,), (reverse,)) = (
+        fit_laws(two_families(0.5), replace(options, compare=names)).comparisons for names in (("a", "b"), ("b", "a"))
+    )
+    assert (found.a, reverse.a) == ("a", "b")
+    assert reverse.compute_ratio == pytest.approx(4, rel=0.15)
+
+
+def test_what_compares_across_tokenizers_and_families():
+    one = pd.DataFrame({"tokenizer_fingerprint": ["x"], "loss_unit": ["nats a token"], "loss": 3.0, "fid": 2.0})
+    assert comparable_targets(pd.concat([one, one])) == ()
+    for other in ({"tokenizer_fingerprint": ["y"]}, {"loss_unit": ["squared error"]}, {"latents_fingerprint": ["z"]}):
+        assert comparable_targets(pd.concat([one, one.assign(**other)])) == ("fid",)
+        with pytest.raises(TableError, match="losses of different tokens don't compare"):
+            comparable_targets(pd.concat([one, one.assign(**other)]).assign(fid=np.nan))
+
+
+def test_groups_are_drawn_in_one_figure():
+    table = two_families(0.5).assign(mind=lambda rows: 1.1 * rows["fid"])
+    options = FitOptions(flops="C", group="kind", target=("fid", "mind"), bootstrap_draws=50, compare=("b", "a"))
+    result = fit_laws(table, options)
+    (figure,) = [drawing for drawing in draw_all(result) if drawing.name == "comparison"]
+    assert figure.caption.startswith("FID and MIND of each group's frontier")
+    assert "the compute that b needs to match each other group" in figure.caption

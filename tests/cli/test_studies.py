@@ -364,3 +364,47 @@ def test_an_experiment_deleted_in_mlflow_does_not_shut_the_dashboard_of_others(
     client.restore_experiment(gone)
     assert call("sync").code == 0
     assert sorted(runs_table(store.tracking_uri, "gone")["depth"]) == [12, 20]
+
+
+def write_members(folder: Path, toy: Path, **members: dict[str, object]) -> Path:
+    path = folder / "pair.yaml"
+    path.write_text(json.dumps({"name": "pair", "extends": str(toy), "members": members}))
+    return path
+
+
+def test_members_of_a_file_are_swept_and_compared(call: Call, copy: Path, finished: Finished, tmp_path: Path) -> None:
+    """Cells that another study has trained already; their losses are of the same tokens, and compare."""
+    pair = write_members(tmp_path, finished.yaml, **{f"d{depth}": {"grid": {"depths": [depth]}} for depth in (3, 2)})
+    swept = call("sweep", pair)
+    assert swept.code == 0, swept.error
+    assert swept.output.splitlines()[-1] == "runs/studies/pair/laws/report.html"
+    laws = json.loads((copy / "studies" / "pair" / "laws" / "laws.json").read_text())
+    assert {fit["group"] for fit in laws["fits"]} == {"d2", "d3"}
+    assert {(each["target"], each["a"], each["b"]) for each in laws["comparisons"]} >= {("loss", "d3", "d2")}
+    assert set(pd.read_csv(copy / "studies" / "pair" / "laws" / "runs.csv")["member"]) == {"d2", "d3"}
+    assert results(copy).keys() == results(finished.runs).keys()
+    assert "nothing is new" in call("sweep", pair).output
+
+    fitted = call("fit-laws", pair, "--law", "power", "--bootstrap-draws", "50", "--out", tmp_path / "again")
+    assert fitted.code == 0, fitted.error
+    again = json.loads((tmp_path / "again" / "laws.json").read_text())
+    assert {each["b"] for each in again["comparisons"]} == {"d2"}
+    status = call("status", pair).output
+    assert "pair-d2 in runs/studies/pair-d2" in status
+    assert "pair-d3 in runs/studies/pair-d3" in status
+    planned = call("plan", pair).output
+    assert planned.index("pair-d3 on ") < planned.index("pair-d2 on ")
+    refused = call("fit-laws", pair, "--from-mlflow")
+    assert (refused.code, "name a member, such as" in refused.error) == (2, True)
+
+
+def test_members_that_nothing_compares_are_refused_before_they_are_trained(
+    call: Call, finished: Finished, tmp_path: Path
+) -> None:
+    pair = write_members(tmp_path, finished.yaml, one={}, two={"tokenizer": {"patch_nums": [1, 4]}})
+    result = call("sweep", pair)
+    assert result.code == 1
+    assert result.error.startswith("varscale: evaluation.fidelity: missing in pair-one, pair-two")
+    assert not (tmp_path / "runs").exists()
+    named = call("train", pair, "--depth", "2")
+    assert "holds several experiments; name one of them, such as" in named.error

@@ -57,6 +57,8 @@ VAR_CHANGES: dict[str, dict[str, Any]] = {
     "scaled from a base": {"parametrization": "complete-p", "base_width": 12, "base_depth": 1, "base_head_channels": 4},
     "uneven mlp": {"mlp_ratio": 2.3, "drop_path_rate": 0.1},
     "modern": {"block": "modern", "width": 20, "heads": 2},
+    "weighted": {"loss_weights": "nextflow"},
+    "bits": {"classifier": "bits", "quantizer": "bitwise", "vocab_size": 2**7, "latent_channels": 7},
 }
 DIFFUSION_CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -164,7 +166,7 @@ def test_parameters(description: ModelDescription) -> None:
     active, headless = description.active_parameters(), description.active_parameters(head=False)
     assert 0 < headless < active <= description.parameters()
     if description.implementation().has_likelihood:
-        assert active - headless == sum(p.numel() for p in parameters.values() if len(p) == description.vocab_size)
+        assert active - headless == sum(p.numel() for p in parameters.values() if len(p) == description.outputs)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -347,6 +349,8 @@ def other_value(value: Any) -> Any:
             return "modern"
         case "modern":
             return "var"
+        case "uniform":
+            return (1.0, 2.0)
         case str():
             return f"not {value}"
         case None:

@@ -48,7 +48,13 @@ def test_stored_bytes_are_those_of_the_stores_rows() -> None:
             vocab_size=tokenizer.vocab_size, num_images=5, views=1, shard_images=8, procedural=True,
             latent_channels=tokenizer.latent_channels if family == "diffusion" else None,
         )  # fmt: skip
-        assert stored_bytes(experiment) == manifest.row_bytes
+        assert stored_bytes(experiment) == manifest.row_type.bytes == manifest.row_type.rows(5).nbytes / 5
+        tokens, side = tokenizer.tokens_per_image, tokenizer.latent_size
+        expected = 2 * (1 + tokens) if family == "var" else 4 + 2 * tokenizer.latent_channels * side**2
+        assert stored_bytes(experiment) == expected
+    images = {"kind": "folder", "train_path": "a", "validation_path": "b", "image_size": 8, "num_classes": 70_000}
+    many = validate({**toy_experiment().model_dump(mode="json"), "data": images}, "a test")
+    assert stored_bytes(many) == 4 * (1 + many.tokenizer.tokens_per_image)  # a label that two bytes don't hold
 
 
 def flops(works: Any) -> float:

@@ -1,7 +1,7 @@
 """`varscale fit-laws`, and the laws at the end of a sweep."""
 
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import partial
 from hashlib import sha256
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varscale import __version__
-from varscale.cli.options import RUNS, RunsDir, TrackingUri, load, open_store, tracking_store
+from varscale.cli.options import RUNS, RunsDir, TrackingUri, load, members_of, open_store, tracking_store
 from varscale.errors import ExperimentError
 from varscale.store.atomic import write_atomically
 from varscale.store.layout import Store, StudyFiles
@@ -179,16 +179,18 @@ def fit_laws(
         name = ", ".join(table.attrs["sources"][:3]) + (", …" if len(table.attrs["sources"]) > 3 else "")
     else:
         store = open_store(runs_dir, writing=False)
-        name = study_name(named[0], store)
+        name, members = study_and_members(named[0], store)
         folder = store.study(name).laws
+        if from_mlflow and members:
+            raise typer.BadParameter(f"--from-mlflow reads one study; name a member, such as {named[0]}:{min(members)}")
         if from_mlflow:
             from varscale.tracking import runs_table
 
             table = runs_table(tracking_store(tracking_uri, store), name)
         else:
-            table = study_results(store, name)
+            table = study_results(store, name, members)
     _say_what_is_left_out(table, name)
-    choices: dict[str, Any] = {"title": name}
+    choices: dict[str, Any] = {"title": name, **_comparing(table)}
     for field in fields(FitOptions):  # which knows the defaults of what was not given
         if (value := context.params[field.name]) not in (None, "", [], ()):
             choices[field.name] = tuple(value) if isinstance(value, list) else value
@@ -212,7 +214,7 @@ def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyF
     table = pd.DataFrame(rows)
     table.attrs["missing"] = tuple(failed)
     try:
-        written = _fit(table, FitOptions(title=files.name), files.laws)
+        written = _fit(table, FitOptions(title=files.name, **_comparing(table)), files.laws)
     except TableError as error:
         write_atomically(files.laws / "runs.csv", table.to_csv(index=False).encode())
         cells = len({row["run"] for row in rows})
@@ -223,9 +225,28 @@ def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyF
 
 def study_name(experiment: str, store: Store) -> str:
     """Name of a study: the one whose results are there, wherever its YAML file is, or a YAML file's."""
+    return study_and_members(experiment, store)[0]
+
+
+def study_and_members(experiment: str, store: Store) -> tuple[str, dict[str, str]]:
+    """Name of a study, and of a file with members the name of each one's own study."""
+    from varscale.config.yaml import name_of
+
     if experiment == Path(experiment).name and store.study(experiment).record.exists():
-        return experiment
-    return load(experiment, None).name
+        return experiment, {}
+    members = members_of(experiment)
+    return (name_of(experiment) if members else load(experiment, None).name), members
+
+
+def _comparing(table: Any) -> dict[str, Any]:
+    """What is compared of a table of several members: nothing is of another."""
+    from analysis.tables.evaluations import comparable_targets
+    from sweeps.members import MEMBER
+
+    if MEMBER not in table.columns:
+        return {}
+    members = tuple(table[MEMBER].unique())
+    return {"group": MEMBER, "target": comparable_targets(table), "compare": members if len(members) > 1 else ()}
 
 
 def _fitted_laws(fitted: str, folder: Path) -> "FittedLaws":
@@ -236,17 +257,18 @@ def _fitted_laws(fitted: str, folder: Path) -> "FittedLaws":
     return FittedLaws(fitted=fitted, laws={path.name: sha256(path.read_bytes()).hexdigest() for path in paths})
 
 
-def study_results(store: Store, name: str) -> Any:
-    """A study's runs table, with the cells that are missing from it.
+def study_results(store: Store, name: str, members: Mapping[str, str] | None = None) -> Any:
+    """A study's runs table, or one of all its members' studies, with the cells that are missing from it.
 
     Raises:
         ExperimentError: It has none yet.
     """
     import pandas as pd
 
+    from sweeps.members import members_table
     from sweeps.study import study_table
 
-    found = study_table(store, name)
+    found = members_table(store, members) if members else study_table(store, name)
     if found is None or not found.rows:
         folder = store.study(name).folder
         raise ExperimentError(f"{folder}: no finished cells; run `varscale sweep {name}` first")

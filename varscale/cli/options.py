@@ -73,6 +73,21 @@ def load(
     return loaded if depths is None else loaded.with_variants_in_grid()
 
 
+def load_parts(
+    experiment: str, overrides: list[str] | None, depths: str | None = None, workers: int | None = None
+) -> "dict[str, Experiment]":
+    """`load` for each member of a file, as `file:member`, or for the one experiment, as it was named."""
+    from varscale.config.yaml import parts_of
+
+    return {part: load(part, overrides, depths, workers) for part in parts_of(experiment)}
+
+
+def members_of(experiment: str) -> dict[str, str]:
+    """Name of each member of a file, and of its study; nothing of an experiment by itself."""
+    parts = load_parts(experiment, None)
+    return {} if experiment in parts else {part.rpartition(":")[2]: settings.name for part, settings in parts.items()}
+
+
 def open_store(runs_dir: str, *, writing: bool = True) -> Store:
     """The runs folder; what an earlier version left in it is said in one line.
 

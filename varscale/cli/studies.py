@@ -1,7 +1,9 @@
 """Verbs about a whole study: its sweep, plan, state and dashboard."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,14 +17,18 @@ from varscale.cli.options import (
     RunsDir,
     TrackingUri,
     Workers,
-    load,
+    load_parts,
+    members_of,
     open_store,
     tracking_store,
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.orchestrator import Outcome
     from varscale.config import Experiment
-    from varscale.store.layout import Store
+    from varscale.store.layout import Store, StudyFiles
 
 
 def sweep(
@@ -43,45 +49,40 @@ def sweep(
     runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Train the grid (what is finished is not trained again), then fit the laws."""
-    settings = load(experiment, set_, depths, workers)
+    """Train the grid (what is finished is not trained again), then fit the laws; members of a file are compared."""
     launch = Launch.of(launcher, site, campaign, detach=detach)
     launch.check()
+    parts = load_parts(experiment, set_, depths, workers)
     if dry_run:
-        _print_plan(settings, open_store(runs_dir, writing=False), launch.device)
-        launch.write_scripts(settings, runs_dir)
+        store = open_store(runs_dir, writing=False)
+        for settings in parts.values():
+            _print_plan(settings, store, launch.device)
+            launch.write_scripts(settings, runs_dir)
         return
     from rich.console import Console
 
-    from sweeps.grid import grid_cells
-    from sweeps.orchestrator import Orchestrator
-    from sweeps.study import Study
-    from sweeps.view import SweepView
-    from varscale.tracking import Forwarder
+    from sweeps.members import check_comparable, members_table
+    from varscale.config.yaml import name_of
 
-    store = open_store(runs_dir)
-    console = Console()
-    uri = tracking_store(tracking_uri, store)
-    forwarder = launch.forwarder(uri) or Forwarder(
-        uri, store, settings.name, notify=partial(console.print, markup=False)
-    )
-    study = Study.of(settings, store, grid_cells(settings))
-    outcome = Orchestrator(study, SweepView(console), forwarder).sweep(lambda: launch.executor(study))
-    try:
-        if outcome.left:
-            launch.call_again(experiment, depths, set_ or (), runs_dir, tracking_uri)
-            console.print(f"{outcome.left} runs are with Slurm; varscale status {experiment} shows how far they are")
-            return
-        for title, reason in outcome.failed.items():
-            console.print(f"failed: {title}: {reason}", style="red", markup=False, highlight=False)
-        if not outcome.rows:
-            raise typer.Exit(1)
-        if fit_sweep(outcome.rows, outcome.failed, study.files) is None:
-            console.print("nothing is new: the laws stand")
-    finally:
-        forwarder.stop()
-    typer.echo(f"{study.files.laws / 'laws.json'}\n{study.files.laws / 'report.html'}")
-    if outcome.failed:
+    check_comparable(list(parts.values()))
+    store, console = open_store(runs_dir), Console()
+    uri, joint, left, failed = tracking_store(tracking_uri, store), experiment not in parts, 0, []
+    for part, settings in parts.items():
+        if joint:
+            console.print(part, style="bold", highlight=False)
+        with _swept(settings, launch, (store, uri), console) as outcome:
+            left += outcome.left
+            failed += [f"{part}: {title}" if joint else title for title in outcome.failed]
+            if outcome.left:
+                launch.call_again(part, depths, set_ or (), runs_dir, tracking_uri)
+                console.print(f"{outcome.left} runs are with Slurm; varscale status {part} shows how far they are")
+            elif not joint:
+                _fit(outcome.rows, failed, store.study(settings.name), console)
+    if joint and left:
+        console.print(f"when they have ended, varscale fit-laws {experiment} compares the members")
+    elif joint:
+        _fit(members_table(store, members_of(experiment)).rows, failed, store.study(name_of(experiment)), console)
+    if failed and not left:
         raise typer.Exit(1)
 
 
@@ -104,8 +105,9 @@ def plan(
     from sweeps.devices import check_device
 
     check_device(device, utilisation, calibrate=calibrate)
-    settings = load(experiment, set_, depths, workers)
-    _print_plan(settings, open_store(runs_dir, writing=False), device, utilisation, calibrate=calibrate, cells=cells)
+    for settings in load_parts(experiment, set_, depths, workers).values():
+        store = open_store(runs_dir, writing=False)
+        _print_plan(settings, store, device, utilisation, calibrate=calibrate, cells=cells)
 
 
 def status(experiment: ExperimentName, depths: Depths = None, set_: Overrides = None, runs_dir: RunsDir = RUNS) -> None:
@@ -114,11 +116,11 @@ def status(experiment: ExperimentName, depths: Depths = None, set_: Overrides = 
 
     from sweeps.status import status_table
 
-    settings = load(experiment, set_, depths)
-    console, table = Console(), status_table(settings, open_store(runs_dir, writing=False))
+    console, store = Console(), open_store(runs_dir, writing=False)
     # paths stay whole, to be copied: a narrow terminal wraps the lines
     console.width = 1000
-    console.print(table)
+    for settings in load_parts(experiment, set_, depths).values():
+        console.print(status_table(settings, store))
 
 
 def dashboard(
@@ -173,3 +175,36 @@ def _print_plan(
     else:
         on = planned_device(experiment, store, device, utilisation)
     (print_cells if cells else print_plan)(plan_of(experiment, store, planned, on), Console())
+
+
+@contextmanager
+def _swept(
+    settings: "Experiment", launch: Launch, delivery: "tuple[Store, str]", console: "Console"
+) -> "Iterator[Outcome]":
+    """The outcome of a study's sweep; what is delivered to MLflow meanwhile is whole afterwards."""
+    from sweeps.grid import grid_cells
+    from sweeps.orchestrator import Orchestrator
+    from sweeps.study import Study
+    from sweeps.view import SweepView
+    from varscale.tracking import Forwarder
+
+    store, uri = delivery
+    notify = partial(console.print, markup=False)
+    forwarder = launch.forwarder(uri) or Forwarder(uri, store, settings.name, notify=notify)
+    study = Study.of(settings, store, grid_cells(settings))
+    outcome = Orchestrator(study, SweepView(console), forwarder).sweep(lambda: launch.executor(study))
+    try:
+        for title, reason in outcome.failed.items():
+            console.print(f"failed: {title}: {reason}", style="red", markup=False, highlight=False)
+        yield outcome
+    finally:
+        forwarder.stop()
+
+
+def _fit(rows: list[dict[str, Any]], failed: list[str], files: "StudyFiles", console: "Console") -> None:
+    """Fit a sweep's laws, and print where they are."""
+    if not rows:
+        raise typer.Exit(1)
+    if fit_sweep(rows, failed, files) is None:
+        console.print("nothing is new: the laws stand")
+    typer.echo(f"{files.laws / 'laws.json'}\n{files.laws / 'report.html'}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from varscale.cli.laws import study_name
+from varscale.cli.laws import study_and_members
 from varscale.cli.options import RUNS, RunsDir, check_new_output, open_store
 from varscale.errors import ExperimentError
 from varscale.store.atomic import write_atomically
@@ -72,7 +72,9 @@ def _measured(what: list[str], where: list[str], runs_dir: str) -> "pd.DataFrame
             cells.append(ListedCell.at(path))
         else:
             store = open_store(runs_dir, writing=False)
-            cells += ListedCell.of_study(store, study_name(each, store))
+            study, members = study_and_members(each, store)
+            for name in members.values() or [study]:
+                cells += ListedCell.of_study(store, name)
     rows = pd.DataFrame(measured_rows(cells))
     if what and rows.empty:
         raise ExperimentError(f"{', '.join(what)[:100]}: none of its cells is finished; `varscale sweep` trains them")

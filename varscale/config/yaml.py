@@ -3,8 +3,14 @@
 An experiment may extend another, `extends: rings` (a shipped one) or `extends: ../rings.yaml` (a file, from where this
 one lies), and then states only what differs: sections are merged, any other value is replaced, lists and `search.space`
 as a whole. Where it names another kind of a section (`data.kind`, `model.family`), the whole section is replaced.
+
+A file may hold several experiments, its `members`, which share what the rest of the file says: `members: {var: {},
+raster: {model: {family: raster}}}`. Each states what differs in the same way, and is called `file:raster` wherever an
+experiment is named. Its own name is that of the file's study and its own, such as families-raster.
 """
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +23,9 @@ from varscale.config.explain import KINDS, Key, Place, explain, nearest
 from varscale.config.text import LONGEST, YAMLTextError, read_yaml, shortened, write_yaml
 from varscale.errors import ExperimentError
 
+_MEMBER = "[a-z0-9][a-z0-9-]{0,99}"
+"""Name of a member."""
+
 
 def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
     """Read a shipped experiment by name, or a YAML file by path, with `key=value` overrides merged before validation.
@@ -24,14 +33,23 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
     Raises:
         ExperimentError: unknown name, unreadable file, unknown key, wrong type or inconsistent values.
     """
-    path = find_experiment(name_or_path)
+    path, member = _found(name_or_path)
     settings: dict[str, Any] = {}
     sources = _Sources(str(path), overrides)
-    for file, own in reversed(_extended_files(path)):
+    for file, own in reversed(_extended_files(path, member)):
         settings = _merged(settings, own, str(file), sources.files)
+    return _checked(overridden(settings, overrides), sources)
+
+
+def overridden(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain values with `key=value` overrides merged in.
+
+    Raises:
+        ExperimentError: an override that isn't one.
+    """
     for override in overrides:
         settings = _override(settings, override)
-    return _checked(settings, sources)
+    return settings
 
 
 def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -67,11 +85,35 @@ def shipped_experiments() -> dict[str, Path]:
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 
+def parts_of(name_or_path: str) -> tuple[str, ...]:
+    """What `load_experiment` reads of a file: its members, each by `file:member`, or the one experiment that it is."""
+    path, member = _found(name_or_path)
+    members = None if member else _members(_read(path), path)
+    return (name_or_path,) if members is None else tuple(f"{name_or_path}:{each}" for each in members)
+
+
+def name_of(name_or_path: str) -> str:
+    """Name of the study that a file's members are compared in."""
+    return str(_read(_found(name_or_path)[0])["name"])
+
+
 def find_experiment(name_or_path: str) -> Path:
     """The file of a shipped name or of a path; raises `ExperimentError` with the nearest names."""
-    path = _shipped_or_file(name_or_path, Path())
+    return _found(name_or_path)[0]
+
+
+def as_extended(name_or_path: str, folder: Path) -> str:
+    """What a file in a folder writes after `extends:` to extend an experiment."""
+    path, member = _found(name_or_path)
+    shipped = next((name for name, file in shipped_experiments().items() if file == path), None)
+    return (shipped or os.path.relpath(path, folder)) + (f":{member}" if member else "")
+
+
+def _found(name_or_path: str) -> tuple[Path, str | None]:
+    """An experiment's file, and which of its members is named."""
+    path, member = _shipped_or_file(name_or_path, Path())
     if _is_file(path):
-        return path
+        return path, member
     if path.suffix in (".yaml", ".yml"):
         raise ExperimentError(f"{shortened(path)}: no such experiment file")
     raise ExperimentError(
@@ -99,9 +141,15 @@ class _Sources:
         return " ".join([written, "with", *map(_shown, self.overrides)]) if by_section and self.overrides else written
 
 
-def _shipped_or_file(name: str, folder: Path) -> Path:
-    """A shipped experiment, before a file or folder of that name (such as runs/rings), which may be missing."""
-    return shipped_experiments().get(name, folder / name)
+def _shipped_or_file(name: str, folder: Path) -> tuple[Path, str | None]:
+    """A shipped experiment, before a file or folder of that name (such as runs/rings), which may be missing.
+
+    With the member that the name ends in, unless a file is called so.
+    """
+    of_member = re.fullmatch(rf"(.+):({_MEMBER})", name)
+    if of_member and name not in shipped_experiments() and not _is_file(folder / name):
+        return _shipped_or_file(of_member[1], folder)[0], of_member[2]
+    return shipped_experiments().get(name, folder / name), None
 
 
 def _choices(name: str) -> str:
@@ -116,29 +164,64 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _extended_files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """A file and its own values, then what it extends, and so on."""
+def _extended_files(path: Path, member: str | None) -> list[tuple[Path, dict[str, Any]]]:
+    """A file and its own values, those of its member before all others, then what it extends, and so on."""
     found: list[tuple[Path, dict[str, Any]]] = []
     while True:
         settings = _read(path)
+        members = _members(settings, path)
+        if members is not None or member is not None:
+            found.append((path, _member(members or {}, member, settings.get("name"), path)))
+        settings.pop("members", None)
         found.append((path, settings))
         extended = settings.pop("extends", None)
         if extended is None:
             return found
-        by, path = path, _extended(extended, path)
+        by, (path, member) = path, _extended(extended, path)
         if any(path.resolve() == file.resolve() for file, _ in found):
             raise ExperimentError(f"{by}: extends: {path}, which already extends {by}: a circle")
 
 
-def _extended(name: Any, by: Path) -> Path:
+def _members(settings: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]] | None:
+    """What each member of a file states; None where it is one experiment."""
+    members = settings.get("members")
+    if members is None and "members" not in settings:
+        return None
+    if not isinstance(members, dict) or not members:
+        raise ExperimentError(f"{path}: members: expected names with what each changes, such as raster: {{model: …}}")
+    for name, changes in members.items():
+        if not re.fullmatch(_MEMBER, str(name)):
+            raise ExperimentError(
+                f"{path}: members: {shortened(repr(name))}: expected lower-case letters, digits and -"
+            )
+        if not isinstance(changes, dict):
+            raise ExperimentError(f"{path}: members.{name}: expected sections that it changes, or {{}} for none")
+    if not isinstance(settings.get("name"), str):
+        raise ExperimentError(f"{path}: name: missing; a file with members states the name of their study")
+    return {str(name): changes for name, changes in members.items()}
+
+
+def _member(members: Mapping[str, dict[str, Any]], member: str | None, study: Any, path: Path) -> dict[str, Any]:
+    """The values of one member."""
+    known = f"its members are {', '.join(members)}" if members else "it has no members"
+    if member is None:
+        raise ExperimentError(
+            f"{path}: holds several experiments; name one of them, such as {path}:{next(iter(members))}"
+        )
+    if member not in members:
+        raise ExperimentError(f"{path}:{member}: no such member{nearest(member, list(members))}; {known}")
+    return {"name": f"{study}-{member}", **members[member]}
+
+
+def _extended(name: Any, by: Path) -> tuple[Path, str | None]:
     if not isinstance(name, str):
         raise ExperimentError(
             f"{by}: extends: expected a shipped experiment's name or a file's path, got {shortened(repr(name))}"
         )
-    path = _shipped_or_file(name, by.parent)
+    path, member = _shipped_or_file(name, by.parent)
     if not _is_file(path):
         raise ExperimentError(f"{by}: extends: no such file {shortened(path)}{_choices(name)}")
-    return path
+    return path, member
 
 
 def _read(path: Path) -> dict[str, Any]:

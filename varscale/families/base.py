@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import Field
 
 from varscale.config.kinds import Kinds
-from varscale.config.section import Section
+from varscale.config.section import Quantizer, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,10 @@ Reads = Literal["pyramid", "scale", "latents"]
 """What a model reads: the tokens of all scales, the tokens of one scale, or the latents before quantization."""
 
 
+Draws = Literal["tokens", "bits", "latents"]
+"""What a model chooses when it draws an image: each token, each bit of a token by itself, or numbers, not a choice."""
+
+
 class TokenSpace(Section):
     """What the tokens of a study are: a model's inputs and outputs."""
 
@@ -48,6 +52,9 @@ class TokenSpace(Section):
     """Number of codes V of the tokenizer."""
     latent_channels: Size
     """Channels c of its latents."""
+    # left out of what is written down where it is `codebook`: fingerprints from before there was a choice stay valid
+    quantizer: Annotated[Quantizer, Field(exclude_if=lambda quantizer: quantizer == "codebook")] = "codebook"
+    """What made them; a token of `bitwise` is latent_channels bits."""
     num_classes: Size
     """Classes 0 … num_classes - 1; the label num_classes stands for "no class"."""
     text_width: Annotated[Size | None, Field(exclude_if=lambda width: width is None)] = None
@@ -77,6 +84,11 @@ class ModelDescription(TokenSpace, ABC):
     """The size: the number of blocks. All other sizes follow from it within a study."""
     reads: ClassVar[Reads] = "pyramid"
     """What the models read, and so what a study stores of its images."""
+
+    @property
+    def draws(self) -> Draws:
+        """What the models choose when they draw."""
+        return "latents" if self.reads == "latents" else "tokens"
 
     @abstractmethod
     def implementation(self) -> "Family":
@@ -163,6 +175,11 @@ class FamilySection(Section, ABC):
     description: ClassVar[type[ModelDescription]]
     """What `describe` gives; a model's file is read back into it."""
 
+    @property
+    def draws(self) -> Draws:
+        """What the models choose when they draw; as their description says."""
+        return "latents" if self.description.reads == "latents" else "tokens"
+
     @abstractmethod
     def describe(self, tokens: TokenSpace, depth: int) -> ModelDescription:
         """The model of a size.
@@ -201,6 +218,13 @@ class TokenLosses(NamedTuple):
     """The true tokens; None without a likelihood."""
     logits_BLV: "Tensor | None" = None
     """The logits; None without a likelihood."""
+    weight_L: "Tensor | None" = None
+    """How much the token at each place counts in the training loss, 1 on average; None: all alike."""
+
+    @property
+    def objective(self) -> "Tensor":
+        """The training loss, a scalar: the mean over all tokens, weighted where there are weights."""
+        return self.loss_BL.mean() if self.weight_L is None else (self.loss_BL * self.weight_L).mean()
 
     @property
     def wrong(self) -> "Tensor":
@@ -212,6 +236,15 @@ class TokenLosses(NamedTuple):
 
 GuidanceSchedule = Literal["ramp", "constant"]
 """Guidance grows linearly from 0 at the first scale (the reference), or is the same at all scales."""
+
+
+def cut_without_meaning(draws: Draws, top_k: int, top_p: float) -> str:
+    """Why models that choose so have no use for such a cut; "" where they have."""
+    if draws == "latents" and (top_k or top_p):
+        return "they choose no tokens"
+    if draws == "bits" and (top_k > 1 or top_p):
+        return "they choose each bit of a token by itself; beside all, only top_k 1 has a meaning, the likeliest"
+    return ""
 
 
 class Cut(TypedDict):
@@ -304,7 +337,7 @@ class Family(ABC):
         batch: "Mapping[str, Tensor]",
         seed: int | None = None,
     ) -> TokenLosses:
-        """The loss of every token of a batch: the training loss is the mean over all of them.
+        """The loss of every token of a batch: the training loss is the mean over all of them, or weighted.
 
         Args:
             model: From `build`.

@@ -199,9 +199,9 @@ def _last_kept(probability_BMV: Tensor, distribution_BMV: Tensor, top_p: float) 
     return torch.full_like(probability_BMV[..., :1], probability_BMV.shape[-1] - 1, dtype=torch.int64)
 
 
-def codes_of(tokenizer: MultiScaleTokenizer, tokens_BM: Tensor) -> Tensor:
-    """The codes that tokens stand for, float32 (B, M, c)."""
-    return F.embedding(tokens_BM, tokenizer.quantizer.codebook_Vc.float())
+def codes_of(tokenizer: MultiScaleTokenizer, tokens_BM: Tensor, scale: int = 0) -> Tensor:
+    """The codes that a scale's tokens stand for, float32 (B, M, c)."""
+    return tokenizer.quantizer.codes(tokens_BM, scale)
 
 
 def pictures(tokenizer: MultiScaleTokenizer, features_hat_BChw: Tensor) -> Tensor:

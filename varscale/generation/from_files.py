@@ -61,6 +61,17 @@ class Drawable:
         """
         return DrawableFiles.find(place, tokenizer_file).load()
 
+    def tokens(self) -> TokenFiles:
+        """Files of the tokens that the model was trained on.
+
+        Raises:
+            ExperimentError: It isn't known what these are.
+        """
+        job = _Job.read(RunFiles(self.place).job)
+        if job is None:
+            raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; name a cell's folder")
+        return TokenFiles(self.place.resolve().parents[1] / "tokens" / job.tokens)
+
     def training_labels(self) -> NDArray[np.int64]:
         """How many training images each class has, (C,).
 
@@ -68,7 +79,7 @@ class Drawable:
             ExperimentError: It isn't known what the model was trained on.
             TokenStoreError: The tokens are missing or damaged.
         """
-        store = TokenStore.open(self._tokens("name the classes").train, views=1, verify="sizes")
+        store = TokenStore.open(self.tokens().train, views=1, verify="sizes")
         return np.bincount(store.labels(), minlength=store.num_classes)
 
     def training_captions(self, count: int) -> tuple[list[str], Tensor]:
@@ -78,7 +89,7 @@ class Drawable:
             ExperimentError: It isn't known what the model was trained on.
             TokenStoreError: The captions are missing or damaged.
         """
-        captions = StoredCaptions.read_required(self._tokens("say by --text what to draw").train)
+        captions = StoredCaptions.read_required(self.tokens().train)
         image_N = torch.arange(count) * len(captions.index_N) // count
         return captions.texts_of(image_N), captions.of_images(image_N)
 
@@ -105,13 +116,6 @@ class Drawable:
             return torch.stack([_no_caption(encoder) if text == NO_CLASS else _one(encoder, text) for text in texts])
         except DataError as error:
             raise DataError(f"--text: {error}") from None
-
-    def _tokens(self, advice: str) -> TokenFiles:
-        """Of the images that it was trained on."""
-        job = _Job.read(RunFiles(self.place).job)
-        if job is None:
-            raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; {advice}")
-        return TokenFiles(self.place.resolve().parents[1] / "tokens" / job.tokens)
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,8 @@ class TokensSummary(Record):
     """Training images."""
     unigram_entropy: FiniteFloat | None = None
     """Entropy of the training tokens when only their position is known, nats a token; None: the stores hold latents."""
+    unigram_bit_entropy: FiniteFloat | None = None
+    """The same of each bit by itself, summed over a token's bits; None: they are not bitwise."""
     latent_mean: tuple[FiniteFloat, ...] = ()
     """Of each channel of the training latents."""
     latent_deviation: tuple[FiniteFloat, ...] = ()

@@ -13,7 +13,7 @@ from varscale.data.loading import ImageBatches, load_ahead, whole_windows
 from varscale.data.sources.base import ImageSource, Pixels
 from varscale.data.sources.of_experiment import training_source, validation_source
 from varscale.data.tokens.captions import write_captions
-from varscale.data.tokens.store import TokenStore, channel_statistics, unigram_entropy
+from varscale.data.tokens.store import TokenStore, channel_statistics, unigram_bit_entropy, unigram_entropy
 from varscale.data.tokens.writer import encode_store
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError, TokenStoreError
@@ -150,7 +150,12 @@ def encode_tokens(
                 images=len(train), latent_mean=statistics.mean, latent_deviation=statistics.deviation
             )
         else:
-            summary = TokensSummary(images=len(train), unigram_entropy=unigram_entropy(first_views).mean)
+            bits = model.latent_channels if model.architecture.quantizer == "bitwise" else 0
+            summary = TokensSummary(
+                images=len(train),
+                unigram_entropy=unigram_entropy(first_views).mean,
+                unigram_bit_entropy=unigram_bit_entropy(first_views, bits) if bits else None,
+            )
         summary.write(files.summary)
 
 
@@ -222,8 +227,8 @@ def loading_threads() -> int:
 
 def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
     tokenizer = read_tokenizer(path, settings.patch_nums)
-    for name in ("patch_nums", "vocab_size", "latent_channels"):
-        found, expected = getattr(tokenizer, name), getattr(settings, name)
+    for name in ("quantizer", "patch_nums", "vocab_size", "latent_channels"):
+        found, expected = getattr(tokenizer.architecture, name), getattr(settings, name)
         if found != expected:
             raise CheckpointError(f"{path}: {name} is {found}, but tokenizer.{name} says {expected}")
     found, expected = tokenizer.architecture.downsampling, settings.downsampling
@@ -245,7 +250,8 @@ def _measure(
 ) -> dict[str, float]:
     """Figures on the whole validation set, and a picture: originals above, reconstructions below."""
     device = best_device()
-    meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size).to(device)
+    bits = settings.latent_channels if settings.quantizer == "bitwise" else 0
+    meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size, bits=bits).to(device)
     tokenizer.to(device).eval()
     starts = range(0, len(source), settings.encode_batch_size)
 

@@ -127,13 +127,14 @@ def _result(
 ) -> Result:
     summary = TokensSummary.read(inputs.tokens.summary)
     faults = recorded_faults(inputs.tokenizer, cell.trunk.experiment.tokenizer)
+    entropy = "unigram_bit_entropy" if cell.trunk.model.draws == "bits" else "unigram_entropy"
     row = {
         "run": files.folder.name[:-8],
         **cell.parameters(),
         "unique_images": summary and summary.images,
         "epochs": summary and cell.images / summary.images,
         **figures,
-        "unigram_entropy": summary and summary.unigram_entropy,
+        "unigram_entropy": summary and getattr(summary, entropy),
         "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
         **({"latents_fingerprint": inputs.tokens.fingerprint} if cell.trunk.model.reads == "latents" else {}),
         "tokenizer_faults": None if faults is None else "; ".join(fault.what for fault in faults),
@@ -267,7 +268,7 @@ def _schedule(trunk: Trunk, cell: Cell | None = None) -> Schedule:
     optim = trunk.experiment.optim
     linear = optim.schedule == "linear"
     return Schedule(
-        optim.schedule,
+        optim.schedule if cell is not None else "wsd",  # whose beginning is that of a cosine, too
         trunk.peak_lr,
         optim.batch_size,
         trunk.warmup_images,

@@ -33,6 +33,11 @@ class PowerSum(Law):
 
     terms: tuple[Term, ...] = ()
 
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Of the powers."""
+        return tuple(term.coefficient for term in self.terms if term.exponent is not None)
+
     def prepare(self, problem: Problem) -> "_Derivatives":
         """The terms' derivatives, which don't depend on θ."""
         return _Derivatives(self.terms, problem.free, problem.log_inputs_In)
@@ -126,7 +131,9 @@ def power_sum(
 ) -> PowerSum:
     """A sum of terms, with the parameters that these name."""
     exponents = dict.fromkeys(term.exponent for term in terms if term.exponent)
-    return PowerSum(name, formula, inputs, (*(term.coefficient for term in terms), *exponents), link, legend, terms)
+    return PowerSum(
+        name, formula, inputs, (*(term.coefficient for term in terms), *exponents), link, legend, terms=terms
+    )
 
 
 @dataclass(frozen=True)

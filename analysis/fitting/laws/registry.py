@@ -28,6 +28,7 @@ LAWS: dict[str, Law] = {
             "E + A·N^-α + B·D'^-β, D' = U·(1 + R·(1 - e^(-(D/U-1)/R)))",
             (*_N_AND_D, "epochs"),
             ("E", "A", "B", "R", "alpha", "beta"),
+            ratios=(("epochs", "tokens", "unique_tokens"),),
         ),
         OfLoss("loss-to-error", "A·(1 - e^(-k·(x-x0)))", _X, ("A", "x0", "k")),
         OfLoss("loss-to-error-sigmoid", "E + A/(1 + e^(-k·(x-x0)))", _X, ("E", "A", "x0", "k"), form="logistic"),

@@ -25,6 +25,8 @@ TOKENIZERS = {
     "plain": {},
     "deep": {"channel_multipliers": (1, 2, 2), "residual_blocks": 2, "phi_count": 1},
     "without attention": {"attention": False, "channel_multipliers": (1, 1)},
+    "bitwise": {"quantizer": "bitwise", "vocab_size": 2**6},
+    "bitwise without a penalty": {"quantizer": "bitwise", "vocab_size": 2**6, "entropy_weight": 0.0},
     "large maps": {"patch_nums": (1, 33, 36), "channel_multipliers": (1,)},
 }
 

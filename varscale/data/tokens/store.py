@@ -24,6 +24,7 @@ from varscale.data.sources.base import Indices
 from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.tokens.manifest import MANIFEST, PROGRESS, Manifest, check_shard, read_manifest
 from varscale.errors import TokenStoreError
+from varscale.numerics.bits import bit_entropy, bits_of
 
 Verify = Literal["auto", "contents", "sizes"]
 VERIFY_BYTES = 512 * 2**20
@@ -191,7 +192,7 @@ class TokenStore:
         view_B, image_B = np.divmod(sample_B, self.num_images)
         shard_B, row_B = np.divmod(image_B, self.manifest.shard_images)
         shard_B += view_B * self.manifest.shards_per_view
-        rows = self.manifest.empty_rows(sample_B.size)
+        rows = self.manifest.row_type.rows(sample_B.size)
         if sample_B.size and (shard_B == shard_B[0]).all():
             np.take(self._shards[shard_B[0]], row_B, axis=0, out=rows, mode="clip")
         else:
@@ -232,6 +233,18 @@ def unigram_entropy(store: TokenStore) -> UnigramEntropy:
     entropy_L = torch.from_numpy(-(shares_LV * logarithms_LV).sum(axis=1))
     by_scale = tuple(float(part.mean()) for part in split_scales(entropy_L[None], store.patch_nums))
     return UnigramEntropy(float(entropy_L.mean()), by_scale)
+
+
+def unigram_bit_entropy(store: TokenStore, bits: int) -> float:
+    """Entropy of each bit at each position by itself, summed over a token's bits, nats; the mean over all positions.
+
+    What `unigram_entropy` is for models that predict tokens, this is for those that predict each bit by itself.
+    """
+    set_Ld = torch.zeros(store.tokens_per_image, bits, dtype=torch.int64)
+    for batch in store.batches(max(1, 2**24 // (store.tokens_per_image * bits))):
+        assert isinstance(batch, TokenBatch)
+        set_Ld += bits_of(batch.tokens_BL, bits).sum(0)
+    return float(bit_entropy(set_Ld.double() / store.num_samples).sum(1).mean())
 
 
 @dataclass(frozen=True)
@@ -300,7 +313,7 @@ def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[Any]
         more_files = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
         advice = more_files if too_many else "encode the store again"
         raise TokenStoreError(f"{place}: not readable ({error}); {advice}") from None
-    expected = (shard.images, *manifest.empty_rows(0).shape[1:])
-    if rows.shape != expected or rows.dtype != manifest.dtype:
-        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}")
+    expected = (shard.images, *manifest.row_type.shape)
+    if rows.shape != expected or rows.dtype != manifest.row_type.dtype:
+        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.row_type.dtype} {expected}")
     return np.asarray(rows)  # a plain array over the mapped file: indexing it is much faster than a memmap's

@@ -178,12 +178,16 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         scales = self.heads if self.normalise_queries_keys else 0
         feedforward = 3 * width * hidden if self.modern else 2 * width * hidden + width + hidden
         block = 4 * width**2 + 3 * width + feedforward + scales
-        output = (width + 1) * self.vocab_size if head else 0
+        output = (width + 1) * self.outputs if head else 0
         return self.depth * block + (self.latent_channels + 1) * width + output
 
     def forward_flops(self) -> int:
         """One teacher-forced pass of one image, with all L × L pairs."""
-        return self._products() + self._attention(self.tokens**2)
+        return self._products() + self.attention_flops()
+
+    def attention_flops(self) -> int:
+        """Those of a teacher-forced pass that are for pairs of tokens, all L × L."""
+        return self._attention(self.tokens**2)
 
     def executed_forward_flops(self) -> int:
         """One teacher-forced pass of one image, with only the pairs that a block-causal kernel computes."""
@@ -220,7 +224,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         The operator of narrow models on a CPU keeps three fifths of that.
         """
         block = block_bytes(self.width, (4 if self.modern else 2) * self.hidden, self.heads, element_bytes)
-        output = (3 * self.width + 2 * self.vocab_size) * FLOAT32_BYTES
+        output = (3 * self.width + 2 * self.outputs) * FLOAT32_BYTES
         return batch * self.tokens * (self.depth * block + output)
 
     def _products(self) -> int:
@@ -245,7 +249,7 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         return self.depth * 4 * pairs * self.width
 
     def _head(self, tokens: int) -> int:
-        return 4 * self.width**2 + 2 * tokens * self.width * self.vocab_size
+        return 4 * self.width**2 + 2 * tokens * self.width * self.outputs
 
 
 class TransformerSection(FamilySection, TransformerSettings):

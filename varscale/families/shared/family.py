@@ -32,6 +32,10 @@ class TransformerFamily(Family):
         tokens_BL, (labels_B, keep_D2B) = batch["tokens_BL"], kept_labels_and_branches(model, batch, seed)
         tokenizer.quantizer.to(tokens_BL.device)
         logits_BLV = model(labels_B, self.inputs(model, tokenizer, tokens_BL), keep_D2B=keep_D2B)
+        return self.compared(model, logits_BLV, tokens_BL)
+
+    def compared(self, model: FamilyModel, logits_BLV: Tensor, tokens_BL: Tensor) -> TokenLosses:
+        """What a model's outputs say of the true tokens."""
         return TokenLosses(token_losses(logits_BLV, tokens_BL), tokens_BL, logits_BLV)
 
     def names_without_decay(self, model: FamilyModel) -> set[str]:

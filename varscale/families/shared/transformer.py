@@ -46,7 +46,7 @@ class TokenTransformer(FamilyModel):
         self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.vocab_size)
+        self.head = nn.Linear(width, config.outputs)
         self.initialise()
 
     @torch.no_grad()

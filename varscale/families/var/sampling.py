@@ -11,6 +11,8 @@ from torch import Tensor
 from varscale.families.base import SamplingOptions
 from varscale.families.models import GivenTokens, Sample, codes_of, draw, evaluating, pictures, smooth_weights
 from varscale.families.shared.predictor import ScalePredictor
+from varscale.families.var.bits import draw_bits
+from varscale.families.var.config import VARConfig
 from varscale.families.var.transformer import VAR
 from varscale.numerics.precision import full_float32
 from varscale.numerics.randomness import uniform
@@ -54,10 +56,9 @@ def sample_features(
             if options.smooth:
                 tokens_BM, codes = _smoothed(logits_BMV, tokenizer, k, indices_B, options)
             else:
-                uniform_BM = uniform(options.seed, "sampling", k, indices_B, logits_BMV.shape[1])
-                tokens_BM = codes = draw(logits_BMV, uniform_BM, **options.cut)
+                tokens_BM = codes = _drawn(logits_BMV, var.config, k, indices_B, options)
             if given is not None:
-                tokens_BM, codes = _with_given(tokens_BM, codes, given.tokens[k], given.kept[k], tokenizer)
+                tokens_BM, codes = _with_given(tokens_BM, codes, given, k, tokenizer)
             tokens.append(tokens_BM)
             features_hat_BChw, inputs_BMc = tokenizer.quantizer.accumulate(features_hat_BChw, codes, k)
         assert features_hat_BChw is not None
@@ -77,16 +78,26 @@ def _smoothed(
         weights_BMV = smooth_weights(part_BMV, uniform_BMV, progress, **options.cut)
         tokens.append(weights_BMV.argmax(-1))
         with full_float32(weights_BMV.device):
-            mixtures.append(weights_BMV @ tokenizer.quantizer.codebook_Vc.float())
+            mixtures.append(weights_BMV @ tokenizer.quantizer.codebook(scale))
     return torch.cat(tokens), torch.cat(mixtures)
 
 
+def _drawn(logits_BMV: Tensor, config: VARConfig, scale: int, indices_B: Tensor, options: SamplingOptions) -> Tensor:
+    """The tokens of a scale (B, M)."""
+    _, places, outputs = logits_BMV.shape
+    if config.classifier == "bits":
+        uniform_BMd = uniform(options.seed, "sampling", scale, indices_B, places * outputs).view_as(logits_BMV)
+        return draw_bits(logits_BMV, uniform_BMd, greedy=options.top_k == 1, temperature=options.temperature)
+    return draw(logits_BMV, uniform(options.seed, "sampling", scale, indices_B, places), **options.cut)
+
+
 def _with_given(
-    tokens_BM: Tensor, codes: Tensor, given_BM: Tensor, kept_BM: Tensor, tokenizer: MultiScaleTokenizer
+    tokens_BM: Tensor, codes: Tensor, given: GivenTokens, scale: int, tokenizer: MultiScaleTokenizer
 ) -> tuple[Tensor, Tensor]:
     """The tokens, and what is accumulated of them, with those that stay in place of the drawn ones."""
+    given_BM, kept_BM = given.tokens[scale], given.kept[scale]
     tokens_BM = torch.where(kept_BM, given_BM, tokens_BM)
     if not codes.is_floating_point():
         return tokens_BM, tokens_BM
-    given_BMc = codes_of(tokenizer, given_BM)
+    given_BMc = codes_of(tokenizer, given_BM, scale)
     return tokens_BM, torch.where(kept_BM.unsqueeze(-1), given_BMc, codes)
