@@ -46,6 +46,7 @@ from varscale.training.runs import train_cell, train_trunk
 
 # a vocabulary whose size no other dimension has
 SPACE: dict[str, Any] = {"patch_nums": (1, 2, 3), "vocab_size": 61, "latent_channels": 6, "num_classes": 16}
+TOLD = {"width": 24, "heads": 3, "depth": 2, "text_width": 8}
 VAR_CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "wide": {"width": 96, "heads": 2, "depth": 3},
@@ -78,8 +79,7 @@ DESCRIPTIONS: dict[str, ModelDescription] = {
        for family, config in (("raster", RasterConfig), ("masked", MaskedConfig))},
     **{f"diffusion, {name}": DiTConfig(**{**SPACE, "width": 24, "heads": 3, "depth": 2, "sampling_steps": 5, **changes})
        for name, changes in DIFFUSION_CHANGES.items()},
-    **{f"{family}, captions": config(
-           **{**SPACE, "patch_nums": sides, "width": 24, "heads": 3, "depth": 2, "text_width": 8})
+    **{f"{family}, captions": config(**{**SPACE, **TOLD, "patch_nums": sides})
        for family, config, sides in (("var", VARConfig, (1, 2, 3)), ("raster", RasterConfig, (3,)),
                                      ("masked", MaskedConfig, (3,)), ("diffusion", DiTConfig, (3,)))},
     "tiny, captions": TinyDescription(**{**SPACE, "width": 16, "depth": 2, "text_width": 8}),

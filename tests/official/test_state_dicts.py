@@ -187,6 +187,8 @@ def test_what_the_reference_cannot_express_is_refused() -> None:
         export_tokenizer(tokenizer)
     with pytest.raises(ValueError, match="no classifier of bits"):
         export_var(make_var(**bits, classifier="bits"))
+    with pytest.raises(ValueError, match="told classes, not captions"):
+        export_var(make_var(text_width=8))
 
 
 def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:

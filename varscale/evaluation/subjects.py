@@ -92,23 +92,16 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         batches = batches if rings is None else rings.watched(batches)
         drawn = extractor.features(_reported(batches, settings.samples, report))
         figures = measure(drawn, reference, draws=settings.bootstrap_draws)
+        of_text = (rings.figures() if rings is not None else {}) | _retrieval(plan, what, drawn, reference)
         beside = {"seconds_an_image": statistics.median(seconds)} if what.subject == "cell" else {}
-        beside |= {} if rings is None else rings.figures()
-        beside |= _retrieval(plan, what, drawn, reference)
         beside |= rejection.figures if rejection is not None else {}
-        columns = _columns(what.subject, figures) | _of_text(beside) | what.of
-        columns |= plan.columns() if what.subject == "cell" else {}
+        how = plan.columns() if what.subject == "cell" else {}
         Result(
             fingerprint=files.fingerprint,
             status="finished",
             time=time.time(),
-            metrics={**figures, **beside, "wall_seconds": time.time() - started},
-            row={
-                **_columns(what.subject, figures),
-                **_of_text(beside),
-                **what.of,
-                **(plan.columns() if what.subject == "cell" else {}),
-            },
+            metrics={**figures, **of_text, **beside, "wall_seconds": time.time() - started},
+            row={**_columns(what.subject, figures), **of_text, **what.of, **how},
             provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         ).write(files.result)
 
@@ -189,10 +182,6 @@ def _retrieval(plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, reference
 def _spread(count: int, number: int) -> Tensor:
     """Places of so many images, spread evenly over a set."""
     return torch.arange(count) * number // count
-
-
-def _of_text(figures: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in figures.items() if name.startswith("text_")}
 
 
 def _real(data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int) -> Iterator[Tensor]:

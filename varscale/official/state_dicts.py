@@ -209,6 +209,8 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
     """
     if var.config.modern:
         raise ValueError("the reference's code has no modern block; such a model cannot be exported")
+    if var.config.text_width is not None:
+        raise ValueError("the reference's models are told classes, not captions; such a model cannot be exported")
     if var.config.classifier == "bits":
         raise ValueError("the reference's code has no classifier of bits; such a model cannot be exported")
     if (parametrization := var.config.parametrization) != "paper":

@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from varscale.data.sources.base import ImageSource, check_captions, digest
 from varscale.data.sources.decoded import MAX_UNDECODABLE, EncodedSource, class_order, existing
-from varscale.data.sources.folder.listing import Listing, StoredFile
+from varscale.data.sources.folder.listing import CAPTION, Listing, StoredFile
 from varscale.data.sources.survey import Candidates
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
@@ -144,7 +144,7 @@ class FolderSource(EncodedSource):
 
 def _text_beside(picture: Path) -> str:
     """The words of the .txt file beside a picture, on one line; nothing where there is none."""
-    file = picture.with_suffix(".txt")
+    file = picture.with_suffix(CAPTION)
     try:
         return " ".join(file.read_text(encoding="utf-8-sig").split())
     except FileNotFoundError:

@@ -86,9 +86,9 @@ class ParquetSource(EncodedSource):
         if stored_bytes > cache_bytes:  # the last groups that were looked at are none that training begins with
             self._cache.clear()
         self._captions = captions
-        if captions is None and (column := captions_of(self._readers[0])) is not None:
+        if (column := captions_of(self._readers[0])) is not None:
             self.notes.append(
-                f"column {column!r} holds captions: data.captions={{}} and model.condition=text make models learn them"
+                f"column {column!r} holds captions; models of condition: text learn them, by data.captions"
             )
 
     def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
