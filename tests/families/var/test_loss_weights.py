@@ -47,7 +47,7 @@ def test_the_named_weights_follow_their_sources() -> None:
 def test_the_documents_shares(weights: LossWeights) -> None:
     share = sum(weight * side**2 for weight, side in zip(token_weights(PAPER, weights), PAPER[:5], strict=False)) / 680
     document = (Path(__file__).resolve().parents[3] / "docs" / "families.md").read_text()
-    (row,) = [line for line in document.splitlines() if line.startswith(f"| `{weights}` |")]
+    row = next(line for line in document.splitlines() if line.startswith(f"| `{weights}` |"))
     assert f"| {share:.0%} |" in row
 
 
