@@ -4,7 +4,7 @@
 parameter vectors, K candidates, P parameters.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,8 +156,7 @@ def advise(
     value, width = _now(known[0], rows, question, per_token, start[0])
     cells = candidates.iloc[chosen].reset_index(drop=True)
 
-    def expected(frame: pd.DataFrame, places: Iterable[int]) -> float:
-        places = list(places)
+    def expected(frame: pd.DataFrame, places: Sequence[int]) -> float:
         beliefs = [_beliefs(each, rows, frame, question, per_token, noise) for each in known]
         ratio = np.exp(0.5 * log_ratio(beliefs, places))
         if known[0].uncertainty is not None:

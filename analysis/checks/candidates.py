@@ -20,8 +20,9 @@ _MOST_SIZES = 10
 _NEAR = 0.08
 """Sizes nearer to one another than this are one candidate."""
 _SAME = 0.01
+"""How much two runs of one cell, or a branch and its checkpoint, may differ: whole steps are taken."""
 _ALIKE = 1e-3
-"""In the logarithm: of parameters of one size, and of FLOPs at one place."""
+"""The same, of the logarithms of parameters of one size."""
 
 
 @dataclass(frozen=True)

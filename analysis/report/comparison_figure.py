@@ -121,4 +121,4 @@ def _ratios(axes: Axes, ratios: list[Comparison], table: RunsTable, colours: dic
     what = INPUTS.get(ratios[0].along, ratios[0].along)
     axes.set(xlabel=f"{plain(what)} of {plain(ratios[0].a)} that matches it, over its own")
     if len(targets) > 1:
-        axes.legend()
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(targets))

@@ -108,6 +108,16 @@ def test_before_there_are_results_and_of_another_file(call: Call) -> None:
     assert all(cell.label in made.output for cell in cells)
 
 
+@pytest.mark.parametrize(("schedule", "shared"), [("wsd", True), ("cosine", False)])
+def test_what_cells_share_costs_once(call: Call, schedule: str, shared: bool) -> None:
+    made = call("advise", "rings", *OVER, "--set", f"optim.schedule={schedule}", "--out", "cells.yaml")
+    assert made.code == 0, made.error
+    apart = sum(cell.train_flops for cell in grid_cells(load_experiment("cells.yaml")))
+    cost = float(re.search(r"cells?, (\S+) FLOPs", made.output)[1])
+    assert (cost < 0.98 * apart) is shared
+    assert shared or cost == pytest.approx(apart, rel=0.01)
+
+
 def test_of_a_table(call: Call) -> None:
     rows = [(n, c, 1.5 + 30 * n**-0.3 + 60 * (c / 6 / n) ** -0.3) for n in (1e6, 3e6, 1e7) for c in (1e15, 4e15, 2e16)]
     lines = [f"{n},{c},{loss * (1 + 0.002 * ((7 * at) % 5 - 2))}" for at, (n, c, loss) in enumerate(rows)]
@@ -117,6 +127,9 @@ def test_of_a_table(call: Call) -> None:
     assert made.code == 0, made.error
     assert "the best size at 1e+18 FLOPs: " in made.output
     assert "a factor of" in made.output
+    Path("few.csv").write_text("\n".join(["N,C,loss", *lines[:2]]))
+    few = call("advise", "--runs", "few.csv", *columns[2:], "--predict", "flops=1e18", "--spend", "4e16")
+    assert "by the prior and 2 runs, too few for a law" in few.output
     written = read_csv("cells.csv")
     assert f"with these {len(written)} cells" in made.output
     assert written["flops"].sum() <= 4e16

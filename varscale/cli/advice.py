@@ -122,7 +122,8 @@ def _of_study(
     rows = pd.DataFrame(columns=[*COLUMNS, target], dtype=float)
     if ended:
         rows = prepare(pd.DataFrame(ended), FitOptions(target=(target,))).frame
-    trunks = Trunks(pd.DataFrame(there, columns=["params", "flops"]), settings.optim.decay_fraction)
+    own_share = settings.optim.decay_fraction if settings.optim.schedule == "wsd" else 1.0
+    trunks = Trunks(pd.DataFrame(there, columns=["params", "flops"]), own_share)
     advice = advise_on(rows, target, candidates, question, spend, trunks=trunks, prior=prior)
     added = [cells[label] for label in advice.cells["cell"]]
     return advice, grid_settings(ended, added, min(settings.grid.budgets))

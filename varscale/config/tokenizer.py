@@ -30,8 +30,8 @@ from varscale.config.section import (
 
 MOST_BITS = 16
 """Of a bitwise token: they fit the two bytes of a stored token, and counts of all tokens into memory."""
-ENTROPY_WEIGHT = 0.1
-"""Of bitwise tokenizers, unless an experiment says otherwise; Infinity's."""
+ENTROPY_WEIGHT = 0.01
+"""Of bitwise tokenizers, unless an experiment says otherwise; docs/families.md compares it with 0.1."""
 SHARD_IMAGES = 8192
 """Images of a shard of a token store."""
 SMALLEST_ADVERSARIAL_IMAGE = 24

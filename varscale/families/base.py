@@ -118,6 +118,10 @@ class ModelDescription(TokenSpace, ABC):
         """Times that the model runs to draw an image: once a scale, unless the family draws otherwise."""
         return len(self.patch_nums)
 
+    def sampling_calls(self) -> int:
+        """Times that a block is called for it: for a batch as often as for one image."""
+        return self.sampling_passes() * self.depth
+
     @abstractmethod
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
         """An estimate, to within a third, of what a training step of so many images keeps for its backward pass.

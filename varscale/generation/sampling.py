@@ -67,14 +67,14 @@ def check_sampling(
             raise ValueError(f"the transformer has {name} {ours}, but the tokenizer {theirs}")
     if options.smooth and not config.implementation().can_smooth:
         raise ValueError(f"models of family {config.family} have no smooth mode")
+    if config.draws == "bits" and (why := cut_without_meaning("bits", options.top_k, options.top_p)):
+        raise ValueError(f"top_k {options.top_k} and top_p {options.top_p:g} say nothing of these models: {why}")
     if options.smooth and config.draws == "bits":
         raise ValueError("models that choose bits have no smooth mode: it mixes codes by the probabilities of tokens")
     if options.steps and not config.implementation().can_choose_steps:
         raise ValueError(f"models of family {config.family} draw in {config.sampling_passes()} passes: leave out steps")
-    if config.draws == "latents" and (options.top_k or options.top_p or options.temperature != 1):
+    if config.reads == "latents" and (options.top_k or options.top_p or options.temperature != 1):
         raise ValueError(f"models of family {config.family} choose no tokens: top_k, top_p and temperature say nothing")
-    if why := cut_without_meaning(config.draws, options.top_k, options.top_p):
-        raise ValueError(f"top_k {options.top_k} and top_p {options.top_p:g} say nothing of these models: {why}")
     if config.text_width is not None:
         if labels.ndim != 2 or labels.shape[1] != config.text_width or not labels.is_floating_point():
             raise ValueError(

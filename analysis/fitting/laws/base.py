@@ -224,4 +224,4 @@ class Problem:
 
 def is_exponent(name: str) -> bool:
     """Whether θ holds a parameter as it is, rather than its logarithm."""
-    return name in ("alpha", "beta")
+    return name in ("alpha", "beta", "gamma", "delta", "lambda")

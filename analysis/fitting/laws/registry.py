@@ -17,6 +17,11 @@ LAWS: dict[str, Law] = {
         power_sum("power-offset", "E + A·x^-α", _X, _E, _A, legend="{E} + A·{power}"),
         power_sum("chinchilla", "E + A·N^-α + B·D^-β", _N_AND_D, _E, _A, Term("B", "beta", 1)),
         power_sum("chinchilla-tied", "E + A·N^-α + B·D^-α", _N_AND_D, _E, _A, Term("B", "alpha", 1)),
+        power_sum(  # Abnar et al. 2025 (arXiv 2501.12370): X = 1 - S, S the share of experts that are not used
+            *("sparse-mixture", "E + A·N^-α + B·D^-β + C·X^λ + F·X^-δ·N^-γ", ("params", "active_share", "tokens")),
+            *(_E, _A, Term("B", "beta", 2)),
+            *(Term("C", "lambda", 1, sign=1.0), Term("F", "delta", 1, times=(("gamma", 0),))),
+        ),
         BrokenPower(
             *("broken-power", "A·x^-α·(1 + x/B)^(α-β)", _X, ("A", "B", "alpha", "beta")),
             legend="broken, {power} bending at {B}",

@@ -17,7 +17,7 @@ from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective
 
 SURFACE = {"params": np.geomspace(1e7, 1e10, 6), "tokens": np.geomspace(1e9, 1e12, 6)}
-PURE = ("epochs",)
+PURE = ("epochs", "active_share")
 """Columns whose values have no unit."""
 LOSSES = {"x": np.linspace(1.7, 6.0, 40)}
 
@@ -57,6 +57,24 @@ CASES = {
         lambda p, n, d: p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["alpha"],
         {"E": 1.8, "A": 400.0, "B": 900.0, "alpha": 0.34},
         SURFACE,
+    ),
+    "sparse-mixture": Case(  # as published, but for C and λ, of 0.46 and 0.17, which such a table hardly tells from E
+        lambda p, n, x, d: (
+            p["E"]
+            + p["A"] * n ** -p["alpha"]
+            + p["B"] * d ** -p["beta"]
+            + p["C"] * x ** p["lambda"]
+            + p["F"] * x ** -p["delta"] * n ** -p["gamma"]
+        ),
+        {
+            **{"E": 0.94, "A": 16612.5, "B": 5455.67, "C": 0.8, "F": 17.26},
+            **{"alpha": 0.5962, "beta": 0.3954, "lambda": 0.5, "delta": 0.1603, "gamma": 0.1595},
+        },
+        {
+            "params": np.geomspace(1e7, 1e10, 4),
+            "active_share": np.array([0.02, 0.05, 0.1, 0.25, 1.0]),
+            "tokens": np.geomspace(1e9, 1e12, 4),
+        },
     ),
     "data-constrained": Case(
         lambda p, n, d, epochs: (

@@ -3,6 +3,7 @@
 Letters: B batch, L tokens of an image.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ def test_the_named_weights_follow_their_sources() -> None:
     for name, share_K in shares.items():
         found_K = np.array(token_weights(PAPER, name)) * sides**2 / 680  # type: ignore[arg-type]
         np.testing.assert_allclose(found_K, share_K / share_K.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "infinity", "nextflow", "hmar"])
+def test_the_documents_shares(weights: LossWeights) -> None:
+    share = sum(weight * side**2 for weight, side in zip(token_weights(PAPER, weights), PAPER[:5], strict=False)) / 680
+    document = (Path(__file__).resolve().parents[3] / "docs" / "families.md").read_text()
+    (row,) = [line for line in document.splitlines() if line.startswith(f"| `{weights}` |")]
+    assert f"| {share:.0%} |" in row
 
 
 def test_of_numbers_only_the_ratios_count() -> None:
@@ -112,3 +121,12 @@ def test_as_many_numbers_as_scales() -> None:
     with pytest.raises(ExperimentError, match=problem):
         VARSection(loss_weights=(1, 2, 3)).describe(space, 2)
     assert VARSection(loss_weights=(1, 2, 3, 4)).describe(space, 2).model_dump()["loss_weights"] == (1.0, 2.0, 3.0, 4.0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weights", ["hmar", (1.0, 2.0, 3.0)])
+def test_weights_are_written_as_they_are_read(weights: LossWeights) -> None:
+    description = var_config(loss_weights=weights)
+    assert type(description).model_validate_json(description.model_dump_json()) == description
+    assert description.model_dump(mode="json")["loss_weights"] in (weights, [1.0, 2.0, 3.0])
+    assert "loss_weights" not in var_config().model_dump()

@@ -64,4 +64,4 @@ def token_predictor(
     transformer: RasterTransformer, labels_B: Tensor, guidance: float, *, use_cache: bool = True
 ) -> ScalePredictor:
     """The guided logits of one token after the other."""
-    return ScalePredictor(transformer, labels_B, guidance, schedule="constant", use_cache=use_cache, modulate_once=True)
+    return ScalePredictor(transformer, labels_B, guidance, schedule="constant", use_cache=use_cache)

@@ -88,6 +88,10 @@ class TransformerDescription(ModelDescription, TransformerSettings):
     """Stochastic depth of the last block; the others' rates grow linearly from 0."""
     init_std: Annotated[float, Field(ge=0)] | None = None
     """Standard deviation of the initial weights; None: √(1/(3C))."""
+    modulates_once: ClassVar[bool] = False
+    """Whether drawing computes the blocks' modulations once for all passes: it pays where they are many and small."""
+    guides_from_the_start: ClassVar[bool] = False
+    """Whether the first pass of drawing is guided, too; otherwise guidance grows from 0."""
     base_head_channels: Annotated[Size | None, Field(exclude_if=lambda value: value is None)] = None
     """Channels of a head of the base."""
 
@@ -199,22 +203,19 @@ class TransformerDescription(ModelDescription, TransformerSettings):
         """Sampling one image map by map, without the tokenizer's decoder.
 
         Args:
-            guidance: Also compute the branch without class (with a shared output layer); it grows from 0.
+            guidance: Also compute the branch without class (with a shared output layer).
             cache: Keep keys and values; else each pass computes all scales so far anew.
         """
-        branches = 2 if guidance else 1
-        total, end = branches * self.condition_flops(self.width), 0
-        total += branches * self._modulation() if self.shared_adaln else 0
+        branches, once = 2 if guidance else 1, self.shared_adaln or self.modulates_once
+        total, end = branches * (self.condition_flops(self.width) + (self._modulation() if once else 0)), 0
         for index, side in enumerate(self.pass_sides):
             added = side**2
             end += added
             rows = added if cache else end
-            blocks = self._blocks(rows) + self._attention(rows * end)
-            blocks += 0 if self.shared_adaln else self._modulation()
+            blocks = self._blocks(rows) + self._attention(rows * end) + (0 if once else self._modulation())
             total += branches * blocks + self._head(added) + (self._embedding(added) if index else 0)
-            total += (
-                4 * self.width**2 * (branches - 1 if index else 0)
-            )  # the head mixes both branches' modulated inputs
+            if index or self.guides_from_the_start:  # the head mixes both branches' modulated inputs
+                total += 4 * self.width**2 * (branches - 1)
         return total
 
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:

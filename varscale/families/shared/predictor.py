@@ -29,15 +29,14 @@ class ScalePredictor:
         *,
         schedule: GuidanceSchedule = "ramp",
         use_cache: bool = True,
-        modulate_once: bool = False,
     ) -> None:
-        """Start at the first scale; `modulate_once` keeps the blocks' modulations, where passes are many and small."""
+        """Start at the first scale."""
         self.var, self.batch, self.scale = var, len(labels_B), 0
         self.options = SamplingOptions(guidance, guidance_schedule=schedule)
         if guidance > 0:
             labels_B = with_unconditional(labels_B, var.config)
         self.condition_BC, self.modulation = var.condition(labels_B)
-        if modulate_once:
+        if var.config.modulates_once:
             self.modulation = var.modulations(self.modulation)
         self.embedded_BMC = self.condition_BC.new_empty(len(labels_B), 0, var.config.width)
         self.caches = var.new_caches() if use_cache else None

@@ -33,10 +33,10 @@ class LossWeighting(Section):
     """How much a token of each scale counts in the training loss: alike (`uniform`, the paper's), as in `infinity`,
     `nextflow` or `hmar`, or a number for each scale. Only ratios matter; validation losses are never weighted."""
 
-    @field_validator("loss_weights", mode="plain", json_schema_input_type=LossWeights)
+    @field_validator("loss_weights", mode="before")
     @classmethod
     def _name_or_numbers(cls, weights: Any) -> Any:
-        # by hand, since of a union pydantic would report what is wrong with each of its kinds
+        # here, since of a union pydantic would report what is wrong with each of its kinds
         if isinstance(weights, str) and weights in get_args(Named):
             return weights
         if not isinstance(weights, list | tuple) or len(weights) > MOST_SCALES:
@@ -45,7 +45,7 @@ class LossWeighting(Section):
             raise ValueError(
                 f"numbers must be from 0 to {LARGEST:g}, and one of them above 0, got {reprlib.repr(weights)}"
             )
-        return tuple(float(weight) for weight in weights)
+        return tuple(weights)
 
 
 def token_weights(patch_nums: Sequence[int], weights: LossWeights) -> tuple[float, ...]:
