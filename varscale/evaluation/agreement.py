@@ -84,9 +84,12 @@ class RingsCounter:
 class RingsAgreement:
     """Share of images whose rings are as many, and of the colours, as their captions say."""
 
-    def __init__(self, data: DataSection, store: Store, wanted_NK: Tensor) -> None:
-        """Rings of each colour that images are to have, in the order in which they come."""
-        self.counter, self.data, self.wanted_NK = RingsCounter(data, store), data, wanted_NK
+    def __init__(self, data: DataSection, store: Store, image_N: Tensor) -> None:
+        """Of images that are drawn, in this order, for the captions of these validation images."""
+        source = validation_source(data)
+        assert isinstance(source, RingsSource)
+        self.counter, self.source = RingsCounter(data, store), source
+        self.wanted_NK = torch.from_numpy(source.rings(image_N.numpy()))
         self.counted: list[Tensor] = []
 
     def watched(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -95,16 +98,14 @@ class RingsAgreement:
             self.counted.append(self.counter.count(images_b3ss))
             yield images_b3ss
 
-    def figures(self) -> dict[str, float]:
-        """Of the images that passed, and of as many real ones, for which less than 1 is the counter's own error."""
-        real = validation_source(self.data)
-        assert isinstance(real, RingsSource)
-        index_N = np.arange(min(len(real), len(self.wanted_NK)))
-        parts = np.array_split(index_N, max(1, len(index_N) // 256))
-        counted = [self.counter.count(torch.from_numpy(real.load_batch(part, part * 0)[0])) for part in parts]
-        drawn = torch.cat(self.counted) == self.wanted_NK
-        of_real = torch.cat(counted) == torch.from_numpy(real.rings(index_N))
-        return {"text_agreement": _share(drawn.all(1)), "text_agreement_real": _share(of_real.all(1))}
+    def figures(self, **of_validation: Iterator[Tensor]) -> dict[str, float]:
+        """Of the images that passed; and of others, by name, which are the first validation images in some form."""
+        figures = {"text_agreement": _share(torch.cat(self.counted), self.wanted_NK)}
+        for name, batches in of_validation.items():
+            counted_NK = torch.cat([self.counter.count(images_b3ss) for images_b3ss in batches])
+            own_NK = torch.from_numpy(self.source.rings(np.arange(len(counted_NK))))
+            figures[f"text_agreement_{name}"] = _share(counted_NK, own_NK)
+        return figures
 
 
 def retrieval(
@@ -148,5 +149,5 @@ def _said(features_NF: Tensor, real_features_NF: Tensor, real_embeddings_ND: Ten
     return said_ND
 
 
-def _share(right_N: Tensor) -> float:
-    return float(right_N.double().mean())
+def _share(counted_NK: Tensor, wanted_NK: Tensor) -> float:
+    return float((counted_NK == wanted_NK).all(1).double().mean())

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from varscale.config import DataSection
 from varscale.data.loading import load_ahead
-from varscale.data.sources.of_experiment import validation_source
-from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError
@@ -92,7 +90,8 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         batches = batches if rings is None else rings.watched(batches)
         drawn = extractor.features(_reported(batches, settings.samples, report))
         figures = measure(drawn, reference, draws=settings.bootstrap_draws)
-        of_text = (rings.figures() if rings is not None else {}) | _retrieval(plan, what, drawn, reference)
+        of_text = _retrieval(plan, what, drawn, reference)
+        of_text |= _rings_figures(rings, plan, what) if rings is not None else {}
         beside = {"seconds_an_image": statistics.median(seconds)} if what.subject == "cell" else {}
         beside |= rejection.figures if rejection is not None else {}
         how = plan.columns() if what.subject == "cell" else {}
@@ -162,10 +161,15 @@ def _rings_agreement(what: Evaluated, samples: int, store: Store) -> RingsAgreem
     """What counts the rings of a cell that is told their captions, which are those of the validation images."""
     if what.captions is None or what.cell is None or what.data.kind != "rings":
         return None
-    source = validation_source(what.data)
-    assert isinstance(source, RingsSource)
-    wanted_NK = source.rings(_spread(samples, len(source)).numpy())
-    return RingsAgreement(what.data, store, torch.from_numpy(wanted_NK))
+    assert what.data.validation_images is not None  # checked with the section
+    return RingsAgreement(what.data, store, _spread(samples, what.data.validation_images))
+
+
+def _rings_figures(rings: RingsAgreement, plan: FidelityPlan, what: Evaluated) -> dict[str, float]:
+    """Agreement of what was drawn; of real images, which is the counter's error; and of these as reconstructed."""
+    count, batch_size = min(plan.settings.samples, len(rings.source)), plan.settings.batch_size
+    real, again = (_real(what.data, "validation", count, batch_size) for _ in range(2))
+    return rings.figures(real=real, reconstructed=_reconstructed(what, again))
 
 
 def _retrieval(plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, reference: FeatureSet) -> dict[str, float]:
