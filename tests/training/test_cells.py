@@ -125,6 +125,8 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
     "tokenizer.training.seed": {"tokenizer.training.seed": 1},
     "model.mlp_ratio": {"model.mlp_ratio": 2.0},
     "model.block": {"model.block": "modern"},
+    "data.captions": {"data.captions": {"encoder": "words"}},
+    "model.condition": {"model.condition": "text", "data.captions": {"encoder": "words"}},
     "model.loss_weights": {"model.loss_weights": "nextflow"},
     "model.classifier": {**BITWISE, "model.classifier": "bits"},
     "model.label_dropout": {"model.label_dropout": 0.2},

@@ -16,7 +16,7 @@ from typing import Any
 from varscale.config import Experiment
 from varscale.errors import ExperimentError
 
-NUMERICS_VERSION = 9
+NUMERICS_VERSION = 10
 """Raised when code changes results by more than rounding, or what checkpoints hold; part of every fingerprint."""
 
 

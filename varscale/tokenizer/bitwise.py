@@ -54,7 +54,7 @@ class BitwiseQuantizer(MultiScaleQuantizer):
         return tokens_of(vectors_Nc > 0)
 
     def _first_residual(self, features_BChw: Tensor) -> Tensor:
-        return features_BChw.clone()  # with its gradient, which the penalty needs
+        return features_BChw  # with its gradient, which the penalty needs
 
     def _penalty(self, vectors_Nc: Tensor, scale: int) -> Tensor | None:
         """Each bit's entropy should be small for each vector, and large over all: mean H(p) - H(mean p), nats a bit."""

@@ -81,7 +81,8 @@ class MultiScaleQuantizer(nn.Module):
                 tokens_BL = self._nearest(vectors_Nc.detach()).view(len(features_BChw), -1)
                 contribution_BChw = self._contribution(tokens_BL, k)
                 features_hat_BChw = features_hat_BChw + contribution_BChw
-                residual_BChw.sub_(contribution_BChw.detach())
+                # not in place: the finest scale's vectors may be a view of it, which restarts of codes are taken from
+                residual_BChw = residual_BChw - contribution_BChw.detach()
                 commitment = F.mse_loss(features_hat_BChw.detach(), features_BChw)
                 loss = loss + self.commitment_weight * commitment + F.mse_loss(features_hat_BChw, target_BChw)
                 if (penalty := self._penalty(vectors_Nc, k)) is not None:
@@ -213,7 +214,7 @@ class MultiScaleQuantizer(nn.Module):
         return resized_BCpp.permute(0, 2, 3, 1).reshape(-1, self.latent_channels).contiguous()
 
     def _first_residual(self, features_BChw: Tensor) -> Tensor:
-        return features_BChw.detach().clone()
+        return features_BChw.detach()
 
     def _penalty(self, vectors_Nc: Tensor, scale: int) -> Tensor | None:
         """What a scale adds to the loss beside how far the partial sums are from the features."""
