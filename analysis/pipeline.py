@@ -251,11 +251,11 @@ def _entry(
     values = rows[target].to_numpy(dtype=float)
     offset = planned.floor if planned.floor is not None else options.offset if LAWS[law].has_offset else None
     objective = Objective(options.objective, options.delta)  # type: ignore[arg-type]  # checked in check_options
-    rises = LAWS[law].rises
-    if (rises or LAWS[law].has_offset) and len(columns) == 1 and len(values) > 1:
+    of_losses = LAWS[law].of_losses
+    if (of_losses or LAWS[law].has_offset) and len(columns) == 1 and len(values) > 1:
         slope = _slope(inputs[0], values)
-        if slope <= 0 if rises else slope >= 0:
-            raise FitRefused(f"{law}: the target does not {'rise' if rises else 'fall'} with x over these rows")
+        if slope <= 0 if of_losses else slope >= 0:
+            raise FitRefused(f"{law}: the target does not {'rise' if of_losses else 'fall'} with x over these rows")
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
     draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varscale.config.section import PARAMETRIZATIONS
 from varscale.families.var.config import VARConfig
 from varscale.families.var.family import VARFamily
 from varscale.families.var.transformer import VAR
 from varscale.training.module import EPSILON
 
-PARAMETRIZATIONS = ("paper", "mup", "complete-p")
 GROWTHS = (1, 2, 4, 8)
 WIDTH, DEPTH, HEAD_CHANNELS = 16, 2, 8
 """Of the base."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from varscale.config import Experiment
+from varscale.data.tokens.manifest import RowType
 from varscale.evaluation.plan import INCEPTION, RINGS_CLASSIFIER, RINGS_TRAINING
 from varscale.tokenizer.shape import TokenizerShape
 from varscale.training.cells import Cell, Trunk
@@ -32,6 +33,8 @@ class Work(NamedTuple):
     """Of its products on a GPU; convolutions of float32 are TF32 there."""
     trains: bool = False
     """Whether these are whole training steps, which are what is measured."""
+    block_calls: int = 0
+    """How often a block is called to draw images, each time with few tokens: what that takes beside the arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,14 @@ def encoding_work(experiment: Experiment, images: int) -> tuple[Work, ...]:
 
 
 def stored_bytes(experiment: Experiment) -> int:
-    """Of one view of an image in the stores that its models read, as `varscale.data.tokens.manifest` says."""
+    """Of one view of an image in the stores that its models read."""
     tokenizer = experiment.tokenizer
-    if experiment.model.description.reads == "latents":
-        return 4 + 2 * tokenizer.latent_channels * tokenizer.latent_size**2
-    return (tokenizer.tokens_per_image + 1) * (2 if tokenizer.vocab_size <= 2**16 else 4)
+    return RowType.of(
+        tokenizer.patch_nums,
+        vocab_size=tokenizer.vocab_size,
+        num_classes=experiment.data.num_classes,
+        latent_channels=tokenizer.latent_channels if experiment.model.description.reads == "latents" else None,
+    ).bytes
 
 
 def validation_work(cells: Iterable[Cell], images: int) -> list[Work]:
@@ -165,7 +171,7 @@ def validation_work(cells: Iterable[Cell], images: int) -> list[Work]:
         passed = images * model.forward_flops(), images * model.executed_forward_flops()
         shown = evaluation.samples_per_class * min(evaluation.sample_classes, model.num_classes)
         found.append(Work("model", cell.trunk.flops_per_image, *passed, precision))
-        found += _drawing(cell, shown, evaluation.guidance)
+        found += _drawing(cell, shown, evaluation.guidance, max(1, shown))
     return found
 
 
@@ -177,7 +183,9 @@ def fidelity_work(experiment: Experiment, drawn: Sequence[tuple[Cell, float]], *
     settings = experiment.evaluation.fidelity
     if settings is None or not (drawn or floors):
         return []
-    works = [work for cell, guidance in drawn for work in _drawing(cell, settings.samples, guidance)]
+    works = [
+        work for cell, guidance in drawn for work in _drawing(cell, settings.samples, guidance, settings.batch_size)
+    ]
     seen, image = len(drawn) * settings.samples, extractor_flops(experiment) or 0
     if floors:
         works.append(_tokenizer_passes(experiment, settings.samples, encoded=True, decoded=True, arithmetic="tf32"))
@@ -201,10 +209,12 @@ def extractor_flops(experiment: Experiment) -> int | None:
     return INCEPTION_FLOPS if name == INCEPTION else None
 
 
-def _drawing(cell: Cell, images: int, guidance: float) -> list[Work]:
-    """Images drawn of a cell and decoded; on a GPU in bfloat16."""
-    flops = images * cell.trunk.model.sampling_flops(guidance=guidance > 0)
-    drawing = Work("model", cell.trunk.flops_per_image, flops, flops, "bfloat16")
+def _drawing(cell: Cell, images: int, guidance: float, at_once: int) -> list[Work]:
+    """Images drawn of a cell, so many at once, and decoded; on a GPU in bfloat16."""
+    model = cell.trunk.model
+    flops, batches = images * model.sampling_flops(guidance=guidance > 0), -(-images // at_once)
+    calls = batches * model.sampling_calls()
+    drawing = Work("model", cell.trunk.flops_per_image, flops, flops, "bfloat16", block_calls=calls)
     return [drawing, _tokenizer_passes(cell.trunk.experiment, images, decoded=True, arithmetic="bfloat16")]
 
 

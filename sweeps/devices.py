@@ -21,6 +21,10 @@ from varscale.tokenizer.shape import TokenizerShape
 DEFAULT_UTILISATION = 0.3
 """Of the data sheet's peak. Depth 16 of the paper, compiled, reached it on an H200: 328 images a second
 (docs/benchmarks.md)."""
+BLOCK_CALL_SECONDS = 1e-4
+"""What a block's call takes at least to draw images, however few tokens pass: a dozen kernels or more that a processor
+starts one after the other. Measured on one AVX2 core, one token of one image: .06 to .2 ms up to width 64. Not measured
+on GPUs."""
 THIS = "this"
 
 
@@ -103,12 +107,14 @@ def named_device(name: str, utilisation: float, runtime: RuntimeConfig) -> Devic
     gpu = GPUS[name]
 
     def estimate(work: Work) -> Estimate:
-        return Estimate(work.executed / (gpu.peak_flops[work.arithmetic] * utilisation), exact=True)
+        seconds = work.executed / (gpu.peak_flops[work.arithmetic] * utilisation)
+        return Estimate(seconds + work.block_calls * BLOCK_CALL_SECONDS, exact=not work.block_calls)
 
     peaks = ", ".join(f"{kind} {peak / 1e12:.4g}" for kind, peak in gpu.peak_flops.items())
     basis = (
         f"computed, not measured: FLOPs that are executed, at a utilisation of {utilisation:g} (--utilisation) of "
-        f"the data sheet's dense peak (TFLOP/s: {peaks}); small models, float32 and drawing images reach less"
+        f"the data sheet's dense peak (TFLOP/s: {peaks}); small models, float32 and drawing images reach less, and to "
+        f"the last (~) {1e3 * BLOCK_CALL_SECONDS:g} ms are added for each call of a block, a guess"
     )
     return Device(gpu.title, gpu.memory_bytes, runtime.workers or 1, "GPU-hours", basis, estimate)
 
@@ -124,7 +130,8 @@ def this_machine(runtime: RuntimeConfig, paces: Paces) -> Device:
         if pace is None or not pace.sizes:
             return None
         exact = work.trains and work.size in pace.sizes
-        return Estimate(work.flops / work.size * pace.seconds(work.size), exact)
+        seconds = work.flops / work.size * pace.seconds(work.size)
+        return Estimate(seconds + work.block_calls * BLOCK_CALL_SECONDS, exact)
 
     unit = "GPU-hours" if shares.gpus else "hours"
     return Device(device_name(), shares.worker.memory_bytes(), shares.workers, unit, paces.basis, estimate)

@@ -8,30 +8,39 @@ ladders of sizes that fit into the rest the one is taken whose middle is nearest
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sweeps.costs import study_costs
 from sweeps.devices import Paces, this_machine
-from sweeps.draft_text import BUDGETS, MOST_PASSES, TOKENIZER_BATCH, Choices, Ladder, Rung, experiment_text
+from sweeps.draft_text import (
+    BUDGETS,
+    MOST_PASSES,
+    TOKENIZER_BATCH,
+    Choices,
+    Ladder,
+    Rung,
+    experiment_text,
+    tokens_a_parameter,
+)
 from varscale.config import Experiment, RuntimeConfig
 from varscale.config.text import read_yaml
 from varscale.config.yaml import validate
 from varscale.data.sources.finding import FoundData
 from varscale.errors import DataError, ExperimentError
 from varscale.numerics.machine import MachineShares
-from varscale.tokenizer.design import architecture
+from varscale.tokenizer.design import architecture, fillable_codes
 from varscale.tokenizer.shape import TokenizerShape
 from varscale.training.cells import Trunk
 
 FEWEST_PICTURES = 20
-"""To train on; fewer fill no codebook that says anything about others."""
+"""To train and to measure on, where there is no validation split; else to train on."""
 MOST_SEEDS = 8
-"""Where a longer training would only repeat pictures."""
+"""Where a longer training would repeat pictures more than `MOST_PASSES` times."""
 TOKENS_A_PARAMETER = 50.0
-"""Tokens seen for each parameter by the size of the lowest loss: 25 to 110 in the studies of CIFAR-10 and rings."""
+"""Tokens seen for each parameter by the size of the lowest loss, about (`BEST_TOKENS_A_PARAMETER`)."""
 TOKENIZER_SHARE, ENCODING_SHARE = 0.3, 0.05
 """Of the time."""
 LEAST_TOKENIZER_IMAGES, MOST_TOKENIZER_IMAGES = 9_600, 80_000
@@ -41,7 +50,8 @@ MOST_VIEWS = 64
 START_SECONDS, JOB_SECONDS = 30.0, 0.7
 """What a sweep takes beside arithmetic: processes, laws and report; and of a worker for each trunk and branch."""
 SLOWER = 1.1
-"""Whole sweeps of rings took 1.15 to 1.2 times what was planned after a calibration, starts of processes included."""
+"""Beside those. Whole sweeps of rings took 1.15 to 1.2 times what was planned after a calibration, starts included; a
+drafted one of photographs (docs/your-images.md) 1.25 times what its draft had said, in which all three are counted."""
 
 _RUNGS = (Rung(256), Rung(128), Rung(64), Rung(32), Rung(32, 8), Rung(24, 8), Rung(16, 8))
 _LADDERS = tuple(
@@ -50,7 +60,6 @@ _LADDERS = tuple(
     for middle in middles
 )  # the larger the later
 _FIRST_LADDER = Ladder(8, 4)
-_ANY_BUDGET = 1e18
 _LOADED = 16
 _MEMORY_SHARE = 0.6
 """Of the memory that the tokenizer's step may take; it is estimated to within a third."""
@@ -114,11 +123,14 @@ class Drafter:
         Raises:
             ExperimentError: Not even the smallest study ends within the hours.
         """
-        usable = [rung for rung in _RUNGS if rung.image_size <= self._found.shorter_side()] or [_RUNGS[-1]]
+        side = self._found.shorter_side()
+        usable = [rung for rung in _RUNGS if rung.image_size <= side] or [_RUNGS[-1]]
+        why_not: dict[int, str] = {}
         for rung in usable:
-            choices = self._first_choices(rung)
+            choices = self._first_choices(rung, _why_this_size(rung.image_size, side, why_not))
             flops = TokenizerShape(choices.architecture).training_flops()
             too_long = _least_images(rung) * flops / peak_flops > TOKENIZER_SHARE * self._seconds
+            why_not[rung.image_size] = "too long" if choices.at_once else "too much memory"
             if rung is not usable[-1] and (too_long or not choices.at_once):
                 continue
             self._look_at(choices)
@@ -141,7 +153,7 @@ class Drafter:
     def _seconds(self) -> float:
         return self._hours * 3600
 
-    def _first_choices(self, rung: Rung) -> Choices:
+    def _first_choices(self, rung: Rung, why: str) -> Choices:
         found, pictures = self._found, len(self._found.train)
         if found.validation is None:
             held_out = min(MOST_VALIDATION_IMAGES, max(pictures // 10, min(pictures // 5, 50)))
@@ -155,6 +167,7 @@ class Drafter:
             *(found.settings, self._name, self._hours, found.remarks, made, pictures, held_out, images, _FIRST_LADDER),
             at_once=next((part for part in parts if step_bytes(part) <= _MEMORY_SHARE * self._memory), 0),
             gpu=self._gpu,
+            why_image_size=why,
         )
 
     def _look_at(self, choices: Choices) -> None:
@@ -173,12 +186,19 @@ class Drafter:
         least, images = _least_images(choices), int(TOKENIZER_SHARE * self._seconds / (step + self._load_seconds))
         if images < least:
             return None
-        most = MOST_TOKENIZER_IMAGES * least // LEAST_TOKENIZER_IMAGES
+        images = _rounded(min(images, MOST_TOKENIZER_IMAGES * least // LEAST_TOKENIZER_IMAGES))
         choices = replace(
             choices,
-            tokenizer_images=_rounded(min(images, most)),
+            tokenizer_images=images,
             views=max(1, min(MOST_VIEWS, sequences // choices.pictures)),
             training_images=_rounded(sequences) if sequences < 0.8 * choices.pictures else None,
+        )
+        codes = fillable_codes(choices.trained_pictures, shape.architecture.tokens_per_image, choices.image_size)
+        choices = replace(
+            choices,
+            architecture=choices.architecture.model_copy(update={"vocab_size": codes}),
+            tokenizer_minutes=images * (step + self._load_seconds) / 60,
+            encoding_minutes=choices.encoded * encoding / 60,
         )
         return self._with_budgets(choices)
 
@@ -235,10 +255,9 @@ class Drafter:
             fits = factor >= 1 and all(trunk.fits(self._device.memory_bytes) for trunk in trunks)
             if fits and (repeated >= smallest or len(ladder.blocks) == 3):
                 budget = max(smallest, min(factor * smallest, repeated))
-                images = budget * BUDGETS[-1] ** 0.5 / middle.flops_per_image
-                off = math.log(images * middle.model.tokens / middle.model.parameters() / TOKENS_A_PARAMETER)
                 minutes = self._estimate(tried, trunks, budget) / 60
-                return off, replace(tried, smallest_budget=budget, minutes=minutes)
+                chosen = replace(tried, smallest_budget=budget, minutes=minutes)
+                return math.log(tokens_a_parameter(chosen) / TOKENS_A_PARAMETER), chosen
             ladder = replace(ladder, left_out=ladder.left_out + 1)
         return None
 
@@ -259,7 +278,7 @@ def _experiment(choices: Choices) -> Experiment:
 def _trunks(choices: Choices) -> list[Trunk]:
     experiment = _experiment(choices)
     return [
-        Trunk(experiment, blocks, seed, _ANY_BUDGET)
+        Trunk(experiment, blocks, seed, choices.smallest_budget)
         for seed in range(choices.seeds)
         for blocks in choices.ladder.blocks
     ]
@@ -267,6 +286,16 @@ def _trunks(choices: Choices) -> list[Trunk]:
 
 def _sizes(choices: Choices) -> set[int]:
     return {trunk.flops_per_image for trunk in _trunks(choices)}
+
+
+def _why_this_size(image_size: int, side: int, why_not: Mapping[int, str]) -> str:
+    """Why images have this side, given that of three quarters of the pictures and why larger ones were left out."""
+    larger = min((size for size in why_not if size > image_size), default=None)
+    if larger is not None:
+        return f"{larger} px would take {why_not[larger]} here"
+    if image_size > side:
+        return f"no draft has less; a quarter of the pictures have {side} px or less, and are enlarged"
+    return f"three quarters of the pictures have {side} px or more"
 
 
 def _least_images(choices: Rung | Choices) -> int:

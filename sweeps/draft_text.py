@@ -9,7 +9,8 @@ from typing import Any
 from varscale.config.text import yaml_line
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.families.base import TokenSpace
-from varscale.families.var.config import TransformerDescription, VARSection
+from varscale.families.shared.description import TransformerDescription
+from varscale.families.var.config import VARSection
 from varscale.tokenizer.design import PAPER_IMAGE, section_lines
 
 BUDGETS = tuple(2 ** (step / 2) for step in range(6))
@@ -23,6 +24,10 @@ MIDDLE_STEPS = 800
 """Of the middle size at the largest budget, at least: so few pictures are trained on in smaller batches."""
 COMPILING_HOURS = 0.5
 """Below which a GPU does not try whether to compile, which takes minutes; processors never do."""
+RINGS_RATE, CIFAR_RATE, CIFAR_CHANNELS = 5e-3, 3e-3, 64
+"""Rates of experiments/rings.yaml and cifar10.yaml, and the channels of the latter's middle size."""
+BEST_TOKENS_A_PARAMETER = 25, 110
+"""That the sizes of the lowest loss saw in the studies of CIFAR-10 and rings."""
 FEW_PICTURES = 500
 """Of fewer, crops should differ more."""
 
@@ -48,19 +53,29 @@ class Ladder:
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
-        """Of each size: from half of the middle to more than half as many again."""
+        """Of each size: from half of the middle, two at least, to 1.6 times as many, but for those left out."""
         sizes = sorted({max(2, round(self.middle * ratio)) for ratio in (0.5, 0.7, 1.0, 1.3, 1.6)})
         return tuple(sizes[: len(sizes) - self.left_out])
 
     @property
     def batch_size(self) -> int:
-        """As measured: 8 for the models of rings, 16 for those of CIFAR-10; with the width beyond."""
+        """One image for each channel of a block's width: that is 16 for the models of CIFAR-10."""
         return self.width
 
     @property
     def rate(self) -> float:
-        """As measured: 3e-3 at the 64 channels of CIFAR-10's middle size, 5e-3 for the narrower ones of rings."""
-        return min(5e-3, 3e-3 * 64 / (self.width * self.middle))
+        """CIFAR-10's, 3e-3 for the 64 channels of its middle size, over the channels here; no more than rings' 5e-3."""
+        return min(RINGS_RATE, CIFAR_RATE * CIFAR_CHANNELS / (self.width * self.middle))
+
+    @property
+    def why_rate(self) -> str:
+        """Where the rate comes from."""
+        channels = self.width * self.middle
+        if self.rate == RINGS_RATE:
+            return f"of experiments/rings.yaml, not measured for {channels} channels"
+        return f"of experiments/cifar10.yaml, whose middle size has {CIFAR_CHANNELS} channels" + (
+            f"; scaled to {channels}, not measured" if channels != CIFAR_CHANNELS else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,9 @@ class Choices:
     seeds: int = 1
     minutes: float = 0.0
     """That the sweep should take."""
+    tokenizer_minutes: float = 0.0
+    encoding_minutes: float = 0.0
+    why_image_size: str = ""
     gpu: bool = False
     """Whether it runs on one."""
 
@@ -119,8 +137,14 @@ def experiment_text(choices: Choices) -> str:
 
 def most_passes(choices: Choices) -> float:
     """How often the middle size sees each picture at the largest budget."""
-    middle = _sizes(choices)[choices.ladder.blocks.index(choices.ladder.middle)]
-    return choices.smallest_budget * BUDGETS[-1] / middle.training_flops() / choices.trained_pictures
+    return choices.smallest_budget * BUDGETS[-1] / _middle(choices).training_flops() / choices.trained_pictures
+
+
+def tokens_a_parameter(choices: Choices) -> float:
+    """That the middle size sees at the middle budget."""
+    middle = _middle(choices)
+    images = choices.smallest_budget * BUDGETS[-1] ** 0.5 / middle.training_flops()
+    return float(images * middle.tokens / middle.parameters())
 
 
 def _head(choices: Choices) -> list[str]:
@@ -136,12 +160,11 @@ def _data(choices: Choices) -> list[str]:
     held_out = choices.data["validation_path"] is None
     why = {
         "train_path": "" if Path(choices.data["train_path"]).is_absolute() else "seen from where varscale is called",
-        "validation_path": "there is none" if held_out else "",
+        "validation_path": "none that can be used" if held_out else "",
         "label_column": "no labels: one class" if choices.data.get("label_column", "") is None else "",
     }
-    views = f"crops of each picture; {choices.trained_pictures * choices.views:,} in all" + (
-        ", as many as are encoded in a twentieth of the time" if choices.views > 1 or choices.training_images else ""
-    )
+    crops, encoding = choices.trained_pictures * choices.views, choices.encoding_minutes
+    views = f"crops of each picture; {crops:,} in all, encoded in about {_duration(encoding)}"
     return [
         *("", "data:"),
         *(yaml_line(name, value, why.get(name, "")) for name, value in choices.data.items()),
@@ -153,11 +176,12 @@ def _data(choices: Choices) -> list[str]:
         yaml_line(
             "training_images",
             choices.training_images,
-            f"of {choices.pictures:,}, spread evenly over them: encoding more would take too long"
+            f"of {choices.pictures:,}, spread evenly over them: to encode all would take about "
+            f"{_duration(encoding * choices.pictures / choices.trained_pictures)}"
             if choices.training_images
             else f"all {choices.pictures:,}",
         ),
-        yaml_line("image_size", choices.image_size, "not above what most pictures have, nor what the time can train"),
+        yaml_line("image_size", choices.image_size, choices.why_image_size),
         yaml_line("views", choices.views, views),
         yaml_line("resize_ratio", 1.5, "few pictures: crops that differ more than the paper's (1.125)")
         if choices.trained_pictures < FEW_PICTURES
@@ -175,10 +199,10 @@ def _tokenizer(choices: Choices) -> list[str]:
     passes = images / choices.trained_pictures
     passed = f"{passes:,.0f}" if passes >= 100 else f"{passes:.3g}"
     return [
-        *("", *section_lines(made, choices.pictures)),
+        *("", *section_lines(made, choices.trained_pictures)),
         *([yaml_line("encode_batch_size", 4 * at_once, "images that are encoded at once")] if large else []),
         "  training:",
-        yaml_line("images", images, f"{passed} passes, in up to 30% of the time", 4),
+        yaml_line("images", images, f"{passed} passes, in about {_duration(choices.tokenizer_minutes)}", 4),
         yaml_line("batch_size", TOKENIZER_BATCH, "", 4),
         *([yaml_line("micro_batch", at_once, "of these at once, as fit into memory", 4)] if large else []),
         yaml_line("lr", 3e-4 if large else 2e-3, recipe, 4),
@@ -186,7 +210,9 @@ def _tokenizer(choices: Choices) -> list[str]:
         yaml_line("weight_decay", 0.0, "", 4),
         yaml_line("warmup_images", min(3_200, images // 10), "", 4),
         yaml_line("final_lr_ratio", 0.02, "", 4),
-        yaml_line("quantize_after", 0.2, "a plain autoencoder first: short trainings collapse without it", 4),
+        yaml_line(
+            "quantize_after", 0.2, "a plain autoencoder first: of rings 0.0072 instead of 0.04 after the same time", 4
+        ),
     ]
 
 
@@ -194,20 +220,19 @@ def _models(choices: Choices) -> list[str]:
     ladder, sizes = choices.ladder, _sizes(choices)
     parameters = ", ".join(f"{size.parameters():,}" for size in sizes)
     steps = choices.smallest_budget / (sizes[-1].training_flops() * choices.batch_size)
-    measured = "as in our studies of rings and CIFAR-10" if ladder.width <= 16 else "scaled from narrower models"
+    least, most = BEST_TOKENS_A_PARAMETER
+    seen = f"{ladder.middle} blocks see {_plain(tokens_a_parameter(choices))} tokens a parameter at the middle budget"
     budgets = [float(f"{choices.smallest_budget * ratio:.3e}") for ratio in BUDGETS]
     lines = [
         *("", "model:"),
-        yaml_line(
-            "width_per_depth", ladder.width, f"so that {ladder.middle} blocks should be best at the middle budget"
-        ),
+        yaml_line("width_per_depth", ladder.width, f"{seen}; the best of CIFAR-10 and rings saw {least} to {most}"),
         yaml_line("head_dim", max(8, min(64, ladder.width)), "heads = depth"),
         yaml_line("drop_path_at_depth_24", 0.0),
-        yaml_line("adaln_gamma_init", 0.1, "few steps: gates that begin near zero would cost most of them"),
+        yaml_line("adaln_gamma_init", 0.1, "as in experiments/rings.yaml and cifar10.yaml"),
         *("", "optim:"),
-        yaml_line("lr", ladder.rate, f"{measured}; `varscale tune` looks for a better one"),
+        yaml_line("lr", ladder.rate, f"{ladder.why_rate}; `varscale tune` looks for a better one"),
         yaml_line("lr_batch_size", choices.batch_size),
-        yaml_line("batch_size", choices.batch_size, "few pictures: small" * (choices.batch_size < ladder.batch_size)),
+        yaml_line("batch_size", choices.batch_size, _why_batch(choices)),
         yaml_line("precision", "bfloat16" if choices.gpu else "float32"),
         yaml_line("schedule", "wsd", "what lets all budgets of a size share one trunk"),
         *("", "grid:"),
@@ -217,18 +242,42 @@ def _models(choices: Choices) -> list[str]:
         yaml_line("budgets", budgets),
         *([yaml_line("min_steps", 50)] if choices.batch_size < ladder.batch_size else []),
         yaml_line(
-            "seeds", list(range(choices.seeds)), "longer training would only repeat pictures" * (choices.seeds > 1)
+            "seeds",
+            list(range(choices.seeds)),
+            "longer training would repeat pictures more often" * (choices.seeds > 1),
         ),
     ]
     if choices.image_size >= PAPER_IMAGE:
-        lines += ["", "evaluation:", yaml_line("batch_size", 32, "images at once; more would take much memory")]
+        lines += ["", "evaluation:", yaml_line("batch_size", 32, "images at once")]
     if not choices.gpu or choices.hours < COMPILING_HOURS:
         lines += [
             "",
             "runtime:",
-            yaml_line("compile", "off", "trying whether it pays would take as long as it could save"),
+            yaml_line("compile", "off", "auto tries whether it pays, which takes minutes"),
         ]
     return lines
+
+
+def _duration(minutes: float) -> str:
+    """Two digits or so, in a unit in which they are plain."""
+    if minutes < 2:
+        return f"{_plain(60 * minutes)} seconds"
+    return f"{_plain(minutes)} minutes" if minutes < 120 else f"{_plain(minutes / 60)} hours"
+
+
+def _plain(number: float) -> str:
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.2g}"
+
+
+def _why_batch(choices: Choices) -> str:
+    if choices.batch_size == choices.ladder.batch_size:
+        return ""
+    steps = f"fewer than {MIDDLE_STEPS} steps in {MOST_PASSES} passes"
+    return f"{choices.ladder.batch_size} would leave the middle size {steps}"
+
+
+def _middle(choices: Choices) -> TransformerDescription:
+    return _sizes(choices)[choices.ladder.blocks.index(choices.ladder.middle)]
 
 
 def _sizes(choices: Choices) -> list[TransformerDescription]:

@@ -1,18 +1,12 @@
 """The cells of an experiment: its grid of depth × budget × seed, and its variants. Pure."""
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from varscale.config import Experiment
 from varscale.config.yaml import changed
 from varscale.errors import ExperimentError
 from varscale.training.cells import Cell, Trunk
-
-_APART = 1.15
-"""Ratio of sizes that might be added to a grid."""
 
 
 def grid_cells(experiment: Experiment) -> tuple[Cell, ...]:
@@ -63,6 +57,11 @@ def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
         )
     for cell in cells:
         optim = cell.trunk.experiment.optim
+        if optim.schedule == "cosine" and not 0 < cell.branch_images < cell.images:
+            raise ExperimentError(
+                f"optim.warmup_fraction: the warm-up takes {cell.trunk.warmup_images} of the {cell.images} images of "
+                f"{cell.title}: a cosine needs a step before its end, and one after it"
+            )
         if optim.schedule == "wsd" and not 0 < cell.decay_images < cell.images:
             raise ExperimentError(
                 f"optim.decay_fraction: {optim.decay_fraction:g} of the {cell.steps} steps of "
@@ -99,61 +98,6 @@ def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
     return [(trunk, longest[label] + branches[label]) for label, trunk in trunks.items()]
 
 
-def further_cells(experiment: Experiment, most: float, trained: Iterable[Mapping[str, Any]] = ()) -> tuple[Cell, ...]:
-    """Cells that the experiment's grid could have: sizes up to twice its largest, budgets up to `most` FLOPs.
-
-    Sizes lie about a seventh apart, beside those of the grid and of a runs table's rows; budgets a factor of √2, from
-    the smallest one. Cells that a grid would refuse are left out, and those of the rows, the diverged among them.
-    """
-    grid, ended = experiment.grid, {(int(row["depth"]), float(row["budget_flops"])) for row in trained}
-    own = {*grid.depths, *(depth for depth, _ in ended)}
-    steps = range(int(math.log(2 * max(own) / min(own)) / math.log(_APART)) + 1)
-    depths = own | {2 * round(min(own) * _APART**step / 2) for step in steps}
-    budgets = _ladder(min(grid.budgets), most)
-    found: list[Cell] = []
-    for depth in sorted(depths):
-        new = [budget for budget in budgets if (depth, budget) not in ended]
-        for cell in _cells(experiment, depth, grid.seeds[0], "", new):
-            with suppress(ExperimentError):
-                check_lengths([cell], grid.min_steps)
-                found.append(cell)
-    return tuple(found)
-
-
-def grid_settings(trained: Iterable[Mapping[str, Any]], added: Iterable[Cell]) -> dict[str, Any]:
-    """The fields of a grid that has the cells of a runs table's rows and further ones, and no others.
-
-    Its depths and budgets are what the sizes of the smallest budget, which sets the warm-up, share at one seed; the
-    rest are variants.
-    """
-    points = [
-        (int(row.get("seed", 0)), int(row["depth"]), float(row["budget_flops"]))
-        for row in trained
-        if not row.get("variant")
-    ]
-    points += [(cell.trunk.seed, cell.trunk.depth, cell.budget_flops) for cell in added]
-    budgets: dict[tuple[int, int], set[float]] = {}
-    for seed, depth, budget in points:
-        budgets.setdefault((seed, depth), set()).add(budget)
-    smallest = min(budget for *_, budget in points)
-    first = Counter(seed for (seed, _), own in budgets.items() if smallest in own).most_common(1)[0][0]
-    shared_by = {(seed, depth) for (seed, depth), own in budgets.items() if seed == first and smallest in own}
-    shared = set.intersection(*(budgets[each] for each in shared_by))
-    variants = [
-        {"name": f"d{depth}-s{seed}", "depths": [depth], "budgets": rest, "seeds": [seed]}
-        for (seed, depth), own in sorted(budgets.items())
-        if (rest := sorted(own - (shared if (seed, depth) in shared_by else set())))
-    ]
-    depths = sorted(depth for _, depth in shared_by)
-    return {"depths": depths, "budgets": sorted(shared), "seeds": [first], "variants": variants}
-
-
-def _ladder(least: float, most: float) -> list[float]:
-    """Budgets a factor of √2 apart, with four digits as they are written."""
-    count = max(0, int(2 * math.log2(most / least)) + 1) if most >= least else 0
-    return [float(f"{least * 2 ** (step / 2):.4g}") for step in range(count)]
-
-
 def _rounded_up(flops: int) -> str:
     """With three digits, and no less."""
     digit = 10 ** max(0, len(str(flops)) - 3)
@@ -161,8 +105,8 @@ def _rounded_up(flops: int) -> str:
 
 
 def _check_schedule(experiment: Experiment, key: str) -> None:
-    if experiment.optim.schedule != "wsd":
-        raise ExperimentError(f"{key}: a grid branches its cells off trunks, which only wsd allows")
+    if experiment.optim.schedule == "linear":
+        raise ExperimentError(f"{key}: a grid's cells leave the trunk of their size, which wsd and cosine allow")
 
 
 def _check_repeats(cells: Sequence[Cell]) -> None:

@@ -136,8 +136,7 @@ def _left(size: SizeCosts, study: Study) -> SizeCosts:
     wanted = [cell.branch_images for cell in size.cells if not study.has_branch_point(cell)]
     if not wanted:
         return replace(size, trunk_images=0)
-    own = (cell for cell in study.cells if cell.trunk.label == size.trunk.label and study.has_branch_point(cell))
-    there = (cell.branch_images for cell in own if cell.branch_images <= min(wanted))
+    there = (images for images in study.checkpoints(size.trunk) if images <= min(wanted))
     return replace(size, trunk_images=max(wanted) - max(there, default=0))
 
 

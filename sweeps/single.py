@@ -40,11 +40,11 @@ def study_of_one(
         recipe = experiment.by_depth[depth].items()
         own = {key: value for key, value in recipe if not any(sets(override, key) for override in overrides)}
         experiment = changed(experiment, own, f"by_depth.{depth}")
-    wsd = experiment.optim.schedule == "wsd"
+    linear = experiment.optim.schedule == "linear"
     # the warm-up is a share of the grid's smallest run, but for linear of the run itself
-    trunk = Trunk(experiment, depth, seed, min(experiment.grid.budgets) if wsd or budget is None else budget)
+    trunk = Trunk(experiment, depth, seed, budget if linear and budget else min(experiment.grid.budgets))
     one = trunk.cell(budget) if budget is not None else _cell_of_epochs(trunk)
-    if wsd:
+    if not linear:
         check_lengths([one], experiment.grid.min_steps)
     elif one.steps < 1:
         raise ExperimentError(f"--budget {one.budget_flops:g}: less than one step of depth {depth}")

@@ -66,6 +66,10 @@ class Study:
         """A trunk's files."""
         return self.store.run(trunk.key(self.tokens.fingerprint))
 
+    def checkpoints(self, trunk: Trunk) -> tuple[int, ...]:
+        """Images after which a trunk has checkpoints, from which it can go on."""
+        return tuple(sorted(int(path.stem.removeprefix("images-")) for path in self.trunk_files(trunk).milestones))
+
     def result(self, cell: Cell) -> Result | None:
         """A cell's result, of a diverged one too; None where it has none that can be used."""
         return read_result(self.cell_files(cell))
@@ -202,16 +206,17 @@ class StudyTable:
     """Cells of other recipes that ended."""
 
 
-def study_table(store: Store, name: str) -> StudyTable | None:
-    """The results of all cells of the study's latest recipe; None where there is no such study.
+def study_table(store: Store, name: str, recipe: str = "") -> StudyTable | None:
+    """The results of all cells of a recipe, the study's latest unless it is given; None where there is no such study.
 
     Losses of different tokenizers or validation images don't compare, and a law of two recipes is a law of neither.
     """
     record = StudyRecord.read(store.study(name).record)
     if record is None:
         return None
+    recipe = recipe or record.recipe
     results = [(cell, read_result(RunFiles(store.runs / "cells" / cell.folder))) for cell in record.cells]
-    ours = [(cell, result) for cell, result in results if cell.recipe == record.recipe]
+    ours = [(cell, result) for cell, result in results if cell.recipe == recipe]
     stored = StoredEvaluations(store)
     rows = [
         row
@@ -220,7 +225,7 @@ def study_table(store: Store, name: str) -> StudyTable | None:
         for row in cell_rows(result, cell.labels, stored, cell.evaluations)
     ]
     missing = [cell.title for cell, result in ours if result is None]
-    others = sum(result is not None for cell, result in results if cell.recipe != record.recipe)
+    others = sum(result is not None for cell, result in results if cell.recipe != recipe)
     return StudyTable(rows, missing, others)
 
 

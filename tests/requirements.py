@@ -1,5 +1,6 @@
 """What a test needs beyond the package: it skips with a reason where that is missing, or fails when CI demands all."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -23,6 +24,12 @@ def require_program(name: str) -> str:
     if path is None:
         _missing(f"the program {name} is not installed")
     return str(path)
+
+
+def require_package(name: str) -> None:
+    """That a package of an extra can be imported."""
+    if importlib.util.find_spec(name) is None:
+        _missing(f"the package {name} is not installed (pip install -e '.[dev]')")
 
 
 def require_gpu() -> None:

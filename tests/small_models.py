@@ -58,13 +58,15 @@ def make_tokenizer(
     with torch.random.fork_rng():
         torch.manual_seed(5)
         tokenizer = MultiScaleTokenizer(architecture(patch_nums, vocab_size, latent_channels, **settings))
-        torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
+        if tokenizer.architecture.quantizer == "codebook":
+            torch.nn.init.normal_(tokenizer.quantizer.codebook_Vc)
     return tokenizer.eval()
 
 
 def tokenizer_for(description: ModelDescription, **changes: Any) -> MultiScaleTokenizer:
     """An untrained tokenizer whose tokens a model reads."""
-    return make_tokenizer(description.patch_nums, description.vocab_size, description.latent_channels, **changes)
+    sizes = description.patch_nums, description.vocab_size, description.latent_channels
+    return make_tokenizer(*sizes, quantizer=description.quantizer, **changes)
 
 
 def make_module(description: ModelDescription, optim: dict[str, Any] | None = None, **settings: Any) -> ModelModule:

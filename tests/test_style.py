@@ -60,7 +60,11 @@ def test_a_setting_of_the_model_is_named_in_few_places() -> None:
 
 
 def test_the_size_of_a_model_is_named_in_few_places() -> None:
-    """From the YAML to `laws.json`, by one family; single runs, searches, reference files and MLflow are beside it."""
+    """From the YAML to `laws.json`, by one family.
+
+    Beside it are single runs, searches, advice, comparisons of experiments, reference files and MLflow; and
+    `config/text.py`, where it is how deep a text is nested.
+    """
 
     def names(node: ast.AST) -> set[object]:
         text = node.value if isinstance(node, ast.Constant) and node.value in ("depth", "depths") else None
@@ -70,6 +74,7 @@ def test_the_size_of_a_model_is_named_in_few_places() -> None:
     naming = [path for path, tree in trees.items() if any({"depth", "depths"} & names(node) for node in ast.walk(tree))]
     beside = ("varscale/official", "varscale/tracking", "varscale/cli/single_runs.py", "sweeps/single.py")
     beside += ("varscale/config/search.py", "sweeps/searches", "varscale/families/diffusion")
+    beside += ("sweeps/further_cells.py", "sweeps/members.py", "varscale/config/text.py")
     assert 0 < len([path for path in naming if not path.startswith(beside)]) <= 18, naming
 
 

@@ -1,7 +1,7 @@
 """Which cells to train next: what they would tell of a prediction, or of a budget's best size, before they are trained.
 
-`design` searches; here are the laws, what is known of their parameters, the candidates of a table, and a plain grid of
-the same compute to compare with. Letters: S parameter vectors, K candidates, P parameters.
+`design` searches among what `candidates` has; here are the laws, and what is known of their parameters. Letters: S
+parameter vectors, K candidates, P parameters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.checks.design import Beliefs, Compute, design, log_ratio
+from analysis.checks.candidates import COLUMNS, Trunks, check_columns, plain_grids, untrained
+from analysis.checks.design import Beliefs, design, log_ratio
 from analysis.checks.forecast import ASSUMED_NOISE
 from analysis.checks.requests import BOUNDS, parse_point
 from analysis.errors import FitRefused, TableError
@@ -22,6 +23,7 @@ from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective
 from analysis.grids.allocation import FlopsPerToken, from_law, minimise_over_sizes
 from analysis.grids.frontier import seed_noise
+from analysis.options import DEFAULT_TARGETS
 
 LAWS_AVERAGED = ("chinchilla", "chinchilla-tied")
 """The first one's interval is announced; the design has to serve both."""
@@ -30,12 +32,14 @@ PUBLISHED = {"E": 0.72, "A": 0.14, "B": 0.14, "alpha": 0.348, "beta": 0.366}
 and 2e10 tokens: the prior where there are no runs, taken at the middle of the candidates."""
 _SPREAD = {OFFSET: 0.5, "coefficient": 1.0, "exponent": 0.15}
 """Standard deviations of the prior: of logarithms of E and of the coefficients at the middle, and of exponents."""
+PRIOR_EXPONENTS = 0.05, 2.0
+"""That a prior can have. Those drawn around them are no lower, either."""
+LOSSES = ("loss", "loss_last_scale")
+"""A sweep's columns that the prior is of."""
+_RISES = 0.3
+"""Correlation of logarithms from which a target rises with compute."""
 _THETAS = 8
 _DRAWS = 400
-_RATIO = 2**0.5
-_SIZES = 12
-_MOST_SIZES = 10
-_SAME = 0.01
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Plain:
-    """A grid of the same compute: the study's sizes at one to three further budgets."""
+    """A grid of the same compute (`candidates.plain_grids`), and the width that it promises."""
 
     cells: pd.DataFrame
     flops: float
@@ -70,19 +74,21 @@ class Advice:
 
     Attributes:
         question: what is to be known better.
-        value: the prediction, or the best size, as the runs have it now; None without runs.
-        width: of its interval now; by the prior where there are too few runs for a law.
+        value: the prediction, or the best size, as the runs have it now; None where the prior takes a fit's place,
+            since there are too few runs for a law.
+        runs: how many there are.
+        width: of its interval now.
         cells: the candidates chosen, in order of use.
         flops: what they cost.
         expected: the width expected with them.
         plain: the plain grid, where one can be afforded.
         noise: standard deviation of a run's logarithm that this rests on.
         laws: averaged over.
-        from_prior: whether the prior took the place of a fit.
     """
 
     question: Question
     value: float | None
+    runs: int
     width: float
     cells: pd.DataFrame
     flops: float
@@ -90,7 +96,6 @@ class Advice:
     plain: Plain | None
     noise: float
     laws: tuple[str, ...]
-    from_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def advise(
     question: Question,
     spend: float,
     *,
-    own_share: float = 1.0,
+    trunks: Trunks | None = None,
     prior: Mapping[str, float] | None = None,
 ) -> Advice:
     """The candidates that narrow the interval of what is asked for most, within compute.
@@ -120,23 +125,29 @@ def advise(
         candidates: what could be trained, with params, tokens and flops; those that are in `rows` are left out.
         question: what is to be known better.
         spend: FLOPs.
-        own_share: of a run's FLOPs that it shares with no other run of its size (`design.Compute`).
+        trunks: what the cells of one size share; None: nothing.
         prior: exponents instead of the published ones, for too few runs.
 
     Raises:
-        TableError: no candidate can be afforded, or none tells anything.
+        TableError: no candidate can be afforded, none tells anything, or the target is none that a law could be of.
     """
-    _check_columns(rows)
-    candidates = _untrained(candidates, rows)
+    check_columns(rows)
+    candidates = untrained(candidates, rows)
     rows = rows[rows[target].notna()]
+    if len(rows) > 3 and np.log(rows[target]).corr(np.log(rows["flops"])) > _RISES:
+        raise TableError(f"--target {target}: it rises with compute; advice is for what falls, such as loss or error")
     if not len(candidates):
         raise TableError(f"--spend {spend:g}: there is no further cell to train for it")
-    known = _laws(rows, target) or [_prior(candidates, prior or {})]
-    sizes = pd.concat([rows, candidates])[["params", "tokens", "flops"]]
-    per_token = FlopsPerToken(sizes)
+    known = _laws(rows, target)
+    if not known and target not in LOSSES and (target in DEFAULT_TARGETS or not len(rows)):
+        few = f"{len(rows)} runs are too few for a law of it" if len(rows) else "there are no runs yet"
+        raise TableError(f"--target {target}: {few}, and what is assumed instead is one of {' or '.join(LOSSES)}")
+    known = known or [_prior(candidates, prior or {})]
+    per_token = FlopsPerToken(pd.concat([rows[COLUMNS], candidates[COLUMNS]]).astype(float))
     noise = _noise(rows, target, known[0].uncertainty)
     start = [_beliefs(each, rows, candidates, question, per_token, noise) for each in known]
-    compute = _compute(candidates, rows, own_share)
+    trunks = trunks or Trunks()
+    compute = trunks.compute(candidates)
     if (cheapest := compute.added([]).min()) > spend:
         raise TableError(f"--spend {spend:g}: no cell can be trained for it; the cheapest takes {cheapest:.3g} FLOPs")
     chosen = design(start, compute, spend)
@@ -155,11 +166,12 @@ def advise(
 
     plain = [
         Plain(grid, flops, expected(grid, range(len(grid))))
-        for grid, flops in _plain_grids(rows, candidates, spend, per_token, own_share)
+        for grid, flops in plain_grids(rows, candidates, spend, trunks)
     ]
     return Advice(
         question=question,
         value=value,
+        runs=len(rows),
         width=width,
         cells=cells,
         flops=compute.of(chosen),
@@ -167,7 +179,6 @@ def advise(
         plain=min(plain, key=lambda each: each.width, default=None),
         noise=noise,
         laws=tuple(each.fitted.law.name for each in known),
-        from_prior=known[0].uncertainty is None,
     )
 
 
@@ -189,48 +200,12 @@ def question_of(predict: str | None, budget: float | None) -> Question:
     return Question(point=(point["params"], point["tokens"]))
 
 
-def table_candidates(rows: pd.DataFrame, spend: float) -> pd.DataFrame:
-    """Cells that could extend a table: sizes from its smallest to twice its largest, budgets up to what is to be spent.
-
-    Raises:
-        TableError: the table doesn't say parameters, tokens and FLOPs, or no budget of its own can be afforded.
-    """
-    _check_columns(rows)
-    if spend < (smallest := rows["flops"].min()):
-        raise TableError(f"--spend {spend:g}: less than the smallest run of the table takes, {smallest:.3g} FLOPs")
-    per_token = FlopsPerToken(rows)
-    least, most = rows["params"].min(), rows["params"].max()
-    sizes = np.geomspace(least, 2 * most, _SIZES)
-    budgets = smallest * _RATIO ** np.arange(int(np.log(spend / smallest) / np.log(_RATIO)) + 1)
-    params, flops = (each.ravel() for each in np.meshgrid(sizes, budgets))
-    tokens = flops / (per_token(params) * params)
-    seen = tokens >= rows["tokens"].min()
-    return pd.DataFrame({"params": params[seen], "tokens": tokens[seen], "flops": flops[seen]})
-
-
 def positive(option: str, flops: float) -> float:
     """The FLOPs of an option, which are to be above 0, and no more than laws can reckon with."""
     least, most = BOUNDS["--budget"]
     if not least <= flops <= most:
         raise TableError(f"{option} {flops:g}: expected FLOPs above 0 and up to {most:g}, such as 1e21")
     return flops
-
-
-def _check_columns(rows: pd.DataFrame) -> None:
-    if missing := [name for name in ("params", "tokens", "flops") if name not in rows.columns]:
-        raise TableError(
-            f"advice needs {' and '.join(missing)} of the runs, too; --tokens-from-flops 6 gives the third"
-        )
-
-
-def _untrained(candidates: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Without those that have run."""
-    if not len(rows):
-        return candidates.reset_index(drop=True)
-    logs_K2, logs_n2 = (np.log(each[["params", "flops"]].to_numpy(dtype=float)) for each in (candidates, rows))
-    apart_Kn = np.abs(logs_K2[:, None] - logs_n2[None]).max(axis=2)
-    kept: pd.DataFrame = candidates[apart_Kn.min(axis=1) > _SAME].reset_index(drop=True)
-    return kept
 
 
 def _laws(rows: pd.DataFrame, target: str) -> list[_Known]:
@@ -259,7 +234,7 @@ def _prior(candidates: pd.DataFrame, changed: Mapping[str, float]) -> _Known:
     theta_SP = theta_P + steps_SP
     for place, name in enumerate(problem.free):
         if is_exponent(name):
-            theta_SP[:, place] = np.maximum(theta_SP[:, place], 0.05)
+            theta_SP[:, place] = np.maximum(theta_SP[:, place], PRIOR_EXPONENTS[0])
     parameters = dict(zip(law.parameters, problem.natural(theta_P[None])[0].tolist(), strict=True))
     nothing = np.empty(0)
     return _Known(Fit(law, Objective(), 0.0, parameters, theta_P, problem, nothing, nothing, 0, 0), theta_SP)
@@ -348,49 +323,3 @@ def _now(
 def _width(interval: tuple[float, float]) -> float:
     low, high = interval
     return high / low - 1 if low > 0 else np.inf
-
-
-def _compute(cells: pd.DataFrame, rows: pd.DataFrame, own_share: float) -> Compute:
-    sizes, size_K = np.unique(np.round(np.log(cells["params"].to_numpy(dtype=float)), 3), return_inverse=True)
-    trained = np.zeros(len(sizes))
-    if len(rows) and own_share < 1:
-        logs = np.round(np.log(rows["params"].to_numpy(dtype=float)), 3)
-        longest = (1 - own_share) * rows["flops"].to_numpy(dtype=float)
-        trained = np.array([longest[logs == size].max(initial=0.0) for size in sizes])
-    return Compute(cells["flops"].to_numpy(dtype=float), size_K, trained, own_share)
-
-
-def _plain_grids(
-    rows: pd.DataFrame, candidates: pd.DataFrame, spend: float, per_token: FlopsPerToken, own_share: float
-) -> list[tuple[pd.DataFrame, float]]:
-    """One to three further budgets, each twice the next, of the study's sizes, that cost what is to be spent.
-
-    Where each budget of the study has sizes of its own, they are those of the largest, growing as the square root of
-    compute.
-    """
-    given = rows if len(rows) else candidates[candidates["planned"]] if "planned" in candidates else candidates
-    sizes = np.sort(given["params"].unique())
-    growth, last = 0.0, float(given["flops"].max())
-    if len(sizes) > _MOST_SIZES:
-        sizes = np.sort(given.loc[given["flops"] > 0.98 * last, "params"].unique())
-        growth = 0.5
-    least = float(candidates["tokens"].min())
-    found = []
-    for count in (1, 2, 3) if len(rows) else (3, 4, 5, 6):
-
-        def grid(largest: float, count: int = count) -> pd.DataFrame:
-            budgets = np.repeat(largest / 2.0 ** np.arange(count), len(sizes))
-            params = np.tile(sizes, count) * (budgets / last) ** growth
-            whole = pd.DataFrame({"params": params, "tokens": budgets / (per_token(params) * params), "flops": budgets})
-            return whole[whole["tokens"] >= 0.99 * least].reset_index(drop=True)
-
-        low, high = np.log(spend / 1e6), np.log(spend)
-        for _ in range(25):
-            middle = (low + high) / 2
-            cells = grid(float(np.exp(middle)))
-            cost = _compute(cells, rows, own_share).of(range(len(cells))) if len(cells) else 0.0
-            low, high = (middle, high) if cost <= spend else (low, middle)
-        cells = grid(float(np.exp(low)))
-        if len(cells):
-            found.append((cells, _compute(cells, rows, own_share).of(range(len(cells)))))
-    return found

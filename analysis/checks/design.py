@@ -9,6 +9,7 @@ Letters: K candidates, S parameter vectors θ, P parameters.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,36 +64,47 @@ class Beliefs:
 
 @dataclass(frozen=True)
 class Compute:
-    """What candidates cost, with trunks shared by the cells of one size.
+    """What candidates still cost, with trunks shared by the cells of one size.
+
+    A trunk is trained in one go: from the checkpoint before the first branch that it has no checkpoint for, to the last
+    such branch.
 
     Attributes:
         flops_K: of each candidate, trained from its start to its end.
         size_K: which size it is of, a number.
-        trained: FLOPs up to which each size's trunk exists.
+        start_K: FLOPs of the furthest checkpoint of its trunk before its branch, 0 without any; ∞ where one is at it.
         own_share: of a run's FLOPs that it shares with no other: its branch; 1 where runs are trained apart.
     """
 
     flops_K: Array
     size_K: NDArray[np.intp]
-    trained: Array
+    start_K: Array
     own_share: float = 1.0
 
     def added(self, chosen: Sequence[int]) -> Array:
         """What each candidate costs in addition to those chosen, (K,)."""
-        reach_K = self._reach(chosen)[self.size_K]
-        trunk_K = np.maximum((1 - self.own_share) * self.flops_K - reach_K, 0.0)
+        first, last = self._stretches(chosen)
+        longer_K = np.maximum(last[self.size_K], self._branches) - np.minimum(first[self.size_K], self.start_K)
+        trunk_K = np.maximum(longer_K, 0.0) - np.maximum(last - first, 0.0)[self.size_K]
         return np.asarray(trunk_K + self.own_share * self.flops_K)
 
     def of(self, chosen: Sequence[int]) -> float:
         """What they cost together."""
-        trunks = (self._reach(chosen) - self.trained).sum()
-        return float(trunks + self.own_share * self.flops_K[list(chosen)].sum())
+        first, last = self._stretches(chosen)
+        return float(np.maximum(last - first, 0.0).sum() + self.own_share * self.flops_K[list(chosen)].sum())
 
-    def _reach(self, chosen: Sequence[int]) -> Array:
-        reach = self.trained.copy()
-        places = list(chosen)
-        np.maximum.at(reach, self.size_K[places], (1 - self.own_share) * self.flops_K[places])
-        return reach
+    def _stretches(self, chosen: Sequence[int]) -> tuple[Array, Array]:
+        """Where each size's trunk goes on, and to where; nowhere: from ∞ to -∞."""
+        places, sizes = list(chosen), int(self.size_K.max()) + 1
+        first, last = np.full(sizes, np.inf), np.full(sizes, -np.inf)
+        np.minimum.at(first, self.size_K[places], self.start_K[places])
+        np.maximum.at(last, self.size_K[places], self._branches[places])
+        return first, last
+
+    @cached_property
+    def _branches(self) -> Array:
+        """FLOPs of the trunk up to each branch; -∞ where it has been trained up to there."""
+        return np.where(np.isinf(self.start_K), -np.inf, (1 - self.own_share) * self.flops_K)
 
 
 def design(beliefs: Sequence[Beliefs], compute: Compute, spend: float) -> list[int]:

@@ -11,7 +11,6 @@ from analysis.errors import FitRefused, TableError
 from analysis.fitting.fit import Fit, fit
 from analysis.fitting.laws.base import Array
 from analysis.grids.frontier import SeedNoise
-from analysis.grids.rows import EPOCHS
 from analysis.tables.conditions import meets
 
 MOST_STEPS = 6
@@ -119,17 +118,17 @@ def offset_path(refits: Refits) -> list[float]:
 def _towards(refits: Refits, column: str) -> Array:
     """A column so that it grows to where predictions are made: losses, by which other values rise, fall there."""
     values = refits.rows[column].to_numpy(dtype=float)
-    return 1 / values if refits.fitted.law.rises and column == refits.inputs[0] else values
+    return 1 / values if refits.fitted.law.of_losses and column == refits.inputs[0] else values
 
 
 def _splits(refits: Refits, above: str) -> list[tuple[str, str, Array]]:
     """Names, the column that decides, and which rows are left out."""
-    rows, inputs, rises = refits.rows, refits.inputs, refits.fitted.law.rises
+    rows, inputs, law = refits.rows, refits.inputs, refits.fitted.law
     order = next((name for name in ("budget", "flops") if name in rows.columns), inputs[-1])
-    of_compute = inputs != ("params",) and not set(inputs) - {"params", "tokens", "flops", EPOCHS}
-    column = order if of_compute or rises else inputs[0]
+    of_compute = not law.is_curve or law.of_losses or inputs[0] in ("tokens", "flops")
+    column = order if of_compute else inputs[0]
     values = _towards(refits, column)
-    splits = [(_name("lowest" if rises and column == inputs[0] else "largest", column), column, _top(values))]
+    splits = [(_name("lowest" if law.of_losses and column == inputs[0] else "largest", column), column, _top(values))]
     if len(inputs) > 1:
         splits.append(("largest params", "params", _top(rows["params"].to_numpy(dtype=float))))
     if above:

@@ -106,11 +106,17 @@ def points_by_role(table: RunsTable, options: FitOptions) -> FitOptions:
     points = []
     for text in options.predict:
         point = {roles.get(name, name): value for name, value in parse_point(text).items()}
-        taken = {name for law in options.law for name in LAWS[law].inputs}
+        taken = {name for law in options.law for name in LAWS[law].inputs if not LAWS[law].is_curve}
         for name in set(point) - {*ROLES, *taken}:
             column(table.frame, name)
             if len(point) > 1:
-                more = ", or epochs with --law data-constrained" if "epochs" not in taken else " and epochs"
-                raise TableError(f"--predict {text!r}: points of several columns are of params, tokens and flops{more}")
+                more = [f" and {name}" for name in sorted(taken - {*ROLES})] or [
+                    f", or {name} with --law {law.name}"
+                    for law in LAWS.values()
+                    for name in law.inputs
+                    if not law.is_curve and name not in ROLES
+                ]
+                of = f"params, tokens and flops{''.join(more)}"
+                raise TableError(f"--predict {text!r}: points of several columns are of {of}")
         points.append(",".join(f"{name}={value!r}" for name, value in point.items()))
     return replace(options, predict=tuple(points))

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 from scipy.optimize import minimize_scalar
 
-from analysis.fitting.laws.base import COEFFICIENTS, NO_OFFSET, OFFSET, Array, Problem
+from analysis.fitting.laws.base import NO_OFFSET, OFFSET, Array, Problem
 from analysis.fitting.newton import Objective, minimise
 
 _COARSE, _FINE = 20, 61
@@ -127,7 +127,7 @@ def along(
     place, middle = problem.free.index(OFFSET), float(np.median(y))
     left_G = np.log((middle - offsets_G) / max(middle - np.exp(theta_P[place]), 1e-3 * middle))
     for other, name in enumerate(problem.free):
-        if name in COEFFICIENTS:
+        if name in problem.law.levels:
             starts_GP[:, other] += left_G
     starts_GP[:, place] = np.log(offsets_G)
     weights_Gn = np.broadcast_to(weights_n, (len(offsets_G), len(y)))

@@ -77,11 +77,14 @@ def minima(
     Intervals come from simulated bowls: the smooth curve through each budget's cells plus normal errors of the cells'
     scatter around it, and with them the scatter between seeds where runs were repeated. The smooth curve is the
     parabola unless a polynomial of degree three or four follows the bowls significantly better, so that what a parabola
-    misses of the bowls' shape isn't taken for noise.
+    misses of the bowls' shape isn't taken for noise. For Akima's curve, which is local, it runs through the six sizes
+    around the minimum only: a wide bowl's far sides say nothing about the scatter near its floor.
     """
     usable = grid_cells[grid_cells[target].notna()].sort_values(["budget", "params"])
     bowls = {float(str(budget)): rows for budget, rows in usable.groupby("budget")}
     found = [minimum(rows, target, budget, method) for budget, rows in bowls.items()]
+    if method == "akima":
+        bowls = {each.budget: _around(bowls[each.budget], each.params) for each in found if each.params is not None}
     degree, size, degrees = _smooth(bowls.values(), target, noise)
     if degrees < 1:
         return found
@@ -130,6 +133,13 @@ def _why_not(params: Array, values: Array, sizes: int, method: str) -> str:
     if best == len(values) - 1:
         return f"not bracketed: the largest size ({params[-1]:.3g}) is the best, larger ones are needed"
     return ""
+
+
+def _around(rows: pd.DataFrame, params: float) -> pd.DataFrame:
+    """The sizes that decide the piece of an Akima curve that holds a size: three below it and three above."""
+    above = int(np.searchsorted(rows["params"].to_numpy(dtype=float), params))
+    first = int(np.clip(above - 3, 0, max(len(rows) - 6, 0)))
+    return rows.iloc[first : first + 6]
 
 
 def _smooth(bowls: Collection[pd.DataFrame], target: str, noise: SeedNoise | None) -> tuple[int, float, int]:
@@ -183,7 +193,7 @@ def _with_interval(
     generator: np.random.Generator,
 ) -> Minimum:
     """The minimum with its interval and the simulated ones."""
-    degree = min(degree, max(found.sizes - 2, 2))
+    degree = min(degree, max(len(rows) - 2, 2))
     logs, _, curve = _polynomial(rows, target, degree)
     errors_nS = size * generator.standard_normal((len(logs), _DRAWS))
     errors_nS[:, 0] = 0.0  # the smooth curve itself

@@ -12,10 +12,9 @@ from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
 from analysis.tables.checkpoints import last_rows
 from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
-from analysis.tables.roles import numbers
+from analysis.tables.roles import ROLES, numbers
 from analysis.tables.table import RunsTable
 
-EPOCHS = "epochs"
 """The input of laws of repeated data that a table has by this name, or as `unique_tokens`."""
 _FALLS_BY_NAME = re.compile(r"loss|error|perplexity|ppl|bpb|bits|nats|nll|entropy", re.IGNORECASE)
 
@@ -82,13 +81,12 @@ def rows_for(
     """The rows that belong in a fit, and the filter that says which."""
     frame = table.frame[table.frame[target].notna()]
     if not LAWS[law].is_curve:
-        if EPOCHS in LAWS[law].inputs and EPOCHS in frame.columns:
-            frame = frame.assign(**{EPOCHS: numbers(frame, EPOCHS)})
-        elif EPOCHS in LAWS[law].inputs and {"tokens", "unique_tokens"} <= set(frame.columns):
-            unique = numbers(frame, "unique_tokens", counts=True)
-            unit = table.units.get("tokens")  # both columns are in
-            frame = frame.assign(**{EPOCHS: frame["tokens"] / (unit.values(unique) if unit else unique)})
-        return frame, ()
+        for name, above, below in LAWS[law].ratios:
+            if name not in frame.columns and {above, below} <= set(frame.columns):
+                values, unit = numbers(frame, below, counts=True), table.units.get(above)  # both columns are in it
+                frame = frame.assign(**{name: frame[above] / (unit.values(values) if unit else values)})
+        own = {name: numbers(frame, name) for name in LAWS[law].inputs if name not in ROLES and name in frame.columns}
+        return frame.assign(**own), ()
     if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
         return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
     if x == "flops" and options.frontier and table.has("flops"):

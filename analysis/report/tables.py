@@ -16,7 +16,7 @@ from analysis.tables.roles import SWEEP_COLUMNS
 from analysis.tables.table import RunsTable
 from analysis.tables.units import NOUNS
 
-SYMBOLS = {"alpha": "α", "beta": "β"}
+SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "lambda": "λ"}
 AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"} | {
     LIKELIHOOD: "loss, as e^-loss"
 }

@@ -101,7 +101,9 @@ class EvaluationJob(Job):
         set_threads(share)
         cell = self.place.cell(self.cell) if self.cell else None
         latents = self.place.tokens if self.experiment.model.description.reads == "latents" else None
-        what = Evaluated(self.subject, self.title, self.experiment.data, self.place.tokenizer, cell, latents)
+        captions = self.place.tokens if self.experiment.model.condition == "text" else None
+        data, tokenizer = self.experiment.data, self.place.tokenizer
+        what = Evaluated(self.subject, self.title, data, tokenizer, cell, latents, captions)
         evaluate(self.plan, what, self.files, self.place.store, STOP.checked(report))
 
     def described(self) -> dict[str, Any]:

@@ -75,8 +75,9 @@ class TokensJob(Job):
         """Whether intact stores of so many training images are there."""
         from varscale.tokenizer.training import tokens_ready
 
+        captioned = self.experiment.data.captions is not None
         return encoded_images(self.place.tokens) >= self.train_images and tokens_ready(
-            self.place.tokens, self.train_images
+            self.place.tokens, self.train_images, captioned=captioned
         )
 
     def run(self, share: Share, report: Report) -> None:

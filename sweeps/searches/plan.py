@@ -69,11 +69,6 @@ class SearchPlan:
         """The experiment's own values, which are the first trial."""
         return {key: _encoded(value) for key, value in self._own_values.items()}
 
-    @property
-    def begins_with(self) -> tuple[dict[str, Any], ...]:
-        """Values of trials that are tried before any that a sampler proposes."""
-        return (self.recipe,)
-
     @cached_property
     def fingerprint(self) -> str:
         """Identity of what all trials have in common, and of the space: trials of another don't belong together."""

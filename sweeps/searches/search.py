@@ -68,7 +68,9 @@ class Search:
     say: Callable[[str], None]
 
     def run(self, trials: int, parallel: int) -> None:
-        """Go on until so many trials have ended, `parallel` at once."""
+        """Go on until so many trials have ended, `parallel` at once; the first is the experiment's own recipe."""
+        if not self.optuna_study.trials:
+            self.optuna_study.enqueue_trial(self.plan.recipe)
         began, before = time.monotonic(), len(self.ended)
         while (ended := len(self.ended)) < trials:
             if ended > before:

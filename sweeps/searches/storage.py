@@ -38,14 +38,10 @@ class Planned(Protocol):
     def fingerprint(self) -> str:
         """Identity of what all trials have in common."""
 
-    @property
-    def begins_with(self) -> tuple[dict[str, Any], ...]:
-        """Values of trials that are tried before any that a sampler proposes."""
-
 
 @contextmanager
 def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
-    """Optuna's study of a search, new or as an earlier call left it; its first trials are those that the plan says.
+    """Optuna's study of a search, new or as an earlier call left it.
 
     Args:
         plan: What is searched.
@@ -80,8 +76,6 @@ def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Itera
                 f"{place}: the search {plan.name!r} was begun with other settings, and its trials don't compare; "
                 f"give this one another name: --set name={plan.experiment.name}-2"
             )
-        for values in plan.begins_with[len(study.trials) :]:  # a killed call may have left the last of them out
-            study.enqueue_trial(values)
         yield study
 
 

@@ -36,7 +36,9 @@ class Valley:
     freedom: int
     """Degrees of freedom of the noise."""
     tried: Mapping[float, float]
-    """Mean loss at each rate at which no run diverged."""
+    """Mean loss at each rate at which all runs ended."""
+    left_out: tuple[float, ...]
+    """Rates at which a run diverged or failed."""
 
     def excess(self, rate: float) -> float:
         """How much more than the lowest the loss is: by the parabola, or further off between losses that were measured.
@@ -70,7 +72,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
 
     Args:
         rates: log2 of each run's rate.
-        losses: Infinite for a run that diverged; its rate is left out.
+        losses: Infinite for a run that diverged or failed; its rate is left out.
         seeds: Each run's seed.
 
     Raises:
@@ -78,6 +80,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     """
     x, y, of = np.asarray(rates, float), np.asarray(losses, float), np.asarray(seeds)
     tried = {float(rate): float(y[x == rate].mean()) for rate in np.unique(x) if np.isfinite(y[x == rate]).all()}
+    left_out = tuple(sorted(set(x) - set(tried)))
     if len(tried) < 3:
         raise ValueError(f"{len(tried)} rates at which all runs ended; a parabola needs three")
     best = min(tried, key=lambda rate: tried[rate])
@@ -90,7 +93,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     slope, bend = float(solution[-2]), float(solution[-1])
     edge = best in (min(tried), max(tried))
     if edge or rank < design.shape[1] or freedom < 1 or bend <= 0:
-        return Valley(best, tried[best], max(bend, 0.0), math.nan, None, freedom, tried)
+        return Valley(best, tried[best], max(bend, 0.0), math.nan, None, freedom, tried, left_out)
     noise = float(((y - design @ solution) ** 2).sum()) / freedom
     covariance = (noise * np.linalg.inv(design.T @ design))[-2:, -2:]
     shift = -slope / (2 * bend)
@@ -99,13 +102,13 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     lowest = float(solution[:-2].mean()) - bend * shift**2
     interval = _fieller(slope, bend, covariance, _quantile(freedom))
     around = None if interval is None else (best + interval[0], best + interval[1])
-    return Valley(best + shift, lowest, bend, error, around, freedom, tried)
+    return Valley(best + shift, lowest, bend, error, around, freedom, tried, left_out)
 
 
 def fit_transfer(valleys: Mapping[float, Valley]) -> Transfer:
     """Drift of the best rate with the size, by a weighted line, and what it costs.
 
-    The drift's interval is the wider of two: from the minima's own errors, and from their scatter about the line.
+    The drift's interval is the wider of two: from the minima's own intervals, and from their scatter about the line.
 
     Args:
         valleys: By log2 of the size.
@@ -113,30 +116,40 @@ def fit_transfer(valleys: Mapping[float, Valley]) -> Transfer:
     fitted = {size: valley for size, valley in valleys.items() if valley.interval is not None}
     drift = drift_interval = lost = lost_interval = None
     if len(fitted) >= 2:
-        drift, half = _line(np.array(list(fitted)), list(fitted.values()))
-        drift_interval = (drift - half, drift + half)
+        drift, drift_interval = _line(np.array(list(fitted)), list(fitted.values()))
     small, large = valleys[min(valleys)], valleys[max(valleys)]
     if small.interval is not None and large.interval is not None:
         lost = large.excess(small.best)
-        half = _quantile(small.freedom + large.freedom) * math.hypot(small.error, large.error)
-        around = [large.excess(small.best + step) for step in np.linspace(-half, half, 101)]
+        below, above = _reach(np.array([1.0, -1.0]), [small, large])
+        around = [large.excess(small.best + step) for step in np.linspace(-below, above, 101)]
         lost_interval = (min(around), max(around))
     return Transfer(drift, drift_interval, lost, lost_interval)
 
 
-def _line(sizes: Floats, valleys: Sequence[Valley]) -> tuple[float, float]:
-    """Slope, and half the width of its interval."""
+def _line(sizes: Floats, valleys: Sequence[Valley]) -> tuple[float, Interval]:
+    """Slope, and its interval."""
     best = np.array([valley.best for valley in valleys])
     weights = 1 / np.maximum([valley.error for valley in valleys], 1e-9) ** 2
     centred = sizes - np.average(sizes, weights=weights)
     spread = float((weights * centred**2).sum())
     slope = float((weights * centred * best).sum()) / spread
-    half = _quantile(sum(valley.freedom for valley in valleys)) / math.sqrt(spread)
+    below, above = _reach(weights * centred / spread, valleys)
     if len(sizes) > 2:
         left = best - np.average(best, weights=weights) - slope * centred
         scatter = float((weights * left**2).sum()) / (len(sizes) - 2)
-        half = max(half, _quantile(len(sizes) - 2) * math.sqrt(scatter / spread))
-    return slope, half
+        half = _quantile(len(sizes) - 2) * math.sqrt(scatter / spread)
+        below, above = max(half, below), max(half, above)
+    return slope, (slope - below, slope + above)
+
+
+def _reach(factors: Floats, valleys: Sequence[Valley]) -> Interval:
+    """How far a sum of factors · best rates may lie below and above its estimate.
+
+    Independent intervals, which need not be symmetric, combined end by end (Zou and Donner 2008, "Construction of
+    confidence limits about effect measures"; MOVER).
+    """
+    ends = np.array([np.array(valley.interval) - valley.best for valley in valleys]) * factors[:, None]
+    return math.hypot(*ends.min(axis=1)), math.hypot(*ends.max(axis=1))
 
 
 def _quantile(freedom: int) -> float:

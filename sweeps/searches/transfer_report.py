@@ -1,6 +1,7 @@
 """What is written about rates across sizes: one table, one figure."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,17 @@ def write_transfer(run: TransferRun, files: SearchFiles) -> list[str]:
         "fingerprint": run.plan.fingerprint,
         "steps": settings.steps,
         "sizes": {name: {depth: _numbers(valley) for depth, valley in own.items()} for name, own in valleys.items()},
-        "transfers": {name: vars(transfer) for name, transfer in found.items()},
+        "transfers": {name: _finite(vars(transfer)) for name, transfer in found.items()},
     }
-    write_atomically(files.summary, json.dumps(summary, indent=1).encode())
+    write_atomically(files.summary, json.dumps(summary, indent=1, allow_nan=False).encode())
     rows = [HEADER, ["---"] * len(HEADER), *_rows(valleys, found)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     about = (
-        f"{len(run.plan.rates)} base rates √2 apart, {len(settings.seeds)} seeds, {settings.steps} steps of "
+        f"{len(settings.seeds)} seeds at each base rate, {settings.steps} steps of "
         f"{run.plan.experiment.optim.batch_size} images at every size. A doubling of size is one of the depth. Drift "
         "and curvature are by doublings of the rate; brackets hold 95% intervals."
     )
-    lines = [f"{name}: {_sentence(transfer)}" for name, transfer in found.items()]
+    lines = [f"{name}: {_sentence(transfer)}" for name, transfer in found.items()] + _left_out(valleys)
     listed = "\n".join(f"- {line}" for line in lines)
     parts = (f"# Rates across sizes: {run.plan.name}", about, listed, table, "![Loss against rate](transfer.png)")
     files.report.write_text("\n\n".join(parts) + "\n")
@@ -64,6 +65,16 @@ def _rows(valleys: Valleys, found: Mapping[str, Transfer]) -> list[list[str]]:
             last = [_drift(found[name]), _lost(found[name])] if depth == max(own) else ["", ""]
             rows.append([name, str(depth), _rate(valley), f"{valley.lowest:.4f}", f"{valley.curvature:.4f}", *last])
     return rows
+
+
+def _left_out(valleys: Valleys) -> list[str]:
+    return [
+        f"{name}, depth {depth}: without {', '.join(f'{2**rate:.2e}' for rate in valley.left_out)}, where not all runs "
+        "ended; the same command tries those again that failed, but not those that diverged"
+        for name, own in valleys.items()
+        for depth, valley in own.items()
+        if valley.left_out
+    ]
 
 
 def _sentence(transfer: Transfer) -> str:
@@ -87,6 +98,8 @@ def _drift(transfer: Transfer) -> str:
 def _lost(transfer: Transfer) -> str:
     if transfer.lost is None:
         return "unknown (no minimum at the smallest or the largest size)"
+    if math.isinf(transfer.lost):
+        return "unknown (not all runs of the largest size ended at that rate)"
     return f"{transfer.lost:.4f} {_interval(transfer.lost_interval, '.4f')}"
 
 
@@ -101,8 +114,18 @@ def _numbers(valley: Valley) -> dict[str, Any]:
         "best_rate_ci95": ends,
         "lowest_loss": valley.lowest,
         "curvature": valley.curvature,
+        "left_out": [float(f"{2**rate:.6g}") for rate in valley.left_out],
         "losses": {f"{2**rate:.6g}": loss for rate, loss in valley.tried.items()},
     }
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_finite(each) for each in value]
+    return value if value is None or math.isfinite(value) else None
 
 
 def _draw(valleys: Valleys, found: Mapping[str, Transfer], path: Path) -> None:

@@ -61,6 +61,38 @@ def test_data_that_were_seen_once_say_nothing_of_repetitions():
         fit_laws(table[["params", "tokens", "loss"]], options)
 
 
+def sparse_mixtures():
+    """Runs by the parameters that Abnar et al. 2025 publish (equation 6, table 3), where λ is -0.1666."""
+    grid = pd.MultiIndex.from_product(
+        [np.geomspace(1e7, 1e10, 5), [0.02, 0.05, 0.1, 0.25, 1.0], np.geomspace(1e9, 1e12, 4)],
+        names=["params", "active_share", "tokens"],
+    )
+    table = grid.to_frame(index=False)
+    return table.assign(loss=published_loss(table) * (1 + 0.002 * np.random.default_rng(0).standard_normal(len(table))))
+
+
+def published_loss(rows):
+    n, x, d = rows["params"], rows["active_share"], rows["tokens"]
+    mixed = 17.26 / (x**0.1603 * n**0.1595)
+    return 16612.50 / n**0.5962 + 5455.67 / d**0.3954 + 0.4598 / x**-0.1666 + mixed + 0.94
+
+
+def test_sparse_mixtures():
+    point = {"params": 3e10, "active_share": 0.03, "tokens": 1e12}
+    at = ",".join(f"{name}={value:g}" for name, value in point.items())
+    result = fit_laws(sparse_mixtures(), replace(QUICK, law=("sparse-mixture", "chinchilla"), predict=(at,)))
+    entry = result.find("sparse-mixture")
+    assert entry.fitted.value < 0.3 * result.find("chinchilla").fitted.value
+    assert entry.fitted.parameters["beta"] == pytest.approx(0.3954, rel=0.03)
+    assert entry.fitted.parameters["delta"] == pytest.approx(0.1603, rel=0.15)
+    (prediction,) = entry.predictions
+    assert prediction.prediction.value == pytest.approx(published_loss(point), rel=0.005)
+    Console(file=None, quiet=True).print(terminal_summary(result))
+    assert "sparse-mixture" in render(result, [])
+    with pytest.raises(TableError, match="the table has no column for active_share"):
+        fit_laws(sparse_mixtures().drop(columns="active_share"), replace(QUICK, law=("sparse-mixture",)))
+
+
 def losses():
     loss = np.linspace(1.8, 5.0, 24)
     noise = 1 + 0.003 * np.random.default_rng(1).standard_normal(len(loss))

@@ -47,11 +47,15 @@ MISTAKES = {
     ),
     "a branching schedule": (
         ["--set", "optim.schedule=linear"],
-        "optim.schedule: a grid branches its cells off trunks",
+        "optim.schedule: a grid's cells leave the trunk of their size",
     ),
     "a branching schedule of a variant": (
         ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7], settings: {optim.schedule: linear}}]"],
-        "grid.variants: a: optim.schedule: a grid branches its cells off trunks",
+        "grid.variants: a: optim.schedule: a grid's cells leave the trunk of their size",
+    ),
+    "a cosine without a warm-up": (
+        ["--set", "optim.schedule=cosine", "--set", "optim.warmup_fraction=0"],
+        "optim.warmup_fraction: the warm-up takes 0 of the",
     ),
     "two variants of a name": (
         ["--set", "grid.variants=[{name: a, depths: [2], budgets: [2e7]}, {name: a, depths: [3], budgets: [2e7]}]"],

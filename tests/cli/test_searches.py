@@ -97,6 +97,10 @@ def test_mistakes(call: Call, finished: Finished, tmp_path: Path) -> None:
     small = call("tune", path, "--transfer", "--set", "search.transfer.steps=1")
     assert small.code == 1
     assert "leaves no whole step" in small.error
+    for ignored in (("--trials", "10"), ("--launcher", "slurm", "--parallel", "4")):
+        refused = call("tune", path, "--transfer", *ignored)
+        assert refused.code == 2
+        assert f"{ignored[-2]}: --transfer" in refused.error
 
 
 @pytest.mark.slow

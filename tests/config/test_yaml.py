@@ -165,7 +165,7 @@ def test_files_that_are_no_experiment(tmp_path: Path, content: bytes | None, exp
         ("optim=fast", "optim: expected a section of keys, got 'fast'"),
         ("optim.lr=fast", "optim.lr: input should be a valid number, got 'fast'"),
         ("optim.lr=", "optim.lr: input should be a valid number, got None"),
-        ("optim.schedule=cosine", "optim.schedule: input should be 'wsd' or 'linear', got 'cosine'"),
+        ("optim.schedule=step", "optim.schedule: input should be 'wsd', 'cosine' or 'linear', got 'step'"),
         ("tokenizer.patch_nums=[1,2,2,4]", "tokenizer.patch_nums: must grow strictly, got [1, 2, 2, 4]"),
         ("tokenizer.patch_nums=[1,2,8]", "tokenizer.patch_nums: ends at 8, but 32 px over 8"),
         ("name=a b", "name: string should match pattern"),

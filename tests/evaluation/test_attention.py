@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varscale.evaluation.attention import attention_shares, dependence
-from varscale.families.var.blocks import modulate
+from varscale.families.shared.blocks import modulate
 from varscale.families.var.transformer import VAR
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -85,7 +85,7 @@ def test_a_model_that_sees_later_scales_is_found_out(
     models: tuple[VAR, MultiScaleTokenizer], tokens: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = sum(SIZES)
-    monkeypatch.setattr("varscale.families.var.transformer.block_causal_mask", lambda *_: torch.zeros(size, size))
+    monkeypatch.setattr("varscale.families.shared.transformer.block_causal_mask", lambda *_: torch.zeros(size, size))
     monkeypatch.setattr("varscale.kernels.attend.available", lambda _: False)
     monkeypatch.setattr(VAR, "_fits_native", lambda *_: False)
     assert dependence(*models, tokens, LABELS).tril().max() > 1e-3

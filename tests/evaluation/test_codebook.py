@@ -38,6 +38,23 @@ def test_a_scale_of_few_tokens_can_use_all_it_can() -> None:
     assert metric.compute()["codebook_perplexity_scale_1"] == pytest.approx(12)
 
 
+def test_how_evenly_bits_are_set() -> None:
+    metric = CodebookUsage(2, 8, bits=3)
+    tokens = [torch.tensor([[0b001], [0b011], [0b001], [0b011]]), torch.tensor([[0b111, 0b000, 0b100, 0b000]])]
+    metric.update(tokens)
+
+    def entropy(*shares: float) -> float:
+        """The mean over bits, in bits."""
+        logs = [-sum(p * np.log2(p) for p in (share, 1 - share) if p) for share in shares]
+        return float(np.mean(logs))
+
+    figures = metric.compute()
+    assert figures["bit_entropy_scale_1"] == pytest.approx(entropy(1, 1 / 2, 0), abs=1e-5)
+    assert figures["bit_entropy_scale_2"] == pytest.approx(entropy(1 / 4, 1 / 4, 1 / 2), abs=1e-5)
+    assert figures["bit_entropy"] == pytest.approx(entropy(5 / 8, 3 / 8, 2 / 8), abs=1e-5)
+    assert "bit_entropy" not in CodebookUsage(2, 8).compute()
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_measured_is_not_a_crash() -> None:
     assert CodebookUsage(1, 8).compute()["codebook_usage"] == 0

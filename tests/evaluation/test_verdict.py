@@ -67,6 +67,18 @@ def test_one_fault_each(measured: dict[str, float], expected: str) -> None:
     assert found.startswith(expected)
 
 
+def test_bitwise_tokens_are_judged_by_their_bits() -> None:
+    """Most corners stay empty, and none is learnt, so neither speaks against them."""
+    bitwise = SETTINGS.model_copy(update={"quantizer": "bitwise", "vocab_size": 2**16, "latent_channels": 16})
+    assert faults(figures(0.06, 4, 8, 9, 9, usage=0.01, feature_vectors=1000.0, bit_entropy=0.9), bitwise) == []
+    (collapsed,) = tokenizer_faults(figures(0.06, 4, 8, 9, 9, usage=0.01, bit_entropy=0.2), bitwise)
+    assert collapsed.what == "bits hardly change (an entropy of 0.20 of 1 bit)"
+    assert collapsed.helps[-1] == "a larger tokenizer.entropy_weight (now 0.01)"
+    assert faults(figures(0.01, 4, 8, 9, 9, bit_entropy=0.2), bitwise) == []  # simple images need no more
+    (few,) = faults(figures(0.06, 40, 2.5, 150, 170, bit_entropy=0.9), bitwise)
+    assert few.startswith("scales use a handful of codes (perplexity 2.50 at scale 2)")
+
+
 def test_a_small_codebook_needs_fewer_codes() -> None:
     measured = figures(0.06, 2.5, 2.5, 2.5, 2.5)
     assert faults(measured)

@@ -23,6 +23,7 @@ from tiny_training import (
     make_inputs,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 from sweeps.grid import grid_cells
 from varscale.config import Experiment
@@ -31,9 +32,10 @@ from varscale.errors import ExperimentError
 from varscale.families.base import FAMILY_KINDS, ModelDescription, SamplingOptions, TokenSpace
 from varscale.families.diffusion.config import DiTConfig
 from varscale.families.masked.config import MaskedConfig
-from varscale.families.models import FamilyModel
+from varscale.families.models import FamilyModel, labels_after_dropout
 from varscale.families.raster.config import RasterConfig
 from varscale.families.storage import load_model, save_model
+from varscale.families.var.config import VARConfig
 from varscale.generation.from_files import Drawable, draw
 from varscale.generation.sampling import sample, sample_with
 from varscale.store.fingerprint import fingerprint
@@ -44,6 +46,7 @@ from varscale.training.runs import train_cell, train_trunk
 
 # a vocabulary whose size no other dimension has
 SPACE: dict[str, Any] = {"patch_nums": (1, 2, 3), "vocab_size": 61, "latent_channels": 6, "num_classes": 16}
+TOLD = {"width": 24, "heads": 3, "depth": 2, "text_width": 8}
 VAR_CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "wide": {"width": 96, "heads": 2, "depth": 3},
@@ -54,6 +57,8 @@ VAR_CHANGES: dict[str, dict[str, Any]] = {
     "scaled from a base": {"parametrization": "complete-p", "base_width": 12, "base_depth": 1, "base_head_channels": 4},
     "uneven mlp": {"mlp_ratio": 2.3, "drop_path_rate": 0.1},
     "modern": {"block": "modern", "width": 20, "heads": 2},
+    "weighted": {"loss_weights": "nextflow"},
+    "bits": {"classifier": "bits", "quantizer": "bitwise", "vocab_size": 2**7, "latent_channels": 7},
 }
 DIFFUSION_CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -74,6 +79,10 @@ DESCRIPTIONS: dict[str, ModelDescription] = {
        for family, config in (("raster", RasterConfig), ("masked", MaskedConfig))},
     **{f"diffusion, {name}": DiTConfig(**{**SPACE, "width": 24, "heads": 3, "depth": 2, "sampling_steps": 5, **changes})
        for name, changes in DIFFUSION_CHANGES.items()},
+    **{f"{family}, captions": config(**{**SPACE, **TOLD, "patch_nums": sides})
+       for family, config, sides in (("var", VARConfig, (1, 2, 3)), ("raster", RasterConfig, (3,)),
+                                     ("masked", MaskedConfig, (3,)), ("diffusion", DiTConfig, (3,)))},
+    "tiny, captions": TinyDescription(**{**SPACE, "width": 16, "depth": 2, "text_width": 8}),
     **{f"tiny, {name}": TinyDescription(**{**SPACE, "width": 16, "depth": 2, **changes})
        for name, changes in TINY_CHANGES.items()},
 }  # fmt: skip
@@ -97,6 +106,12 @@ def plain(request: pytest.FixtureRequest) -> ModelDescription:
     return DESCRIPTIONS[f"{request.param}, plain"]
 
 
+@pytest.fixture(params=FAMILIES)
+def described(request: pytest.FixtureRequest) -> ModelDescription:
+    """A model of each family that is told captions."""
+    return DESCRIPTIONS[f"{request.param}, captions"]
+
+
 def build(description: ModelDescription) -> FamilyModel:
     torch.manual_seed(0)
     return description.implementation().build(description)
@@ -111,7 +126,15 @@ def batch_of(description: ModelDescription, images: int = 16) -> dict[str, Tenso
         "latents_BChw": torch.randn(images, description.latent_channels, side, side, generator=generator),
         "labels_B": torch.arange(images) % description.num_classes,
         "sample_index_B": torch.arange(images),
+        **({"text_BD": captions(description, images)} if description.text_width else {}),
     }
+
+
+def captions(description: ModelDescription, images: int) -> Tensor:
+    """Embeddings, one of an image's own."""
+    assert description.text_width is not None
+    embeddings_BD = torch.randn(images, description.text_width, generator=torch.Generator().manual_seed(2))
+    return F.normalize(embeddings_BD)
 
 
 def lively(description: ModelDescription) -> tuple[FamilyModel, MultiScaleTokenizer]:
@@ -143,7 +166,7 @@ def test_parameters(description: ModelDescription) -> None:
     active, headless = description.active_parameters(), description.active_parameters(head=False)
     assert 0 < headless < active <= description.parameters()
     if description.implementation().has_likelihood:
-        assert active - headless == sum(p.numel() for p in parameters.values() if len(p) == description.vocab_size)
+        assert active - headless == sum(p.numel() for p in parameters.values() if len(p) == description.outputs)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -245,6 +268,8 @@ def test_a_file_gives_the_model_back(description: ModelDescription, tmp_path: Pa
 def test_a_sample_is_the_same_alone_and_in_a_batch(description: ModelDescription) -> None:
     model, tokenizer = lively(description)
     labels_B = torch.tensor([0, 1, 16, 3, 4, 0])
+    if description.text_width is not None:  # the third: no caption
+        labels_B = captions(description, 5)[[0, 1, 2, 3, 4, 0]] * labels_B.ne(16).unsqueeze(1)
     whole = sample(model, tokenizer, labels_B, seed=3)
     sides = () if description.reads == "latents" else description.patch_nums
     assert [tokens.shape for tokens in whole.tokens] == [(6, side**2) for side in sides]
@@ -259,6 +284,26 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(description: ModelDescription
     others = sample(model, tokenizer, labels_B, seed=4)
     assert not torch.equal(torch.cat(others.tokens, 1) if sides else others.images.flatten(1), drawn_BN)
     assert not torch.equal(drawn_BN[0], drawn_BN[5])  # the same label, another index
+
+
+def test_a_caption_decides_what_is_drawn(described: ModelDescription) -> None:
+    """And dropout replaces captions by none, whose vector is learned."""
+    model, tokenizer = lively(described)
+    told_BD = captions(described, 2)
+    first, second, none = (
+        sample(model, tokenizer, rows_BD, seed=3).images for rows_BD in (told_BD[:1], told_BD[1:], told_BD[:1] * 0)
+    )
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, none)
+    batch = batch_of(described)
+    assert torch.equal(labels_after_dropout(batch, 1.0, described, 0), torch.zeros(16, 8))
+    kept_BD = labels_after_dropout(batch, 0.5, described, 0)
+    dropped_B = (kept_BD == 0).all(1)
+    assert 0 < int(dropped_B.sum()) < 16
+    assert torch.equal(kept_BD[~dropped_B], batch["text_BD"][~dropped_B])
+    for wrong in (torch.tensor([0]), torch.zeros(1, 9)):
+        with pytest.raises(ValueError, match=r"was told captions: expected their embeddings, float \(B, 8\)"):
+            sample(model, tokenizer, wrong)
 
 
 def test_steps_are_refused_where_passes_are_given(plain: ModelDescription) -> None:
@@ -304,6 +349,8 @@ def other_value(value: Any) -> Any:
             return "modern"
         case "modern":
             return "var"
+        case "uniform":
+            return (1.0, 2.0)
         case str():
             return f"not {value}"
         case None:

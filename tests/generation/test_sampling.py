@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varscale.families.base import SamplingOptions
 from varscale.families.models import draw, smooth_weights
-from varscale.families.var.sampling import ScalePredictor
+from varscale.families.shared.predictor import ScalePredictor
 from varscale.families.var.transformer import VAR
 from varscale.generation.bulk import labels_in_turn
 from varscale.generation.sampling import sample, sample_with

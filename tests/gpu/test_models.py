@@ -11,8 +11,9 @@ from torch import Tensor
 
 from varscale.families.raster.config import RasterConfig
 from varscale.families.raster.family import RasterTransformer
-from varscale.families.var.sampling import ScalePredictor
-from varscale.families.var.transformer import VAR, TokenTransformer
+from varscale.families.shared.predictor import ScalePredictor
+from varscale.families.shared.transformer import TokenTransformer
+from varscale.families.var.transformer import VAR
 from varscale.generation.sampling import sample
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer

@@ -7,7 +7,7 @@ from requirements import require_program
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from varscale.families.var.attention import block_causal_mask
+from varscale.families.shared.attention import block_causal_mask
 from varscale.kernels import attention as native
 from varscale.kernels import building
 from varscale.kernels.attend import masked_attention, query_slices, sliced_attention

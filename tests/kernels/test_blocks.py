@@ -6,7 +6,7 @@ from requirements import require_program
 from torch import Tensor
 from torch.nn import functional as F
 
-from varscale.families.var.attention import block_causal_mask
+from varscale.families.shared.attention import block_causal_mask
 from varscale.kernels import blocks
 from varscale.kernels.attend import KeyValueCache
 

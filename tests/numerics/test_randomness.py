@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from varscale.numerics.randomness import normal, permutation, sample_indices, uniform
+from varscale.numerics.randomness import evenly_spread, gumbel, normal, permutation, sample_indices, uniform
 
 
 def splitmix(value: np.uint64) -> np.uint64:
@@ -99,3 +99,19 @@ def test_normal_numbers_are_finite_at_the_ends(monkeypatch: pytest.MonkeyPatch) 
     assert normal(0, "", 0, torch.arange(1), 2)[0].tolist() == pytest.approx(
         stats.norm.ppf([2.0**-25, 1 - 2.0**-25]), rel=1e-3
     )
+
+
+def test_gumbel_noise_is_finite_at_the_ends_and_inverts_the_distribution() -> None:
+    uniform = torch.tensor([0.0, 0.25, 0.5, 1 - 2.0**-24])
+    expected = stats.gumbel_r.ppf([2.0**-25, 0.25, 0.5, 1 - 2.0**-24])
+    assert gumbel(uniform).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [10, 37, 500])
+@pytest.mark.parametrize("first", [0, 10**9])
+def test_samples_that_follow_each_other_are_spread_evenly(count: int, first: int) -> None:
+    numbers = evenly_spread(torch.arange(first, first + count)).numpy()
+    # of random numbers, the largest distance from the uniform distribution is about .9 / sqrt(count)
+    assert stats.kstest(numbers, "uniform").statistic < 2 / count
+    golden = (5**0.5 - 1) / 2
+    np.testing.assert_allclose(evenly_spread(torch.arange(9)), (np.arange(9) + 0.5) * golden % 1, atol=1e-8)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_what_the_reference_cannot_express_is_refused() -> None:
     tokenizer = MultiScaleTokenizer(architecture((1, 2), 16, 4, 8, channel_multipliers=(1,), norm_groups=4))
     with pytest.raises(ValueError, match="norm_groups 32; a tokenizer with 4"):
         export_tokenizer(tokenizer)
+    bits: dict[str, Any] = {"quantizer": "bitwise", "vocab_size": 16, "latent_channels": 4}
+    tokenizer = MultiScaleTokenizer(architecture((1, 2), base_channels=32, channel_multipliers=(1,), **bits))
+    with pytest.raises(ValueError, match="quantizer codebook; a tokenizer with bitwise cannot be exported"):
+        export_tokenizer(tokenizer)
+    with pytest.raises(ValueError, match="no classifier of bits"):
+        export_var(make_var(**bits, classifier="bits"))
+    with pytest.raises(ValueError, match="told classes, not captions"):
+        export_var(make_var(text_width=8))
 
 
 def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:

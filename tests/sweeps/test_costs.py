@@ -21,6 +21,7 @@ from sweeps.costs import (
     tokenizer_work,
     validation_work,
 )
+from sweeps.devices import BLOCK_CALL_SECONDS, named_device
 from sweeps.grid import grid_cells
 from varscale.config import Experiment
 from varscale.config.yaml import validate
@@ -48,7 +49,13 @@ def test_stored_bytes_are_those_of_the_stores_rows() -> None:
             vocab_size=tokenizer.vocab_size, num_images=5, views=1, shard_images=8, procedural=True,
             latent_channels=tokenizer.latent_channels if family == "diffusion" else None,
         )  # fmt: skip
-        assert stored_bytes(experiment) == manifest.row_bytes
+        assert stored_bytes(experiment) == manifest.row_type.bytes == manifest.row_type.rows(5).nbytes / 5
+        tokens, side = tokenizer.tokens_per_image, tokenizer.latent_size
+        expected = 2 * (1 + tokens) if family == "var" else 4 + 2 * tokenizer.latent_channels * side**2
+        assert stored_bytes(experiment) == expected
+    images = {"kind": "folder", "train_path": "a", "validation_path": "b", "image_size": 8, "num_classes": 70_000}
+    many = validate({**toy_experiment().model_dump(mode="json"), "data": images}, "a test")
+    assert stored_bytes(many) == 4 * (1 + many.tokenizer.tokens_per_image)  # a label that two bytes don't hold
 
 
 def flops(works: Any) -> float:
@@ -131,6 +138,22 @@ def test_evaluations_are_counted_for_each_cell() -> None:
     assert flops(fidelity_work(experiment, every, floors=True)) == drawn + floors + seen * extractor
     assert flops(fidelity_work(experiment, (), floors=False)) == 0
     assert fidelity_work(toy_experiment(), every, floors=True) == []
+
+
+def test_drawing_counts_the_calls_of_blocks() -> None:
+    """A pass a scale or a token, of each batch: what drawing one token after the other takes beside its few FLOPs."""
+    fidelity = {"samples": 100, "reference_images": 300, "guidance": [0.0, 2.0], "batch_size": 32}
+    for family, patch_nums, passes in (("var", [1, 2, 4], 3), ("raster", [4], 16)):
+        changes = {"model": {"family": family}, "tokenizer": {"patch_nums": patch_nums}}
+        experiment = toy_experiment(evaluation={"samples_per_class": 3, "fidelity": fidelity}, **changes)
+        (cell, *_) = grid_cells(experiment)
+        drawn = fidelity_work(experiment, [(cell, 0.0), (cell, 2.0)], floors=True)
+        assert sum(work.block_calls for work in drawn) == 2 * 4 * passes * cell.trunk.depth
+        shown = validation_work([cell], 32)
+        assert sum(work.block_calls for work in shown) == passes * cell.trunk.depth
+        device = named_device("h100", 0.3, experiment.runtime)
+        seconds = device.seconds(work._replace(flops=1, executed=0) for work in drawn)
+        assert seconds == (pytest.approx(8 * passes * cell.trunk.depth * BLOCK_CALL_SECONDS), False)
 
 
 def test_flops_of_extractors() -> None:

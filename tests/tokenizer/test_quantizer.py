@@ -69,6 +69,17 @@ def test_accumulating_scale_after_scale_gives_the_same_inputs(quantizer: MultiSc
     torch.testing.assert_close(total, quantizer.decode_features(tokens), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_was_looked_up_is_what_codes_restart_with(
+    quantizer: MultiScaleQuantizer, layout: torch.memory_format
+) -> None:
+    """The tokens of the vectors that are kept are those of the output, at the finest scale, too."""
+    output = quantizer(torch.randn(6, 4, 5, 5).contiguous(memory_format=layout))
+    for tokens_BL, vectors_Nc in zip(output.tokens, output.residuals, strict=True):
+        distances_NV = torch.cdist(vectors_Nc, quantizer.codebook_Vc.detach())
+        assert torch.equal(distances_NV.argmin(1), tokens_BL.flatten())
+
+
 def test_gradients(quantizer: MultiScaleQuantizer) -> None:
     features = torch.randn(2, 4, 5, 5, requires_grad=True)
     weights = torch.randn(2, 4, 5, 5)

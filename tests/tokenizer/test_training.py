@@ -15,7 +15,7 @@ from tiny_training import Killed, checkpoint_every, ignore, kill_at, little_expe
 
 from varscale.config import Experiment
 from varscale.data.sources.of_experiment import training_source, validation_source
-from varscale.data.tokens.store import TokenStore, unigram_entropy
+from varscale.data.tokens.store import TokenStore, unigram_bit_entropy, unigram_entropy
 from varscale.data.transforms import to_model_range
 from varscale.errors import Diverged
 from varscale.official.files import export_checkpoint, read_tokenizer
@@ -283,6 +283,31 @@ def test_tokens_are_the_tokenizers(straight: RunFiles, tmp_path: Path, monkeypat
     assert summary is not None
     assert summary.images == 300
     assert summary.unigram_entropy == pytest.approx(unigram_entropy(TokenStore.open(tmp_path / "train")).mean)
+
+
+def test_bitwise_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From training to the store; interrupted or not, to the bit."""
+    monkeypatch.setattr(tokenizer_run, "training_source", lambda data, images: training_source_of(data, images))
+    bits = {"quantizer": "bitwise", "latent_channels": 5, "vocab_size": 32, "training": TRAINING}
+    described, files, killed = little_experiment(tokenizer=bits), run_in(tmp_path / "a"), run_in(tmp_path / "b")
+    train_tokenizer(described, files, ignore)
+    checkpoint_every(monkeypatch, 5)
+    with pytest.raises(Killed):
+        train_tokenizer(described, killed, kill_at(13 * 8))
+    train_tokenizer(described, killed, ignore)
+    assert all(torch.equal(tensor, weights(killed)[name]) for name, tensor in weights(files).items())
+    assert 0 < result_of(files).metrics["bit_entropy_scale_3"] <= 1
+    assert result_of(files).metrics["train_flops"] > 0
+    encode_tokens(described, files, TokenFiles(tmp_path / "tokens"), 100, ignore)
+    store, summary = (
+        TokenStore.open(tmp_path / "tokens" / "train"),
+        TokensSummary.read(tmp_path / "tokens/summary.json"),
+    )
+    assert summary is not None
+    assert summary.unigram_entropy is not None
+    assert summary.unigram_bit_entropy == pytest.approx(unigram_bit_entropy(store, 5))
+    assert summary.unigram_bit_entropy >= summary.unigram_entropy
+    assert int(store.tokens(torch.arange(100)).tokens_BL.max()) < 32
 
 
 def training_source_of(data: Any, images: int) -> Any:

@@ -1,6 +1,7 @@
 """What was deleted, damaged or can't be written holds up nothing else."""
 
 import logging
+import multiprocessing
 import os
 import tempfile
 import time
@@ -180,3 +181,18 @@ def test_a_runs_folder_that_can_not_be_written_to_is_named_at_once(read_only: St
     forwarder.start()
     forwarder.stop()
     assert time.monotonic() - began < 3
+
+
+def test_a_process_killed_while_it_creates_the_database_leaves_none_that_no_mlflow_opens(store: Store) -> None:
+    """MLflow creates its tables in more than fifty steps, each written by itself."""
+    forwarder, _, _ = small_study(store)
+    (store.runs / "mlflow.db").unlink()
+    first = multiprocessing.get_context("fork").Process(target=forwarder.deliver)
+    first.start()
+    while first.is_alive() and not any(path.stat().st_size > 100_000 for path in store.runs.rglob("mlflow.db")):
+        time.sleep(0.001)
+    first.kill()
+    first.join()
+    assert first.exitcode != 0
+    assert forwarder.deliver(), forwarder.state.problem
+    assert len(snapshot(store.tracking_uri)) == 5

@@ -75,6 +75,7 @@ def test_warm_up_belongs_to_the_smallest_budget() -> None:
 
 # ------------------------------------------------------------------------------------------------- fingerprints
 
+BITWISE = {"tokenizer.quantizer": "bitwise", "tokenizer.latent_channels": 4, "tokenizer.vocab_size": 16}
 SCIENTIFIC: dict[str, dict[str, Any]] = {
     "data.image_size": {"data.image_size": 64, "tokenizer.channel_multipliers": [1, 1, 1, 1, 2]},
     "data.num_classes": {"data.num_classes": 4, "data.max_rings": 4},
@@ -96,6 +97,8 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
     "tokenizer.phi_count": {"tokenizer.phi_count": 1},
     "tokenizer.phi_ratio": {"tokenizer.phi_ratio": 0.4},
     "tokenizer.commitment_weight": {"tokenizer.commitment_weight": 0.5},
+    "tokenizer.quantizer": BITWISE,
+    "tokenizer.entropy_weight": {**BITWISE, "tokenizer.entropy_weight": 0.2},
     "tokenizer.checkpoint": {"tokenizer.checkpoint": __file__},  # by what the file holds
     "tokenizer.training.images": {"tokenizer.training.images": 128_000},
     "tokenizer.training.batch_size": {"tokenizer.training.batch_size": 32},
@@ -122,6 +125,10 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
     "tokenizer.training.seed": {"tokenizer.training.seed": 1},
     "model.mlp_ratio": {"model.mlp_ratio": 2.0},
     "model.block": {"model.block": "modern"},
+    "data.captions": {"data.captions": {"encoder": "words"}},
+    "model.condition": {"model.condition": "text", "data.captions": {"encoder": "words"}},
+    "model.loss_weights": {"model.loss_weights": "nextflow"},
+    "model.classifier": {**BITWISE, "model.classifier": "bits"},
     "model.label_dropout": {"model.label_dropout": 0.2},
     "model.shared_adaln": {"model.shared_adaln": True},
     "model.normalise_queries_keys": {"model.normalise_queries_keys": False},

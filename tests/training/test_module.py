@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from varscale.data.loading import EvaluationBatches, StepBatches
 from varscale.data.tokens.store import TokenStore
 from varscale.errors import Diverged
-from varscale.families.var.family import _kept_branches
+from varscale.families.shared.family import _kept_branches
 from varscale.families.var.transformer import VAR
 from varscale.training.module import ModelModule
 from varscale.training.runs import Inputs

@@ -94,6 +94,20 @@ def test_branch_is_a_separate_run_of_the_same_schedule(
     assert any(not torch.equal(value, started[f"model.{name}"]) for name, value in weights(branch).items())
 
 
+def test_under_a_cosine_budgets_share_the_warm_up_alone(inputs: Inputs, tmp_path: Path) -> None:
+    experiment = little_experiment(optim={"schedule": "cosine", "warmup_fraction": 0.3})
+    cells = [cell_of_steps(experiment, steps, smallest=10) for steps in (10, 16)]
+    trunk = files_of(cells[0].trunk, inputs, tmp_path)
+    assert [cell.branch_images for cell in cells] == [3 * 8, 3 * 8]
+    train_trunk(cells[0].trunk, [3 * 8], trunk, inputs, ignore)
+    alone, branch = files_of(cells[1], inputs, tmp_path / "alone"), files_of(cells[1], inputs, tmp_path)
+    seen: list[int] = []
+    train_cell(cells[1], trunk, branch, inputs, lambda done, total: seen.append(done))
+    assert seen[0] == 4 * 8
+    train_cell(cells[1], None, alone, inputs, ignore)
+    assert_same(alone, branch)
+
+
 def test_milestones_lie_where_the_branches_start(inputs: Inputs, tmp_path: Path) -> None:
     experiment = little_experiment()
     cells = [cell_of_steps(experiment, steps, smallest=10) for steps in (10, 15, 20)]

@@ -69,6 +69,18 @@ def test_weight_decay_goes_to_its_end_along_a_cosine() -> None:
     assert wsd(None, 0).decay(12345) == 0.05
 
 
+def test_a_cosine_begins_as_a_trunk_does_up_to_the_end_of_the_warm_up() -> None:
+    steps, warmup = 50, 10
+    trunk = wsd(None, 0)
+    whole = Schedule("cosine", 2e-3, BATCH, warmup * BATCH, steps * BATCH, (steps - warmup) * BATCH)
+    for step in range(steps):
+        if step <= warmup:
+            assert whole.lr(step * BATCH) == trunk.lr(step * BATCH)
+        else:
+            expected = 1e-3 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+            assert whole.lr(step * BATCH) == pytest.approx(expected, rel=1e-12), step
+
+
 def test_cosine_of_tokenizers() -> None:
     schedule = Schedule("cosine", 3.0, 1, 10, 110, final_ratio=0.5)
     assert schedule.lr(10) == 3.0

@@ -1,17 +1,21 @@
 """The verb that says which cells to train next."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varscale.cli.options import RUNS, RunsDir, check_new_output, load, open_store
+from varscale.cli.options import RUNS, Overrides, RunsDir, check_new_output, load, open_store
 from varscale.errors import ExperimentError
 from varscale.store.atomic import write_atomically
 
 if TYPE_CHECKING:
     from analysis.checks.advice import Advice, Question
+    from sweeps.study import Study
+    from varscale.config import Experiment
     from varscale.store.layout import Store
+    from varscale.training.cells import Cell, Trunk
 
 
 def advise(
@@ -27,6 +31,7 @@ def advise(
     prior: Annotated[
         str, typer.Option(help="Exponents of N and D to assume before there are runs; default: Chinchilla's.")
     ] = "",
+    overrides: Overrides = None,
     runs: Annotated[list[Path] | None, typer.Option(help="A table of runs instead of an experiment's.")] = None,
     params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of the table: parameters.")] = None,
     flops: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of the table: training FLOPs.")] = None,
@@ -42,13 +47,16 @@ def advise(
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
     if (predict is None) == (budget is None):
         raise typer.BadParameter("--predict flops=1e21 or --budget 1e21 says what is to be known better, one of them")
+    if runs and overrides:
+        raise typer.BadParameter("--set is of an EXPERIMENT, not of a table, --runs FILE")
     if experiment is not None and (params or flops or tokens or tokens_from_flops is not None):
         raise typer.BadParameter("--params, --flops, --tokens and --tokens-from-flops are of a table, --runs FILE")
     assumed = _exponents(prior)
     if out is not None:
         check_new_output(out)
     from analysis.checks.advice import advise as advise_on
-    from analysis.checks.advice import positive, question_of, table_candidates
+    from analysis.checks.advice import positive, question_of
+    from analysis.checks.candidates import table_candidates
     from analysis.options import FitOptions
     from analysis.tables.reading import read_runs
     from analysis.tables.table import prepare
@@ -61,41 +69,44 @@ def advise(
         )
         rows = prepare(read_runs(runs), options).frame
         advice = advise_on(rows, target, table_candidates(rows, spend), question, spend, prior=assumed)
-        _print(advice, target)
+        _print(advice, target, prior)
         if out is not None:
             write_atomically(out, advice.cells.to_csv(index=False).encode())
         return
-    _advise_study(str(experiment), open_store(runs_dir, writing=False), target, question, spend, assumed, out)
+    settings = load(str(experiment), overrides)
+    advice, grid = _of_study(settings, open_store(runs_dir, writing=False), target, question, spend, assumed)
+    _print(advice, target, prior)
+    if out is not None:
+        write_atomically(out, _extending(str(experiment), overrides or [], settings.name, grid, out).encode())
+        typer.echo(f"{out}: varscale sweep {out} trains them")
 
 
-def _advise_study(
-    experiment: str,
-    store: "Store",
-    target: str,
-    question: "Question",
-    spend: float,
-    prior: dict[str, float],
-    out: Path | None,
-) -> None:
+def _of_study(
+    settings: "Experiment", store: "Store", target: str, question: "Question", spend: float, prior: dict[str, float]
+) -> tuple["Advice", dict[str, Any]]:
+    """The advice, and a grid of the cells that have ended and those that are advised."""
     import pandas as pd
 
     from analysis.checks.advice import advise as advise_on
+    from analysis.checks.candidates import COLUMNS, Trunks
     from analysis.options import FitOptions
     from analysis.tables.table import prepare
-    from sweeps.grid import further_cells, grid_cells, grid_settings
-    from sweeps.study import study_table
-    from varscale.config.yaml import changed
+    from sweeps.further_cells import further_cells, grid_settings
+    from sweeps.grid import grid_cells
 
-    settings = load(experiment, None)
-    found = study_table(store, settings.name)
-    trained = [row for row in found.rows if not row.get("variant")] if found is not None else []
-    rows = pd.DataFrame(columns=["params", "tokens", "flops", target], dtype=float)
-    if trained:
-        rows = prepare(pd.DataFrame(trained), FitOptions(target=(target,))).frame
-        # the smallest budget sets the warm-up of all cells
-        settings = changed(settings, {"grid.budgets": grid_settings(trained, [])["budgets"]}, experiment)
-    planned = set() if trained else {cell.trunk.label for cell in grid_cells(settings)}
-    cells = {cell.label: cell for cell in further_cells(settings, spend, trained)}
+    own = grid_cells(settings)
+    study, ended = _ended(settings, store, own)
+
+    def checkpoints(trunk: "Trunk") -> list[float]:
+        return [float(images * trunk.flops_per_image) for images in study.checkpoints(trunk)] if study else []
+
+    def trained(trunk: "Trunk") -> float:
+        return max(checkpoints(trunk), default=0.0)
+
+    cells = {cell.label: cell for cell in further_cells(settings, spend, ended, trained)}
+    if not cells:
+        raise ExperimentError(f"--spend {spend:g}: less than the smallest cell of {settings.name} takes")
+    planned = {cell.trunk.label for cell in own}
     candidates = pd.DataFrame(
         {
             "cell": label,
@@ -106,25 +117,47 @@ def _advise_study(
         }
         for label, cell in cells.items()
     )
-    if not cells:
-        raise ExperimentError(f"--spend {spend:g}: less than the smallest cell of {settings.name} takes")
-    advice = advise_on(rows, target, candidates, question, spend, own_share=settings.optim.decay_fraction, prior=prior)
-    _print(advice, target)
-    if out is not None:
-        added = [cells[label] for label in advice.cells["cell"]]
-        write_atomically(out, _extending(experiment, settings.name, grid_settings(trained, added), out).encode())
-        typer.echo(f"{out}: varscale sweep {out} trains them")
+    sizes = {cell.trunk.label: cell.trunk for cell in cells.values()}.values()
+    there = [(float(trunk.model.parameters()), flops) for trunk in sizes for flops in checkpoints(trunk)]
+    rows = pd.DataFrame(columns=[*COLUMNS, target], dtype=float)
+    if ended:
+        rows = prepare(pd.DataFrame(ended), FitOptions(target=(target,))).frame
+    own_share = settings.optim.decay_fraction if settings.optim.schedule == "wsd" else 1.0
+    trunks = Trunks(pd.DataFrame(there, columns=["params", "flops"]), own_share)
+    advice = advise_on(rows, target, candidates, question, spend, trunks=trunks, prior=prior)
+    added = [cells[label] for label in advice.cells["cell"]]
+    return advice, grid_settings(ended, added, min(settings.grid.budgets))
 
 
-def _extending(experiment: str, name: str, grid: dict[str, Any], out: Path) -> str:
-    """An experiment that differs from another one in its cells."""
+def _ended(
+    settings: "Experiment", store: "Store", cells: Sequence["Cell"]
+) -> tuple["Study | None", list[dict[str, Any]]]:
+    """The study, where it has been begun, and the rows of its cells that have ended: those of its own recipe."""
+    from sweeps.study import Study, study_table
+
+    if not store.study(settings.name).record.exists():
+        return None, []
+    study = Study.of(settings, store, cells)
+    found = study_table(store, settings.name, study.recipe)
+    if found is not None and found.others:
+        typer.echo(
+            f"left out: {found.others} cells of {settings.name} that were trained by other recipes than this one; "
+            "--set names what differs from the file, as for the sweep",
+            err=True,
+        )
+    return study, [row for row in found.rows if not row.get("variant")] if found is not None else []
+
+
+def _extending(experiment: str, overrides: list[str], name: str, grid: dict[str, Any], out: Path) -> str:
+    """An experiment that differs from another one in its cells, and in what --set says."""
     from varscale.config.text import write_yaml
-    from varscale.config.yaml import as_extended
+    from varscale.config.yaml import as_extended, overridden
 
     heading = f"# Cells of {name}, and those that `varscale advise` added.\n"
-    return heading + write_yaml(
-        {"name": f"{name}-advised", "extends": as_extended(experiment, out.parent), "grid": grid}
-    )
+    changes = overridden({}, overrides)
+    grid = changes.get("grid", {}) | grid
+    extended = as_extended(experiment, out.parent)
+    return heading + write_yaml({"extends": extended, **changes, "name": f"{name}-advised", "grid": grid})
 
 
 def _exponents(text: str) -> dict[str, float]:
@@ -135,12 +168,17 @@ def _exponents(text: str) -> dict[str, float]:
         alpha, beta = (float(each) for each in text.split(","))
     except ValueError:
         alpha = beta = 0.0
-    if not (0.01 <= alpha <= 2 and 0.01 <= beta <= 2):
-        raise ExperimentError(f"--prior {text[:100]}: expected two exponents from 0.01 to 2, such as 0.35,0.37")
+    from analysis.checks.advice import PRIOR_EXPONENTS
+
+    least, most = PRIOR_EXPONENTS
+    if not (least <= alpha <= most and least <= beta <= most):
+        raise ExperimentError(
+            f"--prior {text[:100]}: expected two exponents from {least:g} to {most:g}, such as 0.35,0.37"
+        )
     return {"alpha": alpha, "beta": beta}
 
 
-def _print(advice: "Advice", target: str) -> None:
+def _print(advice: "Advice", target: str, prior: str) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -165,15 +203,23 @@ def _print(advice: "Advice", target: str) -> None:
             return "more than a factor of 1000"
         return f"a factor of {1 + of_interval:.3g}" if size or of_interval > 1 else f"{100 * of_interval:.2g}%"
 
-    now = "by the prior alone" if advice.value is None else f"{advice.value:.4g} now"
+    if advice.value is not None:
+        now = f"{advice.value:.4g} now"
+        if prior:
+            typer.echo(f"--prior {prior} has no effect: the {advice.runs} runs give a law", err=True)
+    else:
+        now = f"by the prior and {_count(advice.runs, 'run')}, too few for a law" if advice.runs else "by the prior"
+    these = "this cell" if len(advice.cells) == 1 else f"these {len(advice.cells)} cells"
     lines = [
         f"{of}: {now}, 95% interval {width(advice.width)} wide",
-        f"with these {len(advice.cells)} cells, {advice.flops:.3g} FLOPs: {width(advice.expected)} expected",
+        f"with {these}, {advice.flops:.3g} FLOPs: {width(advice.expected)} expected",
     ]
     if advice.plain is not None:
-        plain = advice.plain
-        lines.append(
-            f"a plain grid of {len(plain.cells)} cells, {plain.flops:.3g} FLOPs: {width(plain.width)} expected"
-        )
+        plain, cells = advice.plain, _count(len(advice.plain.cells), "cell")
+        lines.append(f"a plain grid of {cells}, {plain.flops:.3g} FLOPs: {width(plain.width)} expected")
     lines.append(f"averaged over {' and '.join(advice.laws)}; a run scatters by {100 * advice.noise:.2g}%")
     console.print("\n".join(lines), highlight=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from varscale.config.tokenizer import TokenizerArchitecture
-    from varscale.families.var.config import TransformerDescription
+    from varscale.families.shared.description import TransformerDescription
 
 ADVICE = (
-    "► proposed. More scales cost tokens, and each one a pass; fewer make each pass harder to predict. Twice as fine "
-    "latents take four times the tokens and sixteen times the pairs. Codes beyond what the images fill stay unused. "
+    "► proposed. More scales cost tokens, and each one a pass; whether fewer are worse was not measured. The last "
+    "scale of latents twice as fine has four times the tokens. Codes beyond what the images fill stay unused. "
     "Likelihoods compare only on equal tokens: one choice for a whole study. What was measured: docs/tokenizers.md."
 )
 
@@ -98,8 +98,9 @@ def design_tokenizer(
         console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).maximum)
         console.print(table)
     typer.echo(
-        "FLOPs and memory are of one image: encode and decode of the tokenizer, MiB of its training step; model: the "
-        f"paper's transformer of {blocks} blocks, pairs: share of attention in its FLOPs.\n"
+        "FLOPs and memory are of one image: encode and decode of the tokenizer, MiB that its training step keeps "
+        f"beside the weights, about; model: the paper's transformer of {blocks} blocks, pairs: share of attention in "
+        "its FLOPs.\n"
         f"{ADVICE}\n"
     )
     text = "\n".join(section_lines(proposed, images)) + "\n"
@@ -137,7 +138,7 @@ def _costs(title: str, rows: "Sequence[tuple[str, TokenizerArchitecture]]", bloc
             f"{shape.activation_bytes(1) / 2**20:,.0f}",
             f"{model.parameters():.3g}",
             f"{model.forward_flops():.3g}",
-            f"{_share_of_pairs(model):.0%}",
+            f"{model.attention_flops() / model.forward_flops():.0%}",
             f"{model.activation_bytes(1) / 2**20:,.0f}",
         )
     return table
@@ -150,8 +151,3 @@ def _model(made: "TokenizerArchitecture", blocks: int) -> "TransformerDescriptio
 
     sizes = {name: getattr(made, name) for name in ("patch_nums", "vocab_size", "latent_channels")}
     return VARSection().describe(TokenSpace(**sizes, num_classes=1000), blocks)
-
-
-def _share_of_pairs(model: "TransformerDescription") -> float:
-    """Of the FLOPs, those for pairs of tokens: 4 × L² × width a block."""
-    return 4 * model.tokens**2 * model.width * len(model.drop_path_rates) / model.forward_flops()

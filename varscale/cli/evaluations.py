@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from varscale.config import Experiment
 
 _SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image_recall")
+_OF_TEXT = ("text_agreement", "text_retrieval")
 _OF_REJECTION = ("keep_rate", "class_probability", "class_probability_of_all")
 
 
@@ -165,7 +166,8 @@ def _print(jobs: "list[EvaluationJob]") -> None:
     places: dict[tuple[str, float], int] = {}  # without and with rejection one below the other
     for job, _ in results:
         places.setdefault(_images(job), len(places))
-    shown = (*_SHOWN, *(_OF_REJECTION if any(job.plan.candidates > 1 for job, _ in results) else ()))
+    shown = [*_SHOWN, *(name for name in _OF_TEXT if any(name in result.metrics for _, result in results))]
+    shown += _OF_REJECTION if any(job.plan.candidates > 1 for job, _ in results) else ()
     table = Table("images", "guidance", *shown, box=SIMPLE, padding=(0, 1, 0, 0))
     for job, result in sorted(results, key=lambda each: places[_images(each[0])]):
         guidance = f"{job.plan.guidance:g}" if job.cell else ""

@@ -53,6 +53,8 @@ def inspect(
                 f"{run}: a model of family {drawable.model.config.family}; only VAR's are looked into"
             )
         if what == "parallel":
+            if drawable.model.config.draws != "tokens":
+                raise ExperimentError(f"{run}: its classifier chooses bits; parallel compares chances of whole tokens")
             _parallel(drawable, steps, seed, out)
         elif _attention(drawable, count, seed, out):
             raise typer.Exit(1)
@@ -67,7 +69,11 @@ def _attention(drawable: "Drawable", count: int, seed: int, out: Path) -> bool:
     from varscale.store.atomic import write_atomically
 
     model: Any = drawable.model
-    labels_B = labels_in_turn(range(model.config.num_classes), count).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    if model.config.text_width is None:
+        labels_B = labels_in_turn(range(model.config.num_classes), count).to(device)
+    else:
+        labels_B = drawable.training_captions(count)[1].to(device)
     drawn = sample(model, drawable.tokenizer, labels_B, seed=seed)
     shares = _table(attention_shares(model, drawable.tokenizer, drawn.tokens, labels_B))
     changes_KK = dependence(model, drawable.tokenizer, drawn.tokens, labels_B, seed)

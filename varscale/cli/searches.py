@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from sweeps.orchestrator import Deliverer, Outcome
     from sweeps.study import Study
 
+TRIALS = 40
+"""In all, unless said otherwise."""
 SLURM_PARALLEL = 8
 """Trials at once on a cluster, unless said otherwise."""
 
 
 def tune(
     experiment: ExperimentName,
-    trials: Annotated[int, typer.Option(min=1, help="Trials in all, with those of earlier calls.")] = 40,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials in all, with those of earlier calls; default: 40.")
+    ] = None,
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Trials at once; default: one a GPU, or one a processor.")
     ] = None,
@@ -51,6 +55,14 @@ def tune(
 
     With --transfer try the same rates at several sizes, as the experiment's search.transfer says.
     """
+    if transfer and trials is not None:
+        raise typer.BadParameter(
+            "--trials: --transfer tries the rates, sizes and seeds of search.transfer, all of them"
+        )
+    if transfer and parallel is not None and launcher == "slurm":
+        raise typer.BadParameter(
+            "--parallel: --transfer gives Slurm all runs of a size; at_once of the site says how many go at once"
+        )
     from rich.console import Console
 
     from sweeps.orchestrator import Orchestrator
@@ -88,7 +100,7 @@ def tune(
                 run.run()
             else:
                 search = Search(plan, store, optuna_study, sweep, say)
-                search.run(trials, at_once)
+                search.run(trials or TRIALS, at_once)
                 confirmation = search.confirm()
         finally:
             forwarder.stop()

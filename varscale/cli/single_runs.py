@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -33,6 +33,8 @@ from varscale.cli.options import (
 from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sweeps.executors.here import HereExecutor
     from sweeps.jobs.base import Job
     from sweeps.study import Study
@@ -46,6 +48,7 @@ Choice = tuple[int, str | None, Path | None]
 """Candidates of an image, and the classifier's name and weights."""
 MOST_IMAGES = 2**24
 MOST_IN_A_PICTURE = 10_000
+MOST_SHOWN = 20
 
 
 def train(
@@ -124,8 +127,14 @@ def sample(
             "or .parquet: balanced (all in turn; the default), or as-training (in the training images' proportions)."
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to draw, in words, for a cell that is told captions; may be repeated; none: no caption."
+        ),
+    ] = None,
     count: Annotated[
-        int | None, typer.Option(help="Images of each class in a picture (4); else images in all.")
+        int | None, typer.Option(help="Images of each class or text in a picture (4); else images in all.")
     ] = None,
     guidance: Guidance = 1.5,
     guidance_schedule: GuidanceSchedules = "ramp",
@@ -168,12 +177,12 @@ def sample(
         if Path(out).suffix != ".png" or is_folder(out):
             if show_scales:
                 raise ExperimentError("--show-scales: only for one picture, a .png")
-            _sample_many((run, tokenizer), labels or "balanced", count, options, batch, out, choice)
+            _sample_many((run, tokenizer), _Asked(labels, text), count, options, batch, out, choice)
         else:
             if smooth and show_scales:
                 raise ExperimentError("--smooth: its mixed codes aren't kept, so --show-scales can't show them")
             rows, files = count or 4, (run, tokenizer)
-            _sample_picture(files, labels or "0", rows, options, out, choice, show_scales=show_scales)
+            _sample_picture(files, _Asked(labels, text), rows, options, out, choice, show_scales=show_scales)
     typer.echo(out)
 
 
@@ -217,9 +226,32 @@ def export_official(
     typer.echo(out)
 
 
+class _Asked(NamedTuple):
+    """What is to be drawn."""
+
+    labels: str | None
+    texts: list[str] | None
+
+    @property
+    def parts(self) -> int:
+        """How many classes or texts."""
+        return max(len(self.texts or ()), (self.labels or "").count(",") + 1)
+
+    def check(self, drawable: "Drawable") -> bool:
+        """Whether the model is told captions; it is an error to ask it for the other."""
+        told_captions = drawable.model.config.text_width is not None
+        if told_captions and self.labels is not None:
+            raise ExperimentError(
+                f"--labels: {drawable.place} was told captions, not classes; say by --text what to draw"
+            )
+        if self.texts is not None and not told_captions:
+            raise ExperimentError(f"--text: {drawable.place} was told classes, not captions; name classes by --labels")
+        return told_captions
+
+
 def _sample_picture(
     files: tuple[Path, Path | None],
-    labels: str,
+    asked: _Asked,
     rows: int,
     options: "SamplingOptions",
     out: str,
@@ -228,12 +260,18 @@ def _sample_picture(
     show_scales: bool,
 ) -> None:
     from varscale.generation.from_files import Drawable, draw
+    from varscale.generation.labels import NO_CLASS
 
-    if (labels.count(",") + 1) * rows * choice[0] > MOST_IN_A_PICTURE:
+    if asked.parts * rows * choice[0] > MOST_IN_A_PICTURE:
         raise ExperimentError(f"--count {rows}: one picture holds {MOST_IN_A_PICTURE} images; name a folder")
     check_output(f"--out {out}", Path(out))
     drawable = Drawable.load(*files)
-    named = _labels(labels, drawable)
+    if asked.check(drawable):
+        texts = asked.texts or (drawable.captions and drawable.captions.shown) or [NO_CLASS]
+        _say_texts(texts)
+        named: Sequence[int] | Tensor = drawable.embedded(texts)
+    else:
+        named = _labels(asked.labels or "0", drawable)
     rejection = _rejection(choice, drawable, named)
     draw(drawable, named, rows, options, Path(out), show_scales=show_scales, rejection=rejection)
     _say_what_was_kept(rejection)
@@ -250,9 +288,13 @@ def _labels(text: str, drawable: "Drawable", keywords: str = "") -> list[int]:
     return labels
 
 
+def _say_texts(texts: Sequence[str]) -> None:
+    typer.echo("\n".join(f"text: {text}" for text in texts[:MOST_SHOWN]), err=True)
+
+
 def _sample_many(
     files: tuple[Path, Path | None],
-    labels: str,
+    asked: _Asked,
     count: int | None,
     options: "SamplingOptions",
     batch: int,
@@ -268,25 +310,44 @@ def _sample_many(
         raise ExperimentError(f"--out {out}: say by --count how many images to draw")
     check_output(f"--out {out}", Path(out) / "0.png" if is_folder(out) else Path(out))
     drawable, view = Drawable.load(*files), _view()
-    if labels == "as-training":
+    labels, captions = asked.labels or "balanced", list[str]()
+    if asked.check(drawable):
+        if asked.texts:
+            _say_texts(asked.texts)
+            captions = [asked.texts[i % len(asked.texts)] for i in range(count)]
+            labels_N = labels_in_turn(drawable.embedded(asked.texts), count)
+        else:
+            captions, labels_N = drawable.training_captions(count)
+    elif labels == "as-training":
         labels_N = labels_in_proportion(drawable.training_labels(), count, options.seed)
     elif labels == "balanced":
         labels_N = labels_in_turn(range(drawable.model.config.num_classes), count)
     else:
         labels_N = labels_in_turn(_labels(labels, drawable, "balanced, as-training, "), count)
-    rejection = _rejection(choice, drawable, labels_N.unique().tolist())
+    rejection = _rejection(choice, drawable, labels_N)
     with drawn_alone(out):
         collection, progress = Collection.at(out), partial(view.stage, "drawing")
-        draw_collection(drawable, labels_N, options, collection, progress, batch_size=batch, rejection=rejection)
+        draw_collection(
+            drawable,
+            labels_N,
+            options,
+            collection,
+            progress,
+            batch_size=batch,
+            rejection=rejection,
+            captions=captions,
+        )
     view.stage_done("drawing")
     _say_what_was_kept(rejection)
 
 
-def _rejection(choice: Choice, drawable: "Drawable", labels: Sequence[int]) -> "Rejection | None":
+def _rejection(choice: Choice, drawable: "Drawable", labels: "Sequence[int] | Tensor") -> "Rejection | None":
     """What chooses among candidates, by the classifier that is named or the experiment's own."""
     candidates, classifier, weights = choice
     if candidates == 1:
         return None
+    if drawable.model.config.text_width is not None:
+        raise ExperimentError(f"--candidates: classifiers choose by class, and {drawable.place} was told captions")
     import torch
 
     from sweeps.jobs.graph import read_job
@@ -298,7 +359,7 @@ def _rejection(choice: Choice, drawable: "Drawable", labels: Sequence[int]) -> "
         data, store = job.experiment.data, job.place.store
     file = None if weights is None else str(weights)
     rejection = Rejection(open_classifier(classifier, file, data, store, place="--classifier"), candidates)
-    rejection.check(drawable.model.config.num_classes, drawable.tokenizer.image_size, torch.tensor(labels))
+    rejection.check(drawable.model.config.num_classes, drawable.tokenizer.image_size, torch.as_tensor(labels).unique())
     return rejection
 
 

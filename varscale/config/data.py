@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from varscale.config.captions import CaptionsSection
 from varscale.config.kinds import Kinds
 from varscale.config.section import Classes, Images, ImagesOrZero, PathText, Real, Section, Seed, Side, Truth, Whole
 
@@ -47,6 +48,9 @@ class DataSection(Section, ABC):
     """Seed of procedural images, crops and flips."""
     max_undecodable: ImagesOrZero = 10
     """Pictures that may be damaged; they are named and left out, and more of them stop the run before it begins."""
+    # left out of what is written, and so of fingerprints, where there are none
+    captions: Annotated[CaptionsSection | None, Field(exclude_if=lambda value: value is None)] = None
+    """Captions of the images, for models of `condition: text`; None: they are not read."""
 
     procedural: ClassVar[bool] = False
     """Whether images are drawn as they are needed: image i is the same however many there are, and none repeats."""

@@ -16,7 +16,7 @@ from varscale.config.section import (
     Section,
 )
 from varscale.config.tokenizer import TokenizerConfig
-from varscale.families.base import FAMILY_KINDS, FamilySection
+from varscale.families.base import FAMILY_KINDS, FamilySection, cut_without_meaning
 
 
 class Experiment(Section):
@@ -64,6 +64,11 @@ class Experiment(Section):
                 f"(channel_multipliers has {len(tokenizer.channel_multipliers)} entries) "
                 f"is {side / tokenizer.downsampling:g}"
             )
+        if self.model.condition == "text" and self.data.captions is None:
+            raise ValueError(
+                "model.condition: text needs data.captions, which says how captions are embedded; "
+                "data.captions={encoder: words} is the plainest"
+            )
         scales = list(tokenizer.patch_nums)
         if self.model.description.reads == "scale" and len(scales) > 1:
             raise ValueError(
@@ -72,10 +77,12 @@ class Experiment(Section):
             )
         parts = {"evaluation": self.evaluation, "evaluation.fidelity": self.evaluation.fidelity}
         for name, part in parts.items():
-            if part is not None and (part.top_k or part.top_p) and self.model.description.reads == "latents":
+            why = part and cut_without_meaning(self.model.draws, part.top_k, part.top_p)
+            if part and why:
+                key = "top_k" if cut_without_meaning(self.model.draws, part.top_k, 0) else "top_p"
                 raise ValueError(
-                    f"{name}.{'top_k' if part.top_k else 'top_p'}: chooses among tokens, and models of family "
-                    f"{self.model.family} draw none: leave it at 0"
+                    f"{name}.{key}: chooses among tokens, which these models of family {self.model.family} have no use "
+                    f"for ({why}): leave it at 0"
                 )
         try:
             tokenizer.training.check_image_size(side)

@@ -6,6 +6,7 @@ module `config.py` whose `SECTION` is the section that `data: {kind: rings, …}
 
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
@@ -41,7 +42,8 @@ class Kinds(Generic[S]):
     def sections(self) -> dict[str, type[S]]:
         """The section of each kind, by its name."""
         folders = [module.name for module in iter_modules(import_module(self._package).__path__) if module.ispkg]
-        found: list[type[S]] = [import_module(f"{self._package}.{folder}.config").SECTION for folder in folders]
+        modules = [f"{self._package}.{folder}.config" for folder in folders]
+        found: list[type[S]] = [import_module(module).SECTION for module in modules if find_spec(module)]
         return {self._name(section): section for section in found}
 
     def add(self, section: type[S]) -> None:

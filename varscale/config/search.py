@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from varscale.config.section import (
+    PARAMETRIZATIONS,
     Budgets,
     Few,
     Name,
@@ -65,20 +66,16 @@ class SearchChoices(Section):
 class TransferConfig(Section):
     """Whether a rate found at a small size serves large ones: the same rates at several sizes (`tune --transfer`)."""
 
-    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10)] = (
-        "paper",
-        "mup",
-        "complete-p",
-    )
+    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10)] = PARAMETRIZATIONS
     """Those that are compared; scaled from the smallest of the sizes, unless `model` says from where."""
     depths: Annotated[tuple[Few, ...], Field(min_length=2, max_length=100)] | None = None
     """Sizes; None: the grid's."""
     steps: Steps = 500
     """Steps of each run, so that sizes differ in nothing else."""
     rates: Annotated[Whole, Field(ge=5, le=100)] = 7
-    """Base rates (`optim.lr`), each √2 times the one before."""
+    """Base rates (`optim.lr`), each √2 times the one before. More may be asked for later."""
     centre: Positive | None = None
-    """The middle one; None: the experiment's own."""
+    """The middle one, or the upper one of the two in the middle; None: the experiment's own."""
     seeds: Annotated[Seeds, Field(min_length=2)] = (0, 1)
     """Each rate is tried with all of them."""
 

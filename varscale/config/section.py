@@ -5,7 +5,7 @@ keyboard is an error and not a machine out of memory.
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -50,7 +50,9 @@ PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00
 """Path of a file or folder."""
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 """A short text."""
+Quantizer = Literal["codebook", "bitwise"]
 Parametrization = Literal["paper", "mup", "complete-p"]
+PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 Changes = dict[Name, Any]
 """Dotted fields and what they become; they are checked where they are applied."""
 
@@ -84,8 +86,9 @@ class OptimConfig(Section):
     """Weight decay at the end, reached along a cosine (schedule `linear` only); None: constant."""
     grad_clip: Positive = 2.0
     """Largest norm of the gradient."""
-    schedule: Literal["wsd", "linear"] = "wsd"
-    """`wsd`: warm-up, stable, decay (grids). `linear`: warm-up, 5% constant, linear to the end (the reference)."""
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+    """`wsd`: warm-up, stable, decay. `cosine`: warm-up, then half a cosine to the end, so that budgets of a size share
+    no more than the warm-up. `linear`: warm-up, 5% constant, linear to the end (the reference; single runs only)."""
     warmup_fraction: Fraction = 0.1
     """Warm-up as a share of the smallest budget's images (`linear`: of the run's own)."""
     decay_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.2

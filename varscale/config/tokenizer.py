@@ -18,6 +18,7 @@ from varscale.config.section import (
     NonNegative,
     PathText,
     Positive,
+    Quantizer,
     Real,
     Section,
     Seed,
@@ -27,6 +28,10 @@ from varscale.config.section import (
     Whole,
 )
 
+MOST_BITS = 16
+"""Of a bitwise token: they fit the two bytes of a stored token, and counts of all tokens into memory."""
+ENTROPY_WEIGHT = 0.01
+"""Of bitwise tokenizers, unless an experiment says otherwise; docs/families.md compares it with 0.1."""
 SHARD_IMAGES = 8192
 """Images of a shard of a token store."""
 SMALLEST_ADVERSARIAL_IMAGE = 24
@@ -75,7 +80,7 @@ class TokenizerTraining(Section):
     """Share of the training in which images pass unquantized (with a small penalty on the features' squares), before
     codes are initialised from the features. With 0 short trainings take several times as long, or collapse."""
     restart_every_steps: Steps = 50
-    """Steps between restarts of dead codes; none in the last fifth of training."""
+    """Steps between restarts of dead codes; none in the last fifth of training, or with the quantizer `bitwise`."""
     restart_usage: Fraction = 0.1
     """A code is dead when used less often than this share of its fair share since the last restart."""
     seed: Seed = 0
@@ -116,10 +121,16 @@ class TokenizerArchitecture(Section):
 
     patch_nums: Annotated[tuple[Side, ...], Field(max_length=64)]
     """Side of each scale's token map, strictly growing, ending at the latent size."""
+    # these two are left out of what is written down where nothing is said of them: fingerprints of before stay valid
+    quantizer: Annotated[Quantizer, Field(exclude_if=lambda quantizer: quantizer == "codebook")] = "codebook"
+    """What makes tokens of vectors: the nearest of the codes that all scales share (`codebook`), or the signs of the
+    channels (`bitwise`, as in Infinity, arXiv 2412.04431), so that a token is `latent_channels` bits."""
+    entropy_weight: Annotated[NonNegative, Field(exclude_if=lambda weight: weight == ENTROPY_WEIGHT)] = ENTROPY_WEIGHT
+    """Weight of the penalty that keeps the bits of `bitwise` decided and balanced."""
     vocab_size: Codes
-    """Codes in the one codebook that all scales share."""
+    """Codes in the one codebook that all scales share; of `bitwise` 2 to the power of latent_channels."""
     latent_channels: Channels
-    """Channels of the latent map and of a code."""
+    """Channels of the latent map and of a code; of `bitwise` the bits of a token."""
     base_channels: Channels
     """Channels of the encoder's and decoder's highest resolution."""
     channel_multipliers: Annotated[tuple[Few, ...], Field(min_length=1, max_length=14)] = (1, 1, 2, 2, 4)
@@ -172,7 +183,23 @@ class TokenizerArchitecture(Section):
                     f"norm_groups: {self.norm_groups} does not divide {self.base_channels * multiplier} channels "
                     f"(base_channels {self.base_channels} × {multiplier})"
                 )
+        if self.quantizer == "bitwise":
+            self._check_bits()
+        elif self.entropy_weight != ENTROPY_WEIGHT:
+            raise ValueError("entropy_weight: only the quantizer bitwise has a use for it")
         return self
+
+    def _check_bits(self) -> None:
+        bits = self.latent_channels
+        if bits > MOST_BITS:
+            raise ValueError(
+                f"latent_channels: {bits}, but tokens of the quantizer bitwise are stored in {MOST_BITS} bits at most"
+            )
+        if self.vocab_size != 2**bits:
+            raise ValueError(
+                f"vocab_size: {self.vocab_size}, but with the quantizer bitwise latent_channels {bits} are the bits of "
+                f"a token: it is {2**bits} (2^{bits})"
+            )
 
 
 class TokenizerConfig(TokenizerArchitecture):

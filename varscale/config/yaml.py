@@ -38,9 +38,18 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
     sources = _Sources(str(path), overrides)
     for file, own in reversed(_extended_files(path, member)):
         settings = _merged(settings, own, str(file), sources.files)
+    return _checked(overridden(settings, overrides), sources)
+
+
+def overridden(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain values with `key=value` overrides merged in.
+
+    Raises:
+        ExperimentError: an override that isn't one.
+    """
     for override in overrides:
         settings = _override(settings, override)
-    return _checked(settings, sources)
+    return settings
 
 
 def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:

@@ -116,8 +116,8 @@ class StepBatches(_Steps):
         """This rank's share of one step."""
         store = self.store
         taken = self._take(step, store.num_images, store.manifest.procedural)
-        samples = store.samples(taken.epoch_B % store.views * store.num_images + taken.image_B)
-        return {**samples._asdict(), "sample_index_B": torch.from_numpy(taken.sample_index_B)}
+        samples = store.batch(taken.epoch_B % store.views * store.num_images + taken.image_B)
+        return {**samples, "sample_index_B": torch.from_numpy(taken.sample_index_B)}
 
 
 @dataclass(eq=False)
@@ -165,7 +165,7 @@ class EvaluationBatches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for start in _of_this_worker(self._starts):
             sample_B = torch.arange(start, min(start + self._starts.step, self._stop))
-            yield {**self.store.samples(sample_B)._asdict(), "sample_index_B": sample_B}
+            yield {**self.store.batch(sample_B), "sample_index_B": sample_B}
 
 
 def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result]:

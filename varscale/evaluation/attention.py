@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.families.models import evaluating
-from varscale.families.var.attention import block_causal_mask, level_of_tokens
-from varscale.families.var.blocks import Attention, Block
+from varscale.families.shared.attention import block_causal_mask, level_of_tokens
+from varscale.families.shared.blocks import Attention, Block
 from varscale.families.var.transformer import VAR
 from varscale.kernels.attend import scaled_queries_keys
 from varscale.numerics.randomness import uniform

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import TokenSpace
-from varscale.families.models import evaluating
-from varscale.families.var.attention import level_of_tokens
+from varscale.families.models import evaluating, labels_of
+from varscale.families.shared.attention import level_of_tokens
 from varscale.families.var.transformer import VAR
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -40,7 +40,7 @@ class Batches(Protocol):
 
 
 Predict = Callable[[Mapping[str, Tensor]], Tensor]
-"""Logits (B, L, V) of a batch with `tokens_BL` and `labels_B`, by the model that is looked at."""
+"""Logits (B, L, V) of a batch with `tokens_BL` and labels or captions, by the model that is looked at."""
 
 _WIDTH, _BLOCKS, _HEADS = 64, 2, 4
 _RATE = 2e-3
@@ -124,7 +124,7 @@ def predictions(model: VAR, tokenizer: MultiScaleTokenizer) -> Predict:
         device = model.level_KC.device
         with evaluating(model, tokenizer):
             tokens = batch["tokens_BL"].to(device).split(model.config.groups, 1)
-            logits_BLV: Tensor = model(batch["labels_B"].to(device), tokenizer.next_scale_inputs(tokens))
+            logits_BLV: Tensor = model(labels_of(batch, model.config).to(device), tokenizer.next_scale_inputs(tokens))
             return logits_BLV.float()
 
     return predict

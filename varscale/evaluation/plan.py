@@ -155,7 +155,7 @@ def as_stored(data: DataSection) -> DataSection:
 
 def rings_identity(data: DataSection) -> str:
     """Identity of the classifier of an experiment's rings."""
-    return f"{RINGS_CLASSIFIER}:{fingerprint(kind='extractor', data=_described(data), **RINGS_TRAINING)}"
+    return f"{RINGS_CLASSIFIER}:{fingerprint(kind='extractor', data=described_images(data), **RINGS_TRAINING)}"
 
 
 def classifier_identity(name: str | None, weights: str | None, data: DataSection | None, place: str) -> str:
@@ -220,12 +220,13 @@ def _extractor(settings: FidelityConfig, data: DataSection) -> str:
 def _images(data: DataSection, split: Literal["train", "validation"], count: int | None) -> str:
     plain = as_stored(data)
     if data.procedural:
-        content: object = _described(plain)
+        content: object = described_images(plain)
     else:
         source = plain.open(split, None)
         content, count = source.fingerprint, min(count or len(source), len(source))
     return f"{split}-{count}-{fingerprint(kind='images', split=split, images=count, content=content)[:8]}"
 
 
-def _described(data: DataSection) -> dict[str, Any]:
-    return data.model_dump(mode="json", exclude={"validation_images", "max_undecodable", *data.places})
+def described_images(data: DataSection) -> dict[str, Any]:
+    """What procedural images depend on, for fingerprints."""
+    return data.model_dump(mode="json", exclude={"validation_images", "max_undecodable", "captions", *data.places})

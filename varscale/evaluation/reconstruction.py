@@ -15,11 +15,11 @@ class ReconstructionMeter(nn.Module):
     squares: Tensor
     images: int
 
-    def __init__(self, scales: int, vocab_size: int) -> None:
+    def __init__(self, scales: int, vocab_size: int, *, bits: int = 0) -> None:
         super().__init__()
         self.psnr = PeakSignalNoiseRatio(data_range=2.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
-        self.usage = CodebookUsage(scales, vocab_size)
+        self.usage = CodebookUsage(scales, vocab_size, bits=bits)
         self.register_buffer("sum_3HW", torch.zeros((), dtype=torch.float64))
         self.register_buffer("squares", torch.zeros((), dtype=torch.float64))
         self.images = 0

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from varscale.config import DataSection
 from varscale.data.loading import load_ahead
+from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError
+from varscale.evaluation.agreement import RingsAgreement, retrieval
 from varscale.evaluation.extractors import Extractor, FeatureSet, open_extractor
 from varscale.evaluation.fidelity import measure
 from varscale.evaluation.plan import FidelityPlan, Subject, as_stored, number_of, other
@@ -26,7 +28,7 @@ from varscale.generation.bulk import drawn_batches
 from varscale.generation.rejection import Rejection, open_classifier
 from varscale.numerics.device import best_device
 from varscale.numerics.machine import device_name, versions
-from varscale.store.layout import RunFiles, Store
+from varscale.store.layout import RunFiles, Store, TokenFiles
 from varscale.store.records import Result, RunIdentity, read_result
 from varscale.store.weights import load_tensors, save_tensors
 from varscale.tokenizer.storage import load_tokenizer
@@ -52,6 +54,8 @@ class Evaluated:
     """The cell, where one is measured."""
     latents: RunFiles | None = None
     """The study's stored latents, where its models read these and so are held to reconstructions from them."""
+    captions: TokenFiles | None = None
+    """The study's token stores, where a cell is told captions: it draws those of the validation images."""
 
     @property
     def of(self) -> dict[str, str]:
@@ -82,16 +86,21 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         reference = reference_features(plan, extractor, what.data, store)
         rejection, seconds = _rejection(plan, what, store), list[float]()
         batches = _timed(_batches(plan, what, rejection), seconds)
+        rings = _rings_agreement(what, settings.samples, store)
+        batches = batches if rings is None else rings.watched(batches)
         drawn = extractor.features(_reported(batches, settings.samples, report))
         figures = measure(drawn, reference, draws=settings.bootstrap_draws)
+        of_text = _retrieval(plan, what, drawn, reference)
+        of_text |= _rings_figures(rings, plan, what) if rings is not None else {}
         beside = {"seconds_an_image": statistics.median(seconds)} if what.subject == "cell" else {}
         beside |= rejection.figures if rejection is not None else {}
+        how = plan.columns() if what.subject == "cell" else {}
         Result(
             fingerprint=files.fingerprint,
             status="finished",
             time=time.time(),
-            metrics={**figures, **beside, "wall_seconds": time.time() - started},
-            row={**_columns(what.subject, figures), **what.of, **(plan.columns() if what.subject == "cell" else {})},
+            metrics={**figures, **of_text, **beside, "wall_seconds": time.time() - started},
+            row={**_columns(what.subject, figures), **of_text, **what.of, **how},
             provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         ).write(files.result)
 
@@ -133,11 +142,50 @@ def _batches(plan: FidelityPlan, what: Evaluated, rejection: Rejection | None) -
     assert what.cell is not None
     tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
     model = load_model(what.cell.weights, what.cell.fingerprint).to(device)
-    labels_N = torch.arange(settings.samples, device=device) % model.config.num_classes  # as many of each class
+    labels_N = _told(what, settings.samples, model.config.num_classes).to(device)
     options = SamplingOptions(plan.guidance, settings.top_k, settings.top_p, settings.seed)
     if rejection is not None:
         rejection.check(model.config.num_classes, what.data.image_size, labels_N)
     return drawn_batches(model, tokenizer, labels_N, options, batch_size=settings.batch_size, rejection=rejection)
+
+
+def _told(what: Evaluated, samples: int, classes: int) -> Tensor:
+    """Labels (N,), as many of each class; or embeddings (N, D) of captions of validation images, spread evenly."""
+    if what.captions is None:
+        return torch.arange(samples) % classes
+    captions = StoredCaptions.read_required(what.captions.validation)
+    return captions.of_images(_spread(samples, len(captions.index_N)))
+
+
+def _rings_agreement(what: Evaluated, samples: int, store: Store) -> RingsAgreement | None:
+    """What counts the rings of a cell that is told their captions, which are those of the validation images."""
+    if what.captions is None or what.cell is None or what.data.kind != "rings":
+        return None
+    assert what.data.validation_images is not None  # checked with the section
+    return RingsAgreement(what.data, store, _spread(samples, what.data.validation_images))
+
+
+def _rings_figures(rings: RingsAgreement, plan: FidelityPlan, what: Evaluated) -> dict[str, float]:
+    """Agreement of what was drawn; of real images, which is the counter's error; and of these as reconstructed."""
+    count, batch_size = min(plan.settings.samples, len(rings.source)), plan.settings.batch_size
+    real, again = (_real(what.data, "validation", count, batch_size) for _ in range(2))
+    return rings.figures(real=real, reconstructed=_reconstructed(what, again))
+
+
+def _retrieval(plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+    """How often a drawn image's caption is found among others, by what real images' features say of theirs."""
+    if what.captions is None or what.cell is None or plan.settings.reference != "train":
+        return {}
+    captions = StoredCaptions.read_required(what.captions.train)
+    count, told_ND = len(reference.features_ND), _told(what, len(drawn.features_ND), 0)
+    of_reference_N = torch.arange(count) if what.data.procedural else _spread(count, len(captions.index_N))
+    real = reference.features_ND, captions.of_images(of_reference_N)
+    return retrieval(drawn.features_ND, told_ND, real)
+
+
+def _spread(count: int, number: int) -> Tensor:
+    """Places of so many images, spread evenly over a set."""
+    return torch.arange(count) * number // count
 
 
 def _real(data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int) -> Iterator[Tensor]:

@@ -16,6 +16,9 @@ FEW_CODES = 3.0
 """A scale of several tokens whose perplexity is below this, or below a quarter of a small codebook, has collapsed."""
 LEAST_USAGE = 0.05
 """Share of the codes that could be used below which a codebook has collapsed."""
+LEAST_BIT_ENTROPY = 0.3
+"""Of a bit of bitwise tokens, on average over bits and scales, below which they have collapsed: 5 in 100 are the other
+value."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,24 @@ def tokenizer_faults(figures: Mapping[str, float], settings: TokenizerConfig) ->
     """What speaks against a tokenizer; nothing, if it is fit for use.
 
     A scale of a single token may use one code: what the mean of an image says may be said by the next scale. Few codes
-    are a fault of the others only where images are not reconstructed well.
+    are a fault of the others only where images are not reconstructed well. Of bitwise tokens the share of codes in use
+    is not judged, since most of 2^d corners stay empty however good they are, nor whether there are vectors enough for
+    all codes, since none is learnt; what is judged is how evenly their bits are set.
 
     Args:
         figures: What `ReconstructionMeter` measured on validation images and, where the tokenizer was trained here,
             `feature_vectors`: of how many vectors its training images consist. Figures that are missing aren't judged.
         settings: The tokenizer's.
     """
-    training = settings.training
+    training, bitwise = settings.training, settings.quantizer == "bitwise"
     retrain = (
         *(("tokenizer.training.quantize_after 0.2",) if training.quantize_after < 0.1 else ()),
         f"a lower tokenizer.training.lr (now {training.lr:g})",
         f"more tokenizer.training.images (now {training.images:,})",
     )
     fewer_codes = f"a smaller tokenizer.vocab_size (now {settings.vocab_size:,})"
+    if bitwise:
+        fewer_codes = f"a larger tokenizer.entropy_weight (now {settings.entropy_weight:g})"
     if settings.checkpoint is not None:
         retrain, fewer_codes = ("a tokenizer.checkpoint that was trained on such images",), ""
     found = []
@@ -64,10 +71,13 @@ def tokenizer_faults(figures: Mapping[str, float], settings: TokenizerConfig) ->
         if poor and share > GOOD:
             text = f"scales use a handful of codes (perplexity {', '.join(poor)})"
             found.append(Fault(text, (*retrain, fewer_codes)))
-        if figures["codebook_usage"] < LEAST_USAGE and share > GOOD:
+        if bitwise and figures.get("bit_entropy", 1.0) < LEAST_BIT_ENTROPY and share > GOOD:
+            text = f"bits hardly change (an entropy of {figures['bit_entropy']:.2f} of 1 bit)"
+            found.append(Fault(text, (*retrain, fewer_codes)))
+        if not bitwise and figures["codebook_usage"] < LEAST_USAGE and share > GOOD:
             text = f"{figures['codebook_usage']:.1%} of the codes that the images could use are used"
             found.append(Fault(text, (*retrain, fewer_codes)))
-    if vectors is not None and settings.vocab_size > vectors:
+    if vectors is not None and settings.vocab_size > vectors and not bitwise:
         text = f"there are {settings.vocab_size:,} codes, and {vectors:,.0f} vectors in the training images"
         found.append(Fault(text, (fewer_codes, "more training images")))
     return found
@@ -101,10 +111,10 @@ def described(files: RunFiles, settings: TokenizerConfig) -> str:
         return ""
     figures = result.metrics
     perplexities = ", ".join(f"{perplexity:.3g}" for _, perplexity in _perplexities(figures, settings))
-    line = (
-        f"tokenizer: PSNR {figures['psnr']:.1f} dB, {_errors(figures)}, {figures['codebook_usage']:.0%} of "
-        f"the codes used, perplexity by scale {perplexities}"
-    )
+    used = f"{figures['codebook_usage']:.0%} of the codes used"
+    if "bit_entropy" in figures:
+        used = f"an entropy of {figures['bit_entropy']:.2f} of 1 bit"
+    line = f"tokenizer: PSNR {figures['psnr']:.1f} dB, {_errors(figures)}, {used}, perplexity by scale {perplexities}"
     faults = tokenizer_faults(figures, settings)
     return "\n".join([line, *(f"accepted although {fault.what}" for fault in faults)])
 

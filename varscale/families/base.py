@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import Field
 
 from varscale.config.kinds import Kinds
-from varscale.config.section import Section
+from varscale.config.section import Quantizer, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,12 +28,19 @@ FLOAT32_BYTES = 4
 TRAINING_COPIES = 4
 """Of the weights during training: weights, gradients and AdamW's two moments."""
 
+EVALUATION_SEED = 0
+"""Of the masks or the noise that models without a likelihood are measured with: the same for all."""
+
 LARGEST = 1e6
 """Guidance, and temperature or its inverse, at most: logits times more than that are infinite."""
 
 Size = Annotated[int, Field(ge=1, le=2**40)]
 Reads = Literal["pyramid", "scale", "latents"]
 """What a model reads: the tokens of all scales, the tokens of one scale, or the latents before quantization."""
+
+
+Draws = Literal["tokens", "bits", "latents"]
+"""What a model chooses when it draws an image: each token, each bit of a token by itself, or numbers, not a choice."""
 
 
 class TokenSpace(Section):
@@ -45,13 +52,27 @@ class TokenSpace(Section):
     """Number of codes V of the tokenizer."""
     latent_channels: Size
     """Channels c of its latents."""
+    # left out of what is written down where it is `codebook`: fingerprints from before there was a choice stay valid
+    quantizer: Annotated[Quantizer, Field(exclude_if=lambda quantizer: quantizer == "codebook")] = "codebook"
+    """What made them; a token of `bitwise` is latent_channels bits."""
     num_classes: Size
     """Classes 0 … num_classes - 1; the label num_classes stands for "no class"."""
+    text_width: Annotated[Size | None, Field(exclude_if=lambda width: width is None)] = None
+    """Numbers D of a caption's embedding, for models that are told captions; None: they are told classes."""
 
     @property
     def tokens(self) -> int:
         """L, the tokens of an image over all scales."""
         return sum(side**2 for side in self.patch_nums)
+
+    @property
+    def condition_rows(self) -> int:
+        """Rows of the table of classes, "no class" among them, or of the projection of captions with its bias."""
+        return self.num_classes + 1 if self.text_width is None else self.text_width + 1
+
+    def condition_flops(self, width: int) -> int:
+        """Of an image's caption, projected to the width; a class is looked up."""
+        return 2 * width * (self.text_width or 0)
 
 
 class ModelDescription(TokenSpace, ABC):
@@ -63,6 +84,11 @@ class ModelDescription(TokenSpace, ABC):
     """The size: the number of blocks. All other sizes follow from it within a study."""
     reads: ClassVar[Reads] = "pyramid"
     """What the models read, and so what a study stores of its images."""
+
+    @property
+    def draws(self) -> Draws:
+        """What the models choose when they draw."""
+        return "latents" if self.reads == "latents" else "tokens"
 
     @abstractmethod
     def implementation(self) -> "Family":
@@ -91,6 +117,10 @@ class ModelDescription(TokenSpace, ABC):
     def sampling_passes(self) -> int:
         """Times that the model runs to draw an image: once a scale, unless the family draws otherwise."""
         return len(self.patch_nums)
+
+    def sampling_calls(self) -> int:
+        """Times that a block is called for it: for a batch as often as for one image."""
+        return self.sampling_passes() * self.depth
 
     @abstractmethod
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
@@ -144,8 +174,15 @@ class FamilySection(Section, ABC):
 
     family: Annotated[str, Field(max_length=100)]
     """Name of the family."""
+    condition: Annotated[Literal["class", "text"], Field(exclude_if=lambda value: value == "class")] = "class"
+    """What models are told of an image: its class, or its caption, as `data.captions` says."""
     description: ClassVar[type[ModelDescription]]
     """What `describe` gives; a model's file is read back into it."""
+
+    @property
+    def draws(self) -> Draws:
+        """What the models choose when they draw; as their description says."""
+        return "latents" if self.description.reads == "latents" else "tokens"
 
     @abstractmethod
     def describe(self, tokens: TokenSpace, depth: int) -> ModelDescription:
@@ -154,6 +191,17 @@ class FamilySection(Section, ABC):
         Raises:
             ExperimentError: The settings make no model of this size; names the key.
         """
+
+
+def block_bytes(width: int, hidden: int, heads: int, element_bytes: int) -> int:
+    """What a block with AdaLN keeps of each token for its backward pass, roughly.
+
+    Twelve rows of C (stream, normalised, modulated and branch twice, joint queries, keys and values, attention's
+    output), of which six stay float32 under bfloat16 (stream, normalised, queries and keys), when there are copies,
+    too: 10 rows of 2 bytes. And `hidden` numbers of the feed-forward layers, and one a head.
+    """
+    rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
+    return rows * width + hidden * element_bytes + heads * FLOAT32_BYTES
 
 
 def most_heads(width: int, channels: int) -> int:
@@ -174,6 +222,13 @@ class TokenLosses(NamedTuple):
     """The true tokens; None without a likelihood."""
     logits_BLV: "Tensor | None" = None
     """The logits; None without a likelihood."""
+    weight_L: "Tensor | None" = None
+    """How much the token at each place counts in the training loss, 1 on average; None: all alike."""
+
+    @property
+    def objective(self) -> "Tensor":
+        """The training loss, a scalar: the mean over all tokens, weighted where there are weights."""
+        return self.loss_BL.mean() if self.weight_L is None else (self.loss_BL * self.weight_L).mean()
 
     @property
     def wrong(self) -> "Tensor":
@@ -185,6 +240,15 @@ class TokenLosses(NamedTuple):
 
 GuidanceSchedule = Literal["ramp", "constant"]
 """Guidance grows linearly from 0 at the first scale (the reference), or is the same at all scales."""
+
+
+def cut_without_meaning(draws: Draws, top_k: int, top_p: float) -> str:
+    """Why models that choose so have no use for such a cut; "" where they have."""
+    if draws == "latents" and (top_k or top_p):
+        return "they choose no tokens"
+    if draws == "bits" and (top_k > 1 or top_p):
+        return "they choose each bit of a token by itself; beside all, only top_k 1 has a meaning, the likeliest"
+    return ""
 
 
 class Cut(TypedDict):
@@ -277,12 +341,13 @@ class Family(ABC):
         batch: "Mapping[str, Tensor]",
         seed: int | None = None,
     ) -> TokenLosses:
-        """The loss of every token of a batch: the training loss is the mean over all of them.
+        """The loss of every token of a batch: the training loss is the mean over all of them, or weighted.
 
         Args:
             model: From `build`.
             tokenizer: The frozen tokenizer whose tokens these are.
-            batch: `tokens_BL` (or `latents_BChw`, where models read latents) and `labels_B`, and `sample_index_B`, each
+            batch: `tokens_BL` (or `latents_BChw`, where models read latents) and `labels_B` (with `text_BD` instead for
+                models that are told captions: float32, zeros for "no caption"), and `sample_index_B`, each
                 sample's number in the whole run.
             seed: Of label dropout, stochastic depth and the like, which depend on (seed, sample index) alone; None:
                 an evaluation, without any of them.
@@ -302,7 +367,8 @@ class Family(ABC):
         Args:
             model: From `build`.
             tokenizer: The tokenizer whose tokens it was trained on.
-            labels_B: int64, each 0 … num_classes; num_classes stands for "no class".
+            labels_B: int64, each 0 … num_classes; num_classes stands for "no class". For models that are told captions,
+                their embeddings instead: float32 (B, D), zeros for "no caption".
             options: How.
             sample_indices_B: int64, each image's number for the noise.
         """

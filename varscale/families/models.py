@@ -4,14 +4,15 @@ Letters in tensor names: B batch, M tokens, V vocabulary, C and c channels, h an
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varscale.families.base import ModelDescription
+from varscale.families.base import ModelDescription, TokenSpace
+from varscale.numerics.randomness import gumbel, uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
 DECODED_PIXELS = 2**22
@@ -86,11 +87,44 @@ def random_batch(model: ModelDescription, images: int) -> dict[str, Tensor]:
         samples = {"latents_BChw": torch.randn(images, model.latent_channels, side, side)}
     else:
         samples = {"tokens_BL": torch.randint(model.vocab_size, (images, model.tokens))}
+    if model.text_width is not None:
+        samples["text_BD"] = F.normalize(torch.randn(images, model.text_width))
     return {
         **samples,
         "labels_B": torch.randint(model.num_classes, (images,)),
         "sample_index_B": torch.arange(images),
     }
+
+
+def labels_of(batch: Mapping[str, Tensor], space: TokenSpace) -> Tensor:
+    """What models are told of a batch: labels, int64 (B,), or captions, float32 (B, D)."""
+    return batch["labels_B"] if space.text_width is None else batch["text_BD"]
+
+
+def labels_after_dropout(batch: Mapping[str, Tensor], probability: float, space: TokenSpace, seed: int) -> Tensor:
+    """The same of a training batch, where some are replaced by "no class" or "no caption", which guidance needs."""
+    labels_B = labels_of(batch, space)
+    if probability == 0:
+        return labels_B
+    dropped_B = uniform(seed, "label_dropout", 0, batch["sample_index_B"], 1)[:, 0] < probability
+    if labels_B.ndim == 2:
+        return labels_B.masked_fill(dropped_B.unsqueeze(1), 0)
+    return labels_B.masked_fill(dropped_B, space.num_classes)
+
+
+def with_unconditional(labels_B: Tensor, space: TokenSpace) -> Tensor:
+    """Labels or captions, then as many of "no class" or "no caption"."""
+    return torch.cat((labels_B, torch.full_like(labels_B, 0 if labels_B.ndim == 2 else space.num_classes)))
+
+
+def condition_embedding(space: TokenSpace, width: int) -> nn.Embedding | nn.Linear:
+    """What makes a vector of C numbers of each label: a table, or of captions a projection.
+
+    "No caption" is zeros, and so becomes the projection's bias: a vector that is learned, as that of "no class" is.
+    """
+    if space.text_width is not None:
+        return nn.Linear(space.text_width, width)
+    return nn.Embedding(space.num_classes + 1, width)
 
 
 def draw(
@@ -140,8 +174,7 @@ def smooth_weights(
         beyond_BMV = torch.arange(sorted_BMV.shape[-1], device=sorted_BMV.device) > last_BM1
         sorted_BMV = sorted_BMV.masked_fill(beyond_BMV, -torch.inf)
     tau = max(0.27 * (1 - 0.95 * progress), 0.005)
-    middle_BMV = uniform_BMV[..., : sorted_BMV.shape[-1]] + 2.0**-25  # never 0
-    gumbel_BMV = middle_BMV.log().neg().log().neg()
+    gumbel_BMV = gumbel(uniform_BMV[..., : sorted_BMV.shape[-1]])
     weights_BMV = ((sorted_BMV * (1 + progress) + gumbel_BMV) / tau).softmax(dim=-1)
     return weights_BMV if order_BMV is None else torch.zeros_like(logits_BMV).scatter(-1, order_BMV, weights_BMV)
 
@@ -166,9 +199,9 @@ def _last_kept(probability_BMV: Tensor, distribution_BMV: Tensor, top_p: float) 
     return torch.full_like(probability_BMV[..., :1], probability_BMV.shape[-1] - 1, dtype=torch.int64)
 
 
-def codes_of(tokenizer: MultiScaleTokenizer, tokens_BM: Tensor) -> Tensor:
-    """The codes that tokens stand for, float32 (B, M, c)."""
-    return F.embedding(tokens_BM, tokenizer.quantizer.codebook_Vc.float())
+def codes_of(tokenizer: MultiScaleTokenizer, tokens_BM: Tensor, scale: int = 0) -> Tensor:
+    """The codes that a scale's tokens stand for, float32 (B, M, c)."""
+    return tokenizer.quantizer.codes(tokens_BM, scale)
 
 
 def pictures(tokenizer: MultiScaleTokenizer, features_hat_BChw: Tensor) -> Tensor:

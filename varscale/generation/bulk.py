@@ -34,9 +34,11 @@ def draw_collection(
     *,
     batch_size: int = 64,
     rejection: Rejection | None = None,
+    captions: Sequence[str] = (),
 ) -> None:
     """Draw one image a label into a folder of PNGs, an .npz or a .parquet; an interrupted call is gone on with.
 
+    Where `captions` are given, `labels_N` are their embeddings, and the captions are written in place of labels.
     Memory doesn't grow with the number of images, and at most one batch is lost when the process is killed.
 
     Raises:
@@ -45,7 +47,7 @@ def draw_collection(
         OSError: It can't be written.
     """
     check_sampling(drawable.model.config, drawable.tokenizer, labels_N, options)
-    labels = labels_N.numpy()
+    labels, names_N = labels_N.numpy(), np.array(captions) if captions else labels_N.numpy()
     batch_size, chosen = kept_at_once(batch_size, rejection), ""
     if rejection is not None:
         chosen = f"1 of {rejection.candidates} by {rejection.classifier.identity}"
@@ -65,10 +67,10 @@ def draw_collection(
     batches = drawn_batches(*models, labels_N, options, batch_size=drawn, first=done, rejection=rejection)
     for images_b3HW in batches:
         end = done + len(images_b3HW)
-        collection.add(done, images_b3HW.permute(0, 2, 3, 1).contiguous().cpu().numpy(), labels[done:end])
+        collection.add(done, images_b3HW.permute(0, 2, 3, 1).contiguous().cpu().numpy(), names_N[done:end])
         done = end
         progress(done, len(labels))
-    collection.finish(labels)
+    collection.finish(names_N)
 
 
 def drawn_batches(
@@ -94,7 +96,7 @@ def drawn_batches(
         labels_b = labels_N[start : start + at_once].to(device)
         indices_bM = torch.arange(start * candidates, (start + len(labels_b)) * candidates)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            drawn = sample_with(model, tokenizer, labels_b.repeat_interleave(candidates), options, indices_bM)
+            drawn = sample_with(model, tokenizer, labels_b.repeat_interleave(candidates, dim=0), options, indices_bM)
         pixels_bM3HW = drawn.images.mul(255).round().to(torch.uint8)
         yield pixels_bM3HW if rejection is None else pixels_bM3HW[rejection.choose(pixels_bM3HW, labels_b)]
 
@@ -104,9 +106,10 @@ def kept_at_once(batch_size: int, rejection: Rejection | None) -> int:
     return batch_size if rejection is None else max(1, batch_size // rejection.candidates)
 
 
-def labels_in_turn(classes: Sequence[int], count: int) -> Tensor:
-    """`count` labels, int64 (N,): one class after the other, again and again."""
-    return torch.tensor(classes).repeat(-(-count // len(classes)))[:count]
+def labels_in_turn(classes: Sequence[int] | Tensor, count: int) -> Tensor:
+    """`count` labels, int64 (N,), or embeddings (N, D): one after the other, again and again."""
+    labels = torch.as_tensor(classes)
+    return labels[torch.arange(count) % len(labels)]
 
 
 def labels_in_proportion(counts_C: NDArray[np.int64], count: int, seed: int) -> Tensor:

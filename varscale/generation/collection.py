@@ -7,6 +7,7 @@ the batches, which is written first.
 Letters: b images of a batch, H and W height and width.
 """
 
+import csv
 import io
 import shutil
 import zipfile
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,8 @@ from varscale.store.records import Record
 
 RECORD = ".sampling.json"
 LABELS = "labels.csv"
+Names = NDArray[np.int64] | NDArray[np.str_]
+"""Of images, their labels, or the captions that they were drawn for."""
 
 
 class CollectionRecord(Record):
@@ -122,15 +125,15 @@ class Collection(ABC):
         """Folder of the batches and the record."""
         return self.out.with_name(f".{self.out.name}.parts")
 
-    def add(self, first: int, images_bHW3: NDArray[np.uint8], labels_b: NDArray[np.int64]) -> None:
+    def add(self, first: int, images_bHW3: NDArray[np.uint8], names_b: Names) -> None:
         """Keep the batch of images that begins with image `first`."""
-        for name, content in zip(self._names(first), self._encoded(first, images_bHW3, labels_b), strict=True):
+        for name, content in zip(self._names(first), self._encoded(first, images_bHW3, names_b), strict=True):
             write_atomically(self.parts / name, content)
 
-    def finish(self, labels_N: NDArray[np.int64]) -> None:
+    def finish(self, names_N: Names) -> None:
         """Make one thing of all batches, if it isn't made yet."""
         if not self._finished():
-            self._join(labels_N)
+            self._join(names_N)
         if self.parts != self.out:
             shutil.rmtree(self.parts)
 
@@ -146,11 +149,11 @@ class Collection(ABC):
         return [f"{first:09d}.part"]
 
     @abstractmethod
-    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], labels_b: NDArray[np.int64]) -> Iterable[bytes]:
+    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], names_b: Names) -> Iterable[bytes]:
         """Their contents."""
 
     @abstractmethod
-    def _join(self, labels_N: NDArray[np.int64]) -> None: ...
+    def _join(self, names_N: Names) -> None: ...
 
 
 class _Folder(Collection):
@@ -166,25 +169,27 @@ class _Folder(Collection):
     def _names(self, first: int) -> list[str]:
         return [f"{i:06d}.png" for i in range(first, min(first + self.record.batch_size, self.record.images))]
 
-    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], labels_b: NDArray[np.int64]) -> Iterable[bytes]:
+    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], names_b: Names) -> Iterable[bytes]:
         return map(_png, images_bHW3)
 
-    def _join(self, labels_N: NDArray[np.int64]) -> None:
-        names = (path.name for path in self._part_paths())
-        rows = (f"{name},{label}\n" for name, label in zip(names, labels_N.tolist(), strict=True))
-        write_atomically(self.out / LABELS, "".join(["file,label\n", *rows]).encode())
+    def _join(self, names_N: Names) -> None:
+        names = [path.name for path in self._part_paths()]
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerows([("file", _column(names_N)), *zip(names, names_N.tolist(), strict=True)])
+        write_atomically(self.out / LABELS, table.getvalue().encode())
 
 
 class _Npz(Collection):
-    """arr_0: uint8 (N, H, W, 3); arr_1: int64 (N,)."""
+    """arr_0: uint8 (N, H, W, 3); arr_1: int64 (N,), or text."""
 
-    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], labels_b: NDArray[np.int64]) -> Iterable[bytes]:
+    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], names_b: Names) -> Iterable[bytes]:
         buffer = io.BytesIO()
         np.save(buffer, images_bHW3)
         yield buffer.getvalue()
 
-    def _join(self, labels_N: NDArray[np.int64]) -> None:
-        shape = (len(labels_N), *np.load(next(iter(self._part_paths()))).shape[1:])
+    def _join(self, names_N: Names) -> None:
+        shape = (len(names_N), *np.load(next(iter(self._part_paths()))).shape[1:])
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         # as numpy.savez, which would hold all images in memory
         with replaced(self.out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -193,27 +198,28 @@ class _Npz(Collection):
                 for part in self._part_paths():
                     entry.write(np.load(part).data)
             with archive.open("arr_1.npy", "w") as entry:
-                np.save(entry, labels_N)
+                np.save(entry, names_N)
 
 
 class _Parquet(Collection):
-    """Columns `img` (a struct of `bytes`, a PNG, and `path`) and `label`, as of Hugging Face's CIFAR-10."""
+    """Columns `img` (a struct of `bytes`, a PNG, and `path`) and `label` or `caption`, as Hugging Face's CIFAR-10."""
 
-    schema: ClassVar[Any] = pa.schema(
-        [("img", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
-    )
+    @staticmethod
+    def _schema(names_N: Names) -> Any:
+        image, name = pa.struct([("bytes", pa.binary()), ("path", pa.string())]), _column(names_N)
+        return pa.schema([("img", image), (name, pa.int64() if name == "label" else pa.string())])
 
-    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], labels_b: NDArray[np.int64]) -> Iterable[bytes]:
+    def _encoded(self, first: int, images_bHW3: NDArray[np.uint8], names_b: Names) -> Iterable[bytes]:
         rows = [
-            {"img": {"bytes": _png(image_HW3), "path": f"{first + i:06d}.png"}, "label": int(labels_b[i])}
+            {"img": {"bytes": _png(image_HW3), "path": f"{first + i:06d}.png"}, _column(names_b): names_b[i].item()}
             for i, image_HW3 in enumerate(images_bHW3)
         ]
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, self.schema), buffer)
+        pq.write_table(pa.Table.from_pylist(rows, self._schema(names_b)), buffer)
         yield buffer.getvalue()
 
-    def _join(self, labels_N: NDArray[np.int64]) -> None:
-        with replaced(self.out) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
+    def _join(self, names_N: Names) -> None:
+        with replaced(self.out) as temporary, pq.ParquetWriter(temporary, self._schema(names_N)) as writer:
             for part in self._part_paths():
                 writer.write_table(pq.read_table(part))
 
@@ -239,6 +245,11 @@ def drawn_alone(out: str) -> Iterator[None]:
 def is_folder(out: str) -> bool:
     """Whether images go into a folder of this name: it is one, ends in a slash, or has no suffix."""
     return out.endswith("/") or Path(out).is_dir() or Path(out).suffix == ""
+
+
+def _column(names_N: Names) -> str:
+    """What a column of them is called."""
+    return "caption" if names_N.dtype.kind == "U" else "label"
 
 
 def _png(image_HW3: NDArray[np.uint8]) -> bytes:

@@ -98,6 +98,8 @@ class EditRequest:
         description, architecture = stored_description(files.model), stored_architecture(files.tokenizer)
         if not isinstance(description, VARConfig):
             raise ExperimentError(f"{files.place}: models of family {description.family} can't edit images")
+        if description.text_width is not None:
+            raise ExperimentError(f"{files.place}: it was told captions, and images are edited by classes so far")
         if not 0 <= self.source_scales < len(description.patch_nums):
             raise ExperimentError(
                 f"--source-scales {self.source_scales}: the model has {len(description.patch_nums)} scales, of which "

@@ -8,18 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from varscale.config.captions import CaptionsSection
+from varscale.data.captions import TextEncoder, open_encoder
+from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.tokens.store import TokenStore
-from varscale.errors import ExperimentError
+from varscale.errors import DataError, ExperimentError
 from varscale.families.base import SamplingOptions
 from varscale.families.models import FamilyModel, Sample
 from varscale.families.storage import load_model
+from varscale.generation.labels import NO_CLASS
 from varscale.generation.pictures import save_pictures, scale_pictures
 from varscale.generation.rejection import Rejection
 from varscale.generation.sampling import sample_with
 from varscale.numerics.device import best_device
 from varscale.store.layout import RunFiles, TokenFiles
-from varscale.store.records import PlainName, Record, read_result
+from varscale.store.records import CaptionsRecord, PlainName, Record, read_result
 from varscale.store.weights import stored_checksum
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import load_tokenizer
@@ -43,6 +48,8 @@ class Drawable:
     tokenizer_checksum: str
     class_names: tuple[str, ...] = ()
     """Name of each label, where a cell's training images had names."""
+    captions: CaptionsRecord | None = None
+    """What embeds the captions that a cell is told."""
 
     @classmethod
     def load(cls, place: Path, tokenizer_file: Path | None = None) -> "Drawable":
@@ -75,6 +82,41 @@ class Drawable:
         store = TokenStore.open(self.tokens().train, views=1, verify="sizes")
         return np.bincount(store.labels(), minlength=store.num_classes)
 
+    def training_captions(self, count: int) -> tuple[list[str], Tensor]:
+        """Those of `count` training images, spread evenly over them, and their embeddings (count, D).
+
+        Raises:
+            ExperimentError: It isn't known what the model was trained on.
+            TokenStoreError: The captions are missing or damaged.
+        """
+        captions = StoredCaptions.read_required(self.tokens().train)
+        image_N = torch.arange(count) * len(captions.index_N) // count
+        return captions.texts_of(image_N), captions.of_images(image_N)
+
+    def embedded(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (B, D) of texts, as those of the captions that the model was told; `none` is no caption.
+
+        Raises:
+            ExperimentError: The model was told classes, or it isn't known what embedded its captions, or that differs.
+            DataError: A text is empty, or the encoder's weights are missing.
+        """
+        if self.model.config.text_width is None:
+            raise ExperimentError(f"--text: {self.place} was told classes, not captions; name classes by --labels")
+        if self.captions is None:
+            raise ExperimentError(
+                f"--text: {self.place} does not say what embedded its captions; name the cell's folder"
+            )
+        encoder = open_encoder(CaptionsSection.model_validate(self.captions.settings))
+        if encoder.identity != self.captions.identity:
+            raise ExperimentError(
+                f"--text: {self.place} was told captions by {self.captions.identity}, and here is {encoder.identity}: "
+                "other weights give other embeddings"
+            )
+        try:
+            return torch.stack([_no_caption(encoder) if text == NO_CLASS else _one(encoder, text) for text in texts])
+        except DataError as error:
+            raise DataError(f"--text: {error}") from None
+
 
 @dataclass(frozen=True)
 class DrawableFiles:
@@ -86,6 +128,7 @@ class DrawableFiles:
     fingerprints: tuple[str | None, str | None] = (None, None)
     """What both must have been made by, where that is known."""
     class_names: tuple[str, ...] = ()
+    captions: CaptionsRecord | None = None
     """See `Drawable`."""
 
     @classmethod
@@ -103,8 +146,8 @@ class DrawableFiles:
             )
         cell, tokenizer = _files_of_cell(place)
         result, fingerprints = read_result(cell), (cell.fingerprint, tokenizer.fingerprint)
-        names = result.class_names if result is not None else ()
-        return cls(place, cell.weights, tokenizer.weights, fingerprints, names)
+        names, captions = (result.class_names, result.captions) if result is not None else ((), None)
+        return cls(place, cell.weights, tokenizer.weights, fingerprints, names, captions)
 
     def load(self) -> Drawable:
         """Both on this machine's device; see `Drawable.load`."""
@@ -112,12 +155,12 @@ class DrawableFiles:
         model = load_model(self.model, self.fingerprints[0]).to(device)
         tokenizer = load_tokenizer(self.tokenizer, self.fingerprints[1]).to(device)
         checksums = stored_checksum(self.model), stored_checksum(self.tokenizer)
-        return Drawable(self.place, model, tokenizer, *checksums, self.class_names)
+        return Drawable(self.place, model, tokenizer, *checksums, self.class_names, self.captions)
 
 
 def draw(
     drawable: Drawable,
-    labels: Sequence[int],
+    labels: Sequence[int] | Tensor,
     count: int,
     options: SamplingOptions,
     out: Path,
@@ -125,7 +168,7 @@ def draw(
     show_scales: bool = False,
     rejection: Rejection | None = None,
 ) -> None:
-    """Draw `count` images of each label into one picture, a row a label.
+    """Draw `count` images of each label, or embedding of a caption, into one picture, a row a label.
 
     With `show_scales` each image has a row of its own, with the picture after each scale; with `rejection` each is
     chosen among several.
@@ -137,9 +180,9 @@ def draw(
     config = drawable.model.config
     if show_scales and config.reads == "latents":
         raise ExperimentError(f"--show-scales: models of family {config.family} draw latents, which have no scales")
-    labels_B = torch.tensor(labels, device=best_device()).repeat_interleave(count)
+    labels_B = torch.as_tensor(labels, device=best_device()).repeat_interleave(count, dim=0)
     candidates = rejection.candidates if rejection else 1
-    drawn = sample_with(drawable.model, drawable.tokenizer, labels_B.repeat_interleave(candidates), options)
+    drawn = sample_with(drawable.model, drawable.tokenizer, labels_B.repeat_interleave(candidates, dim=0), options)
     if rejection is not None:
         chosen_B = rejection.choose(drawn.images.mul(255).round().to(torch.uint8), labels_B)
         drawn = Sample(drawn.images[chosen_B], [tokens_B[chosen_B] for tokens_B in drawn.tokens])
@@ -147,6 +190,14 @@ def draw(
         save_pictures(scale_pictures(drawable.tokenizer, drawn.tokens), out, len(drawn.tokens))
     else:
         save_pictures(drawn.images, out, count)
+
+
+def _one(encoder: TextEncoder, text: str) -> Tensor:
+    return torch.from_numpy(encoder.embed([text])[0])
+
+
+def _no_caption(encoder: TextEncoder) -> Tensor:
+    return torch.zeros(encoder.width)
 
 
 def tokenizer_file(place: Path) -> tuple[Path, str | None]:

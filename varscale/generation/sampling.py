@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from varscale.families.base import ModelDescription, SamplingOptions
+from varscale.families.base import ModelDescription, SamplingOptions, cut_without_meaning
 from varscale.families.models import FamilyModel, Sample
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -27,7 +27,8 @@ def sample(
     Args:
         model: A model of any family, such as `VAR`.
         tokenizer: The tokenizer whose tokens it was trained on.
-        labels: int64 (B,), each 0 … num_classes; num_classes stands for "no class".
+        labels: int64 (B,), each 0 … num_classes; num_classes stands for "no class". Of a model that is told captions,
+            their embeddings, float32 (B, D); zeros stand for "no caption".
         cfg: Classifier-free guidance. For VAR that of the last scale: scale k of K has cfg·k/(K - 1). 0: without.
         top_k: Keep the k likeliest tokens; 0 keeps all, 1 is greedy.
         top_p: Keep the likeliest tokens that together have this probability; 0 keeps all.
@@ -60,16 +61,27 @@ def check_sampling(
     config: ModelDescription, tokenizer: MultiScaleTokenizer, labels: Tensor, options: SamplingOptions
 ) -> None:
     """Raise `ValueError` where a model can't be sampled so: foreign tokenizer, labels out of range, no such option."""
-    for name in ("patch_nums", "vocab_size", "latent_channels"):
-        ours, theirs = getattr(config, name), getattr(tokenizer, name)
+    for name in ("patch_nums", "vocab_size", "latent_channels", "quantizer"):
+        ours, theirs = getattr(config, name), getattr(tokenizer.architecture, name)
         if ours != theirs:
             raise ValueError(f"the transformer has {name} {ours}, but the tokenizer {theirs}")
     if options.smooth and not config.implementation().can_smooth:
         raise ValueError(f"models of family {config.family} have no smooth mode")
+    if config.draws == "bits" and (why := cut_without_meaning("bits", options.top_k, options.top_p)):
+        raise ValueError(f"top_k {options.top_k} and top_p {options.top_p:g} say nothing of these models: {why}")
+    if options.smooth and config.draws == "bits":
+        raise ValueError("models that choose bits have no smooth mode: it mixes codes by the probabilities of tokens")
     if options.steps and not config.implementation().can_choose_steps:
         raise ValueError(f"models of family {config.family} draw in {config.sampling_passes()} passes: leave out steps")
     if config.reads == "latents" and (options.top_k or options.top_p or options.temperature != 1):
         raise ValueError(f"models of family {config.family} choose no tokens: top_k, top_p and temperature say nothing")
+    if config.text_width is not None:
+        if labels.ndim != 2 or labels.shape[1] != config.text_width or not labels.is_floating_point():
+            raise ValueError(
+                f"this model was told captions: expected their embeddings, float (B, {config.text_width}), not "
+                f"{labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        return
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
         raise ValueError(f"labels must be a list of integers, not {labels.dtype} of shape {tuple(labels.shape)}")
     smallest, largest = int(labels.min()), int(labels.max())

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio."""
+HALF_GOLDEN = (5**0.5 - 1) / 4
 FACTOR_1 = 0xBF58476D1CE4E5B9
 FACTOR_2 = 0x94D049BB133111EB
 MASK_64 = 2**64 - 1
@@ -45,6 +47,25 @@ def normal(seed: int, stream: str, step: int, sample_index_B: Tensor, draws: int
     """
     middle_Bn = uniform(seed, stream, step, sample_index_B, draws) - 0.5 + 2.0**-25  # exact, and never ±½
     return torch.erfinv(2 * middle_Bn) * math.sqrt(2)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel noise, of the shape of `uniform`'s numbers, from which it is made: from -2.85 to 16.6."""
+    # the largest number, 1 - 2^-24, plus 2^-25 is rounded to 1
+    return (uniform + 2.0**-25).clamp_max(1 - 2.0**-24).log().neg().log().neg()
+
+
+def evenly_spread(sample_index_B: Tensor, start: float = HALF_GOLDEN) -> Tensor:
+    """Numbers in [0, 1), float64 (B,), that samples which follow each other cover evenly, however many they are.
+
+    Multiples of the golden ratio, modulo 1: what is averaged over them has less noise than with numbers that are drawn
+    apart (as in Kingma et al. 2021, appendix I.1). The same on any device.
+
+    Args:
+        sample_index_B: int64, each sample's number.
+        start: The number of sample 0; by default in the middle of a step.
+    """
+    return ((sample_index_B.long() * (GOLDEN >> 32) + int(start * 2**32)) & (2**32 - 1)).double() / 2**32
 
 
 def permutation(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from varscale.config.tokenizer import TokenizerArchitecture
-from varscale.families.var.attention import block_causal_mask, level_of_tokens
+from varscale.families.shared.attention import block_causal_mask, level_of_tokens
 from varscale.families.var.config import VARConfig
 from varscale.families.var.transformer import VAR
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -184,7 +184,7 @@ def export_tokenizer(tokenizer: MultiScaleTokenizer, *, buffers: bool = True) ->
         ValueError: If the tokenizer has settings that the reference cannot express.
     """
     architecture = tokenizer.architecture
-    for name, fixed in (("norm_groups", NORM_GROUPS), ("phi_ratio", PHI_RATIO)):
+    for name, fixed in (("quantizer", "codebook"), ("norm_groups", NORM_GROUPS), ("phi_ratio", PHI_RATIO)):
         if (value := getattr(architecture, name)) != fixed:
             raise ValueError(f"the reference's code has {name} {fixed}; a tokenizer with {value} cannot be exported")
     prefix = "qresi." if architecture.phi_count == 1 else "qresi_ls.0."
@@ -205,10 +205,14 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
         buffers: Also write the reference's buffers, which its own strict loading asks for.
 
     Raises:
-        ValueError: If the transformer's parametrization or blocks are none of the reference's.
+        ValueError: If the transformer's parametrization, blocks or classifier are none of the reference's.
     """
     if var.config.modern:
         raise ValueError("the reference's code has no modern block; such a model cannot be exported")
+    if var.config.text_width is not None:
+        raise ValueError("the reference's models are told classes, not captions; such a model cannot be exported")
+    if var.config.classifier == "bits":
+        raise ValueError("the reference's code has no classifier of bits; such a model cannot be exported")
     if (parametrization := var.config.parametrization) != "paper":
         raise ValueError(f"the reference's code has no factors of {parametrization}; such a model cannot be exported")
     state = {}

@@ -16,7 +16,7 @@ from typing import Any
 from varscale.config import Experiment
 from varscale.errors import ExperimentError
 
-NUMERICS_VERSION = 9
+NUMERICS_VERSION = 10
 """Raised when code changes results by more than rounding, or what checkpoints hold; part of every fingerprint."""
 
 
@@ -31,6 +31,8 @@ class DataIdentity:
     """Training images; None: they are procedural, as many as are needed. No part of a fingerprint."""
     summary: tuple[str, ...] = field(default=(), compare=False)
     """What a person should know of stored images before anything is trained, in lines."""
+    captions: dict[str, object] = field(default_factory=dict)
+    """What the embeddings of captions depend on; empty: none are stored."""
 
 
 def fingerprint(**settings: Any) -> str:
@@ -61,8 +63,9 @@ def tokenizer_fingerprint(experiment: Experiment, data: DataIdentity) -> str:
 
 
 def tokens_fingerprint(data: DataIdentity, tokenizer_fingerprint: str, *, latents: bool = False) -> str:
-    """Identity of the stores of tokens, or of latents: the tokenizer's, and the training and validation images'."""
+    """Identity of the stores of tokens, or of latents: the tokenizer's, and all images' with any captions."""
     images = {"data": data.training, "views": data.views, "validation": data.validation}
+    images |= {"captions": data.captions} if data.captions else {}
     return fingerprint(kind="latents" if latents else "tokens", tokenizer=tokenizer_fingerprint, **images)
 
 

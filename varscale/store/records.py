@@ -87,6 +87,19 @@ class RunIdentity(Record):
     """What describes the run, under the names of the runs table."""
 
 
+class CaptionsRecord(BaseModel):
+    """What embeds the captions that a cell is told."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    settings: dict[str, JsonValue]
+    """The experiment's `data.captions`."""
+    identity: str
+    """The encoder's name and the hash of its weights."""
+    shown: tuple[str, ...]
+    """Of the rows of the picture of samples."""
+
+
 class Result(Record):
     """What a run came to (result.json)."""
 
@@ -104,6 +117,8 @@ class Result(Record):
     """PNG files beside this one."""
     class_names: tuple[str, ...] = ()
     """Of a cell, the name of each label, where the training images' labels have names."""
+    captions: Annotated[CaptionsRecord | None, Field(exclude_if=lambda captions: captions is None)] = None
+    """Of a cell that is told captions."""
     reason: str = ""
     """Why it diverged."""
 
@@ -115,6 +130,8 @@ class TokensSummary(Record):
     """Training images."""
     unigram_entropy: FiniteFloat | None = None
     """Entropy of the training tokens when only their position is known, nats a token; None: the stores hold latents."""
+    unigram_bit_entropy: FiniteFloat | None = None
+    """The same of each bit by itself, summed over a token's bits; None: they are not bitwise."""
     latent_mean: tuple[FiniteFloat, ...] = ()
     """Of each channel of the training latents."""
     latent_deviation: tuple[FiniteFloat, ...] = ()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.config.tokenizer import TokenizerArchitecture
+from varscale.tokenizer.bitwise import BitwiseQuantizer
 from varscale.tokenizer.quantizer import MultiScaleQuantizer
 
 FEATURE_PENALTY = 1e-3
@@ -37,7 +38,8 @@ class MultiScaleTokenizer(nn.Module):
     def __init__(self, architecture: TokenizerArchitecture) -> None:
         super().__init__()
         latent_channels = architecture.latent_channels
-        self.quantizer = MultiScaleQuantizer(architecture)
+        bitwise = architecture.quantizer == "bitwise"
+        self.quantizer = BitwiseQuantizer(architecture) if bitwise else MultiScaleQuantizer(architecture)
         self.encoder = Encoder(architecture)
         self.decoder = Decoder(architecture)
         self.before_quantizer = _convolution(latent_channels, latent_channels)

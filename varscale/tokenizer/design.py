@@ -52,7 +52,7 @@ def usual_scales(latent: int) -> int:
 
 
 def usual_factor(image_size: int) -> int:
-    """How many times smaller than images of that side latents are: so that there are 8 × 8 or fewer, but at most 16.
+    """How many times smaller than images of that side latents are: the least that leaves 8 × 8 or fewer, or the most.
 
     Raises:
         ExperimentError: The side is not a multiple of 4, or below 8 pixels.
@@ -153,9 +153,9 @@ def section_lines(made: TokenizerArchitecture, images: int | None) -> list[str]:
         codes = f"{images:,} training images of {tokens} tokens fill at most {most:,} codes ({VECTORS_A_CODE} each)"
     size = f"{made.image_size} px to latents of {made.latent_size} × {made.latent_size}"
     small = made.image_size < PAPER_IMAGE
-    network = "the paper's network" if not small else "half of cifar10.yaml's, to save time"
+    network = "the paper's" if not small else "half of those of cifar10.yaml, to save time"
     if small and made.base_channels >= 16:
-        network = "the network of cifar10.yaml"
+        network = "those of cifar10.yaml"
     return [
         "tokenizer:",
         yaml_line("patch_nums", list(made.patch_nums), f"{tokens} tokens an image (docs/tokenizers.md)"),
@@ -165,7 +165,7 @@ def section_lines(made: TokenizerArchitecture, images: int | None) -> list[str]:
         yaml_line("channel_multipliers", list(made.channel_multipliers), size),
         yaml_line("residual_blocks", made.residual_blocks),
         yaml_line("attention", made.attention),
-        yaml_line("norm_groups", made.norm_groups, "less time than more groups on processors" if small else ""),
+        yaml_line("norm_groups", made.norm_groups, "of rings a tenth less time than 4 on processors" if small else ""),
         yaml_line("phi_count", made.phi_count, f"φ convolutions, shared among {len(made.patch_nums)} scales"),
     ]
 

@@ -18,6 +18,7 @@ from varscale.config.tokenizer import TokenizerArchitecture, TokenizerTraining
 from varscale.evaluation.codebook import count_codes
 from varscale.evaluation.perceptual import load_lpips
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer, TokenizerOutput
+from varscale.tokenizer.bitwise import BitwiseQuantizer
 from varscale.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from varscale.training.callbacks import ScheduleCallback, check_finite
 from varscale.training.schedules import Schedule
@@ -89,10 +90,10 @@ class TokenizerModule(LightningModule):
 
     def configure_optimizers(self) -> list[AdamW]:
         """AdamW for the tokenizer and, where there is one, for the discriminator."""
-        settings, codebook = self.settings, self.tokenizer.quantizer.codebook_Vc
-        trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1 and p is not codebook]
-        rest = [p for p in trained if p.ndim <= 1 or p is codebook]
+        settings = self.settings
+        trained = {name: p for name, p in self.tokenizer.named_parameters() if p.requires_grad}
+        plain = {name for name, p in trained.items() if p.ndim <= 1 or name == "quantizer.codebook_Vc"}
+        decayed, rest = ([p for name, p in trained.items() if (name in plain) is kind] for kind in (False, True))
         models: list[Any] = [[{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest}]]
         if self.discriminator is not None:
             models.append(self.discriminator.parameters())
@@ -178,13 +179,17 @@ class TokenizerModule(LightningModule):
 
     @torch.no_grad()
     def _initialise_codes(self, images_B3HW: Tensor) -> None:
-        """Codes start as vectors of the data, of all scales alike, the same on every process."""
-        quantizer = self.tokenizer.quantizer
+        """Codes start as vectors of the data, of all scales alike, the same on every process; signs at their size."""
+        quantizer, averaged = self.tokenizer.quantizer, self.averaged.quantizer
         parts = images_B3HW.split(self.settings.micro_batch or len(images_B3HW))
         features_BChw = torch.cat([self.tokenizer.features(part_b3HW) for part_b3HW in parts])
+        if isinstance(quantizer, BitwiseQuantizer):
+            quantizer.initialise_magnitudes(_of_first_process(features_BChw))
+            averaged.get_parameter("magnitude_K").copy_(quantizer.magnitude_K)
+            return
         vectors_Nc = _replacements(quantizer(features_BChw).residuals, quantizer.vocab_size, self.settings.seed)
         quantizer.initialise_codes(vectors_Nc, seed=self.settings.seed)
-        self.averaged.quantizer.codebook_Vc.copy_(quantizer.codebook_Vc)
+        averaged.codebook_Vc.copy_(quantizer.codebook_Vc)
 
     @torch.no_grad()
     def _keep_codes_alive(self, optimizer: Any, tokens: Sequence[Tensor], residuals: Sequence[Tensor]) -> None:
@@ -194,6 +199,8 @@ class TokenizerModule(LightningModule):
         moments, and at once in the averaged copy: old averages of another code would be worse than none.
         """
         quantizer = self.tokenizer.quantizer
+        if isinstance(quantizer, BitwiseQuantizer):
+            return  # its codes can't be moved
         used_V = count_codes(tokens, quantizer.vocab_size).sum(0)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(used_V)
@@ -222,7 +229,11 @@ def _replacements(residuals: Sequence[Tensor], count: int, seed: int) -> Tensor:
     shuffled = [vectors[torch.randperm(len(vectors), generator=generator).to(vectors.device)] for vectors in residuals]
     turns_N = torch.cat([torch.arange(len(vectors)) for vectors in shuffled])
     order_N = turns_N.argsort(stable=True)[:count]
-    vectors_Nc = torch.cat(shuffled)[order_N.to(residuals[0].device)].contiguous()
+    return _of_first_process(torch.cat(shuffled)[order_N.to(residuals[0].device)])
+
+
+def _of_first_process(tensor: Tensor) -> Tensor:
+    tensor = tensor.contiguous()
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast(vectors_Nc, src=0)
-    return vectors_Nc
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor

@@ -40,13 +40,12 @@ class MultiScaleQuantizer(nn.Module):
     """
 
     def __init__(self, architecture: TokenizerArchitecture) -> None:
-        """Build the codebook and the φ convolutions."""
+        """Build the codes and the φ convolutions."""
         super().__init__()
         self.patch_nums, self.latent_size = architecture.patch_nums, architecture.latent_size
         self.vocab_size, self.latent_channels = architecture.vocab_size, architecture.latent_channels
         self.phi_ratio, self.commitment_weight = architecture.phi_ratio, architecture.commitment_weight
-        self.codebook_Vc = nn.Parameter(torch.empty(self.vocab_size, self.latent_channels))
-        nn.init.uniform_(self.codebook_Vc, -1.0 / self.vocab_size, 1.0 / self.vocab_size)
+        self._make_codes(architecture)
         self.phi = nn.ModuleList(
             nn.Conv2d(self.latent_channels, self.latent_channels, kernel_size=3, padding=1)
             for _ in range(architecture.phi_count)
@@ -56,25 +55,40 @@ class MultiScaleQuantizer(nn.Module):
             # no scale uses it; DistributedDataParallel would wait for its gradient
             self.phi[index].requires_grad_(False)
 
+    def _make_codes(self, architecture: TokenizerArchitecture) -> None:
+        self.codebook_Vc = nn.Parameter(torch.empty(self.vocab_size, self.latent_channels))
+        nn.init.uniform_(self.codebook_Vc, -1.0 / self.vocab_size, 1.0 / self.vocab_size)
+
+    def codes(self, tokens: Tensor, scale: int) -> Tensor:
+        """The codes of a scale's tokens, float32 (…, c)."""
+        return F.embedding(tokens.long(), self.codebook(scale))
+
+    def codebook(self, scale: int) -> Tensor:
+        """All codes of a scale, float32 (V, c); they are the same for all scales."""
+        return self.codebook_Vc.float()
+
     def forward(self, features_BChw: Tensor) -> QuantizerOutput:
         """Quantize features, h = w = patch_nums[-1], for training (algorithm 1); every partial sum has a loss."""
         with full_float32(features_BChw.device):
             features_BChw = self._checked(features_BChw.float())
             target_BChw = features_BChw.detach()
-            residual_BChw = target_BChw.clone()
+            residual_BChw = self._first_residual(features_BChw)
             features_hat_BChw = torch.zeros_like(target_BChw)
             loss = features_BChw.new_zeros(())
             tokens, residuals = [], []
             for k in range(len(self.patch_nums)):
                 vectors_Nc = self._vectors(residual_BChw, k)
-                tokens_BL = self._nearest(vectors_Nc).view(len(features_BChw), -1)
+                tokens_BL = self._nearest(vectors_Nc.detach()).view(len(features_BChw), -1)
                 contribution_BChw = self._contribution(tokens_BL, k)
                 features_hat_BChw = features_hat_BChw + contribution_BChw
-                residual_BChw.sub_(contribution_BChw.detach())
+                # not in place: the finest scale's vectors may be a view of it, which restarts of codes are taken from
+                residual_BChw = residual_BChw - contribution_BChw.detach()
                 commitment = F.mse_loss(features_hat_BChw.detach(), features_BChw)
                 loss = loss + self.commitment_weight * commitment + F.mse_loss(features_hat_BChw, target_BChw)
+                if (penalty := self._penalty(vectors_Nc, k)) is not None:
+                    loss = loss + penalty
                 tokens.append(tokens_BL)
-                residuals.append(vectors_Nc)
+                residuals.append(vectors_Nc.detach())
             straight_through_BChw = features_BChw + (features_hat_BChw.detach() - target_BChw)
             return QuantizerOutput(straight_through_BChw, loss / len(self.patch_nums), tokens, residuals)
 
@@ -109,7 +123,7 @@ class MultiScaleQuantizer(nn.Module):
         """
         batch, side, scales = len(tokens[0]), self.latent_size, len(self.patch_nums)
         if scales == 1:
-            return self.codebook_Vc.new_zeros(batch, 0, self.latent_channels, dtype=torch.float32)
+            return torch.zeros(batch, 0, self.latent_channels, device=tokens[0].device)
         with full_float32(tokens[0].device):
             upsampled_KBChw = torch.stack([self._upsampled(tokens[k], k) for k in range(scales - 1)])
             # scales that share a φ are neighbours, so one convolution serves each group of them
@@ -199,6 +213,13 @@ class MultiScaleQuantizer(nn.Module):
         resized_BCpp = resize(residual_BChw, self.patch_nums[scale], "area")
         return resized_BCpp.permute(0, 2, 3, 1).reshape(-1, self.latent_channels).contiguous()
 
+    def _first_residual(self, features_BChw: Tensor) -> Tensor:
+        return features_BChw.detach()
+
+    def _penalty(self, vectors_Nc: Tensor, scale: int) -> Tensor | None:
+        """What a scale adds to the loss beside how far the partial sums are from the features."""
+        return None
+
     def _nearest(self, vectors_Nc: Tensor) -> Tensor:
         codebook_Vc = self.codebook_Vc.detach().float()
         # |x - e|² without |x|², which does not change which code is nearest
@@ -207,7 +228,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def _upsampled(self, tokens: Tensor, scale: int) -> Tensor:
         side, mixed = self.patch_nums[scale], tokens.is_floating_point()
-        codes_BLc = tokens if mixed else F.embedding(tokens.long(), self.codebook_Vc.float())
+        codes_BLc = tokens if mixed else self.codes(tokens, scale)
         codes_BCpp = codes_BLc.transpose(1, 2).reshape(len(tokens), self.latent_channels, side, side)
         return resize(codes_BCpp, self.latent_size, "bicubic")
 

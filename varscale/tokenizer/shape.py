@@ -27,10 +27,13 @@ class TokenizerShape:
     architecture: TokenizerArchitecture
 
     def parameters(self) -> int:
-        """All parameters: encoder, decoder, codebook, φ and the convolutions around the quantizer."""
-        codebook = self.architecture.vocab_size * self.architecture.latent_channels
-        phi = self.architecture.phi_count * self._beside_quantizer.parameters
-        return sum(layer.parameters for layer in self._encoder + self._decoder) + codebook + phi
+        """All parameters: encoder, decoder, codes, φ and the convolutions around the quantizer."""
+        architecture = self.architecture
+        codes = (
+            len(architecture.patch_nums) if self._bitwise else architecture.vocab_size * architecture.latent_channels
+        )
+        phi = architecture.phi_count * self._beside_quantizer.parameters
+        return sum(layer.parameters for layer in self._encoder + self._decoder) + codes + phi
 
     def encode_flops(self) -> int:
         """Image to tokens."""
@@ -68,6 +71,10 @@ class TokenizerShape:
     def step_bytes(self, images: int) -> int:
         """What a training step needs with so many images at once."""
         return self.training_state_bytes() + self.activation_bytes(images)
+
+    @property
+    def _bitwise(self) -> bool:
+        return self.architecture.quantizer == "bitwise"
 
     @cached_property
     def _encoder(self) -> "list[_Layer]":
@@ -112,9 +119,10 @@ class TokenizerShape:
         return _convolution(channels, channels, self.architecture.latent_size)
 
     def _lookups(self) -> int:
-        """Distances to all codes, and the residuals' down-sampling before them."""
+        """Distances to all codes, which signs need not, and the residuals' down-sampling before them."""
         distances = 2 * self.architecture.tokens_per_image * self.architecture.latent_channels
-        return distances * self.architecture.vocab_size + sum(map(self._resizing, self.architecture.patch_nums))
+        codes = 0 if self._bitwise else self.architecture.vocab_size
+        return distances * codes + sum(map(self._resizing, self.architecture.patch_nums))
 
     def _contributions(self, *, last: bool) -> int:
         """Up-sampling and φ of all scales, with or without the last."""

@@ -9,10 +9,11 @@ import torch
 from filelock import FileLock
 
 from varscale.config import Experiment, TokenizerConfig
-from varscale.data.loading import ORDER_WINDOW, ImageBatches, load_ahead
+from varscale.data.loading import ImageBatches, load_ahead, whole_windows
 from varscale.data.sources.base import ImageSource, Pixels
 from varscale.data.sources.of_experiment import training_source, validation_source
-from varscale.data.tokens.store import TokenStore, channel_statistics, unigram_entropy
+from varscale.data.tokens.captions import write_captions
+from varscale.data.tokens.store import TokenStore, channel_statistics, unigram_bit_entropy, unigram_entropy
 from varscale.data.tokens.writer import encode_store
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError, TokenStoreError
@@ -136,10 +137,12 @@ def encode_tokens(
             workers=loading_threads(),
             progress=lambda finished, _, before=before: report(before + finished, total),  # type: ignore[misc]
         )
+        if experiment.data.captions is not None:
+            write_captions(folder, source, experiment.data.captions)
         done += len(source) * views
     if encoded_images(files) != len(train):
-        # of procedural images the first ones, so that statistics stay what they are when the store grows
-        first = ORDER_WINDOW if latents and train.procedural else None
+        # of procedural images as many as every store of them has, so that statistics stay what they are when it grows
+        first = whole_windows(1) if latents and train.procedural else None
         first_views = TokenStore.open(files.train, views=1, num_images=first, verify="sizes")
         if latents:
             statistics = channel_statistics(first_views)
@@ -147,17 +150,23 @@ def encode_tokens(
                 images=len(train), latent_mean=statistics.mean, latent_deviation=statistics.deviation
             )
         else:
-            summary = TokensSummary(images=len(train), unigram_entropy=unigram_entropy(first_views).mean)
+            bits = model.latent_channels if model.architecture.quantizer == "bitwise" else 0
+            summary = TokensSummary(
+                images=len(train),
+                unigram_entropy=unigram_entropy(first_views).mean,
+                unigram_bit_entropy=unigram_bit_entropy(first_views, bits) if bits else None,
+            )
         summary.write(files.summary)
 
 
-def tokens_ready(files: TokenFiles, train_images: int) -> bool:
-    """Whether intact stores of so many training images are there."""
+def tokens_ready(files: TokenFiles, train_images: int, *, captioned: bool = False) -> bool:
+    """Whether intact stores of so many training images, with their captions where these are wanted, are there."""
     if encoded_images(files) < train_images:
         return False
     try:
         for folder in (files.validation, files.train):
-            TokenStore.open(folder)
+            if TokenStore.open(folder).captions is None and captioned:
+                return False
     except TokenStoreError:
         return False
     return True
@@ -218,8 +227,8 @@ def loading_threads() -> int:
 
 def _imported(path: Path, settings: TokenizerConfig) -> MultiScaleTokenizer:
     tokenizer = read_tokenizer(path, settings.patch_nums)
-    for name in ("patch_nums", "vocab_size", "latent_channels"):
-        found, expected = getattr(tokenizer, name), getattr(settings, name)
+    for name in ("quantizer", "patch_nums", "vocab_size", "latent_channels"):
+        found, expected = getattr(tokenizer.architecture, name), getattr(settings, name)
         if found != expected:
             raise CheckpointError(f"{path}: {name} is {found}, but tokenizer.{name} says {expected}")
     found, expected = tokenizer.architecture.downsampling, settings.downsampling
@@ -241,7 +250,8 @@ def _measure(
 ) -> dict[str, float]:
     """Figures on the whole validation set, and a picture: originals above, reconstructions below."""
     device = best_device()
-    meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size).to(device)
+    bits = settings.latent_channels if settings.quantizer == "bitwise" else 0
+    meter = ReconstructionMeter(len(tokenizer.patch_nums), tokenizer.vocab_size, bits=bits).to(device)
     tokenizer.to(device).eval()
     starts = range(0, len(source), settings.encode_batch_size)
 

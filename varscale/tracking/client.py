@@ -5,8 +5,9 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from varscale.errors import ExperimentDeletedError, TrackingError
@@ -61,13 +62,13 @@ class MLflowStore:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._artifacts = None if is_server(tracking_uri) or runs is None else runs.resolve() / "mlartifacts"
-        if (database := sqlite_file(tracking_uri)) is not None:
-            _check_database(database)
-            self._artifacts = database.resolve().parent / "mlartifacts"
         import mlflow.entities
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as one line, by the forwarder
+        if (database := sqlite_file(tracking_uri)) is not None:
+            _prepare_database(database)
+            self._artifacts = database.resolve().parent / "mlartifacts"
         self._client, self._entities = mlflow.MlflowClient(tracking_uri=tracking_uri), mlflow.entities
         self._numbers: dict[str, str] = {}
         self._prepared: set[str] = set()
@@ -191,14 +192,32 @@ def answering(tracking_uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {masked(tracking_uri)}: {first_line(error, tracking_uri)}") from None
 
 
-def _check_database(path: Path) -> None:
-    """Fail at once where SQLite can't open a file: MLflow would try again for minutes."""
+def _prepare_database(path: Path) -> None:
+    """Create MLflow's tables where there are none, and fail at once where SQLite can't open a file.
+
+    MLflow itself would try to open it again for minutes. It also creates its tables in many steps inside the file, and
+    a process killed between two of them leaves a database that no MLflow opens again. So they are made in a file
+    beside it, which takes the name when it is whole.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=20)) as connection:
-            connection.execute("PRAGMA schema_version")
+        if path.exists():
+            with closing(sqlite3.connect(path, timeout=20)) as connection:
+                connection.execute("PRAGMA schema_version")
+            return
+        with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+            new = Path(folder) / path.name
+            _create_tables(new, path.parent / "mlartifacts")
+            with suppress(FileExistsError):  # another process was first
+                os.link(new, path)
     except (sqlite3.Error, OSError) as error:
         raise TrackingError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _create_tables(database: Path, artifacts: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{database}", artifacts.resolve().as_uri()).engine.dispose()
 
 
 def _experiment_tags() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What a cell is: one model size trained on one budget, as a branch of its size's trunk. Pure; no torch.
 
 A trunk is the constant-rate run of one size (depth, seed, variant); a cell branches off it after 1 - decay_fraction of
-its own images and decays the rate over the rest (warm-up, stable, decay).
+its own images and decays the rate over the rest (warm-up, stable, decay). Under a cosine the trunk is
+the warm-up alone.
 """
 
 import math
@@ -59,12 +60,15 @@ class Trunk:
         Raises:
             ExperimentError: The settings make no model of this size.
         """
-        tokenizer = self.experiment.tokenizer
+        tokenizer, captions = self.experiment.tokenizer, self.experiment.data.captions
+        told = captions if self.experiment.model.condition == "text" else None
         tokens = TokenSpace(
             patch_nums=tokenizer.patch_nums,
             vocab_size=tokenizer.vocab_size,
             latent_channels=tokenizer.latent_channels,
+            quantizer=tokenizer.quantizer,
             num_classes=self.experiment.data.num_classes,
+            text_width=None if told is None else told.embedding_width,
         )
         return self.experiment.model.describe(tokens, self.depth)
 
@@ -226,8 +230,11 @@ class Cell:
 
     @property
     def decay_images(self) -> int:
-        """Images over which the rate decays."""
-        return round(self.trunk.experiment.optim.decay_fraction * self.steps) * self.trunk.batch_size
+        """Images over which the rate decays: along a cosine all that come after the warm-up."""
+        optim = self.trunk.experiment.optim
+        if optim.schedule == "cosine":
+            return max(0, self.images - self.trunk.warmup_images)
+        return round(optim.decay_fraction * self.steps) * self.trunk.batch_size
 
     @property
     def branch_images(self) -> int:

@@ -119,7 +119,7 @@ def _step_cost(trunk: Trunk, images: int, tokenizer: MultiScaleTokenizer, compil
 
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            loss = module.family.losses(module.model, tokenizer, batch, seed=0).loss_BL.mean()
+            loss = module.family.losses(module.model, tokenizer, batch, seed=0).objective
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

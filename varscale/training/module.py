@@ -107,7 +107,7 @@ class ModelModule(LightningModule):
         return AdamW(groups, self.optim.peak_lr, self.optim.betas, fused=self.device.type in ("cpu", "cuda"))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """One step: the mean loss over all tokens, part by part."""
+        """One step of the training loss, part by part; what is logged of it is not weighted."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
         alone = self.trainer.world_size == 1
@@ -116,7 +116,7 @@ class ModelModule(LightningModule):
         logged = []
         for part in parts:
             losses = self.family.losses(self.model, self._tokenizer[0], part, self.seed)
-            loss = losses.loss_BL.mean() * (len(losses.loss_BL) / images)
+            loss = losses.objective * (len(losses.loss_BL) / images)
             if alone:
                 check_finite(loss, self.images_seen)
             with without_autocast(self.device):

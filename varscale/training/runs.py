@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from varscale.data.captions import open_encoder
 from varscale.data.loading import EvaluationBatches, StepBatches
+from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.tokens.manifest import class_names
 from varscale.data.tokens.store import TokenStore
 from varscale.errors import Diverged, TokenStoreError
@@ -22,7 +24,7 @@ from varscale.generation.pictures import save_pictures
 from varscale.generation.sampling import sample
 from varscale.numerics.device import best_device, deterministic
 from varscale.store.layout import RunFiles, TokenFiles
-from varscale.store.records import Result, RunIdentity, TokensSummary, read_result
+from varscale.store.records import CaptionsRecord, Result, RunIdentity, TokensSummary, read_result
 from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.callbacks import Checkpoints, ProgressCallback, ScheduleCallback, Throughput
 from varscale.training.cells import Cell, Execution, Trunk, provenance
@@ -125,13 +127,14 @@ def _result(
 ) -> Result:
     summary = TokensSummary.read(inputs.tokens.summary)
     faults = recorded_faults(inputs.tokenizer, cell.trunk.experiment.tokenizer)
+    entropy = "unigram_bit_entropy" if cell.trunk.model.draws == "bits" else "unigram_entropy"
     row = {
         "run": files.folder.name[:-8],
         **cell.parameters(),
         "unique_images": summary and summary.images,
         "epochs": summary and cell.images / summary.images,
         **figures,
-        "unigram_entropy": summary and summary.unigram_entropy,
+        "unigram_entropy": summary and getattr(summary, entropy),
         "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
         **({"latents_fingerprint": inputs.tokens.fingerprint} if cell.trunk.model.reads == "latents" else {}),
         "tokenizer_faults": None if faults is None else "; ".join(fault.what for fault in faults),
@@ -147,6 +150,7 @@ def _result(
         row=row,
         provenance=provenance(inputs.execution, cell.trunk),
         class_names=class_names(inputs.tokens.train),
+        captions=_captions_record(cell, inputs),
         **rest,
     )
 
@@ -264,7 +268,7 @@ def _schedule(trunk: Trunk, cell: Cell | None = None) -> Schedule:
     optim = trunk.experiment.optim
     linear = optim.schedule == "linear"
     return Schedule(
-        optim.schedule,
+        optim.schedule if cell is not None else "wsd",  # whose beginning is that of a cosine, too
         trunk.peak_lr,
         optim.batch_size,
         trunk.warmup_images,
@@ -288,17 +292,17 @@ def _evaluate(module: ModelModule, cell: Cell, inputs: Inputs) -> dict[str, floa
 
 
 def _draw_samples(module: ModelModule, cell: Cell, inputs: Inputs, files: RunFiles) -> tuple[str, ...]:
-    """A grid of samples, a row a class."""
+    """A grid of samples, a row a class or a caption."""
     evaluation = cell.trunk.experiment.evaluation
     if evaluation.samples_per_class == 0:
         return ()
+    shown_R = _shown(cell, inputs)
     device = best_device()  # Lightning leaves the module on the CPU
     tokenizer = load_tokenizer(inputs.tokenizer.weights, inputs.tokenizer.fingerprint).to(device)
-    classes = min(evaluation.sample_classes, cell.trunk.model.num_classes)
     drawn = sample(
         module.model.to(device),
         tokenizer,
-        torch.arange(classes, device=device).repeat_interleave(evaluation.samples_per_class),
+        shown_R.to(device).repeat_interleave(evaluation.samples_per_class, dim=0),
         cfg=evaluation.guidance,
         top_k=evaluation.top_k,
         top_p=evaluation.top_p,
@@ -307,3 +311,26 @@ def _draw_samples(module: ModelModule, cell: Cell, inputs: Inputs, files: RunFil
     path = files.picture("samples")
     save_pictures(drawn.images, path, evaluation.samples_per_class)
     return (path.name,)
+
+
+def _shown(cell: Cell, inputs: Inputs) -> torch.Tensor:
+    """The first classes, or captions of validation images, one for each row of the picture of samples."""
+    rows, captions = cell.trunk.experiment.evaluation.sample_classes, _validation_captions(cell, inputs)
+    if captions is None:
+        return torch.arange(min(rows, cell.trunk.model.num_classes))
+    return captions.of_images(captions.different(rows))
+
+
+def _validation_captions(cell: Cell, inputs: Inputs) -> StoredCaptions | None:
+    """Those of the validation images, where the cell is told captions."""
+    return None if cell.trunk.model.text_width is None else StoredCaptions.read_required(inputs.tokens.validation)
+
+
+def _captions_record(cell: Cell, inputs: Inputs) -> CaptionsRecord | None:
+    settings, captions = cell.trunk.experiment.data.captions, _validation_captions(cell, inputs)
+    if settings is None or captions is None:
+        return None
+    shown = captions.texts_of(captions.different(cell.trunk.experiment.evaluation.sample_classes))
+    return CaptionsRecord(
+        settings=settings.model_dump(mode="json"), identity=open_encoder(settings).identity, shown=tuple(shown)
+    )

@@ -14,7 +14,7 @@ class Schedule:
     separate run of the whole schedule.
     `linear`: the reference VAR's `lin0`: warm-up, 5% of the rest constant, then linear to `final_ratio`, which the last
     step has. (Its warm-up begins at 0.5% of the peak, ours at the first of equal steps.)
-    `cosine`: warm-up, then half a cosine to `final_ratio` (tokenizers).
+    `cosine`: warm-up, then half a cosine to `final_ratio`, which comes after the last step.
 
     Raises:
         ValueError: an end is needed and missing, or lies before the warm-up's.

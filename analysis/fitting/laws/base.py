@@ -22,8 +22,6 @@ Array = NDArray[np.float64]
 NO_OFFSET = 1e-6
 """Share of the lowest value below which an offset is none."""
 OFFSET = "E"
-COEFFICIENTS = ("A", "B")
-"""Of the terms beside an offset."""
 _LARGEST_LOG = 700.0
 """Logarithms of coefficients are kept below this, where float64 ends."""
 
@@ -39,6 +37,7 @@ class Law(ABC):
         parameters: E, A, B, alpha and beta, as far as it has them, or others; exponents come last.
         link: whether log y or the log odds of y are predicted.
         legend: what figures call it, with places for parameters and for `power`, the input's power; the name if empty.
+        ratios: inputs that follow from two columns where a table has none of their own: the input, above, below.
     """
 
     name: str
@@ -47,6 +46,7 @@ class Law(ABC):
     parameters: tuple[str, ...]
     link: Literal["log", "logit"] = "log"
     legend: str = ""
+    ratios: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def has_offset(self) -> bool:
@@ -59,9 +59,14 @@ class Law(ABC):
         return self.inputs == ("x",)
 
     @property
-    def rises(self) -> bool:
-        """Whether it is of values that grow with its input."""
+    def of_losses(self) -> bool:
+        """Whether its input is a loss: values rise with it, and predictions are made for lower ones."""
         return False
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Coefficients that terms beside an offset are multiplied by."""
+        return ()
 
     def columns(self, x: str) -> tuple[str, ...]:
         """The columns that it takes: its own, such as N and D, or the x chosen."""
@@ -219,4 +224,4 @@ class Problem:
 
 def is_exponent(name: str) -> bool:
     """Whether θ holds a parameter as it is, rather than its logarithm."""
-    return name in ("alpha", "beta")
+    return name in ("alpha", "beta", "gamma", "delta", "lambda")

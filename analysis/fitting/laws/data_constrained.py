@@ -25,6 +25,11 @@ _OF_NEW_DATA = power_sum(
 class DataConstrained(LogTerms):
     """Chinchilla's law of parameters and tokens, of which `epochs` says how often each was seen."""
 
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Of size and data."""
+        return "A", "B"
+
     def logs(self, problem: Problem, theta_SP: Array) -> Array:
         """Of the offset, the size and the data."""
         values, sizes_n = named(problem, theta_SP), problem.log_inputs_In[0]

@@ -36,9 +36,14 @@ class OfLoss(LogTerms):
     form: Literal["exponential", "logistic", "power"] = "exponential"
 
     @property
-    def rises(self) -> bool:
-        """All do."""
+    def of_losses(self) -> bool:
+        """All are."""
         return True
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Of the main term."""
+        return ("A",)
 
     def logs(self, problem: Problem, theta_SP: Array) -> Array:
         """Of the offset, where there is one, and the main term."""

@@ -16,15 +16,26 @@ from scipy.optimize import nnls
 
 from analysis.fitting.laws.base import Array, Law, Problem, is_exponent
 
+SOME_EXPONENTS = 0.2, 0.5
+"""Where fits begin of laws with three exponents or more, of which a finer grid would have too many points."""
+
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a sum: coefficient · input^(sign · exponent), or the coefficient alone (the offset)."""
+    """One term of a sum: coefficient · input^(sign · exponent), times others, or the coefficient alone (the offset)."""
 
     coefficient: str
     exponent: str | None = None
     input: int = 0
     sign: float = -1.0
+    times: tuple[tuple[str, int], ...] = ()
+    """Exponents and inputs of further powers that it is multiplied by, which fall."""
+
+    @property
+    def powers(self) -> tuple[tuple[str, int, float], ...]:
+        """Its exponents, with input and sign of each."""
+        own = () if self.exponent is None else ((self.exponent, self.input, self.sign),)
+        return (*own, *((exponent, place, -1.0) for exponent, place in self.times))
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,11 @@ class PowerSum(Law):
     """A sum of terms; what derivatives need of a prediction is each term's share of it."""
 
     terms: tuple[Term, ...] = ()
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Of the powers."""
+        return tuple(term.coefficient for term in self.terms if term.exponent is not None)
 
     def prepare(self, problem: Problem) -> "_Derivatives":
         """The terms' derivatives, which don't depend on θ."""
@@ -82,18 +98,18 @@ class PowerSum(Law):
             return np.stack([np.full(len(spread), intercept), exponents_S], axis=1)
         exponents = [name for name in problem.free if is_exponent(name)]
         points = (4 if few else 8) if len(exponents) > 1 else (6 if few else 24)
+        values = np.geomspace(0.02, 2.5, points) if len(exponents) < 3 else SOME_EXPONENTS
         # Coefficients minimise relative residuals, which are log residuals to first order.
         scale_n = np.sqrt(weights_n) / (np.ones_like(y) if raw else y)
         offset = np.exp(problem.pinned_log_offset) if problem.pinned_log_offset is not None else 0.0
         terms = [term for term in self.terms if term.coefficient in problem.free]
         floor = 1e-3 * float(np.median(y))
         starts = []
-        for point in product(np.geomspace(0.02, 2.5, points), repeat=len(exponents)):
+        for point in product(values, repeat=len(exponents)):
             chosen = dict(zip(exponents, point, strict=True))
             columns = [
-                np.exp(term.sign * chosen[term.exponent] * problem.log_inputs_In[term.input])
-                if term.exponent
-                else np.ones_like(y)
+                np.exp(sum(sign * chosen[name] * problem.log_inputs_In[place] for name, place, sign in term.powers))
+                * np.ones_like(y)
                 for term in terms
             ]
             design_nJ, values_n = np.stack(columns, axis=1) * scale_n[:, None], (y - offset) * scale_n
@@ -109,7 +125,7 @@ class PowerSum(Law):
     def shift(self, problem: Problem, name: str, values: dict[str, Array]) -> Array | float:
         """The centre of the term's input times its exponent."""
         term = next(term for term in self.terms if term.coefficient == name)
-        return 0.0 if term.exponent is None else -term.sign * values[term.exponent] * problem.centres[term.input]
+        return sum((-sign * values[each] * problem.centres[place] for each, place, sign in term.powers), start=0.0)
 
     def bounds(self, problem: Problem, name: str) -> tuple[float, float] | None:
         """Beside other terms, an exponent of zero or less would be a second offset."""
@@ -125,8 +141,10 @@ def power_sum(
     legend: str = "",
 ) -> PowerSum:
     """A sum of terms, with the parameters that these name."""
-    exponents = dict.fromkeys(term.exponent for term in terms if term.exponent)
-    return PowerSum(name, formula, inputs, (*(term.coefficient for term in terms), *exponents), link, legend, terms)
+    exponents = dict.fromkeys(name for term in terms for name, *_ in term.powers)
+    return PowerSum(
+        name, formula, inputs, (*(term.coefficient for term in terms), *exponents), link, legend, terms=terms
+    )
 
 
 @dataclass(frozen=True)
@@ -144,8 +162,8 @@ class _Derivatives:
         for j, term in enumerate(self.terms):
             if term.coefficient in self.free:
                 terms_JnP[j, :, self.free.index(term.coefficient)] = 1.0
-            if term.exponent is not None:
-                terms_JnP[j, :, self.free.index(term.exponent)] += term.sign * self.log_inputs_In[term.input]
+            for name, place, sign in term.powers:
+                terms_JnP[j, :, self.free.index(name)] += sign * self.log_inputs_In[place]
         return terms_JnP
 
     @cached_property

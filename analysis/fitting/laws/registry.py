@@ -17,6 +17,11 @@ LAWS: dict[str, Law] = {
         power_sum("power-offset", "E + A·x^-α", _X, _E, _A, legend="{E} + A·{power}"),
         power_sum("chinchilla", "E + A·N^-α + B·D^-β", _N_AND_D, _E, _A, Term("B", "beta", 1)),
         power_sum("chinchilla-tied", "E + A·N^-α + B·D^-α", _N_AND_D, _E, _A, Term("B", "alpha", 1)),
+        power_sum(  # Abnar et al. 2025 (arXiv 2501.12370): X = 1 - S, S the share of experts that are not used
+            *("sparse-mixture", "E + A·N^-α + B·D^-β + C·X^λ + F·X^-δ·N^-γ", ("params", "active_share", "tokens")),
+            *(_E, _A, Term("B", "beta", 2)),
+            *(Term("C", "lambda", 1, sign=1.0), Term("F", "delta", 1, times=(("gamma", 0),))),
+        ),
         BrokenPower(
             *("broken-power", "A·x^-α·(1 + x/B)^(α-β)", _X, ("A", "B", "alpha", "beta")),
             legend="broken, {power} bending at {B}",
@@ -28,6 +33,7 @@ LAWS: dict[str, Law] = {
             "E + A·N^-α + B·D'^-β, D' = U·(1 + R·(1 - e^(-(D/U-1)/R)))",
             (*_N_AND_D, "epochs"),
             ("E", "A", "B", "R", "alpha", "beta"),
+            ratios=(("epochs", "tokens", "unique_tokens"),),
         ),
         OfLoss("loss-to-error", "A·(1 - e^(-k·(x-x0)))", _X, ("A", "x0", "k")),
         OfLoss("loss-to-error-sigmoid", "E + A/(1 + e^(-k·(x-x0)))", _X, ("E", "A", "x0", "k"), form="logistic"),

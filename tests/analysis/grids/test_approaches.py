@@ -7,6 +7,7 @@ from planted_tables import chinchilla_table, sweep_table
 from requirements import shared_path
 
 from analysis.errors import TableError
+from analysis.grids.allocation import from_minima
 from analysis.grids.frontier import curve_envelope
 from analysis.grids.isoflop import METHODS, minima
 from analysis.options import FitOptions
@@ -198,3 +199,25 @@ def test_without_flops_the_most_data_are_held_out_once():
     result = fit_laws(table, FitOptions(params="N", tokens="D", law=("chinchilla",), bootstrap_draws=100))
     names = [check.name for check in result.fits[0].holdout if not check.name.startswith("roll")]
     assert names == ["largest tokens", "largest params"]
+
+
+def test_the_far_sides_of_wide_bowls_do_not_widen_what_akima_finds():
+    """Large models that have hardly begun to learn make a side that no polynomial follows; Akima's curve never sees it.
+
+    The estimates' own spread, over tables of the same law, is what the interval should have.
+    """
+    exponents, widths = [], []
+    for seed in range(12):
+        rng, rows = np.random.default_rng(seed), []
+        for budget in np.geomspace(1e17, 1e20, 6):
+            for off in np.geomspace(1 / 40, 40, 10):
+                params = 0.6 * off * np.sqrt(budget / 6)
+                tokens = budget / (6 * params)
+                loss = (1.7 + 400 * params**-0.34 + 410 * tokens**-0.34) * (1 + 0.001 * off**1.5)
+                noisy = loss * (1 + 0.002 * rng.standard_normal())
+                rows.append({"budget": budget, "params": params, "tokens": tokens, "loss": noisy})
+        found = from_minima(minima(pd.DataFrame(rows), "loss", "akima", seed=seed), ())
+        exponents.append(found.params_exponent)
+        widths.append(np.ptp(found.params_ci95))
+    assert np.mean(widths) <= 2 * 2 * 1.96 * np.std(exponents, ddof=1)
+    assert np.mean(np.abs(np.array(exponents) - 0.5) < np.array(widths) / 2) >= 10 / 12

@@ -67,7 +67,7 @@ def test_budgets_and_studies_become_columns_where_they_differ() -> None:
 
 
 def test_published_rows_are_marked_and_have_sources() -> None:
-    """FID, parameters and relative cost of VAR as its repository's README has them, as far as both papers agree."""
+    """Table 1 of VAR's paper, by cells copied by hand: VAR's parameters and costs, some others, names of systems."""
     table = paper_table(pd.DataFrame(), published=True)
     named = {row[0].removesuffix("†"): row for row in table.cells()}
     assert all(row[0].endswith("†") for row in table.cells())

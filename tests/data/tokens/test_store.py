@@ -15,7 +15,7 @@ from tiny_store import BAD_MANIFESTS, PATCH_NUMS, VOCAB_SIZE, brightness_encoder
 
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.manifest import MANIFEST
-from varscale.data.tokens.store import TokenStore, split_scales, unigram_entropy
+from varscale.data.tokens.store import TokenStore, split_scales, unigram_bit_entropy, unigram_entropy
 from varscale.data.transforms import to_model_range
 from varscale.errors import TokenStoreError
 
@@ -91,6 +91,17 @@ def test_unigram_entropy_of_constant_and_uniform_tokens(tmp_path):
 
     uniform = store_of_rings(tmp_path / "b", 64, encode=each_code_once)
     assert unigram_entropy(uniform).by_scale == pytest.approx([np.log(64)] * 3)
+
+
+def test_unigram_entropy_of_bits(store):
+    """Of each bit by itself: at least that of tokens, and the same where bits say nothing of each other."""
+    tokens_BL = all_tokens()[0]
+    entropies = [
+        sum(scipy.stats.entropy(np.bincount((tokens_BL[:, place].numpy() >> bit) & 1)) for bit in range(6))
+        for place in range(21)
+    ]
+    assert unigram_bit_entropy(store, 6) == pytest.approx(np.mean(entropies))
+    assert unigram_bit_entropy(store, 6) > unigram_entropy(store).mean
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])

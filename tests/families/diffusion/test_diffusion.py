@@ -210,6 +210,16 @@ def test_settings_that_say_nothing_together(model: dict[str, Any], message: str)
         DiffusionSection(**model)
 
 
+@pytest.mark.parametrize(("prediction", "default", "other"), [("flow", "euler", "heun"), ("ddpm", "ddim", "ancestral")])
+def test_the_default_sampler_named_is_the_same_model(prediction: str, default: str, other: str) -> None:
+    unnamed, named, another = (
+        grid_cells(experiment(prediction=prediction, sampler=sampler))[0].key("tokens").fingerprint
+        for sampler in (None, default, other)
+    )
+    assert unnamed == named != another
+    assert description(prediction=prediction, sampler=default).solver == default
+
+
 def test_choices_among_tokens_are_refused_before_training() -> None:
     settings = experiment().model_dump(mode="json")
     for section in ({"top_k": 9}, {"fidelity": {"top_p": 0.9}}):

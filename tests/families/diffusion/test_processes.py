@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from varscale.families.diffusion.config import DiffusionSettings
-from varscale.families.diffusion.processes import drawn, kept_shares, noised
+from varscale.families.diffusion.processes import LARGEST_LATENT, drawn, kept_shares, noised
 from varscale.numerics.randomness import normal
 
 MEAN, DEVIATION = 0.7, 0.4
@@ -63,6 +63,16 @@ def test_ancestral_samples_have_the_datas_distribution() -> None:
     found = drawn(settings, exact_noise("linear"), fresh, 1000)
     assert float(found.mean()) == pytest.approx(MEAN, abs=0.02)
     assert float(found.std()) == pytest.approx(DEVIATION, abs=0.02)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("steps", [1, 20])
+def test_latents_that_the_model_guesses_far_off_are_cut(sampler: str, steps: int) -> None:
+    """A model that finds a thousand times too much noise is not followed beyond what latents can be."""
+    settings = DiffusionSettings(prediction="ddpm", sampler=sampler)
+    signs = NOISE.sign()
+    found = drawn(settings, lambda x, moment: -1000 * signs, lambda step: NOISE, steps)
+    torch.testing.assert_close(found, LARGEST_LATENT * signs)
 
 
 def test_more_steps_than_levels_are_refused() -> None:

@@ -118,10 +118,12 @@ def test_decoding_keeps_the_tokens_it_is_most_confident_of(steps: int, monkeypat
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_sampling_flops(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = masked(sampling_steps=4)
+@pytest.mark.parametrize("text_width", [None, 8])
+def test_sampling_flops(text_width: int | None, guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = masked(sampling_steps=4, text_width=text_width)
+    told = LABELS[:2] if text_width is None else torch.randn(2, text_width)
     monkeypatch.setattr("varscale.families.masked.family.pictures", lambda *_: torch.empty(0))
     tokenizer = tokenizer_for(model.config, phi_ratio=0.0)
     decoding = counted(lambda: tokenizer.quantizer.decode_features([torch.zeros(2, 9, dtype=torch.int64)]))
-    measured = counted(lambda: sample_with(model, tokenizer, LABELS[:2], SamplingOptions(guidance)))
+    measured = counted(lambda: sample_with(model, tokenizer, told, SamplingOptions(guidance)))
     assert measured - decoding == 2 * model.config.sampling_flops(guidance=guidance > 0)

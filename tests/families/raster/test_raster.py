@@ -86,14 +86,15 @@ def test_frequencies_of_samples_are_the_models_probabilities() -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"block": "modern"}, {"shared_adaln": True}])
+@pytest.mark.parametrize("settings", [{}, {"block": "modern"}, {"shared_adaln": True}, {"text_width": 8}])
 def test_sampling_flops(settings: dict[str, Any], cache: bool, guidance: float) -> None:
     model = raster(**settings)
+    told = torch.randn(2, 8) if "text_width" in settings else LABELS[:2]
     codes_21c = codes_of(tokenizer_for(model.config), torch.zeros(2, 1, dtype=torch.int64))
 
     def run() -> None:
         with torch.no_grad():
-            predictor = token_predictor(model, LABELS[:2], guidance, use_cache=cache)
+            predictor = token_predictor(model, told, guidance, use_cache=cache)
             for place in range(9):
                 predictor.predict(codes_21c if place else None)
 

@@ -152,22 +152,29 @@ def test_logits_of_lengths_are_divided_by_channels() -> None:
 
 @pytest.mark.parametrize("parametrization", ["mup", "complete-p"])
 def test_coordinates_stay_over_eightfold_width(parametrization: str) -> None:
-    check_coordinates(parametrization, WIDTH * 8, DEPTH)
+    for name, growth in grown(parametrization, WIDTH * 8, DEPTH).items():
+        assert 0.5 < growth < 2, name
 
 
 def test_coordinates_stay_over_eightfold_depth() -> None:
-    check_coordinates("complete-p", WIDTH, DEPTH * 8)
+    """Within less than what they do under the paper's, or without complete-p's factor on the branches (1.7)."""
+    for name, growth in grown("complete-p", WIDTH, DEPTH * 8).items():
+        assert 0.85 < growth < 1.18, name
 
 
-def check_coordinates(parametrization: str, width: int, depth: int) -> None:
+def grown(parametrization: str, width: int, depth: int) -> dict[str, float]:
+    """Activations and updates against the base's."""
     small = mean_coordinates(scaled_config("paper", WIDTH, DEPTH))
     large = mean_coordinates(scaled_config(parametrization, width, depth))
-    for kind in ("activations", "updates"):
-        for name, size in getattr(small, kind).items():
-            assert 0.5 < getattr(large, kind)[name] / size < 2, (kind, name)
+    return {
+        f"{kind} of {name}": getattr(large, kind)[name] / size
+        for kind in ("activations", "updates")
+        for name, size in getattr(small, kind).items()
+    }
 
 
 def test_under_the_papers_they_do_not() -> None:
-    small, large = (mean_coordinates(scaled_config("paper", width, DEPTH)) for width in (WIDTH, WIDTH * 8))
-    assert large.updates["logits"] > 4 * small.updates["logits"]
-    assert large.updates["feed-forward"] > 3 * small.updates["feed-forward"]
+    wide, deep = grown("paper", WIDTH * 8, DEPTH), grown("paper", WIDTH, DEPTH * 8)
+    assert wide["updates of logits"] > 4
+    assert wide["updates of feed-forward"] > 3
+    assert deep["updates of stream"] > 1.25

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varscale.config.tokenizer import TokenizerArchitecture
-from varscale.families.var.sampling import ScalePredictor
+from varscale.families.shared.predictor import ScalePredictor
 from varscale.families.var.transformer import VAR
 from varscale.kernels.building import SWITCH
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -25,6 +25,8 @@ TOKENIZERS = {
     "plain": {},
     "deep": {"channel_multipliers": (1, 2, 2), "residual_blocks": 2, "phi_count": 1},
     "without attention": {"attention": False, "channel_multipliers": (1, 1)},
+    "bitwise": {"quantizer": "bitwise", "vocab_size": 2**6},
+    "bitwise without a penalty": {"quantizer": "bitwise", "vocab_size": 2**6, "entropy_weight": 0.0},
     "large maps": {"patch_nums": (1, 33, 36), "channel_multipliers": (1,)},
 }
 

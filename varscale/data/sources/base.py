@@ -5,7 +5,7 @@ Letters: B batch, s side of an image in pixels.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,22 @@ class ImageSource(ABC):
         pixels_1, labels_1 = self.load_batch([index], [view])
         return pixels_1[0], int(labels_1[0])
 
+    def captions(self) -> list[str]:
+        """What each image shows, in words.
+
+        Raises:
+            DataError: There are no captions, or some images have none.
+        """
+        raise DataError(f"data.captions: {self.name} has no captions")
+
+    def caption_vectors(self) -> NDArray[np.float32]:
+        """Each image's embedding (N, D), where a data set has these instead of captions.
+
+        Raises:
+            DataError: There are none, or some images have none.
+        """
+        raise DataError(f"data.captions.encoder: {self.name} has no vectors; a column of a Parquet file can have them")
+
     def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
         """A random order of the first `size` images, in which an epoch of training takes them."""
         from varscale.numerics.randomness import permutation  # torch, which asking what data there are needs not
@@ -97,6 +113,15 @@ class SubsetSource(ImageSource):
         """Images (B, 3, s, s) and labels (B,)."""
         return self.source.load_batch(self._chosen[np.asarray(indices, dtype=np.int64)], views)
 
+    def captions(self) -> list[str]:
+        """Those of the chosen images."""
+        captions = self.source.captions()
+        return [captions[index] for index in self._chosen.tolist()]
+
+    def caption_vectors(self) -> NDArray[np.float32]:
+        """Those of the chosen images."""
+        return self.source.caption_vectors()[self._chosen]
+
     def check_apart_from(self, training: ImageSource) -> None:
         """What the whole source checks."""
         self.source.check_apart_from(training)
@@ -108,6 +133,16 @@ class SubsetSource(ImageSource):
     def shared_with(self, training: ImageSource) -> list[str]:
         """Names of those of the whole source."""
         return self.source.shared_with(training)
+
+
+def check_captions(captions: Sequence[str], place: Callable[[int], str], expected: str) -> None:
+    """Raise `DataError` where images have no caption: how many, the first one's place, and what is expected."""
+    missing = [index for index, caption in enumerate(captions) if not caption.strip()]
+    if missing:
+        raise DataError(
+            f"data.captions: {len(missing)} of {len(captions)} images have no caption, such as {place(missing[0])}; "
+            f"expected {expected}"
+        )
 
 
 def digest(parts: Iterable[bytes]) -> str:

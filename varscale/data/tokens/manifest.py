@@ -25,6 +25,33 @@ _CountOrZero = Annotated[int, Field(ge=0, le=2**40)]
 _Numbers32Bit = Annotated[int, Field(ge=1, le=2**32)]
 
 
+class RowType(NamedTuple):
+    """What an image's row is made of: numbers of a type, and so many of them."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, patch_nums: tuple[int, ...], *, vocab_size: int, num_classes: int, latent_channels: int | None
+    ) -> "RowType":
+        """A label and tokens, of two bytes where all of both fit, else of four; or a label and latents."""
+        if latent_channels is not None:
+            side = patch_nums[-1]
+            return cls(np.dtype([("label", "<u4"), ("latents", "<f2", (latent_channels, side, side))]), ())
+        dtype = np.dtype("<u2" if max(vocab_size, num_classes) <= 2**16 else "<u4")
+        return cls(dtype, (1 + sum(side * side for side in patch_nums),))
+
+    def rows(self, images: int) -> NDArray[Any]:
+        """Of so many images, still without content."""
+        return np.empty((images, *self.shape), self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Of a row."""
+        return self.rows(1).nbytes
+
+
 class ShardRows(NamedTuple):
     """Which images a shard holds, and so its name; the fields are those of `Shard`."""
 
@@ -111,21 +138,14 @@ class Manifest(BaseModel):
         return sum(side * side for side in self.patch_nums)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Unsigned type of the shards' numbers, two bytes where tokens and labels fit, else four; or latents' rows."""
-        if self.latent_channels is not None:
-            side = self.patch_nums[-1]
-            return np.dtype([("label", "<u4"), ("latents", "<f2", (self.latent_channels, side, side))])
-        return np.dtype("<u2" if max(self.vocab_size, self.num_classes) <= 2**16 else "<u4")
-
-    def empty_rows(self, images: int) -> NDArray[Any]:
-        """Rows of a shard, still without content."""
-        return np.empty(images if self.latent_channels is not None else (images, 1 + self.tokens_per_image), self.dtype)
-
-    @property
-    def row_bytes(self) -> int:
-        """Of an image's row."""
-        return self.empty_rows(1).nbytes
+    def row_type(self) -> RowType:
+        """Of the shards' rows."""
+        return RowType.of(
+            self.patch_nums,
+            vocab_size=self.vocab_size,
+            num_classes=self.num_classes,
+            latent_channels=self.latent_channels,
+        )
 
     @property
     def shards_per_view(self) -> int:
@@ -158,7 +178,7 @@ class Manifest(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a JSON object; `dtype` is for readers that don't know the rule."""
-        return {**self.model_dump(mode="json", by_alias=True), "dtype": str(self.dtype)}
+        return {**self.model_dump(mode="json", by_alias=True), "dtype": str(self.row_type.dtype)}
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -12,6 +12,7 @@ import errno
 import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -20,8 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from varscale.data.sources.base import Indices
+from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.tokens.manifest import MANIFEST, PROGRESS, Manifest, check_shard, read_manifest
 from varscale.errors import TokenStoreError
+from varscale.numerics.bits import bit_entropy, bits_of
 
 Verify = Literal["auto", "contents", "sizes"]
 VERIFY_BYTES = 512 * 2**20
@@ -135,6 +138,17 @@ class TokenStore:
         tokens_BL = np.ascontiguousarray(rows[:, 1:], dtype=np.int64)
         return TokenBatch(torch.from_numpy(tokens_BL), torch.from_numpy(rows[:, 0].astype(np.int64)))
 
+    def batch(self, sample_indices: Indices | torch.Tensor) -> dict[str, torch.Tensor]:
+        """What models take of such samples: `samples` under its names and, where there are any, captions as `text_BD`.
+
+        Raises:
+            IndexError: If a sample is out of range.
+        """
+        batch: dict[str, torch.Tensor] = self.samples(sample_indices)._asdict()
+        if self.captions is not None:
+            batch["text_BD"] = self.captions.of_images(torch.as_tensor(sample_indices) % self.num_images)
+        return batch
+
     def samples(self, sample_indices: Indices | torch.Tensor) -> TokenBatch | LatentBatch:
         """What the store holds of such samples.
 
@@ -146,6 +160,21 @@ class TokenStore:
         rows = self._rows(sample_indices)
         latents_BChw = torch.from_numpy(rows["latents"].astype(np.float32))
         return LatentBatch(latents_BChw, torch.from_numpy(rows["label"].astype(np.int64)))
+
+    @cached_property
+    def captions(self) -> StoredCaptions | None:
+        """The images' captions; None where the store was made without.
+
+        Raises:
+            TokenStoreError: Their file is damaged, or has those of fewer images.
+        """
+        captions = StoredCaptions.read(self.directory)
+        if captions is not None and len(captions.index_N) < self.num_images:
+            raise TokenStoreError(
+                f"{self.directory}: captions of {len(captions.index_N)} images, expected {self.num_images}; encode the "
+                "store again"
+            )
+        return captions
 
     def labels(self) -> NDArray[np.int64]:
         """Of all samples, in order (num_samples,); tokens and latents are not read."""
@@ -163,7 +192,7 @@ class TokenStore:
         view_B, image_B = np.divmod(sample_B, self.num_images)
         shard_B, row_B = np.divmod(image_B, self.manifest.shard_images)
         shard_B += view_B * self.manifest.shards_per_view
-        rows = self.manifest.empty_rows(sample_B.size)
+        rows = self.manifest.row_type.rows(sample_B.size)
         if sample_B.size and (shard_B == shard_B[0]).all():
             np.take(self._shards[shard_B[0]], row_B, axis=0, out=rows, mode="clip")
         else:
@@ -204,6 +233,18 @@ def unigram_entropy(store: TokenStore) -> UnigramEntropy:
     entropy_L = torch.from_numpy(-(shares_LV * logarithms_LV).sum(axis=1))
     by_scale = tuple(float(part.mean()) for part in split_scales(entropy_L[None], store.patch_nums))
     return UnigramEntropy(float(entropy_L.mean()), by_scale)
+
+
+def unigram_bit_entropy(store: TokenStore, bits: int) -> float:
+    """Entropy of each bit at each position by itself, summed over a token's bits, nats; the mean over all positions.
+
+    What `unigram_entropy` is for models that predict tokens, this is for those that predict each bit by itself.
+    """
+    set_Ld = torch.zeros(store.tokens_per_image, bits, dtype=torch.int64)
+    for batch in store.batches(max(1, 2**24 // (store.tokens_per_image * bits))):
+        assert isinstance(batch, TokenBatch)
+        set_Ld += bits_of(batch.tokens_BL, bits).sum(0)
+    return float(bit_entropy(set_Ld.double() / store.num_samples).sum(1).mean())
 
 
 @dataclass(frozen=True)
@@ -272,7 +313,7 @@ def _map_shard(directory: Path, manifest: Manifest, number: int) -> NDArray[Any]
         more_files = f"let a process open {len(manifest.shards)} files more (ulimit -n)"
         advice = more_files if too_many else "encode the store again"
         raise TokenStoreError(f"{place}: not readable ({error}); {advice}") from None
-    expected = (shard.images, *manifest.empty_rows(0).shape[1:])
-    if rows.shape != expected or rows.dtype != manifest.dtype:
-        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.dtype} {expected}")
+    expected = (shard.images, *manifest.row_type.shape)
+    if rows.shape != expected or rows.dtype != manifest.row_type.dtype:
+        raise TokenStoreError(f"{place}: {rows.dtype} {rows.shape}, expected {manifest.row_type.dtype} {expected}")
     return np.asarray(rows)  # a plain array over the mapped file: indexing it is much faster than a memmap's

@@ -190,7 +190,7 @@ class _StoreWriter:
         self.source.undecodable.update(earlier.undecodable)
 
     def _check_space(self, missing: Sequence[ShardRows]) -> None:
-        needed = sum(_HEADER_BYTES + rows.images * self.wanted.row_bytes for rows in missing) + _SPARE_BYTES
+        needed = sum(_HEADER_BYTES + rows.images * self.wanted.row_type.bytes for rows in missing) + _SPARE_BYTES
         free = shutil.disk_usage(self.directory).free
         if missing and needed > free:
             raise TokenStoreError(
@@ -210,7 +210,7 @@ class _StoreWriter:
         return self.source.load_batch(images, [view] * len(images))
 
     def _write_shard(self, rows: ShardRows, loaded: Iterator[tuple[Pixels, Labels]]) -> Shard:
-        numbers, holds_latents = self.wanted.empty_rows(rows.images), self.wanted.latent_channels is not None
+        numbers, holds_latents = self.wanted.row_type.rows(rows.images), self.wanted.latent_channels is not None
         for start in range(0, rows.images, self.batch_size):
             pixels_B3ss, labels_B = next(loaded)
             part = numbers[start : start + self.batch_size]
@@ -251,7 +251,7 @@ class _StoreWriter:
 
     def _checked_latents(self, encoded: Sequence[torch.Tensor]) -> NDArray[np.float16]:
         """Latents (B, c, h, w)."""
-        expected = [(self.batch_size, *self.wanted.dtype["latents"].shape)]
+        expected = [(self.batch_size, *self.wanted.row_type.dtype["latents"].shape)]
         if (shapes := [tuple(latents.shape) for latents in encoded]) != expected:
             raise TokenStoreError(f"the encoder's latents have the shapes {shapes}, expected {expected}")
         if not encoded[0].half().isfinite().all():

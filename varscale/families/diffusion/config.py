@@ -7,7 +7,7 @@ Letters: C width, L tokens (patches of the latents), c latent channels.
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from varscale.config.section import Fraction, Positive, Section, Whole
 from varscale.errors import ExperimentError
@@ -19,6 +19,7 @@ from varscale.families.base import (
     Reads,
     Size,
     TokenSpace,
+    block_bytes,
     most_heads,
 )
 
@@ -50,6 +51,12 @@ class DiffusionSettings(Section):
     `euler` or `ddim`."""
     sampling_steps: Annotated[Whole, Field(ge=1, le=NOISE_LEVELS)] = 50
     """Steps in which an image is drawn, unless it is asked for with others."""
+
+    @field_validator("sampler")
+    @classmethod
+    def _default_has_one_name(cls, sampler: str | None, info: ValidationInfo) -> str | None:
+        """So that the default, named or not, is one model with one fingerprint."""
+        return None if sampler == SAMPLERS.get(info.data.get("prediction", ""), ("",))[0] else sampler
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
@@ -132,7 +139,7 @@ class DiTConfig(ModelDescription, DiffusionSettings):
     def parameters(self) -> int:
         """All trainable parameters."""
         width = self.width
-        conditions = (TIME_WAVES + 1 + width + 1 + self.num_classes + 1) * width
+        conditions = (TIME_WAVES + 1 + width + 1 + self.condition_rows) * width
         return self.active_parameters() + conditions + (6 * self.depth + 2) * width * (width + 1)
 
     def active_parameters(self, *, head: bool = True) -> int:
@@ -145,7 +152,7 @@ class DiTConfig(ModelDescription, DiffusionSettings):
         """One pass of one image at one time."""
         width, tokens = self.width, self.tokens
         products = 8 * width**2 + 4 * width * self.hidden + 4 * tokens * width
-        condition = 2 * (TIME_WAVES + width) * width + (12 * self.depth + 4) * width**2
+        condition = self.condition_flops(width) + 2 * (TIME_WAVES + width) * width + (12 * self.depth + 4) * width**2
         return self.depth * tokens * products + 4 * tokens * self.outputs * width + condition
 
     def executed_forward_flops(self) -> int:
@@ -163,11 +170,9 @@ class DiTConfig(ModelDescription, DiffusionSettings):
     def activation_bytes(self, batch: int, *, element_bytes: int = FLOAT32_BYTES) -> int:
         """An estimate, to within a third, of what a training step keeps for its backward pass.
 
-        Of each token a block keeps what a block of VAR does (`VARConfig.activation_bytes`), and of each image its
-        modulation; the output layer keeps 3 rows of C and the patch.
+        Beside its tokens a block keeps each image's modulation; the output layer keeps three rows of C and the patch.
         """
-        rows = 12 * FLOAT32_BYTES if element_bytes == FLOAT32_BYTES else 6 * FLOAT32_BYTES + 10 * element_bytes
-        block = rows * self.width + 2 * self.hidden * element_bytes + self.heads * FLOAT32_BYTES
+        block = block_bytes(self.width, 2 * self.hidden, self.heads, element_bytes)
         ends = (3 * self.width + 2 * self.outputs) * FLOAT32_BYTES
         modulation = self.depth * 8 * self.width * FLOAT32_BYTES
         return batch * (self.tokens * (self.depth * block + ends) + modulation)

@@ -9,17 +9,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from varscale.families.base import Family, SamplingOptions, TokenLosses
+from varscale.families.base import EVALUATION_SEED, Family, SamplingOptions, TokenLosses
 from varscale.families.diffusion.config import DiTConfig
 from varscale.families.diffusion.processes import drawn, noised
 from varscale.families.diffusion.transformer import DiT, patches
-from varscale.families.models import FamilyModel, Sample, evaluating, pictures
-from varscale.numerics.randomness import normal, uniform
+from varscale.families.models import (
+    FamilyModel,
+    Sample,
+    evaluating,
+    labels_after_dropout,
+    labels_of,
+    pictures,
+    with_unconditional,
+)
+from varscale.numerics.randomness import evenly_spread, normal, uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
-
-EVALUATION_SEED = 0
-"""Of the noise that models are measured with: the same for all."""
-GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class DiffusionFamily(Family):
@@ -40,14 +44,14 @@ class DiffusionFamily(Family):
         In an evaluation the times of consecutive samples cover [0, 1) evenly, whatever times a model was trained at, so
         that losses of the same prediction compare.
         """
-        dit, labels_B, index_B = _dit(model), batch["labels_B"], batch["sample_index_B"]
+        dit, index_B = _dit(model), batch["sample_index_B"]
         config, latents_BChw = dit.config, dit.standardised(batch["latents_BChw"])
         if seed is None:
-            times_B = ((index_B.double() + 0.5) * GOLDEN_RATIO).frac().float()
+            labels_B = labels_of(batch, config)
+            times_B = evenly_spread(index_B).float()
             noise_BChw = _noise(latents_BChw, EVALUATION_SEED, "evaluation", 0, index_B)
         else:
-            dropped_B = uniform(seed, "label_dropout", 0, index_B, 1)[:, 0] < config.label_dropout
-            labels_B = labels_B.masked_fill(dropped_B, config.num_classes)
+            labels_B = labels_after_dropout(batch, config.label_dropout, config, seed)
             if config.time_distribution == "uniform":
                 times_B = uniform(seed, "diffusion_time", 0, index_B, 1)[:, 0]
             else:
@@ -69,7 +73,7 @@ class DiffusionFamily(Family):
         dit, guided = _dit(model), options.guidance > 0
         config = dit.config
         if guided:
-            labels_B = torch.cat((labels_B, torch.full_like(labels_B, config.num_classes)))
+            labels_B = with_unconditional(labels_B, config)
         like = labels_B.new_empty(
             len(sample_indices_B), config.latent_channels, *2 * (config.patch_nums[-1],), dtype=torch.float32
         )

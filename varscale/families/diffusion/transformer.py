@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.families.diffusion.config import TIME_WAVES, DiTConfig
-from varscale.families.models import LatentModel
-from varscale.families.var.blocks import FeedForward, add_projected, modulate
+from varscale.families.models import LatentModel, condition_embedding
+from varscale.families.shared.blocks import FeedForward, add_projected, modulate
 from varscale.numerics.precision import without_autocast
 
 LONGEST_WAVE = 10_000
@@ -31,7 +31,7 @@ class DiT(LatentModel):
         width = config.width
         self.patch_embedding = nn.Linear(config.outputs, width)
         self.time_embedding = nn.Sequential(nn.Linear(TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width))
-        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.class_embedding = condition_embedding(config, width)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.outputs)
@@ -57,7 +57,7 @@ class DiT(LatentModel):
         Args:
             noisy_BChw: Standardised latents with noise.
             moments_B: Times from 0 to 1000.
-            labels_B: int64 classes, num_classes for none.
+            labels_B: int64 classes, num_classes for none; or captions (B, D), zeros for none.
 
         Returns:
             Velocity or noise, float32 (B, C, h, w), also under autocast.

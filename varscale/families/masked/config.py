@@ -7,7 +7,7 @@ from pydantic import Field
 
 from varscale.config.section import NonNegative, Section, Whole
 from varscale.families.base import Family, Reads
-from varscale.families.var.config import TransformerDescription, TransformerSection
+from varscale.families.shared.description import TransformerDescription, TransformerSection
 
 
 class Decoding(Section):
@@ -68,6 +68,7 @@ class MaskedConfig(TransformerDescription, Decoding):
         steps = self.sampling_passes()
         branches = 2 * steps - 1 if guidance else steps
         rows = self._blocks(self.tokens) + self._attention(self.tokens**2) + self._modulation()
+        rows += self.condition_flops(self.width)
         mixed = 4 * self.width**2 * (branches - steps)  # the head mixes both branches' modulated inputs
         return branches * rows + mixed + steps * (self._embedding(self.tokens) + self._head(self.tokens))
 

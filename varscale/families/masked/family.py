@@ -14,18 +14,13 @@ import torch
 from torch import Tensor
 
 from varscale.evaluation.likelihood import token_losses
-from varscale.families.base import SamplingOptions, TokenLosses
+from varscale.families.base import EVALUATION_SEED, SamplingOptions, TokenLosses
 from varscale.families.masked.config import MaskedConfig
-from varscale.families.models import FamilyModel, Sample, codes_of, draw, evaluating, pictures
-from varscale.families.var.family import TransformerFamily, kept_labels_and_branches
-from varscale.families.var.transformer import TokenTransformer
-from varscale.numerics.randomness import uniform
+from varscale.families.models import FamilyModel, Sample, codes_of, draw, evaluating, pictures, with_unconditional
+from varscale.families.shared.family import TransformerFamily, kept_labels_and_branches
+from varscale.families.shared.transformer import TokenTransformer
+from varscale.numerics.randomness import evenly_spread, gumbel, uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
-
-GOLDEN_STEP = 2_654_435_769
-"""2^32 over the golden ratio: multiples of it, modulo 2^32, are spread evenly however many there are."""
-EVALUATION_SEED = 0
-"""Of the masks of an evaluation, the same for all models."""
 
 
 class MaskedTransformer(TokenTransformer):
@@ -45,7 +40,7 @@ class MaskedTransformer(TokenTransformer):
         """Logits (B, L, V) of all tokens, float32.
 
         Args:
-            labels_B: int64 classes, num_classes for none.
+            labels_B: See `TokenTransformer.forward`.
             inputs_BMc: Codes of all tokens (B, L, c); those of masked ones don't matter.
             keep_D2B: See `TokenTransformer.forward`.
             masked_BL: bool; None: all.
@@ -53,7 +48,7 @@ class MaskedTransformer(TokenTransformer):
         """
         batch = len(labels_B)
         if guidance:
-            labels_B = torch.cat((labels_B, torch.full_like(labels_B, self.config.num_classes)))
+            labels_B = with_unconditional(labels_B, self.config)
         condition_BC, modulation = self.condition(labels_B)
         x_BLC, known_BLC = self.first_input(condition_BC), self.embed(inputs_BMc)
         if masked_BL is not None:
@@ -121,9 +116,10 @@ class MaskedFamily(TransformerFamily):
                 drawn_BL = draw(logits_BLV, random("sampling", step), **options.cut)
                 tokens_BL = torch.where(masked_BL, drawn_BL, tokens_BL)
                 noise = config.confidence_temperature * (1 - (step + 1) / len(counts))
-                gumbel_BL = (random("confidence", step) + 2.0**-25).log().neg().log().neg()
                 log_share_BL = logits_BLV.log_softmax(-1).gather(-1, tokens_BL.unsqueeze(-1)).squeeze(-1)
-                confidence_BL = (log_share_BL + noise * gumbel_BL).masked_fill(~masked_BL, torch.inf)
+                confidence_BL = (log_share_BL + noise * gumbel(random("confidence", step))).masked_fill(
+                    ~masked_BL, torch.inf
+                )
                 masked_BL = _rank(confidence_BL) < following
             return Sample(pictures(tokenizer, tokenizer.quantizer.decode_features([tokens_BL])), [tokens_BL])
 
@@ -131,12 +127,10 @@ class MaskedFamily(TransformerFamily):
 def training_masks(tokens: int, index_B: Tensor, seed: int) -> Tensor:
     """Which of an image's tokens are masked, bool (B, L): ⌈L·cos(πu/2)⌉ of them, at random places.
 
-    u is uniform in [0, 1) and, over samples that follow each other, evenly spread, so that the losses of batches differ
-    less (as in Kingma et al. 2021, appendix I.1).
+    u is uniform in [0, 1) and, over samples that follow each other, evenly spread, so that batches differ less.
     """
-    start = int(uniform(seed, "masked_share", 0, torch.zeros(1, dtype=torch.int64), 1)[0, 0] * 2**24) * 2**8
-    place_B = ((index_B.long() * GOLDEN_STEP + start) & (2**32 - 1)).double() / 2**32
-    count_B = (tokens * torch.cos(math.pi / 2 * place_B)).ceil()
+    start = float(uniform(seed, "masked_share", 0, torch.zeros(1, dtype=torch.int64), 1)[0, 0])
+    count_B = (tokens * torch.cos(math.pi / 2 * evenly_spread(index_B, start))).ceil()
     return _rank(uniform(seed, "masked_places", 0, index_B, tokens)) < count_B.unsqueeze(1)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from varscale.families.base import SamplingOptions
 from varscale.families.models import FamilyModel, Sample, codes_of, draw, evaluating, pictures
 from varscale.families.raster.config import RasterConfig
-from varscale.families.var.family import TransformerFamily
-from varscale.families.var.sampling import ScalePredictor
-from varscale.families.var.transformer import TokenTransformer
+from varscale.families.shared.family import TransformerFamily
+from varscale.families.shared.predictor import ScalePredictor
+from varscale.families.shared.transformer import TokenTransformer
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -64,4 +64,4 @@ def token_predictor(
     transformer: RasterTransformer, labels_B: Tensor, guidance: float, *, use_cache: bool = True
 ) -> ScalePredictor:
     """The guided logits of one token after the other."""
-    return ScalePredictor(transformer, labels_B, guidance, schedule="constant", use_cache=use_cache, modulate_once=True)
+    return ScalePredictor(transformer, labels_B, guidance, schedule="constant", use_cache=use_cache)

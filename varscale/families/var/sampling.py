@@ -2,15 +2,18 @@
 
 Tian et al. 2024, section 3.2 and appendix; by default guidance grows linearly over the scales, as in the reference.
 
-Letters in tensor names: B batch, K scales, M tokens of one scale, C width, c latent channels, V vocabulary.
+Letters in tensor names: B batch, M tokens of one scale, c latent channels, V vocabulary.
 """
 
 import torch
 from torch import Tensor
 
-from varscale.families.base import GuidanceSchedule, SamplingOptions
+from varscale.families.base import SamplingOptions
 from varscale.families.models import GivenTokens, Sample, codes_of, draw, evaluating, pictures, smooth_weights
-from varscale.families.var.transformer import VAR, TokenTransformer
+from varscale.families.shared.predictor import ScalePredictor
+from varscale.families.var.bits import draw_bits
+from varscale.families.var.config import VARConfig
+from varscale.families.var.transformer import VAR
 from varscale.numerics.precision import full_float32
 from varscale.numerics.randomness import uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
@@ -53,10 +56,9 @@ def sample_features(
             if options.smooth:
                 tokens_BM, codes = _smoothed(logits_BMV, tokenizer, k, indices_B, options)
             else:
-                uniform_BM = uniform(options.seed, "sampling", k, indices_B, logits_BMV.shape[1])
-                tokens_BM = codes = draw(logits_BMV, uniform_BM, **options.cut)
+                tokens_BM = codes = _drawn(logits_BMV, var.config, k, indices_B, options)
             if given is not None:
-                tokens_BM, codes = _with_given(tokens_BM, codes, given.tokens[k], given.kept[k], tokenizer)
+                tokens_BM, codes = _with_given(tokens_BM, codes, given, k, tokenizer)
             tokens.append(tokens_BM)
             features_hat_BChw, inputs_BMc = tokenizer.quantizer.accumulate(features_hat_BChw, codes, k)
         assert features_hat_BChw is not None
@@ -76,61 +78,26 @@ def _smoothed(
         weights_BMV = smooth_weights(part_BMV, uniform_BMV, progress, **options.cut)
         tokens.append(weights_BMV.argmax(-1))
         with full_float32(weights_BMV.device):
-            mixtures.append(weights_BMV @ tokenizer.quantizer.codebook_Vc.float())
+            mixtures.append(weights_BMV @ tokenizer.quantizer.codebook(scale))
     return torch.cat(tokens), torch.cat(mixtures)
 
 
+def _drawn(logits_BMV: Tensor, config: VARConfig, scale: int, indices_B: Tensor, options: SamplingOptions) -> Tensor:
+    """The tokens of a scale (B, M)."""
+    _, places, outputs = logits_BMV.shape
+    if config.classifier == "bits":
+        uniform_BMd = uniform(options.seed, "sampling", scale, indices_B, places * outputs).view_as(logits_BMV)
+        return draw_bits(logits_BMV, uniform_BMd, greedy=options.top_k == 1, temperature=options.temperature)
+    return draw(logits_BMV, uniform(options.seed, "sampling", scale, indices_B, places), **options.cut)
+
+
 def _with_given(
-    tokens_BM: Tensor, codes: Tensor, given_BM: Tensor, kept_BM: Tensor, tokenizer: MultiScaleTokenizer
+    tokens_BM: Tensor, codes: Tensor, given: GivenTokens, scale: int, tokenizer: MultiScaleTokenizer
 ) -> tuple[Tensor, Tensor]:
     """The tokens, and what is accumulated of them, with those that stay in place of the drawn ones."""
+    given_BM, kept_BM = given.tokens[scale], given.kept[scale]
     tokens_BM = torch.where(kept_BM, given_BM, tokens_BM)
     if not codes.is_floating_point():
         return tokens_BM, tokens_BM
-    given_BMc = codes_of(tokenizer, given_BM)
+    given_BMc = codes_of(tokenizer, given_BM, scale)
     return tokens_BM, torch.where(kept_BM.unsqueeze(-1), given_BMc, codes)
-
-
-class ScalePredictor:
-    """The guided logits of one scale after the other, each from the inputs that the scale before it made.
-
-    With guidance 0 the branch without class is not computed.
-    """
-
-    def __init__(
-        self,
-        var: TokenTransformer,
-        labels_B: Tensor,
-        guidance: float,
-        *,
-        schedule: GuidanceSchedule = "ramp",
-        use_cache: bool = True,
-        modulate_once: bool = False,
-    ) -> None:
-        """Start at the first scale; `modulate_once` keeps the blocks' modulations, where passes are many and small."""
-        self.var, self.batch, self.scale = var, len(labels_B), 0
-        self.options = SamplingOptions(guidance, guidance_schedule=schedule)
-        if guidance > 0:
-            labels_B = torch.cat((labels_B, torch.full_like(labels_B, var.config.num_classes)))
-        self.condition_BC, self.modulation = var.condition(labels_B)
-        if modulate_once:
-            self.modulation = var.modulations(self.modulation)
-        self.embedded_BMC = self.condition_BC.new_empty(len(labels_B), 0, var.config.width)
-        self.caches = var.new_caches() if use_cache else None
-
-    def predict(self, inputs_BMc: Tensor | None) -> Tensor:
-        """Guided logits (B, M, V) of the next scale, from `accumulate`'s inputs; None at the first scale."""
-        begin, end = self.var.scale_bounds[self.scale]
-        if inputs_BMc is None:
-            x_BMC = self.var.first_input(self.condition_BC)
-        else:
-            x_BMC = self.var.embed(inputs_BMc).repeat(len(self.condition_BC) // self.batch, 1, 1)
-        x_BMC = x_BMC + self.var.place_embedding(begin, end)
-        if self.caches is None:
-            x_BMC = self.embedded_BMC = torch.cat((self.embedded_BMC, x_BMC), dim=1)
-        x_BMC = self.var.transform(x_BMC, self.modulation, caches=self.caches)[:, begin - end :]
-        guidance = self.options.guidance_at(self.scale, len(self.var.config.patch_nums))
-        self.scale += 1
-        if guidance == 0:  # the branch without class was needed for its keys and values, but not its logits
-            return self.var.logits(x_BMC[: self.batch], self.condition_BC[: self.batch])
-        return self.var.logits(x_BMC, self.condition_BC, guidance=guidance)

@@ -21,6 +21,10 @@ SYSTEM_NAMES = frozenset(
 """Files and folders that systems and network storages put beside people's own, in small letters."""
 
 
+CAPTION = ".txt"
+"""What the caption of `cat.png` ends in, instead of the picture's suffix."""
+
+
 class StoredFile(NamedTuple):
     """An image's file."""
 
@@ -44,7 +48,9 @@ class Listing:
     hidden: Counter[str] = field(default_factory=Counter)
     """Hidden and system files and folders that were passed over, by their names' kinds."""
     others: Counter[str] = field(default_factory=Counter)
-    """Files that are no images by their names, by suffix."""
+    """Files that are no images by their names, by suffix; texts aren't among them."""
+    texts: set[Path] = field(default_factory=set)
+    """Files of text, which may be captions of images."""
 
     @classmethod
     def of(cls, root: Path) -> "Listing":
@@ -67,10 +73,16 @@ class Listing:
         lines = []
         if self.hidden:
             lines.append(f"hidden and system files and folders are passed over: {_counted(self.hidden)}")
-        if self.others:
-            images = " ".join(IMG_EXTENSIONS)
+        images = [file for files in (*self.classes.values(), self.loose) for file in files]
+        captions = self.texts & {Path(file.path).with_suffix(CAPTION) for file in images}
+        others = self.others + Counter({CAPTION: len(self.texts) - len(captions)})
+        if others:
+            suffixes = " ".join(IMG_EXTENSIONS)
+            lines.append(f"files that are no images by their names are left out: {_counted(others)} (not {suffixes})")
+        if captions:
             lines.append(
-                f"files that are no images by their names are left out: {_counted(self.others)} (not {images})"
+                f"captions beside pictures ({CAPTION}): {len(captions)} of {len(images)}; models of condition: text "
+                "learn them, by data.captions"
             )
         return lines
 
@@ -104,6 +116,9 @@ class Listing:
     def _image(self, entry: "os.DirEntry[str]") -> StoredFile | None:
         """The file, if it is an image by its name."""
         suffix = Path(entry.name).suffix.lower()
+        if suffix == CAPTION:
+            self.texts.add(Path(entry.path))
+            return None
         if suffix not in IMG_EXTENSIONS:
             self.others[suffix or "(without a suffix)"] += 1
             return None

@@ -10,9 +10,9 @@ from typing import BinaryIO
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from varscale.data.sources.base import ImageSource, digest
+from varscale.data.sources.base import ImageSource, check_captions, digest
 from varscale.data.sources.decoded import MAX_UNDECODABLE, EncodedSource, class_order, existing
-from varscale.data.sources.folder.listing import Listing, StoredFile
+from varscale.data.sources.folder.listing import CAPTION, Listing, StoredFile
 from varscale.data.sources.survey import Candidates
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
@@ -101,6 +101,13 @@ class FolderSource(EncodedSource):
         small = sum(file.bytes for file in stored) <= HASHED_BYTES
         return digest(chain(listed, (Path(file.path).read_bytes() for file in stored) if small else ()))
 
+    def captions(self) -> list[str]:
+        """The text beside each picture: of `cat.png` the file `cat.txt`."""
+        captions = [_text_beside(file) for file in self.files]
+        expected = "a text beside each picture, as cat.txt beside cat.png"
+        check_captions(captions, lambda index: _printable(str(self.files[index])), expected)
+        return captions
+
     def check_apart_from(self, training: ImageSource) -> None:
         """Raise `DataError` where the training images lie in the same folder, or in other class folders."""
         if not isinstance(training, FolderSource):
@@ -133,6 +140,17 @@ class FolderSource(EncodedSource):
         empty = [name for name in classes if name in listing.classes and not listing.classes[name]]
         if empty:
             raise DataError(f"{root / empty[0]}: no images, {_ENDINGS}")
+
+
+def _text_beside(picture: Path) -> str:
+    """The words of the .txt file beside a picture, on one line; nothing where there is none."""
+    file = picture.with_suffix(CAPTION)
+    try:
+        return " ".join(file.read_text(encoding="utf-8-sig").split())
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise DataError(f"{_printable(str(file))}: no caption that can be read, a text in UTF-8 ({error})") from None
 
 
 def _opened(file: StoredFile) -> BinaryIO:

@@ -177,7 +177,57 @@ def read_labels(
 def captions_of(reader: pq.ParquetFile) -> str | None:
     """The column of texts that describe the images, by its usual names; None where there is none."""
     schema = reader.schema_arrow
-    return next((name for name in CAPTIONS if name in schema.names and _is_text(schema.field(name).type)), None)
+    return next((name for name in CAPTIONS if name in schema.names and _holds_texts(schema.field(name).type)), None)
+
+
+def read_captions(files: Sequence[Path], readers: Sequence[pq.ParquetFile], name: str | None) -> list[str]:
+    """Each row's caption on one line, of several the first; empty where it is null.
+
+    Raises:
+        DataError: There is no such column, or it holds no text.
+    """
+    found = name or captions_of(readers[0])
+    if found is None:
+        raise DataError(
+            f"{files[0]}: no column of captions ({', '.join(CAPTIONS)}); name one by data.captions.column, the file "
+            f"has {nearest('', readers[0].schema_arrow.names)}"
+        )
+    values = _column(files, readers, found, "text, or lists of texts", _holds_texts)
+    firsts = [value[0] if isinstance(value, list) and value else value for value in values]
+    return [" ".join(text.split()) if isinstance(text, str) else "" for text in firsts]
+
+
+def read_vectors(files: Sequence[Path], readers: Sequence[pq.ParquetFile], name: str, width: int) -> list[list[float]]:
+    """Each row's vector; empty where it is null.
+
+    Raises:
+        DataError: There is no such column, or it holds no vectors, or they have another width.
+    """
+    values = _column(files, readers, name, "lists of numbers", _holds_vectors)
+    if other := next((len(value) for value in values if value and len(value) != width), None):
+        raise DataError(f"{files[0]}: column {name!r} has vectors of {other} numbers; data.captions.width is {width}")
+    return [value or [] for value in values]
+
+
+def _column(
+    files: Sequence[Path],
+    readers: Sequence[pq.ParquetFile],
+    name: str,
+    expected: str,
+    fits: Callable[[pa.DataType], bool],
+) -> list[Any]:
+    """All values of a column, as Python's own."""
+    values: list[Any] = []
+    for file, reader in zip(files, readers, strict=True):
+        schema = reader.schema_arrow
+        if name not in schema.names:
+            raise DataError(
+                f"{file}: data.captions.column: no column {name!r}; the file has {nearest(name, schema.names)}"
+            )
+        if not fits(schema.field(name).type):
+            raise DataError(f"{file}: data.captions.column: {name!r} is {schema.field(name).type}; expected {expected}")
+        values += reader.read(columns=[name]).column(name).to_pylist()
+    return values
 
 
 def _reader(file: Path) -> pq.ParquetFile:
@@ -253,6 +303,14 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _holds_texts(kind: pa.DataType) -> bool:
+    return _is_text(kind.value_type) if _is_list(kind) else _is_text(kind)
+
+
+def _holds_vectors(kind: pa.DataType) -> bool:
+    return _is_list(kind) and bool(pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -38,6 +38,7 @@ class ParquetSection(PicturesSection):
             self.crop(split),
             image_column=self.image_column,
             labels=LabelColumn(self.label_column, self.first_label, named_by),
+            captions=self.captions,
             num_classes=self.num_classes,
             max_undecodable=self.max_undecodable,
         )

@@ -12,10 +12,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from varscale.data.sources.base import ImageSource, digest
+from varscale.config.captions import CaptionsSection
+from varscale.data.sources.base import ImageSource, check_captions, digest
 from varscale.data.sources.decoded import MAX_UNDECODABLE, EncodedSource, existing, expanded, nearest
 from varscale.data.sources.folder.listing import is_hidden
-from varscale.data.sources.parquet.columns import LabelColumn, captions_of, open_image, open_table, read_labels
+from varscale.data.sources.parquet.columns import (
+    LabelColumn,
+    captions_of,
+    open_image,
+    open_table,
+    read_captions,
+    read_labels,
+    read_vectors,
+)
 from varscale.data.sources.survey import DECODED_BYTES, Candidates
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
@@ -47,6 +56,7 @@ class ParquetSource(EncodedSource):
         labels: LabelColumn = LabelColumn(),  # noqa: B008  # frozen
         num_classes: int | None = None,
         max_undecodable: int = MAX_UNDECODABLE,
+        captions: CaptionsSection | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.files = find_files(path)
@@ -75,9 +85,11 @@ class ParquetSource(EncodedSource):
         super().__init__(candidates, labels_N, classes, crop, max_undecodable)
         if stored_bytes > cache_bytes:  # the last groups that were looked at are none that training begins with
             self._cache.clear()
-        captions = captions_of(self._readers[0])
-        if captions is not None:
-            self.notes.append(f"column {captions!r} holds captions, which are not used: models here learn classes")
+        self._captions = captions
+        if (column := captions_of(self._readers[0])) is not None:
+            self.notes.append(
+                f"column {column!r} holds captions; models of condition: text learn them, by data.captions"
+            )
 
     def order(self, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
         """A random order of the images that reads each row group once or twice, not once an image.
@@ -105,6 +117,23 @@ class ParquetSource(EncodedSource):
                 f"data.validation_path: {min(shared)} is among the training files, too; name the split's own files, "
                 f"such as {min(shared).parent / 'validation-*.parquet'}"
             )
+
+    def captions(self) -> list[str]:
+        """Those of the column that the experiment names, or of one of a usual name."""
+        texts = read_captions(self.files, self._readers, self._captions.column if self._captions else None)
+        kept = [texts[row] for row in self.kept_N.tolist()]
+        check_captions(kept, self.picture_name, "a text in each row")
+        return kept
+
+    def caption_vectors(self) -> NDArray[np.float32]:
+        """Those of the column that the experiment names."""
+        assert self._captions is not None
+        assert self._captions.column is not None
+        width = self._captions.embedding_width
+        vectors = read_vectors(self.files, self._readers, self._captions.column, width)
+        kept = [vectors[row] for row in self.kept_N.tolist()]
+        check_captions(["x" * len(vector) for vector in kept], self.picture_name, "a vector in each row")
+        return np.asarray(kept, dtype=np.float32)
 
     def _open_row(self, row: int) -> BinaryIO:
         group = int(np.searchsorted(self._group_starts, row, side="right")) - 1

@@ -8,7 +8,7 @@ Identical on every machine: the random numbers are 64-bit integer hashes, and th
 multiplications, divisions and square roots only, which IEEE 754 rounds the same everywhere. The profile exp(-t)
 is (1 - t/64)^64, six squarings instead of the mathematics library's `exp`, and within 0.005 of it.
 
-Letters: N images, R rings in one layer, s side of an image in pixels.
+Letters: N images, R rings in one layer, K colours, s side of an image in pixels.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ PALETTE = np.array(
     dtype=np.float32,
 )
 """Ring colours as red, green, blue in [0, 1]; a data set uses the first `colours` of them."""
+COLOUR_NAMES = ("red", "blue", "green", "yellow", "magenta", "cyan", "orange", "white")
 
 BACKGROUND = np.array((0.07, 0.07, 0.12), dtype=np.float32)
 """Background colour as red, green, blue in [0, 1]."""
@@ -109,14 +110,41 @@ def render_rings(
     index_N = np.asarray(indices)
     if index_N.ndim != 1 or (index_N.size and (not np.issubdtype(index_N.dtype, np.integer) or index_N.min() < 0)):
         raise ValueError("indices: expected a list of whole numbers, each at least 0")
-    split_key_1 = _hash(_hash(np.array([seed % 2**64], dtype=np.uint64)), _SPLIT_KEYS[split])
-    key_N = _hash(split_key_1 + index_N.astype(np.uint64))
-    count_N = style.min_rings + _below(_hash(key_N), style.num_classes)
+    key_N = _keys(seed, index_N, split)
+    count_N = _counts(key_N, style)
     images_N3ss = np.empty((index_N.size, 3, image_size, image_size), dtype=np.uint8)
     for start in range(0, index_N.size, _CHUNK):
         part = slice(start, start + _CHUNK)
         images_N3ss[part] = _render_chunk(key_N[part], count_N[part], image_size, style)
     return images_N3ss, count_N - style.min_rings
+
+
+def rings_of_colours(
+    seed: int, indices: Sequence[int] | NDArray[np.integer], split: Split, style: Style
+) -> NDArray[np.int64]:
+    """How many rings of each colour images have, (N, colours)."""
+    key_N = _keys(seed, np.asarray(indices), split)
+    counts_N, rings_NK = _counts(key_N, style), np.zeros((key_N.size, style.colours), dtype=np.int64)
+    for layer in range(style.max_rings):
+        chosen_R = np.flatnonzero(counts_N > layer)
+        rings_NK[chosen_R, _colours(key_N[chosen_R], layer, style)] += 1
+    return rings_NK
+
+
+def _keys(seed: int, index_N: NDArray[np.integer], split: Split) -> NDArray[np.uint64]:
+    """What names an image's random numbers."""
+    split_key_1 = _hash(_hash(np.array([seed % 2**64], dtype=np.uint64)), _SPLIT_KEYS[split])
+    return _hash(split_key_1 + index_N.astype(np.uint64))
+
+
+def _counts(key_N: NDArray[np.uint64], style: Style) -> NDArray[np.int64]:
+    """Rings of each image."""
+    return style.min_rings + _below(_hash(key_N), style.num_classes)
+
+
+def _colours(key_R: NDArray[np.uint64], layer: int, style: Style) -> NDArray[np.int64]:
+    """Place in the palette of each image's ring of a layer."""
+    return _below(_hash(key_R, (layer + 1) * _DRAWS_PER_RING), style.colours)
 
 
 def _render_chunk(
@@ -129,12 +157,12 @@ def _render_chunk(
     for layer in range(int(count_N.max(initial=0))):
         chosen_R = np.flatnonzero(count_N > layer)
         first_draw = 1 + layer * _DRAWS_PER_RING
-        bits = [_hash(key_N[chosen_R], first_draw + draw) for draw in range(_DRAWS_PER_RING)]
+        bits = [_hash(key_N[chosen_R], first_draw + draw) for draw in range(_DRAWS_PER_RING - 1)]
         radius_R = _between(bits[0], *style.radius)
         width_R = _between(bits[1], *style.width)
         room_R = np.float32(1) - np.float32(2) * radius_R
         x_R, y_R = (radius_R + room_R * _uniform(bits[draw]) for draw in (2, 3))
-        colour_R3 = PALETTE[_below(bits[4], style.colours)]
+        colour_R3 = PALETTE[_colours(key_N[chosen_R], layer, style)]
 
         across_Rs = np.square(pixel_s[None, :] - x_R[:, None])
         down_Rs = np.square(pixel_s[None, :] - y_R[:, None])

@@ -3,10 +3,12 @@
 from dataclasses import astuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from varscale.config.data import Split
 from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
-from varscale.data.sources.rings.drawing import Style, render_rings
+from varscale.data.sources.rings.captions import caption
+from varscale.data.sources.rings.drawing import Style, render_rings, rings_of_colours
 from varscale.errors import DataError
 
 
@@ -53,3 +55,14 @@ class RingsSource(ImageSource):
         """Images (B, 3, s, s) and labels (B,)."""
         number_B = np.asarray(indices, dtype=np.int64)
         return render_rings(self.seed, number_B, self.image_size, self.split, self.style)
+
+    def rings(self, indices: Indices) -> NDArray[np.int64]:
+        """How many rings of each colour images have, (B, colours)."""
+        return rings_of_colours(self.seed, np.asarray(indices), self.split, self.style)
+
+    def captions(self) -> list[str]:
+        """How many rings of which colours: "two red rings and one green ring"."""
+        rings_NK = self.rings(np.arange(len(self)))
+        kinds_UK, kind_N = np.unique(rings_NK, axis=0, return_inverse=True)
+        texts = [caption(rings_K) for rings_K in kinds_UK.tolist()]
+        return [texts[kind] for kind in kind_N.ravel().tolist()]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from varscale.families.var import attention
+from varscale.families.shared import attention
 
 
 def test_who_sees_whom() -> None:

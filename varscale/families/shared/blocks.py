@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varscale.families.var.attention import rotated, scale_bounds
-from varscale.families.var.config import TransformerDescription
+from varscale.families.shared.attention import rotated, scale_bounds
+from varscale.families.shared.description import TransformerDescription
 from varscale.kernels.attend import KeyValueCache, attend
 
 NORM_EPSILON = 1e-6

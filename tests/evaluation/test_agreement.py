@@ -1,0 +1,58 @@
+"""Whether images show what their captions say."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_experiment import SMALL
+
+from varscale.config.yaml import validate
+from varscale.data.sources.of_experiment import validation_source
+from varscale.data.sources.rings.source import RingsSource
+from varscale.evaluation import agreement
+from varscale.evaluation.agreement import RingsAgreement, retrieval
+from varscale.store.layout import Store
+
+
+def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real images agree with their own captions, and hardly with others'; the counter is kept."""
+    monkeypatch.setitem(agreement.COUNTER_TRAINING, "images", 3_200)
+    section = {**SMALL["data"], "max_rings": 1, "num_classes": 1, "colours": 2, "image_size": 16}
+    data = validate(
+        {**SMALL, "data": section, "tokenizer": {**SMALL["tokenizer"], "patch_nums": [1, 2]}}, "a test"
+    ).data
+    source = validation_source(data)
+    assert isinstance(source, RingsSource)
+    images = torch.from_numpy(source.load_batch(range(64), [0] * 64)[0])
+    figures = {}
+    for name, image_N in {"own": torch.arange(64), "others": torch.arange(64).roll(1)}.items():
+        judged = RingsAgreement(data, Store(tmp_path), image_N)
+        passed = torch.cat(list(judged.watched(iter(images.split(20)))))
+        assert torch.equal(passed, images)
+        figures[name] = judged.figures(real=iter(images.split(16)), black=iter([images * 0]))
+        monkeypatch.setattr(agreement.RingsCounter, "_train", lambda *_: pytest.fail("trained again"))
+    assert figures["own"]["text_agreement"] == figures["own"]["text_agreement_real"] > 0.95
+    same = (source.rings(range(64)) == np.roll(source.rings(range(64)), 1, 0)).all(1).mean()
+    assert figures["others"]["text_agreement"] == pytest.approx(same, abs=0.05)  # by chance
+    assert figures["others"]["text_agreement_black"] < 0.7
+
+
+def test_retrieval_finds_captions_by_features() -> None:
+    """Features that tell captions linearly, with noise; and features that tell nothing, which is chance."""
+    random = np.random.default_rng(0)
+
+    def rows(*shape: int) -> Any:
+        return torch.from_numpy(random.normal(size=shape)).float()
+
+    mixing_DF = rows(16, 40)
+    embeddings_MD = torch.nn.functional.normalize(rows(150, 16))
+    real_ND, drawn_ND = embeddings_MD[:100].repeat(5, 1), embeddings_MD[50:].repeat(4, 1)
+    real = real_ND @ mixing_DF + 0.1 * rows(500, 40), real_ND
+    told = retrieval(drawn_ND @ mixing_DF + 0.1 * rows(400, 40), drawn_ND, real, choices=100)
+    assert told["text_retrieval"] > 0.9
+    assert told["text_retrieval_chance"] == 0.01
+    nothing = retrieval(rows(400, 40), drawn_ND, real, choices=100)
+    assert nothing["text_retrieval"] < 0.05
+    assert retrieval(rows(4, 40), drawn_ND[:4], real) == {}  # fewer captions than there are to choose from

@@ -1,0 +1,153 @@
+"""Whether images show what their captions say: rings are counted by colour, all else is found among other captions.
+
+Letters: N images, b images of a batch, K colours, R numbers of rings from 0 to the most, F features, D numbers of a
+caption's embedding, M captions to choose from.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.nn import functional as F
+
+from varscale.config import DataSection
+from varscale.data.sources.of_experiment import training_source, validation_source
+from varscale.data.sources.rings.source import RingsSource
+from varscale.errors import CheckpointError
+from varscale.evaluation.extractors import RingsClassifier
+from varscale.evaluation.plan import described_images
+from varscale.numerics.device import best_device
+from varscale.store.fingerprint import fingerprint
+from varscale.store.layout import RunKey, Store
+from varscale.store.weights import fill, load_tensors, save_tensors
+
+RINGS_COUNTER = "rings-counter"
+COUNTER_TRAINING = {"images": 76_800, "batch_size": 64, "lr": 4e-3, "width": 64, "seed": 0}
+"""Of the network that counts rings by colour: part of its identity."""
+CHOICES = 100
+"""Captions among which an image's own is to be found."""
+RIDGE = 1e-2
+"""Of the regression from features to embeddings, as a share of the features' mean variance."""
+
+
+class RingsCounter:
+    """Counts the rings of each colour in images: the classifier of rings, with a number of rings for each colour."""
+
+    def __init__(self, data: DataSection, store: Store) -> None:
+        """From the store, or trained on real images in a minute and kept there."""
+        source = training_source(data, int(COUNTER_TRAINING["images"]))
+        assert isinstance(source, RingsSource)
+        self.colours, self.numbers = source.style.colours, source.style.max_rings + 1
+        identity = fingerprint(kind=RINGS_COUNTER, data=described_images(data), **COUNTER_TRAINING)
+        files = store.run(RunKey("evaluations", RINGS_COUNTER, identity))
+        with torch.random.fork_rng():
+            torch.manual_seed(int(COUNTER_TRAINING["seed"]))
+            self.network = RingsClassifier(int(COUNTER_TRAINING["width"]), 1, self.colours * self.numbers)
+        files.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(files.lock):
+            try:
+                tensors, _ = load_tensors(files.weights, RINGS_COUNTER, identity)
+                fill(self.network, tensors, files.weights)
+            except CheckpointError:
+                self._train(source)
+                described = {"kind": RINGS_COUNTER, "fingerprint": identity}
+                save_tensors(files.weights, self.network.state_dict(), described)
+        self.network.to(best_device()).eval()
+
+    @torch.no_grad()
+    def count(self, images_b3ss: Tensor) -> Tensor:
+        """Rings of each colour, int64 (b, K), of uint8 images."""
+        return self._logits(images_b3ss.to(best_device())).argmax(-1).cpu()
+
+    def _logits(self, images_b3ss: Tensor) -> Tensor:
+        logits_bKR: Tensor = self.network(images_b3ss)[1].unflatten(1, (self.colours, self.numbers))
+        return logits_bKR
+
+    def _train(self, source: RingsSource) -> None:
+        batch, peak = int(COUNTER_TRAINING["batch_size"]), float(COUNTER_TRAINING["lr"])
+        steps = int(COUNTER_TRAINING["images"]) // batch
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=peak)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps)
+        with torch.enable_grad():
+            for start in range(0, steps * batch, batch):
+                index_b = np.arange(start, start + batch)
+                images_b3ss = torch.from_numpy(source.load_batch(index_b, np.zeros_like(index_b))[0])
+                logits_bKR = self._logits(images_b3ss)
+                optimizer.zero_grad()
+                F.cross_entropy(logits_bKR.flatten(0, 1), torch.from_numpy(source.rings(index_b)).flatten()).backward()
+                optimizer.step()
+                schedule.step()
+
+
+class RingsAgreement:
+    """Share of images whose rings are as many, and of the colours, as their captions say."""
+
+    def __init__(self, data: DataSection, store: Store, image_N: Tensor) -> None:
+        """Of images that are drawn, in this order, for the captions of these validation images."""
+        source = validation_source(data)
+        assert isinstance(source, RingsSource)
+        self.counter, self.source = RingsCounter(data, store), source
+        self.wanted_NK = torch.from_numpy(source.rings(image_N.numpy()))
+        self.counted: list[Tensor] = []
+
+    def watched(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The batches as they are, uint8 (b, 3, s, s); their rings are counted as they pass."""
+        for images_b3ss in batches:
+            self.counted.append(self.counter.count(images_b3ss))
+            yield images_b3ss
+
+    def figures(self, **of_validation: Iterator[Tensor]) -> dict[str, float]:
+        """Of the images that passed; and of others, by name, which are the first validation images in some form."""
+        figures = {"text_agreement": _share(torch.cat(self.counted), self.wanted_NK)}
+        for name, batches in of_validation.items():
+            counted_NK = torch.cat([self.counter.count(images_b3ss) for images_b3ss in batches])
+            own_NK = torch.from_numpy(self.source.rings(np.arange(len(counted_NK))))
+            figures[f"text_agreement_{name}"] = _share(counted_NK, own_NK)
+        return figures
+
+
+def retrieval(
+    features_NF: Tensor, embeddings_ND: Tensor, real: tuple[Tensor, Tensor], *, choices: int = CHOICES
+) -> dict[str, float]:
+    """How often an image's own caption, of so many different ones, is the nearest to what its features say.
+
+    What they say of captions is fitted to real pairs, by ridge regression of embeddings on features.
+
+    Args:
+        features_NF: Of the drawn images.
+        embeddings_ND: Of the captions that they were drawn for, of length 1.
+        real: Features and embeddings of real images.
+        choices: Captions to choose from, one of which is right.
+
+    Returns:
+        `text_retrieval`, the share, and `text_retrieval_chance`; nothing where there are fewer different captions.
+    """
+    different_MD = torch.unique(embeddings_ND, dim=0)
+    if len(different_MD) < choices:
+        return {}
+    predicted_ND = _said(features_NF.double(), real[0].double(), real[1].double())
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for predicted_D, own_D in zip(predicted_ND, embeddings_ND.double(), strict=True):
+        order_M = torch.randperm(len(different_MD), generator=generator)[:choices]
+        others_MD = different_MD[order_M].double()
+        others_MD = others_MD[(others_MD != own_D).any(1)][: choices - 1]
+        hits += int((others_MD @ predicted_D).max() < own_D @ predicted_D)
+    return {"text_retrieval": hits / len(predicted_ND), "text_retrieval_chance": 1 / choices}
+
+
+def _said(features_NF: Tensor, real_features_NF: Tensor, real_embeddings_ND: Tensor) -> Tensor:
+    """Embeddings, less their mean, that features predict."""
+    mean_F = real_features_NF.mean(0)
+    centred_NF, targets_ND = real_features_NF - mean_F, real_embeddings_ND - real_embeddings_ND.mean(0)
+    products_FF = centred_NF.T @ centred_NF
+    products_FF.diagonal().add_(RIDGE * products_FF.diagonal().mean())
+    weights_FD = torch.linalg.solve(products_FF, centred_NF.T @ targets_ND)
+    said_ND: Tensor = (features_NF - mean_F) @ weights_FD
+    return said_ND
+
+
+def _share(counted_NK: Tensor, wanted_NK: Tensor) -> float:
+    return float((counted_NK == wanted_NK).all(1).double().mean())
