@@ -154,7 +154,9 @@ def _shipped_or_file(name: str, folder: Path) -> tuple[Path, str | None]:
 
 def _choices(name: str) -> str:
     shipped = list(shipped_experiments())
-    return f"{nearest(name, shipped)}; shipped are {', '.join(shipped)}"
+    studies = [each.removeprefix("studies/") for each in shipped if each.startswith("studies/")]
+    others = [each for each in shipped if not each.startswith("studies/")]
+    return f"{nearest(name, shipped)}; shipped are {', '.join(others)}, and in studies/ {', '.join(studies)}"
 
 
 def _is_file(path: Path) -> bool:
