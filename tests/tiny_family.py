@@ -24,17 +24,21 @@ varscale.families.__path__.append(str(_FOLDER))
 
 from varscale.families.tiny.config import TinyDescription  # noqa: E402
 
+varscale.families.__path__.remove(str(_FOLDER))  # other tests in this process know nothing of it
+
 __all__ = ["TINY_CHANGES", "TinyDescription", "tiny_registered"]
 
 
 @contextmanager
 def tiny_registered() -> Iterator[None]:
     """Within it experiments may say `model: {family: tiny}`."""
-    vars(FAMILY_KINDS).pop("sections")  # they are looked for again
+    varscale.families.__path__.append(str(_FOLDER))
+    vars(FAMILY_KINDS).pop("sections", None)  # they are looked for again
     Experiment.model_rebuild(force=True)
     try:
         yield
     finally:
+        varscale.families.__path__.remove(str(_FOLDER))
         del FAMILY_KINDS.sections["tiny"]
         Experiment.model_rebuild(force=True)
 

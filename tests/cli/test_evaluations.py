@@ -71,7 +71,7 @@ def test_mistakes_about_tables(call: Call, copy: Path) -> None:
         (("toy", "--where", "height == 1"), "height"),
         (("no-such-experiment",), "no experiment"),
         (("rings",), "no study; run `varscale sweep rings` first"),
-        ((next(copy.glob("tokenizers/*-*")),), "not a cell's folder"),
+        ((next(copy.glob("tokenizers/[!.]*-*")),), "not a cell's folder"),
         ((copy,), "no finished cell's folder"),
     ):
         refused = call("table", *arguments)

@@ -10,12 +10,14 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from small_experiment import SMALL
 
+import varscale
 from varscale.config import Experiment, GridConfig, OptimConfig, Section, TokenizerConfig
 from varscale.config.text import write_yaml
 from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError
 from varscale.families.base import FAMILY_KINDS, TokenSpace
 from varscale.families.var.config import VARSection
+from varscale.store import fingerprint as fingerprints
 from varscale.store.fingerprint import fingerprint
 
 
@@ -31,7 +33,8 @@ def all_sections(base: type[Section] = Section) -> list[type[Section]]:
     return [
         section
         for section in subclasses
-        if not inspect.isabstract(section) and section.__module__.startswith("varscale.")
+        if not inspect.isabstract(section)
+        and Path(inspect.getfile(section)).is_relative_to(Path(varscale.__file__).parent)
         if not section.__subclasses__() and not issubclass(section, TokenSpace)
     ]
 
@@ -128,8 +131,9 @@ def test_depth_derives_the_papers_sizes(depth: int) -> None:
     assert model.drop_path_rate == pytest.approx(0.1 * depth / 24)
 
 
-def test_the_choice_of_a_block_leaves_fingerprints_of_before_valid() -> None:
-    """The values are of the code before there was a choice."""
+def test_the_choice_of_a_block_leaves_fingerprints_of_before_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values are of the code before there was a choice, and of its numerics version."""
+    monkeypatch.setattr(fingerprints, "NUMERICS_VERSION", 9)
     space = TokenSpace(patch_nums=(1, 2, 3), vocab_size=61, latent_channels=6, num_classes=16)
     section = VARSection()
     assert fingerprint(model=section.describe(space, 4).model_dump(mode="json")) == "fcd7df6c7a53d935"

@@ -61,15 +61,15 @@ class Drawable:
         """
         return DrawableFiles.find(place, tokenizer_file).load()
 
-    def tokens(self) -> TokenFiles:
-        """Files of the tokens that the model was trained on.
+    def tokens(self, advice: str = "name a cell's folder") -> TokenFiles:
+        """Files of the tokens that the model was trained on; without them an error ends in the advice.
 
         Raises:
             ExperimentError: It isn't known what these are.
         """
         job = _Job.read(RunFiles(self.place).job)
         if job is None:
-            raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; name a cell's folder")
+            raise ExperimentError(f"{self.place}: no job.json that says what it was trained on; {advice}")
         return TokenFiles(self.place.resolve().parents[1] / "tokens" / job.tokens)
 
     def training_labels(self) -> NDArray[np.int64]:
@@ -79,7 +79,7 @@ class Drawable:
             ExperimentError: It isn't known what the model was trained on.
             TokenStoreError: The tokens are missing or damaged.
         """
-        store = TokenStore.open(self.tokens().train, views=1, verify="sizes")
+        store = TokenStore.open(self.tokens("name the classes").train, views=1, verify="sizes")
         return np.bincount(store.labels(), minlength=store.num_classes)
 
     def training_captions(self, count: int) -> tuple[list[str], Tensor]:
@@ -89,7 +89,7 @@ class Drawable:
             ExperimentError: It isn't known what the model was trained on.
             TokenStoreError: The captions are missing or damaged.
         """
-        captions = StoredCaptions.read_required(self.tokens().train)
+        captions = StoredCaptions.read_required(self.tokens("say by --text what to draw").train)
         image_N = torch.arange(count) * len(captions.index_N) // count
         return captions.texts_of(image_N), captions.of_images(image_N)
 

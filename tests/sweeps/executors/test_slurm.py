@@ -162,20 +162,19 @@ def test_detached_the_last_job_fits_the_laws(one_box: OneBox, finished: Finished
     said = varscale("sweep", "toy.yaml", *ON_SLURM, "--detach", cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     assert "will fit the laws when they have ended" in said.stdout
+    laws, slurm = (tmp_path / "runs" / "studies" / "toy" / name for name in ("laws/laws.json", "slurm"))
     names = {each["name"] for each in one_box.queue()}
-    assert "toy laws" in names
+    assert "toy laws" in names or laws.exists()  # a quick machine has done it
     assert all(name.startswith("toy ") for name in names)
     again = varscale("sweep", "toy.yaml", *ON_SLURM, "--detach", cwd=tmp_path)  # adopts, and submits nothing twice
     assert again.returncode == 0, again.stderr
     before = delivered(tmp_path)
-    laws = tmp_path / "runs" / "studies" / "toy" / "laws" / "laws.json"
     wait_for(laws.exists, 240, interval=0.2)
     wait_for(lambda: not one_box.queue(), 120, interval=0.2)
     assert all((path / "result.json").exists() for path in removed)
     assert {name: numbers_of(row) for name, row in results(tmp_path / "runs").items()} == {
         name: numbers_of(row) for name, row in results(finished.runs).items()
     }
-    slurm = tmp_path / "runs" / "studies" / "toy" / "slurm"
     submitted = Counter(
         key
         for path in slurm.glob("*/units.json")
