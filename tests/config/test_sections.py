@@ -33,7 +33,8 @@ def all_sections(base: type[Section] = Section) -> list[type[Section]]:
     return [
         section
         for section in subclasses
-        if not inspect.isabstract(section) and section.__module__.startswith("varscale.")
+        if not inspect.isabstract(section)
+        and section.__module__.startswith("varscale.")
         and Path(inspect.getfile(section)).is_relative_to(Path(varscale.__file__).parent)
         if not section.__subclasses__() and not issubclass(section, TokenSpace)
     ]
