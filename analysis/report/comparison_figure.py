@@ -116,7 +116,9 @@ def _ratios(axes: Axes, ratios: list[Comparison], table: RunsTable, colours: dic
     for step, target in enumerate(targets if len(targets) > 1 else ()):
         axes.plot([], [], _MARKERS[step], color=INK, ms=4, label=f"by {label(table, target)}")
     axes.axvline(1, color=INK, lw=0.7, zorder=1)
-    log_axis(axes, "x")
+    low, high = axes.get_xlim()
+    if low <= 0 or high / low > 3:  # a short logarithmic axis has no ticks
+        log_axis(axes, "x")
     axes.set(yticks=range(len(others)), yticklabels=map(plain, others), ylim=(len(others) - 0.5, -0.5))
     what = INPUTS.get(ratios[0].along, ratios[0].along)
     axes.set(xlabel=f"{plain(what)} of {plain(ratios[0].a)} that matches it, over its own")
