@@ -39,7 +39,7 @@ def test_the_named_weights_follow_their_sources() -> None:
         "hmar": stats.norm.pdf(stats.zscore(sides / 16, ddof=1)[::-1]),
     }
     for name, share_K in shares.items():
-        found_K = np.array(token_weights(PAPER, name)) * sides**2 / 680  # type: ignore[arg-type]
+        found_K = np.array(token_weights(PAPER, name)) * sides**2 / 680
         np.testing.assert_allclose(found_K, share_K / share_K.sum(), rtol=1e-12)
 
 
