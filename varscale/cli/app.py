@@ -19,6 +19,7 @@ from varscale.cli import (
     forecasts,
     inspection,
     laws,
+    sampling,
     searches,
     single_runs,
     studies,
@@ -29,7 +30,7 @@ from varscale.errors import ExperimentError
 
 VERBS = (
     *(designs.init, designs.design_tokenizer, studies.sweep, studies.plan, studies.status, searches.tune),
-    *(single_runs.train, single_runs.train_tokenizer, single_runs.tokenize, single_runs.run_job, single_runs.sample),
+    *(single_runs.train, single_runs.train_tokenizer, single_runs.tokenize, single_runs.run_job, sampling.sample),
     *(
         editing.edit,
         editing.reconstruct,

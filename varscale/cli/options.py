@@ -15,6 +15,7 @@ from varscale.errors import ExperimentError, UserError
 from varscale.store.layout import DEFAULT_RUNS, Store
 
 if TYPE_CHECKING:
+    from sweeps.view import SweepView
     from varscale.config import Experiment
 
 ExperimentName = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A shipped experiment, or a YAML file.")]
@@ -154,3 +155,12 @@ def mistakes_as_one_line() -> Iterator[None]:
         if not re.search("can't allocate memory|out of memory", str(error)):
             raise
         raise ExperimentError(f"out of memory: {textwrap.shorten(str(error), 300, placeholder=' …')}") from error
+
+
+def patient_view() -> "SweepView":
+    """Shows on standard error how far a run is: on a terminal at once, in a log now and then."""
+    from rich.console import Console
+
+    from sweeps.view import SweepView
+
+    return SweepView(Console(stderr=True), patient=True)
