@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from varscale.cli.options import RUNS, ClassifierName, ClassifierWeights, Overrides, RunsDir, load, open_store
+from varscale.cli.options import (
+    RUNS,
+    ClassifierName,
+    ClassifierWeights,
+    Overrides,
+    RunsDir,
+    load,
+    open_store,
+    patient_view,
+)
 from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
@@ -130,12 +139,9 @@ def _with_fidelity(experiment: "Experiment", changes: dict[str, Any], what: str)
 
 def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
     """Run jobs in worker processes; titles of those that failed, and why."""
-    from rich.console import Console
-
     from sweeps.executors.local import LocalExecutor
     from sweeps.feasible import check_evaluations
     from sweeps.jobs.evaluation import reference_jobs
-    from sweeps.view import SweepView
     from varscale.numerics.machine import MachineShares
 
     if not jobs:
@@ -145,10 +151,8 @@ def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
     check_evaluations(jobs[0].experiment, drawn, shares)
     executor = LocalExecutor(shares)
     try:
-        graph = executor.run(
-            [*reference_jobs([job for job in jobs if not job.done()]), *jobs],
-            SweepView(Console(stderr=True), patient=True),
-        )
+        references = reference_jobs([job for job in jobs if not job.done()])
+        graph = executor.run([*references, *jobs], patient_view())
     finally:
         executor.stop()
     return {job.title: reason for job, reason in graph.failed}
