@@ -83,7 +83,7 @@ class Search:
 
         None where they are the same, where there are several objectives or fewer than two seeds, or where a run failed.
         """
-        seeds, best = self.plan.experiment.search.confirmation_seeds, self.best
+        seeds, best = self.plan.experiment.search.seeds_to_confirm, self.best
         if best is None or best.number == 0 or len(seeds) < 2:
             return None
         listed = ", ".join(map(str, seeds))

@@ -360,6 +360,15 @@ def test_sections_that_make_no_sense(search_settings: dict[str, Any], problem: s
         plan(**search_settings)
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_the_winner_is_confirmed_with_seeds_that_did_not_choose_it(tmp_path: Path, seed: int) -> None:
+    played = Played()
+    with search(tmp_path, plan(seed=seed), played) as running:
+        running.run(trials=6, parallel=2)
+        assert running.confirm() is not None
+    assert {cell.trunk.seed for cell in played.cells} == {seed, seed + 1, seed + 2, seed + 3}
+
+
 def test_a_search_without_a_section_is_of_the_rate() -> None:
     own = SearchPlan(toy_experiment())
     own.check()
