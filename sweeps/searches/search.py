@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeps.orchestrator import Outcome
 from sweeps.searches.plan import SearchPlan, shown
+from sweeps.searches.proposals import propose
 from sweeps.study import Study
 from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.store.layout import Store
@@ -115,6 +116,11 @@ class Search:
         return [Trial(self.optuna_study, trial._trial_id) for trial in running[:most]]
 
     def _asked(self, number: int) -> list[Trial]:
+        """New trials; those that wait already come first, such as the experiment's own recipe."""
+        trials = self.optuna_study.get_trials(deepcopy=False)
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        for settings in propose(self.plan, trials, max(0, number - waiting)):
+            self.optuna_study.enqueue_trial(settings)
         return [self.optuna_study.ask(self.plan.distributions) for _ in range(number)]
 
     def _batch(self, trials: Sequence[Trial]) -> None:

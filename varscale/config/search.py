@@ -103,8 +103,8 @@ class SearchConfig(Section):
     space: Annotated[dict[Name, SearchRange | SearchChoices], Field(max_length=100)] = Field(default_factory=dict)
     """Dotted fields of `optim`, `model` and `tokenizer`, or `depth`: each with `low` and `high`, or `choices`. Empty:
     the learning rate, to an eighth and to eight times its own value."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """What proposes the settings: Optuna's tree-structured Parzen estimator, or chance."""
+    sampler: Literal["gp", "tpe", "random"] = "gp"
+    """What proposes the settings: Optuna's Gaussian process, its tree-structured Parzen estimator, or chance."""
     seed: Seed = 0
     """Of the sampler, and of the trials' runs."""
     confirmation_seeds: Seeds | None = None
