@@ -5,7 +5,7 @@ each call would come what it proposed before. So proposals are asked of a study 
 trials: one that was pruned counts with the value that it would probably have reached, one that diverged with the worst.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sweeps.searches.plan import SearchPlan
 
 FIRST_BY_CHANCE = 6
 """Trials before the Gaussian process or Parzen's estimators propose any."""
+_ASKED, _DRAWN = 3, 500
 
 
 def propose(plan: SearchPlan, trials: Sequence[FrozenTrial], number: int) -> list[dict[str, Any]]:
@@ -26,9 +27,12 @@ def propose(plan: SearchPlan, trials: Sequence[FrozenTrial], number: int) -> lis
         plan: The search.
         trials: Those that there are, in any state.
         number: How many are proposed, to be trained at once; they keep apart from each other and from running ones.
+
+    Returns:
+        Settings that no trial has; fewer where the space has no more.
     """
     known = optuna.create_study(sampler=_sampler(plan, len(trials)), directions=["minimize"] * len(plan.metrics))
-    values = learnt_values(trials)
+    values, proposed = learnt_values(trials), list[dict[str, Any]]()
     for trial in trials:
         if trial.number in values:
             known.add_trial(
@@ -39,7 +43,23 @@ def propose(plan: SearchPlan, trials: Sequence[FrozenTrial], number: int) -> lis
         elif not trial.state.is_finished():
             known.enqueue_trial(trial.params or trial.system_attrs["fixed_params"])
             known.ask(plan.distributions)
-    return [known.ask(plan.distributions).params for _ in range(number)]
+    tried = [trial.params for trial in (*trials, *known.get_trials(deepcopy=False))]
+    for _ in range(number):
+        new = next((settings for settings in _candidates(plan, known) if settings not in tried), None)
+        if new is None:
+            break
+        tried.append(new)
+        proposed.append(new)
+    return proposed
+
+
+def _candidates(plan: SearchPlan, known: optuna.Study) -> Iterator[dict[str, Any]]:
+    """What the sampler says, and if it insists on what was tried, as it may where there are choices only, chance."""
+    for _ in range(_ASKED):
+        yield known.ask(plan.distributions).params
+    chance = optuna.create_study(sampler=RandomSampler(len(known.trials)))
+    for _ in range(_DRAWN):
+        yield chance.ask(plan.distributions).params
 
 
 def learnt_values(trials: Sequence[FrozenTrial]) -> dict[int, list[float]]:

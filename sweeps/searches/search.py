@@ -77,7 +77,11 @@ class Search:
             if ended > before:
                 left = (time.monotonic() - began) / (ended - before) * (trials - ended)
                 self.say(f"{ended} of {trials} trials, {_best_line(self.best, self.plan)}; about {_minutes(left)} left")
-            self._batch(self._under_way(parallel) or self._asked(min(parallel, trials - ended)))
+            batch = self._under_way(parallel) or self._asked(min(parallel, trials - ended))
+            if not batch:
+                self.say(f"the space has no other settings than those of the {ended} trials")
+                return
+            self._batch(batch)
 
     def confirm(self) -> Confirmation | None:
         """Train the best settings and the experiment's own with further seeds.
@@ -119,9 +123,10 @@ class Search:
         """New trials; those that wait already come first, such as the experiment's own recipe."""
         trials = self.optuna_study.get_trials(deepcopy=False)
         waiting = sum(trial.state == TrialState.WAITING for trial in trials)
-        for settings in propose(self.plan, trials, max(0, number - waiting)):
+        proposed = propose(self.plan, trials, max(0, number - waiting))
+        for settings in proposed:
             self.optuna_study.enqueue_trial(settings)
-        return [self.optuna_study.ask(self.plan.distributions) for _ in range(number)]
+        return [self.optuna_study.ask(self.plan.distributions) for _ in range(min(number, waiting + len(proposed)))]
 
     def _batch(self, trials: Sequence[Trial]) -> None:
         """Train trials up to each budget in turn; after each, those that are worse than the median end."""

@@ -133,6 +133,15 @@ def test_a_search_that_goes_on_tries_nothing_twice(sampler: str, tmp_path: Path)
     assert len(set(rates)) == 7
 
 
+@pytest.mark.parametrize("sampler", ["gp", "random"])
+def test_a_space_of_few_settings_is_tried_once_and_ends(sampler: str, tmp_path: Path) -> None:
+    space = {"model.width_per_depth": {"low": 2, "high": 5}, "optim.betas": SPACE["optim.betas"]}
+    with search(tmp_path, plan(space=space, sampler=sampler), Played()) as running:
+        running.run(trials=20, parallel=3)
+        tried = [tuple(trial.params.values()) for trial in running.ended]
+    assert len(tried) == len(set(tried)) == 8
+
+
 def test_what_a_trial_that_was_not_trained_to_its_end_counts_for(tmp_path: Path) -> None:
     """A pruned one with what others gained from there on, one that diverged with the worst; a failed one not at all."""
 
