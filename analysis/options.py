@@ -49,7 +49,8 @@ class FitOptions:
     checkpoints: bool = False
     """Rows are checkpoints of runs (several rows a run id): the frontier runs over curves, the bootstrap over runs."""
     frontier: str = ""
-    """Fits laws of compute to the best of scattered runs: envelope, hull or bins (`grids.frontier` has the rules)."""
+    """Fits laws of compute to the best of scattered runs: envelope, hull or bins (`grids.frontier` has the rules), or
+    to all; when empty, to the envelope where most runs are clearly beaten by runs of less compute."""
     law: tuple[str, ...] = ()
     """Laws to fit; those that the columns allow when empty."""
     target: tuple[str, ...] = ()

@@ -117,7 +117,7 @@ def fit_laws(
     frontier: Annotated[
         str,
         typer.Option(
-            metavar="RULE", help="Fit the best of scattered runs: envelope, hull or bins.", rich_help_panel=_ROWS
+            metavar="RULE", help="Which of scattered runs to fit: envelope, hull, bins or all.", rich_help_panel=_ROWS
         ),
     ] = "",
     compare: Annotated[
@@ -160,7 +160,7 @@ def fit_laws(
       varscale fit-laws --runs t.csv --flops C --group family
     Training curves; scattered runs that share no budgets:
       varscale fit-laws --runs 'logs/*.csv' --checkpoints --run-id run --flops C
-      varscale fit-laws --runs t.csv --flops C --frontier envelope
+      varscale fit-laws --runs t.csv --flops C --frontier hull
     How well the largest runs are predicted from the others:
       varscale fit-laws --runs t.csv --flops C --holdout-where 'C >= 1e21'
     """
