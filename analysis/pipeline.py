@@ -191,7 +191,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         if table.has("params", "flops") and not is_input:
             top = float(table.frame["flops"].max())
             at = options.allocate or (top, TEN_TIMES * top)
-            surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if len(each.inputs) == 2]
+            surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if each.fitted.law.is_surface]
             if best_sizes := allocations(grids.get(target), surfaces, at, options.tokens_from_flops):
                 by_target[target] = best_sizes
                 warnings += allocation_warnings(target, best_sizes)

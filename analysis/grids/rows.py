@@ -66,7 +66,7 @@ def plan(
         plan = [each for each in plan if each.x != "params" or (shared and each not in free)]
     surface = not itself and table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
     wanted = options.law or (surface and not options.x)
-    return plan + [PlannedFit("params, tokens", law) for law in laws if not LAWS[law].is_curve and wanted]
+    return plan + [PlannedFit(LAWS[law].place, law) for law in laws if not LAWS[law].is_curve and wanted]
 
 
 def may_rise(target: str, options: FitOptions) -> bool:

@@ -120,6 +120,12 @@ def fit_laws(
             metavar="RULE", help="Which of scattered runs to fit: envelope, hull, bins or all.", rich_help_panel=_ROWS
         ),
     ] = "",
+    annealing_horizon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="STEPS", help="Steps that a fall of the rate takes to act, in law annealing.", rich_help_panel=_ROWS
+        ),
+    ] = None,
     compare: Annotated[
         list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.", rich_help_panel=_ASKED)
     ] = None,

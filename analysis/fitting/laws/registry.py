@@ -43,6 +43,14 @@ LAWS: dict[str, Law] = {
             ("E", "A", "B", "R", "R_N", "alpha", "beta"),
             ratios=(("epochs", "tokens", "unique_tokens"),),
         ),
+        power_sum(  # Tissue et al. 2024, in the form that `tables.annealing` explains
+            *(
+                "annealing",
+                "E + A·S^-α + C·R, S the sum of rates, R their area left to anneal",
+                ("rate_left", "rate_sum"),
+            ),
+            *(_E, Term("A", "alpha", 1), Term("C", input=0, fixed=1.0)),
+        ),
         OfLoss("loss-to-error", "A·(1 - e^(-k·(x-x0)))", _X, ("A", "x0", "k")),
         OfLoss("loss-to-error-sigmoid", "E + A/(1 + e^(-k·(x-x0)))", _X, ("E", "A", "x0", "k"), form="logistic"),
         OfLoss("loss-to-loss", "E + A·(x-x0)^α", _X, ("E", "A", "x0", "alpha"), form="power"),

@@ -109,6 +109,11 @@ CASES = {
             "epochs": np.array([1.0, 5.0, 40.0]),
         },
     ),
+    "annealing": Case(
+        lambda p, left, summed: p["E"] + p["A"] * summed ** -p["alpha"] + p["C"] * left,
+        {"E": 2.5, "A": 0.6, "C": 0.5, "alpha": 0.6},
+        {"rate_left": np.array([0.01, 0.05, 0.1, 0.2, 0.3]), "rate_sum": np.geomspace(0.5, 20, 8)},
+    ),
     "loss-to-error": Case(
         lambda p, x: p["A"] * (1 - np.exp(-p["k"] * (x - p["x0"]))), {"A": 0.86, "x0": 1.3, "k": 0.7}, LOSSES
     ),
