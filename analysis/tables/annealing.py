@@ -4,26 +4,29 @@ Tissue et al. 2024 (arXiv 2408.11029) write L = L0 + A·S1^-α - C·S2 for the l
 of all steps so far, and S2 = Σ m_i the area of their annealing, m_i = λ·m_(i-1) + (rate_(i-1) - rate_i). Summed by
 parts, S2 = (peak - mean) / (1 - λ), where the running mean is mean_i = λ·mean_(i-1) + (1 - λ)·rate_i. So
 L = E + A·S1^-α + C·left with left = mean / (1 - λ), the area that is left to anneal, and E = L0 - C·peak / (1 - λ): a
-sum of positive terms. The two are the same law where all runs have one peak; else the paper's takes runs at their peaks
-as alike, this one lets the rate itself raise the loss.
+sum of positive terms. The two are the same law where all runs have one peak. Of constant runs at several rates the
+paper's says that their losses are alike at the same S1, this one that higher rates have higher losses.
 """
 
 import re
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.tables.checkpoints import RATES, RUNS
 from analysis.tables.roles import numbers, plain_name, some
 
+_Array = NDArray[np.float64]
 RATE_SUM, RATE_LEFT = "rate_sum", "rate_left"
 _STEPS = re.compile(r"(global_|train(ing)?_|optimizer_)?(step|iteration|iter|update)s?(_?(number|no|id))?")
 _COUNTS = re.compile(r"(images|tokens|samples|sequences)(_(seen|so_far|processed))?|consumed_(tokens|samples|images)")
 _HORIZON = 1000.0
 """Steps over which a fall of the rate takes effect, 1 / (1 - λ), in the paper."""
 _LEAST = 1e-9
+"""Of the highest rate: where rates stay at zero, little is left to anneal, but not nothing."""
 _NEEDS = "--law annealing needs the rows along each run"
 
 
@@ -68,7 +71,7 @@ def with_rate_sums(
     return source.assign(**{RATE_SUM: sums[:, 0], RATE_LEFT: sums[:, 1]}), alone, text
 
 
-def rate_sums(steps_n: "np.ndarray", rates_n: "np.ndarray", horizon: float = _HORIZON) -> tuple["np.ndarray", ...]:
+def rate_sums(steps_n: _Array, rates_n: _Array, horizon: float = _HORIZON) -> tuple[_Array, _Array]:
     """S1 and the area left to anneal at each of a run's steps, which grow.
 
     Up to where rates first fall, a run warms up: that is no annealing, so that its mean is held at the highest one.
@@ -95,7 +98,7 @@ def rate_sums(steps_n: "np.ndarray", rates_n: "np.ndarray", horizon: float = _HO
     return sum_n, horizon * np.maximum(means, _LEAST * rates_n.max())
 
 
-def _of_run(rows: pd.DataFrame, where: str, order: str, rate: str, horizon: float) -> "np.ndarray":
+def _of_run(rows: pd.DataFrame, where: str, order: str, rate: str, horizon: float) -> _Array:
     """Both sums at one run's rows; missing where a row has no place, or none before it."""
     known = rows.dropna()
     if not len(known) or (known < 0).any(axis=None) or known["rate"].max() == 0:
@@ -130,10 +133,8 @@ def _runs(source: pd.DataFrame) -> str | None:
 def _check_sizes(source: pd.DataFrame, columns: dict[str, str]) -> None:
     if "params" not in columns:
         return
-    sizes = source[columns["params"]].groupby(
-        source[columns["group"]].map(str) if "group" in columns else np.zeros(len(source))
-    )
-    if (sizes.nunique() > 1).any():
+    groups = source[columns["group"]].map(str) if "group" in columns else pd.Series("", index=source.index)
+    if (numbers(source, columns["params"], counts=True).groupby(groups).nunique() > 1).any():
         raise TableError(
             f"--law annealing is one of a single size, and {columns['params']!r} has several values; take one of them "
             "by --where, or --group by it"
