@@ -117,9 +117,15 @@ def fit_laws(
     frontier: Annotated[
         str,
         typer.Option(
-            metavar="RULE", help="Fit the best of scattered runs: envelope, hull or bins.", rich_help_panel=_ROWS
+            metavar="RULE", help="Which of scattered runs to fit: envelope, hull, bins or all.", rich_help_panel=_ROWS
         ),
     ] = "",
+    annealing_horizon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="STEPS", help="Steps that a fall of the rate takes to act, in law annealing.", rich_help_panel=_ROWS
+        ),
+    ] = None,
     compare: Annotated[
         list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.", rich_help_panel=_ASKED)
     ] = None,
@@ -160,7 +166,7 @@ def fit_laws(
       varscale fit-laws --runs t.csv --flops C --group family
     Training curves; scattered runs that share no budgets:
       varscale fit-laws --runs 'logs/*.csv' --checkpoints --run-id run --flops C
-      varscale fit-laws --runs t.csv --flops C --frontier envelope
+      varscale fit-laws --runs t.csv --flops C --frontier hull
     How well the largest runs are predicted from the others:
       varscale fit-laws --runs t.csv --flops C --holdout-where 'C >= 1e21'
     """
