@@ -15,8 +15,8 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from varscale.data.pictures import opened
 from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
 from varscale.data.sources.survey import (
     DECODING_ERRORS,
@@ -182,7 +182,7 @@ class EncodedSource(DecodedSource):
 
     def cropped(self, index: int, view: int) -> Pixels:
         """One view of the picture as stored: (3, s, s) in 0..255; raises what `Crop.apply` raises."""
-        with self.candidates.open(int(self.kept_N[index])) as stream, Image.open(stream) as picture:
+        with self.candidates.open(int(self.kept_N[index])) as stream, opened(stream) as picture:
             return self.crop.apply(picture, index, view)
 
     def picture_name(self, index: int) -> str:
