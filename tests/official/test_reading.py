@@ -312,7 +312,10 @@ def test_what_is_no_checkpoint_is_named(message: str, tmp_path: Path, capfd: pyt
     ("changed", "message"),
     [
         ({"head.bias": torch.full((16,), torch.inf)}, "head.bias has values that are not finite"),
-        ({"head.bias": torch.ones(16, dtype=torch.int8)}, "head.bias is torch.int8, .* dense floating point is expected"),
+        (
+            {"head.bias": torch.ones(16, dtype=torch.int8)},
+            "head.bias is torch.int8, .* dense floating point is expected",
+        ),
         ({"head.bias": torch.ones(16).to_sparse()}, "head.bias is torch.float32, torch.sparse_coo"),
         ({"class_emb.weight": torch.ones(192)}, r"class_emb.weight has shape \(192,\); a matrix is expected"),
         ({"class_emb.weight": torch.ones(1, 192)}, "num_classes: Input should be greater than or equal to 1, not 0"),

@@ -147,7 +147,10 @@ def _refuse_other_files(path: Path, start: bytes) -> None:
         found = f"a Git LFS pointer{stands_for}, not the file itself; fetch that by `git lfs pull`, or download it"
     elif re.match(r"<[!?a-z]", text, re.IGNORECASE):
         found = "a web page; download the file itself (on Hugging Face its address has /resolve/, not /blob/)"
-    elif start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"(\xb5/\xfd")) or start[257:262] == b"ustar":
+    elif (
+        start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"(\xb5/\xfd"))
+        or start[257:262] == b"ustar"
+    ):
         found = "a packed archive; unpack it, and import the file within"
     elif text.isascii() and "".join(text.split()).isprintable():
         found = f"a text that begins with {text[:40]!r}; download the file again"

@@ -121,7 +121,7 @@ def test_damaged_pictures_are_named_counted_and_left_out(tmp_path: Path) -> None
         "zero.png": (b"", "empty"),
         "zeros.png": (bytes(500), "nothing but zeros"),
         "text.png": (b"hello", "no picture of a known format"),
-        "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", "a page of the web instead of a picture"),
+        "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", "a page of the web instead of the picture"),
         "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
         "broken.png": (bytes(broken), "damaged"),
         "deep.png": (encoded(Image.fromarray(np.zeros((9, 9), np.uint16))), "mode I;16: more than 8 bits a channel"),

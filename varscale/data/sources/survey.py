@@ -258,15 +258,8 @@ def ends_well(stored_as: str | None, head: bytes, tail: bytes, length: int) -> b
 
 def why_broken(error: Exception, head: bytes) -> str:
     """In words, the same ones for the same fault, why a picture whose file begins with `head` does not decode."""
-    start = head.lstrip().lower()
     if isinstance(error, UnidentifiedImageError):
-        if not head:
-            return "empty"
-        if start.startswith(b"version https://git-lfs"):
-            return "a Git LFS pointer instead of the picture (git lfs pull fetches it)"
-        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-            return "a page of the web instead of a picture"
-        return "no picture of a known format" if any(head) else "nothing but zeros"
+        return foreign(head, "the picture") or "no picture of a known format"
     text = str(error)
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror[:1].lower() + error.strerror[1:]
@@ -276,6 +269,18 @@ def why_broken(error: Exception, head: bytes) -> str:
         return "cut short"
     known = isinstance(error, ValueError) and text
     return text if known else f"damaged ({text or type(error).__name__})"
+
+
+def foreign(head: bytes, wanted: str) -> str:
+    """What a download leaves in place of what was wanted, by how the file begins; nothing where it is none of that."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return f"a Git LFS pointer instead of {wanted} (git lfs pull fetches it)"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"a page of the web instead of {wanted}"
+    return "" if any(head) else "nothing but zeros"
 
 
 def by_reason(faults: Iterable[tuple[str, str]], names: int) -> str:
