@@ -160,7 +160,7 @@ def open_image(value: Any, folder: Path) -> BinaryIO:
         return io.BytesIO(value)
     if "://" in value:
         raise ValueError("an address on the web, not an image; download it first")
-    path = folder / value
+    path: Path = folder / value
     if len(value) > LONGEST_PATH or value.startswith("data:"):
         raise ValueError("text that names no file, perhaps a picture in base64; store its bytes")
     if not path.is_file():  # a pipe would be waited for
