@@ -307,3 +307,12 @@ def test_large_sets_are_looked_at_and_not_decoded(
 def test_settings_out_of_range_are_named(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         section(Path(), **{field: value})
+
+
+def test_captions_in_capital_letters(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(encoded())
+    (tmp_path / "cat" / "0.TXT").write_text("a cat\nsits")
+    source = FolderSource(tmp_path, Crop(8))
+    assert source.captions() == ["a cat sits"]
+    assert "captions beside pictures (.txt): 1 of 1" in source.summary()[-1]
