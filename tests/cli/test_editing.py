@@ -1,6 +1,7 @@
 """`edit` and `reconstruct` through the command: files in, files out, and one line for what is wrong."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def model(call: Call) -> list[str | Path]:
     Image.fromarray(mask).save("left.png")
     Image.fromarray(mask // 255).save("of-ones.png")
     Image.new("L", (SIDE, SIDE)).save("black.png")
+    Image.fromarray(np.stack([np.full_like(mask, 255), mask], axis=-1)).save("painted.png")  # white on transparent
     Image.fromarray(mask).crop((0, 0, 5, 5)).save("small.png")
     Image.new("RGB", (20, 10)).save("large.png")
     return ["model.safetensors", "--tokenizer", TOKENIZER]
@@ -69,7 +71,8 @@ def test_edit(call: Call, model: list[str | Path]) -> None:
     call("edit", *model, "source.png", "--box", "0,0,4,8", *options, "--out", "b.png")
     call("edit", *model, "source.png", "--box", "4,0,8,8", "--outside", *options, "--out", "c.png")
     call("edit", *model, "source.png", "--mask", "of-ones.png", *options, "--out", "d.png")
-    assert all(Path("new/a-1.png").read_bytes() == Path(f"{name}-1.png").read_bytes() for name in "bcd")
+    call("edit", *model, "source.png", "--mask", "painted.png", *options, "--out", "f.png")
+    assert all(Path("new/a-1.png").read_bytes() == Path(f"{name}-1.png").read_bytes() for name in "bcdf")
     call("edit", *model, "source.png", "--mask", "left.png", "--composite", *options, "--out", "e.png")
     assert np.array_equal(pixels("e-0.png")[:, 4:], pixels("source.png")[:, 4:])
     assert np.array_equal(pixels("e-0.png")[:, :4], pixels("new/a-0.png")[:, :4])
@@ -111,6 +114,8 @@ MISTAKES = {
     "--box 0,0,8: expected left,top,right,bottom": ["source.png", "--box", "0,0,8"],
     "large.png: 20 × 10 pixels, where 8 × 8 are needed": ["large.png", "--box", "0,0,4,4"],
     "gone.png: no such file": ["gone.png", "--box", "0,0,4,4"],
+    "pipe.png: not a file": ["pipe.png", "--box", "0,0,4,4"],
+    "page.png: not a picture that can be read (a page of the web": ["page.png", "--box", "0,0,4,4"],
     "text.png: not a picture that can be read": ["text.png", "--box", "0,0,4,4"],
     "--label 3: no such class; expected none (no class)": ["source.png", "--box", "0,0,4,4", "--label", "3"],
     "--label cat: no such class": ["source.png", "--box", "0,0,4,4", "--label", "cat"],
@@ -135,6 +140,8 @@ def test_mistakes_are_named_before_anything_is_loaded(
     monkeypatch.setattr("varscale.generation.from_files.load_model", None)
     monkeypatch.setattr("varscale.generation.edited_files.load_tokenizer", None)
     Path("text.png").write_text("no picture")
+    Path("page.png").write_text("<!doctype html>")
+    os.mkfifo("pipe.png")
     for message, arguments in MISTAKES.items():
         result = call("edit", *model, *arguments)
         (line,) = result.error.splitlines()

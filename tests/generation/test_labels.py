@@ -13,7 +13,13 @@ def test_numbers_names_and_none() -> None:
     assert labels("dog,cat,2,none", "cat", "dog", "eel") == [1, 0, 2, 3]
     assert labels('"tench, Tinca tinca",eel', "eel", "tench, Tinca tinca", "x") == [1, 0]
     assert labels("Cafe\u0301", "Caf\u00e9", "b", "c") == [0]
-    assert labels("none", "none", "b", "c") == [0]
+    assert labels("none,0", "none", "b", "c") == [3, 0]
+
+
+def test_a_name_of_several_classes_is_refused() -> None:
+    with pytest.raises(ExperimentError, match=r"--labels crane: several classes have this name; say a label: 0, 2"):
+        labels("ox,crane", "crane", "ox", "crane")
+    assert labels("ox,2", "crane", "ox", "crane") == [1, 2]
 
 
 def test_numbers_are_names_where_all_names_are_numbers() -> None:

@@ -70,6 +70,7 @@ TRANSFORMERS = {
     "with the tokenizer in it": VAR | prefixed("vae_proxy.", VAE),
     "an optimizer's, by name": {"model": VAR, "optimizer": {"state": {name: {"step": 1} for name in VAR}}},
     "without levels": without_levels(VAR),
+    "in lists": {"models": [{"epoch": 3}, (prefixed("module.", VAR), None)]},
 }
 TOKENIZERS = {
     "plain": VAE,
@@ -245,6 +246,15 @@ def zipped(**files: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def scripted() -> bytes:
+    """What a file of TorchScript has in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("m/data.pkl", "m/code/m.py", "m/constants.pkl"):
+            archive.writestr(name, b"1")
+    return buffer.getvalue()
+
+
 def saved(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -258,6 +268,12 @@ class Print:
         return print, ("executed",)
 
 
+def damaged(content: bytes) -> bytes:
+    """With zeros in its middle, where a download left a hole."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(2000) + content[middle + 2000 :]
+
+
 FOREIGN = {
     "an empty file; download it again": b"",
     "a Git LFS pointer that stands for 1,242,634,240 bytes": (
@@ -266,6 +282,9 @@ FOREIGN = {
     "a web page; download the file itself": b'\xef\xbb\xbf\n<!DOCTYPE html>\n<html lang="de">Stra\xc3\x9fe</html>',
     'a text that begins with \'{"error"': b'{"error": "Repository not found"}',
     "a packed archive; unpack it": b"\x1f\x8b\x08" + bytes(100),
+    "a packed archive; .* the file within": b"7z\xbc\xaf\x27\x1c" + bytes(100),
+    r"or a damaged one: \d of \d+ records are not what was written, such as archive/data/": damaged(saved(VAR)),
+    "a model in TorchScript, which is code": scripted(),
     "cut short after 300 bytes; download it again": saved(VAR)[:300],
     r"a zip archive of something else \(a.txt, b.txt\)": zipped(a=b"1", b=b"2"),
     r"neither a tokenizer's tensors nor a transformer's \(it has weight\)": saved({"weight": torch.ones(1)}),
@@ -287,6 +306,26 @@ def test_what_is_no_checkpoint_is_named(message: str, tmp_path: Path, capfd: pyt
     assert "\n" not in str(told.value)
     assert not out.exists()
     assert "executed" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"head.bias": torch.full((16,), torch.inf)}, "head.bias has values that are not finite"),
+        (
+            {"head.bias": torch.ones(16, dtype=torch.int8)},
+            "head.bias is torch.int8, .* dense floating point is expected",
+        ),
+        ({"head.bias": torch.ones(16).to_sparse()}, "head.bias is torch.float32, torch.sparse_coo"),
+        ({"class_emb.weight": torch.ones(192)}, r"class_emb.weight has shape \(192,\); a matrix is expected"),
+        ({"class_emb.weight": torch.ones(1, 192)}, "num_classes: Input should be greater than or equal to 1, not 0"),
+    ],
+)
+def test_weights_that_no_model_can_have(changed: State, message: str, tmp_path: Path, tokenizer: Path) -> None:
+    file, out = stored(tmp_path / "var.pth", VAR | changed), tmp_path / "out.safetensors"
+    with pytest.raises(CheckpointError, match=f"{message}[^\n]*$"):
+        import_checkpoint(file, out, None, tokenizer)
+    assert not out.exists()
 
 
 def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:

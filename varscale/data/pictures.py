@@ -3,8 +3,11 @@
 What decoding takes in memory is worked out from the picture's header before anything is decoded.
 """
 
+import functools
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -32,6 +35,21 @@ _FORMAT_BYTES = {"PNG": 0, "BMP": 0, "PPM": 0, "JPEG": 0, "MPO": 0, "TIFF": 4, "
 """That a format's decoder takes for a pixel besides, where the header says no more; of all other formats 16."""
 
 
+def opened(stored: Path | BinaryIO) -> Image.Image:
+    """A picture whose header is read, of any format that Pillow knows but PostScript, which another program would run.
+
+    Raises:
+        OSError: It is none, or can't be opened. Pillow raises other errors, too, for some damage.
+    """
+    return Image.open(stored, formats=_formats())
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
 def as_shown(
     picture: Image.Image,
     side: int = 0,
@@ -51,7 +69,7 @@ def as_shown(
         ValueError: The picture would take more than `MOST_BYTES`, or has more than 8 bits and no levels are given.
         OSError: It is damaged. Pillow raises other errors, too, for some damage.
     """
-    _check_memory(picture, side)
+    check_memory(picture, side)
     picture.load()
     if is_deep(picture):
         shown = _of_levels(picture, levels)
@@ -90,8 +108,8 @@ def orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _check_memory(picture: Image.Image, side: int) -> None:
-    """Refuse what takes too much memory; let a JPEG be decoded smaller first."""
+def check_memory(picture: Image.Image, side: int) -> None:
+    """Refuse what takes too much memory, by its header; let a JPEG be decoded smaller first: see `as_shown`."""
     mode, stored_as, whole = picture.mode, picture.format, picture.width * picture.height
     if stored_as is None:  # decoded already, or made here
         return

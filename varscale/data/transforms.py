@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from varscale.data.pictures import WHITE, as_shown
+from varscale.data.pictures import WHITE, as_shown, check_memory
 
 LONG = 8
 """Of a picture so many times as long as wide, only the crop is enlarged, not all of it."""
@@ -76,6 +76,10 @@ class Crop:
     def shown(self, picture: Image.Image) -> Image.Image:
         """The whole picture as a viewer shows it, before it is resized; raises what `apply` raises."""
         return as_shown(picture, self._shorter, self.background, self.levels)
+
+    def check(self, picture: Image.Image) -> None:
+        """Raise `ValueError` where the picture, of which the header is read, would take too much memory."""
+        check_memory(picture, self._shorter)
 
     @property
     def _shorter(self) -> int:

@@ -29,6 +29,8 @@ from varscale.tokenizer.storage import load_tokenizer, stored_architecture
 
 PAIRS = ("edited and reconstruction", "edited and source", "reconstruction and source")
 """What is compared by distance from the mask."""
+BLACK = (0, 0, 0)
+"""Transparent parts of a mask are not masked."""
 SHADE = 0.35
 """How much is left of what is masked, in the picture of the mask."""
 
@@ -61,7 +63,7 @@ class EditRegion:
             place = f"--box {','.join(map(str, self.box))}"
         else:
             assert self.mask is not None
-            levels_SS = torch.from_numpy(np.array(opened_picture(self.mask, side).convert("L")))
+            levels_SS = torch.from_numpy(np.array(opened_picture(self.mask, side, BLACK).convert("L")))
             mask_SS = levels_SS >= (1 if levels_SS.max() == 1 else 128)  # 0 and 1 are what programs write
             place = str(self.mask)
         if self.outside:

@@ -2,6 +2,7 @@
 
 import csv
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from varscale.errors import ExperimentError
@@ -14,7 +15,7 @@ def labels_of(option: str, text: str, num_classes: int, names: Sequence[str], *,
     """Labels of classes, such as `0,1`, `cat,dog` or `none`; one whose name has a comma stands in quotation marks.
 
     Where all names are numbers, numbers are names: of class folders 1 … 12, `12` is the last. Everywhere else a number
-    that is no class's name is a label.
+    that is no class's name is a label. A class whose name is `none`, or several have, is meant by its number alone.
 
     Args:
         option: How the text is named in messages.
@@ -24,8 +25,9 @@ def labels_of(option: str, text: str, num_classes: int, names: Sequence[str], *,
         keywords: What else may be written, for messages.
 
     Raises:
-        ExperimentError: There is no such class; the message has the range and the names.
+        ExperimentError: There is no such class, or there are several; the message has the range and the names.
     """
+    counts = Counter(map(_composed, names))
     known = {_composed(name): label for label, name in enumerate(names)}
     numbered = bool(names) and all(map(_is_number, names))
     by_number = (
@@ -34,11 +36,12 @@ def labels_of(option: str, text: str, num_classes: int, names: Sequence[str], *,
     labels = []
     for part in next(csv.reader([text], skipinitialspace=True), []):
         name = _composed(part.strip())
-        label = known.get(name)
+        if counts[name] > 1:
+            alike = ", ".join(str(label) for label, other in enumerate(names) if _composed(other) == name)
+            raise ExperimentError(f"{option} {part[:100]}: several classes have this name; say a label: {alike}")
+        label = num_classes if name == NO_CLASS else known.get(name)
         if label is None and _is_number(name):
             label = by_number.get(int(name))
-        if label is None and name == NO_CLASS:
-            label = num_classes
         if label is None:
             called = f", whose names are {_some(names)}" if names else ""
             raise ExperimentError(

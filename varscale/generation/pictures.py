@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid, save_image
 
-from varscale.data.pictures import as_shown
+from varscale.data.pictures import WHITE, as_shown, opened
+from varscale.data.sources.survey import why_broken
 from varscale.errors import DataError
 from varscale.families.models import evaluating, pictures
 from varscale.store.atomic import write_atomically
@@ -60,19 +61,22 @@ def read_picture(path: Path, side: int) -> Tensor:
     return torch.from_numpy(pixels_HW3).permute(2, 0, 1).unsqueeze(0) / 255
 
 
-def opened_picture(path: Path, side: int) -> Image.Image:
-    """A picture of side × side pixels as a viewer shows it, RGB, transparency on white.
+def opened_picture(path: Path, side: int, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """A picture of side × side pixels as a viewer shows it, RGB, transparency on a background.
 
     Raises:
         DataError: It can't be read, or has another size.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
-        with Image.open(path) as picture:
+        with opened(path) as picture:
             if picture.size == (side, side):  # of any other, nothing is decoded
-                return as_shown(picture)
+                return as_shown(picture, background=background)
             width, height = picture.size
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+    except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            raise DataError(f"{path}: not a picture that can be read ({why_broken(error, file.read(512))})") from None
     except Exception as error:  # broken files raise whatever they lead to
         raise DataError(f"{path}: not a picture that can be read ({' '.join(str(error).split())[:200]})") from None
     raise DataError(f"{path}: {width} × {height} pixels, where {side} × {side} are needed; crop and resize it first")

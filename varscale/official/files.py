@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from varscale.errors import CheckpointError
 from varscale.families.storage import load_model, save_model
@@ -166,4 +167,8 @@ def _only_theirs(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CheckpointError(f"{path}: not {THEIRS}: {' '.join(str(error).split())[:300]}") from None
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!s:.50}"
+        raise CheckpointError(f"{path}: not {THEIRS}: {' '.join(reason.split())[:300]}") from None

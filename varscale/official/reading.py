@@ -9,7 +9,8 @@ the file and a prefix of its keys: a model's place is both, joined by dots.
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -146,7 +147,10 @@ def _refuse_other_files(path: Path, start: bytes) -> None:
         found = f"a Git LFS pointer{stands_for}, not the file itself; fetch that by `git lfs pull`, or download it"
     elif re.match(r"<[!?a-z]", text, re.IGNORECASE):
         found = "a web page; download the file itself (on Hugging Face its address has /resolve/, not /blob/)"
-    elif start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or start[257:262] == b"ustar":
+    elif (
+        start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"(\xb5/\xfd"))
+        or start[257:262] == b"ustar"
+    ):
         found = "a packed archive; unpack it, and import the file within"
     elif text.isascii() and "".join(text.split()).isprintable():
         found = f"a text that begins with {text[:40]!r}; download the file again"
@@ -193,24 +197,53 @@ def _refuse_other_archives(path: Path, file: BinaryIO) -> None:
         raise CheckpointError(f"{path}: not {THEIRS}: cut short after {size:,} bytes; download it again")
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
+        if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
+            held = "a model in TorchScript, which is code; where it was made, save the state_dict() of its module"
+            raise CheckpointError(f"{path}: not {THEIRS}: {held}")
+        _refuse_damaged_records(path, archive)
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         held = ", ".join(name[:40] for name in names[:3]) or "nothing"
         raise CheckpointError(f"{path}: not {THEIRS}: a zip archive of something else ({held})")
     file.seek(0)
 
 
+def _refuse_damaged_records(path: Path, archive: zipfile.ZipFile) -> None:
+    """Compare checksums, which torch doesn't; where none of them is right, they were not written."""
+    records = [entry for entry in archive.infolist() if not entry.is_dir()]
+    damaged = [entry.filename for entry in records if not _is_whole(archive, entry)]
+    if 0 < len(damaged) < len(records):
+        listed = ", ".join(name[:60] for name in damaged[:3])
+        raise CheckpointError(
+            f"{path}: not {THEIRS}, or a damaged one: {len(damaged)} of {len(records)} records are not what was "
+            f"written, such as {listed}; download it again"
+        )
+
+
+def _is_whole(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(entry) as record:
+            while record.read(2**20):
+                pass
+    except (zipfile.BadZipFile, EOFError, zlib.error):
+        return False
+    return True
+
+
 def _dictionaries(stored: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """All dictionaries of a file with their places, each once: one may hold itself."""
+    """All dictionaries of a file with their places, each once: one may hold itself. Lists count by their places."""
     seen: set[int] = set()
     waiting = [("", stored, 0)]
     while waiting:
         place, found, depth = waiting.pop(0)
-        if isinstance(found, Mapping) and id(found) not in seen:
-            seen.add(id(found))
+        if id(found) in seen or not isinstance(found, Mapping | list | tuple):
+            continue
+        seen.add(id(found))
+        if isinstance(found, Mapping):
             yield place, found
-            if depth < DEEPEST:
-                within = ((f"{place}.{name}".removeprefix("."), value) for name, value in found.items())
-                waiting += [(name, value, depth + 1) for name, value in within if isinstance(value, Mapping)]
+        if depth < DEEPEST:
+            named: Iterable[tuple[Any, Any]] = found.items() if isinstance(found, Mapping) else enumerate(found)
+            within = ((f"{place}.{name}".removeprefix("."), value) for name, value in named)
+            waiting += [(name, value, depth + 1) for name, value in within if isinstance(value, Mapping | list | tuple)]
 
 
 def _models(place: str, dictionary: Mapping[Any, Any]) -> dict[str, StoredModel]:

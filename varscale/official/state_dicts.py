@@ -86,7 +86,7 @@ def load_tokenizer(state_dict: State, patch_nums: Sequence[int]) -> MultiScaleTo
     Raises:
         ValueError: If keys are missing, left over, or have the wrong shape; names them.
     """
-    vocab_size, latent_channels = _required(state_dict, "quantize.embedding.weight").shape
+    vocab_size, latent_channels = _matrix(state_dict, "quantize.embedding.weight").shape
     base_channels = len(_required(state_dict, "encoder.conv_in.weight"))
     levels = _count(state_dict, r"encoder\.down\.(\d+)\.")
     channels = [len(_required(state_dict, f"encoder.down.{level}.block.0.conv1.weight")) for level in range(levels)]
@@ -128,7 +128,7 @@ def load_var(
     Raises:
         ValueError: If keys are missing, left over, or have the wrong shape; names them.
     """
-    classes, width = _required(state_dict, "class_emb.weight").shape
+    classes, width = _matrix(state_dict, "class_emb.weight").shape
     scales_1H11 = state_dict.get("blocks.0.attn.scale_mul_1H11")
     if heads is None:
         heads = scales_1H11.numel() if scales_1H11 is not None else width // HEAD_CHANNELS
@@ -252,6 +252,13 @@ def _required(state: State, name: str) -> Tensor:
     return state[name]
 
 
+def _matrix(state: State, name: str) -> Tensor:
+    matrix = _required(state, name)
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(matrix.shape)}; a matrix is expected")
+    return matrix
+
+
 def _depth(state: State) -> int:
     """How many blocks there are, if none between them is missing."""
     blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d{1,4})\.", name))}
@@ -281,6 +288,11 @@ def _fill(model: nn.Module, state: State, rename: Callable[[str], str], axes: Ma
         expected = tuple(parameter[axes.get(theirs.rsplit(".", 1)[-1], ...)].shape)
         if tuple(state[theirs].shape) != expected:
             raise ValueError(f"{theirs} has shape {tuple(state[theirs].shape)}; the model needs {expected}")
+        if not state[theirs].is_floating_point() or state[theirs].layout != torch.strided:
+            kind = f"{state[theirs].dtype}, {state[theirs].layout}"
+            raise ValueError(f"{theirs} is {kind}, as of a compressed model; dense floating point is expected")
+        if not state[theirs].to(torch.float32).isfinite().all():
+            raise ValueError(f"{theirs} has values that are not finite: it diverged, or went beyond its precision")
         weights[ours] = state[theirs].detach().to(torch.float32).reshape(parameter.shape).clone()
     model.load_state_dict(weights, assign=True)
 

@@ -91,6 +91,8 @@ def test_files_that_are_no_images_links_pipes_and_sockets(tmp_path: Path, monkey
     (cat / "deeper" / "back").symlink_to(cat)
     (cat / "link_to_nothing.png").symlink_to("/nowhere/x.png")
     (cat / "link.png").symlink_to(Path("..") / "dog" / "001.png")
+    (cat / "circle").symlink_to("circle")
+    (cat / "circle.png").symlink_to("circle.png")
     (tmp_path / "train" / "eel").symlink_to(tmp_path / "train" / "dog")
     (tmp_path / "val" / "eel").symlink_to(tmp_path / "val" / "dog")
     (tmp_path / "train" / "loose.png").write_bytes(encoded())
@@ -101,27 +103,30 @@ def test_files_that_are_no_images_links_pipes_and_sockets(tmp_path: Path, monkey
     text = "\n".join(identity.summary)
     assert "16 images in 3 classes of 4 (dog) to 8 (cat)" in text
     assert (
-        "3 pictures left out: a link to nothing: cat/link_to_nothing.png; not a file, but a pipe, a socket or a "
-        in text
+        "4 pictures left out: a link to nothing: cat/circle.png, cat/link_to_nothing.png; not a file, but a pipe, "
+        "a socket or a " in text
     )
     assert "(links to a folder above) (1)" in text
     assert ".gif (1)" in text
-    assert "(without a suffix) (1)" in text
+    assert "(without a suffix) (2)" in text
     assert "images beside the class folders belong to no class and are left out: 1, such as loose.png" in text
 
 
 def test_damaged_pictures_are_named_counted_and_left_out(tmp_path: Path) -> None:
-    data, cat = folders(tmp_path), tmp_path / "train" / "cat"
+    data = folders(tmp_path).model_copy(update={"max_undecodable": 11})
+    cat = tmp_path / "train" / "cat"
     whole, large = encoded(), encoded(photo(300, 300), "jpeg", quality=90)
     broken = bytearray(encoded(photo(200, 200)))
     broken[60_000:60_100] = bytes(100)
     faults = {
         "cut.png": (whole[: len(whole) // 2], "cut short"),
         "cut.jpg": (large[: len(large) * 2 // 3], "cut short"),
+        "half.jpg": (large[: len(large) // 2] + bytes(len(large) // 2), "cut short"),
+        "script.png": (encoded(photo(), "eps"), "no picture of a known format"),
         "zero.png": (b"", "empty"),
         "zeros.png": (bytes(500), "nothing but zeros"),
         "text.png": (b"hello", "no picture of a known format"),
-        "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", "a page of the web instead of a picture"),
+        "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", "a page of the web instead of the picture"),
         "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
         "broken.png": (bytes(broken), "damaged"),
         "deep.png": (encoded(Image.fromarray(np.zeros((9, 9), np.uint16))), "mode I;16: more than 8 bits a channel"),
@@ -132,7 +137,7 @@ def test_damaged_pictures_are_named_counted_and_left_out(tmp_path: Path) -> None
         (cat / name).write_bytes(encoded(photo(*size)))
     identity = data_identity(data)
     line = next(line for line in identity.summary if "left out" in line)
-    assert line.strip().startswith("9 pictures left out: ")
+    assert line.strip().startswith("11 pictures left out: ")
     for name, (_, reason) in faults.items():
         assert f"cat/{name}" in line
         assert reason in line
@@ -140,12 +145,12 @@ def test_damaged_pictures_are_named_counted_and_left_out(tmp_path: Path) -> None
     assert len(source) == 11
     assert source.load_batch(range(11), [0] * 11)[1].tolist() == [0] * 7 + [1] * 4
     with pytest.raises(
-        DataError, match=r"9 of the 20 pictures looked at can't be used, data.max_undecodable is 8: .*cut"
+        DataError, match=r"11 of the 22 pictures looked at can't be used, data.max_undecodable is 8: .*cut"
     ):
         data_identity(data.model_copy(update={"max_undecodable": 8}))
     for path in cat.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"train/cat: none of its 16 pictures can be read"):
+    with pytest.raises(DataError, match=r"train/cat: none of its 18 pictures can be read"):
         opened(data.model_copy(update={"max_undecodable": 100}))
 
 
@@ -193,6 +198,14 @@ def test_deep_pictures_stop_at_the_first_look_or_are_scaled(tmp_path: Path) -> N
         data_identity(data.model_copy(update={"levels": (0.0, 4095.0)})).training
         != data_identity(data.model_copy(update={"levels": (0.0, 2000.0)})).training
     )
+
+
+def test_numbers_that_are_none_are_no_levels(tmp_path: Path) -> None:
+    for name, value in (("a", np.nan), ("b", np.inf)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tif").write_bytes(encoded(Image.fromarray(np.full((9, 9), value, np.float32)), "tiff"))
+    with pytest.raises(DataError, match=r"none of the 2 .* more than 8 bits a channel: [^[]*; convert them to 8 bits$"):
+        FolderSource(tmp_path, Crop(8))
 
 
 def test_numbered_folders_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -253,6 +266,10 @@ def test_large_sets_are_looked_at_and_not_decoded(
     whole = encoded(form="jpeg")
     (cat / "whole.jpg").write_bytes(whole + b"trailing bytes of a camera" * 10)
     (cat / "cut.jpg").write_bytes(encoded(photo(300, 300), "jpeg")[:-500])
+    (cat / "padded.jpg").write_bytes(whole + bytes(500))
+    large = io.BytesIO()
+    Image.new("1", (16_000, 8_000)).save(large, "png")
+    (cat / "large.png").write_bytes(large.getvalue())
     monkeypatch.setattr(looking, "DECODED_BYTES", 0)
     monkeypatch.setattr(looking, "DECODED_SAMPLE", 4)
     monkeypatch.setattr(looking, "_SECONDS_BETWEEN_LINES", 0)
@@ -261,14 +278,15 @@ def test_large_sets_are_looked_at_and_not_decoded(
     shown = Crop.shown
     monkeypatch.setattr(Crop, "shown", lambda crop, picture: decoded.append(picture) or shown(crop, picture))
     source = opened(data)
-    assert len(source) == 81
+    assert len(source) == 82
     assert len(decoded) < 10
-    assert "looked at 82 of 82 pictures" in caplog.text
+    assert "too large: decoding takes more than 500 MB of memory; make it smaller: cat/large.png" in source.summary()[1]
+    assert "looked at 84 of 84 pictures" in caplog.text
     seen = len(decoded)
     assert opened(data).survey.left_out == source.survey.left_out
     assert len(decoded) == seen
     (cat / "cut.jpg").write_bytes(whole)
-    assert len(opened(data)) == 82
+    assert len(opened(data)) == 83
     (tmp_path / "cache").rename(tmp_path / "elsewhere")
 
     def breaks(crop: Crop, picture: Image.Image) -> Image.Image:
@@ -276,10 +294,10 @@ def test_large_sets_are_looked_at_and_not_decoded(
 
     with monkeypatch.context() as broken:
         broken.setattr(Crop, "shown", breaks)
-        assert len(opened(data)) < 82
-    assert len(opened(data)) == 82  # what may be gone the next time isn't remembered
+        assert len(opened(data)) < 83
+    assert len(opened(data)) == 83  # what may be gone the next time isn't remembered
     monkeypatch.setenv("VARSCALE_CACHE", "/proc/nowhere")  # can't be written to
-    assert len(opened(data)) == 82
+    assert len(opened(data)) == 83
 
 
 @pytest.mark.parametrize(
@@ -289,3 +307,12 @@ def test_large_sets_are_looked_at_and_not_decoded(
 def test_settings_out_of_range_are_named(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         section(Path(), **{field: value})
+
+
+def test_captions_in_capital_letters(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(encoded())
+    (tmp_path / "cat" / "0.TXT").write_text("a cat\nsits")
+    source = FolderSource(tmp_path, Crop(8))
+    assert source.captions() == ["a cat sits"]
+    assert "captions beside pictures (.txt): 1 of 1" in source.summary()[-1]

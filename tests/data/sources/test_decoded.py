@@ -77,7 +77,7 @@ def test_damaged_pictures_are_named_and_left_out(tmp_path):
     np.testing.assert_array_equal(pixels_B3ss, expected)
     assert (len(source), labels_B.tolist(), source.undecodable) == (4, [0, 0, 1, 1], {})
     line = source.summary()[1]
-    assert "2 pictures left out: cut short: a/2.png; a page of the web instead of a picture: a/3.png" in line
+    assert "2 pictures left out: cut short: a/2.png; a page of the web instead of the picture: a/3.png" in line
     with pytest.raises(DataError, match=r"2 of the 6 pictures looked at can't be used, data.max_undecodable is 1: cut"):
         FolderSource(tmp_path, Crop(12, 1.0), max_undecodable=1)
 

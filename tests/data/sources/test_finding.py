@@ -172,3 +172,46 @@ def test_parts_that_there_are_not(whole: PicturesSection) -> None:
         validation_source(whole.model_copy(update={"validation_images": 20}))
     with pytest.raises(ValueError, match="validation_images must say"):
         type(whole)(**{**whole.model_dump(), "validation_images": None})
+
+
+def test_split_folders_by_the_words_of_their_names(tmp_path: Path) -> None:
+    for split, first in (("training_set", 0), ("test-images", 50)):
+        for name in ("cat", "dog"):
+            folder(tmp_path / "unpacked" / split / name, 3, first=first + 10 * (name == "dog"))
+    found = find_data(tmp_path)
+    assert found.validation is not None
+    assert found.settings["train_path"] == str(tmp_path / "unpacked" / "training_set")
+    assert found.settings["num_classes"] == 2
+
+
+def test_a_folder_around_the_class_folders(tmp_path: Path) -> None:
+    for name in ("train_station", "test_tube"):
+        folder(tmp_path / "PetImages" / name, 3)
+        folder(tmp_path / "PetImages" / "cat", 3, first=20)
+    found = find_data(tmp_path)
+    assert (found.settings["train_path"], found.settings["num_classes"]) == (str(tmp_path / "PetImages"), 3)
+    folder(tmp_path, 1, first=40)  # with pictures beside it, it is a class
+    assert find_data(tmp_path).settings["num_classes"] == 1
+
+
+def test_tables_in_folders_of_any_depth(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("test", 50)):
+        for name in ("cat", "dog"):
+            table(tmp_path / "data [1]" / "default" / f"split={split}" / f"label={name}" / "0.parquet", 4, first)
+    found = find_data(tmp_path)
+    assert found.validation is not None
+    assert (found.settings["num_classes"], len(found.train)) == (2, 8)
+    for number, split in enumerate(("train", "train", "test")):
+        table(tmp_path / "flat [1]" / f"{split}-{number}.parquet", 4, 10 * number)
+    found = find_data(tmp_path / "flat [1]")
+    assert (len(found.train), found.validation and len(found.validation)) == (8, 4)
+
+
+def test_labels_that_begin_anywhere_and_names_without_pictures(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", 8, label=[5, 6] * 4)
+    settings = find_data(tmp_path / "a.parquet").settings
+    assert (settings["first_label"], settings["num_classes"]) == (5, 2)
+    table(tmp_path / "b.parquet", 30, label=[None] * 11 + [0] * 19)
+    found = find_data(tmp_path / "b.parquet")
+    assert found.settings["label_column"] is None
+    assert found.remarks == ("no labels: 'label' is null in 11 rows",)

@@ -110,7 +110,9 @@ def test_wrong_and_missing_labels_name_the_row(tmp_path):
     with pytest.raises(DataError, match=r"a\.parquet row 5, column label: label 12 is outside 0 … 9"):
         ParquetSource(file, Crop(12), num_classes=10)
     file = write(tmp_path / "b.parquet", labels=[0, None, 2, 3, 4, 1, 1, 0, 0, 0])
-    with pytest.raises(DataError, match=r"b\.parquet row 1: label is null"):
+    assert "1 picture left out: no label (null): row 1" in ParquetSource(file, Crop(12)).summary()[1]
+    file = write(tmp_path / "c.parquet", labels=[None] * 10)
+    with pytest.raises(DataError, match=r"c\.parquet: label is null in all rows"):
         ParquetSource(file, Crop(12))
 
 

@@ -163,3 +163,100 @@ def test_nulls_of_large_parquet_sets_are_found_by_statistics(tmp_path: Path, mon
 def test_captions_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [struct(0)], "label": [0], "text": ["a cat"]}), tmp_path / "a.parquet")
     assert "column 'text' holds captions" in ParquetSource(tmp_path / "a.parquet", Crop(16)).summary()[-1]
+
+
+def written(file: Path, labels: Any, images: Any = None, names: list[str] | None = None) -> Path:
+    columns = {"image": [struct(row) for row in range(4)] if images is None else images, "label": labels}
+    table = pa.table({name: values for name, values in columns.items() if values is not None})
+    if names is not None:
+        described = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(described)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+    return file
+
+
+def test_rows_without_a_label_are_left_out(tmp_path: Path) -> None:
+    for name, labels, expected in (
+        ("number", [1, None, 0, 1], [1, 0, 1]),
+        ("float", [1.0, float("nan"), 0.0, 1.0], [1, 0, 1]),
+        ("text", ["b", None, "a", "b"], [1, 0, 1]),
+        ("truth", [True, None, False, True], [1, 0, 1]),
+    ):
+        source = ParquetSource(written(tmp_path / f"{name}.parquet", labels), Crop(16), num_classes=2)
+        assert source.labels.tolist() == expected
+        assert "  1 picture left out: no label (null): row 1" in source.summary()
+
+
+def test_classes_in_the_names_of_folders(tmp_path: Path) -> None:
+    written(tmp_path / "label=sea%20lion" / "0.parquet", None)
+    written(tmp_path / "label=cat" / "0.PARQUET", None)
+    source = ParquetSource(tmp_path, Crop(16), num_classes=2)
+    assert (source.class_names, source.labels.tolist()) == (("cat", "sea lion"), [0] * 4 + [1] * 4)
+    written(tmp_path / "label=dog" / "0.parquet", [0, 1, 0, 1])  # its own column counts
+    with pytest.raises(DataError, match=r"label=dog/0\.parquet: column label has numbers, but in .* text"):
+        ParquetSource(tmp_path, Crop(16))
+
+
+@pytest.mark.parametrize("labels", [(["a", "b", "a", "b"], [0, 1, 0, 1]), ([0, 1, 0, 1], ["a", "b", "a", "b"])])
+def test_shards_of_which_some_have_text_are_refused(labels: tuple[Any, Any], tmp_path: Path) -> None:
+    for number, each in enumerate(labels):
+        written(tmp_path / f"{number}.parquet", each)
+    with pytest.raises(DataError, match=r"1\.parquet: column label has (numbers|text), but in .*0\.parquet"):
+        ParquetSource(tmp_path, Crop(16))
+
+
+def test_names_that_disagree(tmp_path: Path) -> None:
+    train = written(tmp_path / "train.parquet", [0, 1, 0, 1], names=["cat", "dog"])
+    test = written(tmp_path / "test.parquet", [0, 1, 0, 0], names=["dog", "cat"])
+    data = ParquetSection(train_path=str(train), validation_path=str(test), image_size=16, num_classes=2)
+    with pytest.raises(DataError, match="name their classes otherwise: label 0 is 'dog' and 'cat'"):
+        data_identity(data)
+    source = ParquetSource(written(train, [0, 1, 2, 2], names=["cat", "dog"]), Crop(16), num_classes=4)
+    assert source.class_names == ()
+    assert source.summary()[1:] == [
+        "  no pictures of 1 of the classes: label 3",
+        "  the file names 2 classes of column 'label', which are not used: num_classes 4, first_label 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (None, [0, 1, 2**63, 1], "row 2: label is 9223372036854775808; expected the number of a class"),
+        (None, [0.0, np.inf, 1.0, 1.0], "row 1: label is inf; expected a whole number"),
+        ([{"path": 1}] * 4, [0] * 4, "image_column: 'image' is struct"),
+        (["data:image/png;base64,iVBORw0"] * 4, [0] * 4, "text that names no file, perhaps a picture in base64"),
+        (["iVBORw0" * 1000] * 4, [0] * 4, "text that names no file, perhaps a picture in base64"),
+        (pa.array([], pa.binary()), pa.array([], pa.int64()), "no rows"),
+    ],
+)
+def test_values_that_no_label_and_no_image_can_have(images: Any, labels: Any, message: str, tmp_path: Path) -> None:
+    column = pa.array(labels, pa.uint64() if 2**63 in labels else None) if isinstance(labels, list) else labels
+    with pytest.raises(DataError, match=f"a.parquet.*{message}"):
+        ParquetSource(written(tmp_path / "a.parquet", column, images), Crop(16), num_classes=2)
+
+
+def test_images_in_dictionaries_and_lists_of_lists(tmp_path: Path) -> None:
+    words = pa.DictionaryArray.from_arrays(pa.array([0, 0, 0, 0], pa.int8()), pa.array([PICTURE]))
+    for name, images in (("dictionary", words), ("lists", [[[PICTURE]]] * 4)):
+        source = ParquetSource(written(tmp_path / f"{name}.parquet", [0] * 4, images), Crop(16), num_classes=1)
+        assert len(source) == 4
+
+
+def test_what_lies_under_the_name_of_a_table(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.parquet", [0] * 4)
+    half = file.read_bytes()[:400]
+    for content, message in (
+        (half, "cut short"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer instead of the table"),
+        (b"<!DOCTYPE html>", "a page of the web instead of the table"),
+        (b"", "empty"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=f"not a readable Parquet file: {message}"):
+            ParquetSource(file, Crop(16))
+    table = pa.table([pa.array([PICTURE]), pa.array([PICTURE]), pa.array([0])], names=["image", "image", "label"])
+    pq.write_table(table, file)
+    with pytest.raises(DataError, match="two columns are named 'image'; rename one"):
+        ParquetSource(file, Crop(16))

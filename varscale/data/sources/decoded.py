@@ -15,8 +15,8 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from varscale.data.pictures import opened
 from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
 from varscale.data.sources.survey import (
     DECODING_ERRORS,
@@ -182,7 +182,7 @@ class EncodedSource(DecodedSource):
 
     def cropped(self, index: int, view: int) -> Pixels:
         """One view of the picture as stored: (3, s, s) in 0..255; raises what `Crop.apply` raises."""
-        with self.candidates.open(int(self.kept_N[index])) as stream, Image.open(stream) as picture:
+        with self.candidates.open(int(self.kept_N[index])) as stream, opened(stream) as picture:
             return self.crop.apply(picture, index, view)
 
     def picture_name(self, index: int) -> str:
@@ -207,7 +207,7 @@ class EncodedSource(DecodedSource):
         classes = "1 class" if self.num_classes == 1 else f"{self.num_classes:,} classes of {each}"
         sizes_N2 = self.survey.sizes_N2[self.kept_N]
         sizes_N2 = sizes_N2[sizes_N2[:, 0] > 0]
-        lines = [f"{self.name}: {len(self):,} images in {classes}{_sizes(sizes_N2)}"]
+        lines = [f"{self.name}: {_count(len(self), 'image')} in {classes}{_sizes(sizes_N2)}"]
         if left_out := self.survey.left_out:
             why = by_reason(
                 ((self.candidates.short(index), reason) for index, reason in left_out.items()), names=_NAMED
@@ -217,6 +217,9 @@ class EncodedSource(DecodedSource):
         smaller = int((sizes_N2.min(1) < self.image_size).sum())
         if smaller:
             lines.append(f"{_count(smaller, 'picture')} smaller than image_size ({self.image_size}) will be enlarged")
+        if empty := np.flatnonzero(counts_C == 0).tolist():
+            named = ", ".join(self._name(label) for label in empty[:3]) + (", …" if empty[3:] else "")
+            lines.append(f"no pictures of {len(empty):,} of the classes: {named}")
         return [lines[0], *(f"  {line}" for line in (*lines[1:], *self.notes))]
 
     def shared_with(self, training: ImageSource) -> list[str]:
@@ -238,8 +241,10 @@ class EncodedSource(DecodedSource):
             return stream.read()
 
     def _class(self, label: int, counts_C: NDArray[np.int64]) -> str:
-        name = self.class_names[label] if self.class_names else f"label {label}"
-        return f"{counts_C[label]:,} ({name})"
+        return f"{counts_C[label]:,} ({self._name(label)})"
+
+    def _name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else f"label {label}"
 
 
 def _spread(count: int, number: int) -> NDArray[np.int64]:

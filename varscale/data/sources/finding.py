@@ -1,9 +1,10 @@
 """What data a folder or a Parquet file holds: which source reads it, where its splits lie, its columns and classes."""
 
 import copy
+import glob
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from varscale.data.sources.folder.config import FolderSection
 from varscale.data.sources.folder.listing import Listing, is_hidden
 from varscale.data.sources.parquet.columns import find_columns, find_labels
 from varscale.data.sources.parquet.config import ParquetSection
+from varscale.data.sources.parquet.source import tables_below, tables_in
 from varscale.errors import DataError
 
 TRAINING = ("train", "training")
@@ -83,14 +85,30 @@ def _found_folder(path: Path) -> FoundData:
 
 
 def _split_folders(path: Path) -> tuple[Path, list[Path]]:
-    """The folders of the training images and of other splits; the folder itself and none where it has no splits."""
-    entries = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not is_hidden(entry.name)]
+    """The folders of the training images and of other splits; the folder itself and none where it has no splits.
+
+    A folder that holds nothing but another one with several folders, as unpacking leaves it, stands for that.
+    """
+    seen = [entry for entry in sorted(path.iterdir()) if not is_hidden(entry.name)]
+    entries = [entry for entry in seen if entry.is_dir()]
     folders = {entry.name.lower(): entry for entry in entries}
+    if _all_splits(entries):
+        folders = {word: entry for entry in entries for word in _words(Path(entry.name))}
+    elif len(seen) == len(entries) == 1 and entries[0].name.lower() not in TRAINING:
+        within = [entry for entry in entries[0].iterdir() if not is_hidden(entry.name)]
+        if len(within) > 1 and all(entry.is_dir() for entry in within):
+            return _split_folders(entries[0])
     train = next((folders[word] for word in TRAINING if word in folders), None)
     splits = [folders[word] for word in HELD_OUT if word in folders]
     if train is None or not (splits or len(folders) == 1 or any(entry.is_dir() for entry in train.iterdir())):
         return path, []  # beside buses and cars, trains are a class
     return train, splits
+
+
+def _all_splits(folders: Sequence[Path]) -> bool:
+    """Whether folders are one split each by their names, such as training_set and test_set, and not classes."""
+    words = [_words(Path(folder.name)) & {*TRAINING, *HELD_OUT} for folder in folders]
+    return all(len(each) == 1 for each in words) and sum(bool(each & {*TRAINING}) for each in words) == 1
 
 
 def _found_tables(path: Path, tables: Sequence[Path]) -> FoundData:
@@ -134,13 +152,7 @@ def _section(settings: dict[str, Any], train_path: str) -> PicturesSection:
 
 def _tables(path: Path) -> list[Path]:
     """The Parquet files of a folder, or beside a file that is one, those of the folders in it where it has none."""
-    if path.is_file():
-        return sorted(_shown(path.parent.glob("*.parquet")))
-    return sorted(_shown(path.glob("*.parquet"))) or sorted(_shown(path.glob("*/*.parquet")))
-
-
-def _shown(files: Iterator[Path]) -> Iterator[Path]:
-    return (file for file in files if not is_hidden(file.name) and not is_hidden(file.parent.name))
+    return tables_in(path.parent) if path.is_file() else tables_below(path)
 
 
 def _words(path: Path) -> set[str]:
@@ -156,12 +168,13 @@ def _together(path: Path, tables: Sequence[Path]) -> str:
     """
     if len(tables) == 1:
         return str(tables[0])
-    for folder in (path, *sorted({table.parent for table in tables})):
-        if _tables(folder) == list(tables):
+    above = {folder for table in tables for folder in table.parents if folder.is_relative_to(path)}
+    for folder in sorted(above):
+        if tables_below(folder) == list(tables):
             return str(folder)
     first, last = str(min(tables)), str(max(tables))
     start = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    pattern = Path(f"{start}*.parquet")
-    if sorted(pattern.parent.glob(pattern.name)) != list(tables):
+    pattern = f"{glob.escape(start)}*{tables[0].suffix}"
+    if sorted(glob.glob(pattern)) != sorted(map(str, tables)):  # noqa: PTH207  # of any path
         raise DataError(f"{path}: which of its Parquet files belong together? Put those of a split into a folder")
-    return str(pattern)
+    return pattern

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from varscale.data.pictures import is_animated, is_deep, orientation
+from varscale.data.pictures import is_animated, is_deep, opened, orientation
 from varscale.data.sources.base import digest
 from varscale.data.transforms import Crop
 from varscale.errors import DataError
@@ -40,7 +40,7 @@ DECODED_SAMPLE = 1000
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for broken files: mostly OSError, for some formats and headers the others."""
 
-_VERSION = 1  # of what is looked at, and how it is kept
+_VERSION = 2  # of what is looked at, and how it is kept
 _HEAD, _TAIL = 4096, 64
 _DEEP_LOOKED_AT = 10
 _SECONDS_BETWEEN_LINES = 5.0
@@ -131,6 +131,8 @@ def survey(candidates: Candidates, crop: Crop, most_faults: int) -> Survey:
 def _check(candidates: Candidates, left_out: Mapping[int, str], looked_at: int, most_faults: int) -> None:
     """Raise `DataError` where too many of the pictures that were looked at can't be used."""
     number = len(left_out)
+    if not candidates.count:
+        raise DataError(f"{candidates.name}: no pictures")
     if number <= most_faults and number < looked_at:
         return
     among, limit = f"none of the {number:,} pictures looked at can be used", ""
@@ -147,9 +149,12 @@ def _how_to_show(candidates: Candidates, deep: Sequence[int]) -> str:
     """What helps where all of these pictures have more than 8 bits a channel."""
     low, high = math.inf, -math.inf
     for index in deep:
-        with candidates.open(index) as stream, Image.open(stream) as picture, suppress(*DECODING_ERRORS):
+        with candidates.open(index) as stream, opened(stream) as picture, suppress(*DECODING_ERRORS):
             values_hw = np.asarray(picture, dtype=np.float64)
-            low, high = min(low, float(np.nanmin(values_hw))), max(high, float(np.nanmax(values_hw)))
+            values_N = values_hw[np.isfinite(values_hw)]
+            low, high = min(low, values_N.min(initial=low)), max(high, values_N.max(initial=high))
+    if not low < high:
+        return "; convert them to 8 bits"
     return (
         f"; convert them to 8 bits, or say which values are black and white, such as data.levels=[{low:g},{high:g}], "
         f"between which those of the first {len(deep)} lie"
@@ -200,7 +205,7 @@ def _look(open_stored: Callable[[int], BinaryIO], index: int, crop: Crop, *, dec
             tail = stream.read()
             stream.seek(0)
             stored = _hash([length.to_bytes(8, "little"), head, tail])
-            with Image.open(stream) as picture:
+            with opened(stream) as picture:
                 size, marks = picture.size, []
                 if is_animated(picture):
                     marks.append(FRAMES)
@@ -211,9 +216,12 @@ def _look(open_stored: Callable[[int], BinaryIO], index: int, crop: Crop, *, dec
                 transparent = picture.has_transparency_data and not is_deep(picture)
                 if decode or is_deep(picture) or not ends_well(picture.format, head, tail, length):
                     rgb = crop.shown(picture)
+                    if picture.format in ("JPEG", "MPO") and not any(tail):
+                        _check_zeros(stream)
                     transparent = transparent and not _is_opaque(picture)
                     shown = _hash([repr(rgb.size).encode(), *map(Image.Image.tobytes, _bands(rgb))])
                 else:
+                    crop.check(picture)
                     shown = 0
                 if transparent:
                     marks.append(TRANSPARENT)
@@ -223,6 +231,13 @@ def _look(open_stored: Callable[[int], BinaryIO], index: int, crop: Crop, *, dec
                 return Look(size, stored, shown, tuple(marks))
     except DECODING_ERRORS as error:
         return Look(fault=why_broken(error, head), lasting=not (isinstance(error, OSError) and error.errno is not None))
+
+
+def _check_zeros(stream: BinaryIO) -> None:
+    """Refuse a JPEG that was not written to its end, for which its decoder shows grey; cameras put zeros behind it."""
+    stream.seek(0)
+    if not stream.read().rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise EOFError
 
 
 FRAMES = "with several frames or pages, of which the first is taken"
@@ -243,15 +258,8 @@ def ends_well(stored_as: str | None, head: bytes, tail: bytes, length: int) -> b
 
 def why_broken(error: Exception, head: bytes) -> str:
     """In words, the same ones for the same fault, why a picture whose file begins with `head` does not decode."""
-    start = head.lstrip().lower()
     if isinstance(error, UnidentifiedImageError):
-        if not head:
-            return "empty"
-        if start.startswith(b"version https://git-lfs"):
-            return "a Git LFS pointer instead of the picture (git lfs pull fetches it)"
-        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-            return "a page of the web instead of a picture"
-        return "no picture of a known format" if any(head) else "nothing but zeros"
+        return foreign(head, "the picture") or "no picture of a known format"
     text = str(error)
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror[:1].lower() + error.strerror[1:]
@@ -261,6 +269,18 @@ def why_broken(error: Exception, head: bytes) -> str:
         return "cut short"
     known = isinstance(error, ValueError) and text
     return text if known else f"damaged ({text or type(error).__name__})"
+
+
+def foreign(head: bytes, wanted: str) -> str:
+    """What a download leaves in place of what was wanted, by how the file begins; nothing where it is none of that."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return f"a Git LFS pointer instead of {wanted} (git lfs pull fetches it)"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"a page of the web instead of {wanted}"
+    return "" if any(head) else "nothing but zeros"
 
 
 def by_reason(faults: Iterable[tuple[str, str]], names: int) -> str:

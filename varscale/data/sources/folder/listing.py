@@ -1,5 +1,6 @@
 """What lies in an image folder: class folders, images, and what is neither."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ class Listing:
     """Hidden and system files and folders that were passed over, by their names' kinds."""
     others: Counter[str] = field(default_factory=Counter)
     """Files that are no images by their names, by suffix; texts aren't among them."""
-    texts: set[Path] = field(default_factory=set)
-    """Files of text, which may be captions of images."""
+    texts: dict[Path, Path] = field(default_factory=dict)
+    """Files of text, which may be captions of images: name with `CAPTION` in small letters → file."""
 
     @classmethod
     def of(cls, root: Path) -> "Listing":
@@ -61,7 +62,7 @@ class Listing:
         """
         listing = cls(root)
         for entry in listing._entries(root):
-            if entry.is_dir():
+            if _is_folder(entry):
                 found = dict(listing._folders(entry.path, frozenset({_identity(root)})))
                 listing.classes[entry.name] = [file for path in sorted(found) for file in found[path]]
             elif file := listing._image(entry):
@@ -74,7 +75,7 @@ class Listing:
         if self.hidden:
             lines.append(f"hidden and system files and folders are passed over: {_counted(self.hidden)}")
         images = [file for files in (*self.classes.values(), self.loose) for file in files]
-        captions = self.texts & {Path(file.path).with_suffix(CAPTION) for file in images}
+        captions = self.texts.keys() & {Path(file.path).with_suffix(CAPTION) for file in images}
         others = self.others + Counter({CAPTION: len(self.texts) - len(captions)})
         if others:
             suffixes = " ".join(IMG_EXTENSIONS)
@@ -105,7 +106,7 @@ class Listing:
             return
         files, folders = [], []
         for entry in self._entries(folder):
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.path)
             elif file := self._image(entry):
                 files.append(file)
@@ -117,7 +118,7 @@ class Listing:
         """The file, if it is an image by its name."""
         suffix = Path(entry.name).suffix.lower()
         if suffix == CAPTION:
-            self.texts.add(Path(entry.path))
+            self.texts[Path(entry.path).with_suffix(CAPTION)] = Path(entry.path)
             return None
         if suffix not in IMG_EXTENSIONS:
             self.others[suffix or "(without a suffix)"] += 1
@@ -125,7 +126,7 @@ class Listing:
         try:
             status = entry.stat()
         except OSError as error:
-            dead = entry.is_symlink() and isinstance(error, FileNotFoundError)
+            dead = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)
             return StoredFile(entry.path, 0, 0, "a link to nothing" if dead else str(error.strerror).lower())
         fault = "" if S_ISREG(status.st_mode) else "not a file, but a pipe, a socket or a device"
         return StoredFile(entry.path, status.st_size, status.st_mtime_ns, fault)
@@ -144,6 +145,14 @@ def _counted(counts: Counter[str]) -> str:
     """The commonest names and how often each occurs."""
     shown = ", ".join(f"{name} ({number})" for name, number in counts.most_common(5))
     return shown + (f" and {len(counts) - 5} more" if len(counts) > 5 else "")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """A link that leads back to itself, or to where nobody may look, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

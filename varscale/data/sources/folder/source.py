@@ -66,7 +66,7 @@ class FolderSource(EncodedSource):
             faults={index: file.fault for index, file in enumerate(stored) if file.fault},
         )
         super().__init__(candidates, labels, [_printable(name) for name in self.classes], crop, max_undecodable)
-        self._candidates = stored
+        self._candidates, self._texts = stored, listing.texts
         counts_C = np.bincount(self.labels, minlength=self.num_classes)
         if not counts_C.all():
             name = self.classes[int(counts_C.argmin())]
@@ -103,7 +103,8 @@ class FolderSource(EncodedSource):
 
     def captions(self) -> list[str]:
         """The text beside each picture: of `cat.png` the file `cat.txt`."""
-        captions = [_text_beside(file) for file in self.files]
+        texts = [self._texts.get(file.with_suffix(CAPTION)) for file in self.files]
+        captions = ["" if text is None else _words_of(text) for text in texts]
         expected = "a text beside each picture, as cat.txt beside cat.png"
         check_captions(captions, lambda index: _printable(str(self.files[index])), expected)
         return captions
@@ -142,13 +143,10 @@ class FolderSource(EncodedSource):
             raise DataError(f"{root / empty[0]}: no images, {_ENDINGS}")
 
 
-def _text_beside(picture: Path) -> str:
-    """The words of the .txt file beside a picture, on one line; nothing where there is none."""
-    file = picture.with_suffix(CAPTION)
+def _words_of(file: Path) -> str:
+    """The words of a caption's file, on one line."""
     try:
         return " ".join(file.read_text(encoding="utf-8-sig").split())
-    except FileNotFoundError:
-        return ""
     except (OSError, ValueError) as error:
         raise DataError(f"{_printable(str(file))}: no caption that can be read, a text in UTF-8 ({error})") from None
 

@@ -3,18 +3,22 @@
 import errno
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from varscale.data.sources.base import Labels
-from varscale.data.sources.decoded import check_labels, class_order, nearest
+from varscale.data.sources.decoded import MAX_UNDECODABLE, check_labels, class_order, nearest
+from varscale.data.sources.survey import foreign
 from varscale.errors import DataError
 
 CAPTIONS = ("caption", "captions", "text", "prompt", "description")
@@ -23,6 +27,9 @@ IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "png", "image_byt
 IMAGE_FILES = ("image", "img", "image_path", "path", "file", "filename", "file_name")
 LABELS = ("label", "labels", "class", "class_label", "class_id", "category", "target", "fine_label", "y", "cls")
 """Columns of images, of names of images' files, and of labels, by their usual names, the likeliest first."""
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+MOST_CLASSES = 2**31
+LONGEST_PATH = 1000
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,32 @@ class FoundLabels:
     """Why a column can't be used."""
 
 
+class ReadLabels(NamedTuple):
+    """The labels of some files."""
+
+    labels_N: Labels
+    """From 0 up; of rows without a label, any."""
+    names: tuple[str, ...] = ()
+    """Of the classes, where they have names."""
+    missing: Mapping[int, str] = MappingProxyType({})
+    """Row without a label → why."""
+    notes: tuple[str, ...] = ()
+    """What is not used, in lines."""
+
+
+class _Values(NamedTuple):
+    """The labels of a file as they are stored."""
+
+    values: Any
+    """A list of texts, or whole numbers as an array; of rows without a label, anything."""
+    missing_N: NDArray[np.bool_]
+
+    @property
+    def known(self) -> list[Any]:
+        """The values of rows that have one."""
+        return [value for value, missing in zip(self.values, self.missing_N, strict=True) if not missing]
+
+
 def open_table(file: Path, image_column: str, label_column: str | None) -> pq.ParquetFile:
     """A Parquet file with both columns.
 
@@ -56,7 +89,9 @@ def open_table(file: Path, image_column: str, label_column: str | None) -> pq.Pa
     reader = _reader(file)
     schema = reader.schema_arrow
     for key, column in (("image_column", image_column), ("label_column", label_column)):
-        if column is not None and column not in schema.names:
+        if column is None or (key == "label_column" and _in_path(file, reader, column) is not None):
+            continue
+        if column not in schema.names:
             none = "; null: no labels, one class" if key == "label_column" else ""
             raise DataError(f"{file}: {key}: no column {column!r}; the file has {nearest(column, schema.names)}{none}")
     image = schema.field(image_column).type
@@ -80,7 +115,8 @@ def find_columns(file: Path) -> tuple[str, str | None]:
     named = sorted((name for name in types if name.lower() in IMAGE_FILES), key=lambda name: _rank(name, IMAGE_FILES))
     if not (images := [*stored, *named]):
         raise DataError(f"{file}: no column of images; the file has {nearest('', schema.names)}")
-    labels = [name for name in schema.names if name.lower() in LABELS and name != images[0]]
+    in_path = [part.partition("=")[0] for part in file.parts if "=" in part]
+    labels = [name for name in (*schema.names, *in_path) if name.lower() in LABELS and name != images[0]]
     return images[0], min(labels, key=lambda name: _rank(name, LABELS), default=None)
 
 
@@ -90,14 +126,17 @@ def find_labels(files: Sequence[Path], image_column: str, label_column: str | No
         return FoundLabels()
     readers = [open_table(file, image_column, label_column) for file in files]
     try:
-        labels_N, names = read_labels(files, readers, LabelColumn(label_column), None)
+        found = read_labels(files, readers, LabelColumn(label_column), None)
     except DataError as error:
         return FoundLabels(remarks=(f"no labels: {error}",))
-    first = 1 if not names and labels_N.min() == 1 else 0
-    classes = len(names) or int(labels_N.max()) + 1 - first
-    if classes > len(labels_N) / 2:
+    if len(found.missing) > MAX_UNDECODABLE:
+        return FoundLabels(remarks=(f"no labels: {label_column!r} is null in {len(found.missing):,} rows",))
+    known_N = np.delete(found.labels_N, list(found.missing))
+    first = 0 if found.names else int(known_N.min())
+    classes = len(found.names) or int(known_N.max()) + 1 - first
+    if classes > len(known_N) / 2:
         return FoundLabels(
-            remarks=(f"no labels: {label_column!r} has {classes:,} values of {len(labels_N):,} pictures",)
+            remarks=(f"no labels: {label_column!r} has {classes:,} values of {len(known_N):,} pictures",)
         )
     return FoundLabels({"label_column": label_column, "first_label": first, "num_classes": classes})
 
@@ -109,7 +148,7 @@ def open_image(value: Any, folder: Path) -> BinaryIO:
         ValueError: There is no image, or not one.
         OSError: The path's file can't be opened.
     """
-    if isinstance(value, list):
+    while isinstance(value, list):
         if len(value) != 1:
             raise ValueError(f"a list of {len(value)} images; expected one")
         value = value[0]
@@ -121,7 +160,9 @@ def open_image(value: Any, folder: Path) -> BinaryIO:
         return io.BytesIO(value)
     if "://" in value:
         raise ValueError("an address on the web, not an image; download it first")
-    path = folder / str(value)
+    path: Path = folder / value
+    if len(value) > LONGEST_PATH or value.startswith("data:"):
+        raise ValueError("text that names no file, perhaps a picture in base64; store its bytes")
     if not path.is_file():  # a pipe would be waited for
         raise FileNotFoundError(errno.ENOENT, f"no such file, beginning at the Parquet file's folder\t{value}")
     return path.open("rb")
@@ -129,49 +170,63 @@ def open_image(value: Any, folder: Path) -> BinaryIO:
 
 def read_labels(
     files: Sequence[Path], readers: Sequence[pq.ParquetFile], column: LabelColumn, num_classes: int | None
-) -> tuple[Labels, tuple[str, ...]]:
+) -> ReadLabels:
     """Labels from 0 up, and the names of the classes where there are any.
 
-    Whole numbers, booleans and whole floats are labels as they are; text names a class.
+    Whole numbers, booleans and whole floats are labels as they are; text names a class, and so does a folder
+    `<column>=<class>` above a file without that column, as Hive and Spark lay out partitions.
 
     Raises:
-        DataError: A label is missing, of no known class, out of range, or of a type that is none.
+        DataError: All labels are missing, or one is of no known class, out of range, or of a type that is none.
     """
     if column.name is None:
         if num_classes not in (None, 1):
             raise DataError(f"{files[0]}: label_column: null makes one class, num_classes is {num_classes}")
-        return np.zeros(sum(reader.metadata.num_rows for reader in readers), dtype=np.int64), ()
-    parts = [_values(file, reader, column.name) for file, reader in zip(files, readers, strict=True)]
-    starts = np.cumsum([0, *map(len, parts)])
-    if not starts[-1]:
-        raise DataError(f"{files[0]}: no rows")
+        return ReadLabels(np.zeros(sum(reader.metadata.num_rows for reader in readers), dtype=np.int64))
+    name = column.name
+    text = _names_classes(files[0], readers[0], name)
+    named_by = [(file, _reader(file)) for file in column.named_by]
+    for file, reader in (*zip(files, readers, strict=True), *named_by):
+        if _names_classes(file, reader, name) != text:
+            kinds = ("text", "numbers") if text else ("numbers", "text")
+            raise DataError(f"{file}: column {name} has {kinds[1]}, but in {files[0]} {kinds[0]}; expected one of both")
+    parts = [_values(file, reader, name) for file, reader in zip(files, readers, strict=True)]
+    starts = np.cumsum([0, *(len(part.values) for part in parts)])
+    missing_N = np.concatenate([part.missing_N for part in parts])
+    if missing_N.all():
+        raise DataError(f"{files[0]}: " + (f"{name} is null in all rows; expected labels" if starts[-1] else "no rows"))
+    missing = dict.fromkeys(np.flatnonzero(missing_N).tolist(), "no label (null)")
 
     def place(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1
-        return f"{files[file]} row {row - starts[file]}, column {column.name}"
+        return f"{files[file]} row {row - starts[file]}, column {name}"
 
-    if isinstance(parts[0], list):
-        own = {name for part in parts for name in part}
-        others = [_values(file, open_table(file, column.name, column.name), column.name) for file in column.named_by]
-        names = class_order({str(name) for part in others for name in part} if others else map(str, own))
+    if text:
+        texts = [str(value) for part in parts for value in part.values]
+        training = [_values(file, reader, name) for file, reader in named_by] or parts
+        names = class_order({str(value) for part in training for value in part.known})
         if num_classes not in (None, len(names)):
             found = nearest("", names)
             raise DataError(
-                f"{files[0]}: label_column: {column.name!r} names {len(names)} classes ({found}), "
-                f"num_classes is {num_classes}"
+                f"{files[0]}: label_column: {name!r} names {len(names)} classes ({found}), num_classes is {num_classes}"
             )
-        numbers = {name: number for number, name in enumerate(names)}
-        texts = [str(name) for part in parts for name in part]
-        unknown = next((row for row, name in enumerate(texts) if name not in numbers), None)
+        numbers = {each: number for number, each in enumerate(names)}
+        unknown = next((row for row, each in enumerate(texts) if each not in numbers and row not in missing), None)
         if unknown is not None:
             known = nearest(texts[unknown], names)
             raise DataError(f"{place(unknown)}: {texts[unknown]!r} is no class of the training set, which has {known}")
-        return np.array([numbers[name] for name in texts], dtype=np.int64), tuple(names)
-    labels_N = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]) - column.first
-    number = num_classes if num_classes is not None else int(labels_N.max()) + 1
+        labels_N = np.array([numbers.get(each, 0) for each in texts], dtype=np.int64)
+        return ReadLabels(labels_N, tuple(names), missing)
+    labels_N = np.concatenate([part.values for part in parts]) - column.first
+    labels_N[missing_N] = labels_N[~missing_N][0]  # any that is in range
+    described = _described_names(readers[0], name)
+    number = num_classes if num_classes is not None else max(int(labels_N.max()) + 1, len(described))
     _check_range(labels_N, number, column, place)
-    described = _described_names(readers[0], column.name)
-    return labels_N, described if len(described) == number and column.first == 0 else ()
+    if not described or (len(described) == number and column.first == 0):
+        return ReadLabels(labels_N, described, missing)
+    counts = f"num_classes {number}, first_label {column.first}"
+    note = f"the file names {len(described)} classes of column {name!r}, which are not used: {counts}"
+    return ReadLabels(labels_N, (), missing, (note,))
 
 
 def captions_of(reader: pq.ParquetFile) -> str | None:
@@ -193,7 +248,7 @@ def read_captions(files: Sequence[Path], readers: Sequence[pq.ParquetFile], name
             f"has {nearest('', readers[0].schema_arrow.names)}"
         )
     values = _column(files, readers, found, "text, or lists of texts", _holds_texts)
-    firsts = [value[0] if isinstance(value, list) and value else value for value in values]
+    firsts = [next(filter(None, value), "") if isinstance(value, list) else value for value in values]
     return [" ".join(text.split()) if isinstance(text, str) else "" for text in firsts]
 
 
@@ -234,9 +289,16 @@ def _reader(file: Path) -> pq.ParquetFile:
     if not file.is_file():  # a pipe would be waited for
         raise DataError(f"{file}: not a file")
     try:
-        return pq.ParquetFile(file)
+        reader = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file: {' '.join(str(error).split())}") from None
+        with file.open("rb") as stream:
+            head = stream.read(512)
+        reason = "cut short" if head.startswith(b"PAR1") and "magic bytes" in str(error) else foreign(head, "the table")
+        raise DataError(f"{file}: not a readable Parquet file: {reason or ' '.join(str(error).split())}") from None
+    names = reader.schema_arrow.names
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise DataError(f"{file}: two columns are named {twice[0]!r}; rename one")
+    return reader
 
 
 def _rank(name: str, usual: Sequence[str]) -> int:
@@ -244,25 +306,45 @@ def _rank(name: str, usual: Sequence[str]) -> int:
     return usual.index(name.lower()) if name.lower() in usual else len(usual)
 
 
-def _values(file: Path, reader: pq.ParquetFile, name: str) -> list[str] | NDArray[np.int64]:
+def _values(file: Path, reader: pq.ParquetFile, name: str) -> _Values:
     """A file's labels: names of classes, or numbers as they are stored."""
+    if (named := _in_path(file, reader, name)) is not None:
+        rows, missing = reader.metadata.num_rows, named == NULL_PARTITION
+        return _Values([named] * rows, np.full(rows, missing))
     column = reader.read(columns=[name]).column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise DataError(f"{file} row {row}: {name} is null; expected a label")
-    if _is_text(column.type):
-        return [str(text) for text in column.to_pylist()]
-    if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
-        return np.asarray(column.to_numpy(), dtype=np.int64)
-    if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
-        raise DataError(f"{file}: label_column: {name!r} is {column.type}; expected whole numbers, text or booleans")
-    values_N = np.asarray(column.to_numpy(), dtype=np.float64)
-    broken = np.flatnonzero(values_N != np.round(values_N))
-    if broken.size:
-        raise DataError(f"{file} row {broken[0]}: {name} is {values_N[broken[0]]:g}; expected a whole number")
-    return values_N.astype(np.int64)
+    kind, missing_N = column.type, np.asarray(column.is_null(nan_is_null=True).to_numpy(), dtype=bool)
+    if _is_text(kind):
+        return _Values(column.to_pylist(), missing_N)
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not (numbers or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise DataError(f"{file}: label_column: {name!r} is {kind}; expected whole numbers, text or booleans")
+    if not pa.types.is_integer(kind):
+        values_N = np.where(missing_N, 0, column.to_numpy()).astype(np.float64)
+        broken = np.flatnonzero((values_N != np.round(values_N)) | (np.abs(values_N) > MOST_CLASSES))
+        if broken.size:
+            raise DataError(f"{file} row {broken[0]}: {name} is {values_N[broken[0]]:g}; expected a whole number")
+        return _Values(values_N.astype(np.int64), missing_N)
+    values_N = pc.fill_null(column, 0).to_numpy()
+    if (large := np.flatnonzero(np.abs(values_N.astype(np.float64)) > MOST_CLASSES)).size:
+        raise DataError(f"{file} row {large[0]}: {name} is {values_N[large[0]]}; expected the number of a class")
+    return _Values(values_N.astype(np.int64), missing_N)
+
+
+def _names_classes(file: Path, reader: pq.ParquetFile, name: str) -> bool:
+    """Whether a file's labels are names of classes instead of numbers."""
+    if name not in reader.schema_arrow.names:
+        return _in_path(file, reader, name) is not None
+    return _is_text(reader.schema_arrow.field(name).type)
+
+
+def _in_path(file: Path, reader: pq.ParquetFile, name: str) -> str | None:
+    """The class of all rows of a file in a folder `<column>=<class>`; None where it isn't in one, or has the column."""
+    if name in reader.schema_arrow.names:
+        return None
+    named = [part.partition("=")[2] for part in file.parts[:-1] if part.startswith(f"{name}=")]
+    return unquote(named[-1]) if named else None
 
 
 def _check_range(labels_N: Labels, number: int, column: LabelColumn, place: Callable[[int], str]) -> None:
@@ -295,8 +377,11 @@ def _described_names(reader: pq.ParquetFile, column: str) -> tuple[str, ...]:
 def _holds_images(kind: pa.DataType) -> bool:
     if _is_list(kind):
         return _holds_images(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return _holds_images(kind.value_type)
     if pa.types.is_struct(kind):
-        return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
+        fields = {field.name: field.type for field in kind if field.name in ("bytes", "path")}
+        return bool(fields) and all(pa.types.is_null(each) or _holds_images(each) for each in fields.values())
     binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     return bool(binary or pa.types.is_fixed_size_binary(kind) or _is_text(kind))
 

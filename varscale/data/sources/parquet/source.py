@@ -4,7 +4,6 @@ import glob
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,20 +68,23 @@ class ParquetSource(EncodedSource):
         self._group_bytes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._cache_bytes, self._cache_lock = cache_bytes, threading.Lock()
-        labels_N, names = read_labels(self.files, self._readers, labels, num_classes)
+        read = read_labels(self.files, self._readers, labels, num_classes)
         stored_bytes = int(self._group_bytes.sum())
         candidates = Candidates(
             name=str(path),
             content=digest([*map(_stat, self.files), image_column.encode(), self.content_digest().encode()]),
-            count=len(labels_N),
+            count=len(read.labels_N),
             stored_bytes=stored_bytes,
             open=self._open_row,
             place=self._row_name,
-            faults={},
+            faults=read.missing,
             only=None if stored_bytes <= DECODED_BYTES else self._rows_looked_at(),
         )
-        classes = names or (num_classes if num_classes is not None else int(labels_N.max()) + 1)
-        super().__init__(candidates, labels_N, classes, crop, max_undecodable)
+        if not candidates.count:
+            raise DataError(f"{path}: no rows")
+        classes = read.names or (num_classes if num_classes is not None else int(read.labels_N.max()) + 1)
+        super().__init__(candidates, read.labels_N, classes, crop, max_undecodable)
+        self.notes = list(read.notes)
         if stored_bytes > cache_bytes:  # the last groups that were looked at are none that training begins with
             self._cache.clear()
         self._captions = captions
@@ -109,7 +111,14 @@ class ParquetSource(EncodedSource):
         return digest(part for file in self.files for part in (file.name.encode(), _footer(file)))
 
     def check_apart_from(self, training: ImageSource) -> None:
-        """Raise `DataError` where a file is among the training files, too."""
+        """Raise `DataError` where a file is among the training files, too, or labels mean other classes there."""
+        if training.class_names and self.class_names and training.class_names != self.class_names:
+            pairs = zip(training.class_names, self.class_names, strict=False)
+            label, names = next((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise DataError(
+                f"data.validation_path: {self.name} and {training.name} name their classes otherwise: label {label} is "
+                f"{names[1]!r} and {names[0]!r}"
+            )
         others = training.files if isinstance(training, ParquetSource) and not self.parts else []
         shared = {file.resolve() for file in others} & {file.resolve() for file in self.files}
         if shared:
@@ -184,9 +193,9 @@ def find_files(path: str | Path) -> list[Path]:
         plain = next(folder for folder in path.parents if not glob.has_magic(str(folder)))
         existing(plain)
         files = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207  # of any path
-        files = [file for found in files for file in (_below(found) if found.is_dir() else [found])]
+        files = [file for found in files for file in (tables_below(found) if found.is_dir() else [found])]
     elif existing(path).is_dir():
-        files = _below(path)
+        files = tables_below(path)
     else:
         files = [path]
     if not files:
@@ -196,13 +205,20 @@ def find_files(path: str | Path) -> list[Path]:
     return files
 
 
-def _below(folder: Path) -> list[Path]:
+def tables_below(folder: Path) -> list[Path]:
     """A folder's Parquet files, or where it has none those of the folders in it."""
+    return tables_in(folder) or sorted(table for table in folder.rglob("*") if is_table(table, folder))
 
-    def shown(files: Iterable[Path]) -> list[Path]:
-        return sorted(file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
 
-    return shown(folder.glob("*.parquet")) or shown(folder.rglob("*.parquet"))
+def tables_in(folder: Path) -> list[Path]:
+    """The Parquet files that lie straight in a folder, in the order of their names."""
+    return sorted(table for table in folder.iterdir() if is_table(table, folder))
+
+
+def is_table(file: Path, folder: Path) -> bool:
+    """Whether something in a folder is a Parquet file by its name, and no hidden one; Spark names folders so, too."""
+    named = file.suffix.lower() == ".parquet" and not any(map(is_hidden, file.relative_to(folder).parts))
+    return named and not file.is_dir()
 
 
 def _stat(file: Path) -> bytes:
