@@ -19,6 +19,8 @@ from analysis.results import LawsResult, finite
 
 SAME_BUDGET = 0.02
 """Runs whose FLOPs differ by less are of the same budget."""
+MOST_FLOPS = 1e60
+"""Of a forecast; more is a slip of the keyboard."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ def forecast_at(result: LawsResult, flops: float, study: str, made: float) -> Ke
     Raises:
         TableError: There is a run of that budget already, or nothing can be forecast.
     """
-    if not (np.isfinite(flops) and flops > 0):
-        raise TableError(f"--flops {flops:g}: expected training FLOPs above 0, such as 1e21")
+    if not 0 < flops <= MOST_FLOPS:
+        raise TableError(f"--flops {flops:g}: expected training FLOPs above 0 and up to {MOST_FLOPS:g}, such as 1e21")
     frame = result.table.frame
     if "flops" in frame.columns and (there := int(_of_budget(frame["flops"], flops).sum())):
         raise TableError(f"--flops {flops:g}: {there} runs of that budget are there already; a forecast comes before")
@@ -154,6 +156,10 @@ def forecast_at(result: LawsResult, flops: float, study: str, made: float) -> Ke
     if not values:
         why = "; ".join(reasons) or "no two sizes share budgets, of which the best would be extrapolated"
         raise TableError(f"nothing can be forecast: {why}")
+    if flops < largest:
+        raise TableError(
+            f"--flops {flops:g}: less than the largest budget of the runs, {largest:.3g}; a forecast is of a larger one"
+        )
     law = "power law above an offset, averaged over the offset"
     return KeptForecast(study, made, flops, flops / largest, law, result.table.sha256, result.version, tuple(values))
 

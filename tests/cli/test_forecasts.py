@@ -59,4 +59,8 @@ def test_mistakes(call: Call, store: Store) -> None:
     assert "--flops names the budget" in call("forecast", "rings").error
     assert "one of them" in call("forecast").error
     assert "no forecasts" in call("forecast", "check").error
-    assert "expected training FLOPs above 0" in call("forecast", "rings", "--flops", "-1").error
+    for flops in ("-1", "1e300", "nan"):
+        refused = call("forecast", "rings", "--flops", flops).error
+        assert "expected training FLOPs above 0 and up to 1e+60" in refused
+    assert "less than the largest budget of the runs" in call("forecast", "rings", "--flops", "1e6").error
+    assert "--flops: check looks at all forecasts" in call("forecast", "check", "--flops", "1e12").error

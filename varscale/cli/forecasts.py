@@ -30,6 +30,8 @@ def forecast(
     """Write down what a larger budget will reach, before it is trained; `forecast check` says how it came out."""
     if (what is None) == (not runs) and what != CHECK:
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them, or check")
+    if what == CHECK and flops is not None:
+        raise typer.BadParameter("--flops: check looks at all forecasts")
     store = open_store(runs_dir)
     if what == CHECK:
         _check(store, runs or [], flops_column or "flops")
