@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from analysis.checks.forecast import OffsetAverage
 from analysis.errors import FitRefused, TableError
@@ -175,10 +176,12 @@ def read_forecast(text: str, place: str) -> KeptForecast:
         signature = content.pop("signature")
         if content.pop("schema") != 1:
             raise ValueError("another schema")
-        values = tuple(ForecastValue(**{**each, "ci95": tuple(each["ci95"])}) for each in content["values"])
-        kept = KeptForecast(**{**content, "values": values})
+        kept = TypeAdapter(KeptForecast).validate_json(json.dumps(content), strict=True)
+        if not (0 < kept.flops < np.inf and all(each.value for each in kept.values)):
+            raise ValueError("numbers that nothing compares with")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TableError(f"{place}: no forecast ({type(error).__name__}: {error})") from None
+        reason = " ".join(str(error).partition(" [type=")[0].split())[:200]  # pydantic's, without its address
+        raise TableError(f"{place}: no forecast ({type(error).__name__}: {reason})") from None
     if signature != _signature(content):
         raise TableError(f"{place}: changed after it was made; it doesn't count")
     return kept

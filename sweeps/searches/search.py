@@ -189,7 +189,7 @@ class Search:
         trial.set_user_attr("outcome", reason)
         self.optuna_study.tell(trial, values, state)
         tried = ", ".join(f"{key} {shown(value)}" for key, value in trial.params.items())
-        self.say(f"trial {trial.number}: {reason} ({tried})")
+        self.say(f"trial {trial.number}: {reason}" + (f" ({tried})" if tried else ""))
 
     def _train(self, cells: Mapping[Key, Cell]) -> dict[Key, tuple[float, ...]]:
         """What the plan's metrics are of each cell, infinite where it is of no use; those that failed are left out.

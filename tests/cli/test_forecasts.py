@@ -52,7 +52,10 @@ def test_of_a_table_and_its_check(call: Call, tmp_path: Path) -> None:
     assert "1 of 1 inside their 95% interval" in checked.output
     path = Path(made.output.splitlines()[-1])
     path.write_text(path.read_text().replace("2.56e+17", "2.6e+17"))
-    assert "changed after it was made; it doesn't count" in call("forecast", "check", "--runs", "later.csv").error
+    path.with_name("bytes.json").write_bytes(b"\xff\xfe")
+    left_out = call("forecast", "check", "--runs", "later.csv").error
+    assert "changed after it was made; it doesn't count" in left_out
+    assert "left out: runs/forecasts/bytes.json: no forecast" in left_out
 
 
 def test_mistakes(call: Call, store: Store) -> None:

@@ -74,8 +74,8 @@ def _check(store: Store, tables: list[Path], flops_column: str) -> None:
     found: list[tuple[KeptForecast, list[ForecastOutcome]]] = []
     for path in sorted(store.forecasts.glob("*.json")):
         try:
-            kept = read_forecast(path.read_text(), str(path))
-        except (TableError, OSError, UnicodeDecodeError) as error:
+            kept = read_forecast(path.read_text(errors="replace"), str(path))
+        except (TableError, OSError) as error:
             typer.echo(f"left out: {error}", err=True)
             continue
         if store.study(kept.study).record.exists():
