@@ -46,10 +46,6 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of the jobs that an earlier call started and that are still running; `run` follows them."""
-
-    @abstractmethod
     def stop(self) -> None:
         """End what runs; it goes on from its last checkpoint another time."""
 
@@ -106,12 +102,11 @@ class Graph:
         """Whether it was started and has not ended."""
         return job.key in self._running
 
-    def startable(self) -> list[Job]:
-        """Jobs that may start now: those that take the whole machine, and then the longest way to go, first."""
-        return list(self.candidates())
-
     def candidates(self) -> Iterator[Job]:
-        """The same, found one by one: whether a job is ready is looked up in files, and many may wait."""
+        """Jobs that may start now: those that take the whole machine, and then the longest way to go, first.
+
+        They are found one by one, since whether a job is ready is looked up in files, and many may wait.
+        """
         for key, job in self._in_turn.items():
             if key not in self._waiting:
                 continue

@@ -22,18 +22,13 @@ class HereExecutor(Executor):
         if any(job.resources.run.processes > 1 for job in jobs):
             return self._run_by_workers(jobs, listener, retries)
         graph = Graph(jobs, listener, retries)
-        while startable := graph.startable():
-            job = startable[0]
+        while job := next(graph.candidates(), None):
             graph.start(job)
             job.write()
             share = self._shares.whole if job.resources.whole_machine else self._shares.worker
             job.run(share, partial(listener.progress, job))
             graph.succeed(job)
         return graph
-
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """None: what an earlier process ran ended with it."""
-        return []
 
     def stop(self) -> None:
         """Nothing runs between calls of `run`."""

@@ -96,10 +96,6 @@ class LocalExecutor(Executor):
             listener.refresh()
         return graph
 
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """None: workers end with the process that started them. A run of another process is waited for at its lock."""
-        return []
-
     def stop(self) -> None:
         """End all workers; what they were doing goes on from its last checkpoint another time."""
         self._stopped = True

@@ -76,7 +76,7 @@ class SlurmExecutor(Executor):
         """Submit what is not queued yet, and follow it until all is done; with `detach`, only submit."""
         graph = Graph(jobs, listener, retries)
         self._count_earlier_failures(graph)
-        for job in self.adopt(graph.left):
+        for job in self._adopt(graph.left):
             listener.note(f"{job.title}: in Slurm's queue already, job {self._unit_of(job).slurm_job}")
         while graph.left and not self._stopped:
             if (queue := self._queue(listener)) is not None:
@@ -89,17 +89,6 @@ class SlurmExecutor(Executor):
                 break
             time.sleep(self._site.poll_seconds)
         return graph
-
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those that Slurm has from an earlier call."""
-        wanted = {job.key: job for job in jobs}
-        for (array, index), queued in queue_of(self._slurm).items():
-            files = UnitFiles(self._slurm / array, index)
-            record = files.record()
-            own = {key: wanted[key] for key in (record.keys if record else ()) if key in wanted}
-            if own:
-                self._units[files.name] = _Unit(files, own, queued.slurm_job)
-        return [job for unit in self._units.values() for job in unit.jobs.values()]
 
     def stop(self) -> None:
         """Stop following. What Slurm has goes on; `varscale sweep` follows it again, `scancel` ends it."""
@@ -150,6 +139,17 @@ class SlurmExecutor(Executor):
                     f"{where}: {hours:g} is too short for {job.title}: a step takes about "
                     f"{step:.0f} seconds there, and the last {self._site.signal_seconds} are for saving"
                 )
+
+    def _adopt(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those that Slurm has from an earlier call."""
+        wanted = {job.key: job for job in jobs}
+        for (array, index), queued in queue_of(self._slurm).items():
+            files = UnitFiles(self._slurm / array, index)
+            record = files.record()
+            own = {key: wanted[key] for key in (record.keys if record else ()) if key in wanted}
+            if own:
+                self._units[files.name] = _Unit(files, own, queued.slurm_job)
+        return [job for unit in self._units.values() for job in unit.jobs.values()]
 
     def _count_earlier_failures(self, graph: Graph) -> None:
         """What crashed in earlier calls of the campaign counts."""
@@ -268,20 +268,13 @@ class SlurmExecutor(Executor):
         grouped: dict[tuple[frozenset[str], int, RunResources], list[Pack]] = {}
         for pack in packs:
             grouped.setdefault((frozenset(pack.needs()), self._minutes(pack), pack.run), []).append(pack)
-        made: set[str] = set()
+        unmade = {job.key for job in jobs}
         ordered: list[tuple[list[Pack], frozenset[str], int]] = []
-        left = list(grouped.items())
-        own = {job.key for job in jobs}
-        while left:  # a graph without circles
-            for item in left:
-                (needs, minutes, _), group = item
-                if not (needs & own) - made:
-                    ordered.append((group, needs, minutes))
-                    made |= {job.key for pack in group for job in pack.jobs}
-                    left.remove(item)
-                    break
-            else:
-                raise AssertionError("jobs that wait for each other")
+        while grouped:
+            key = next(key for key in grouped if key[0].isdisjoint(unmade))  # there is one in a graph without circles
+            needs, minutes, _ = key
+            ordered.append((group := grouped.pop(key), needs, minutes))
+            unmade -= {job.key for pack in group for job in pack.jobs}
         return ordered
 
     def _submit_array(self, packs: list[Pack], needs: frozenset[str], minutes: int, listener: Listener) -> None:

@@ -56,9 +56,9 @@ class RunUnit:
         state = _StateFile(files)
         graph = Graph(jobs, state, retries=0)
         try:
-            while startable := graph.startable():
+            while job := next(graph.candidates(), None):
                 STOP.check()
-                _run(startable[0], graph, share, state, tasks)
+                _run(job, graph, share, state, tasks)
             tasks.end()
         except Interrupted:
             preempted = time.monotonic() - started < 60 * self.minutes - self.signal_seconds - _EARLY_SECONDS
