@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from sweeps.devices import Paces
+from sweeps.executors.base import Listener
 from sweeps.executors.local import LocalExecutor
 from sweeps.jobs.base import Job, Report, Resources, StudyPlace, set_threads
 from sweeps.pace import Pace
@@ -153,7 +154,7 @@ class MeasuringTokenizer(MeasuringJob):
         return MeasuredSpeed(size=size, seconds=seconds)
 
 
-class CalibrationView:
+class CalibrationView(Listener):
     """Shows how far a calibration is, and about how long it still takes."""
 
     def __init__(self, console: Console, total: int) -> None:
@@ -167,21 +168,9 @@ class CalibrationView:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def started(self, job: Job) -> None:
-        """A measurement begins."""
-
-    def progress(self, job: Job, done: int, total: int) -> None:
-        """Measurements have no parts."""
-
     def ended(self, job: Job, state: str) -> None:
         """A measurement is over."""
         self._bar.advance(self._task)
-
-    def note(self, text: str) -> None:
-        """What fails is raised at the end."""
-
-    def refresh(self) -> None:
-        """The bar draws itself."""
 
 
 def calibrate(experiment: Experiment, cells: Sequence[Cell], store: Store, console: Console) -> Paces:

@@ -45,7 +45,7 @@ def check_machine(study: Study, shares: MachineShares, missing: Sequence[Cell]) 
     experiment = study.experiment
     for cell in missing:
         shares.check_run(cell.trunk.title, cell.trunk.resources)
-    if unfit := unfit_sizes(missing, shares.worker.memory_bytes()):
+    if unfit := unfit_sizes((cell.trunk for cell in missing), shares.worker.memory_bytes()):
         raise ExperimentError(f"{unfit} here: leave them out, or plan for another --device")
     fidelity = experiment.evaluation.fidelity
     drawn = [(cell, guidance) for guidance in (fidelity.drawings if fidelity else ()) for cell in missing]

@@ -248,7 +248,7 @@ def _cannot_run(plan: StudyPlan) -> Iterable[str]:
     needed = shape.step_bytes(training.micro_batch or training.batch_size)
     if plan.costs.tokenizer and 0.75 * needed > plan.device.memory_bytes:
         yield f"The tokenizer can't run: a step needs about {_gib(needed)} GiB; lower tokenizer.training.micro_batch."
-    if unfit := unfit_sizes(plan.cells, plan.device.memory_bytes):
+    if unfit := unfit_sizes((cell.trunk for cell in plan.cells), plan.device.memory_bytes):
         yield f"These can't run: {unfit} there."
 
 

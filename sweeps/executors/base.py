@@ -3,15 +3,14 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from sweeps.jobs.base import Job
 from sweeps.jobs.training import BranchJob, TrunkJob
 from varscale.errors import Diverged, TokenizerRejected, UserError
 
 
-class Listener(Protocol):
-    """Who is told what happens to jobs."""
+class Listener:
+    """Who is told what happens to jobs; of what a class that derives from it leaves out, it takes no notice."""
 
     def started(self, job: Job) -> None:
         """A job begins."""

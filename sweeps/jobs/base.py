@@ -94,9 +94,9 @@ class Job(ABC):
         """What tells it from the other jobs of its study; what `needs` names."""
 
     @property
-    @abstractmethod
     def title(self) -> str:
-        """For people."""
+        """For people: the key, unless a job says more."""
+        return self.key
 
     @property
     @abstractmethod

@@ -69,6 +69,18 @@ def read_job(path: Path) -> Job:
     return job_of(record, path)
 
 
+def read_cell_job(folder: Path) -> BranchJob:
+    """The job of the cell in a folder.
+
+    Raises:
+        ExperimentError: It is no cell's folder.
+    """
+    job = read_job(folder / "job.json")
+    if not isinstance(job, BranchJob):
+        raise ExperimentError(f"{folder}: not a cell's folder; only cells draw images")
+    return job
+
+
 def job_of(record: JobRecord, path: Path) -> Job:
     """The job that a record describes; errors name the file that it came from."""
     experiment = validate(record.experiment, str(path))

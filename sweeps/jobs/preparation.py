@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from sweeps.grid import unfit_sizes
 from sweeps.jobs.base import Job, Report, Resources, set_threads
-from varscale.errors import TokenizerRejected
+from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles
 from varscale.store.records import encoded_images
@@ -16,7 +17,6 @@ class TokenizerJob(Job):
     """Train and measure the tokenizer; while its figures speak against it, it fails (unless `tokenizer.accept`)."""
 
     key = "tokenizer"
-    title = "tokenizer"
     resources = Resources(whole_machine=True)
 
     @property
@@ -62,7 +62,6 @@ class TokensJob(Job):
     train_images: int
 
     key = "tokens"
-    title = "tokens"
     needs = ("tokenizer",)
     resources = Resources(whole_machine=True)
 
@@ -102,7 +101,6 @@ class ExecutionJob(Job):
     """Each trunk, with the images that all of its runs take together."""
 
     key = "execution"
-    title = "execution"
     needs = ("tokenizer",)
 
     @property
@@ -123,8 +121,8 @@ class ExecutionJob(Job):
         from varscale.training.execution import decide_execution
 
         set_threads(share)
-        for trunk, _ in self.sizes:
-            trunk.check_memory(share.memory_bytes())
+        if unfit := unfit_sizes((trunk for trunk, _ in self.sizes), share.memory_bytes()):
+            raise ExperimentError(f"{unfit} here")
         if not self.done():
             tokenizer = load_tokenizer(self.place.tokenizer.weights, self.place.tokenizer.fingerprint)
             decided = decide_execution(self.sizes, self.experiment.runtime, share, tokenizer)

@@ -25,11 +25,6 @@ class TrunkJob(Job):
         """The trunk's label."""
         return f"trunk {self.trunk.label}"
 
-    @property
-    def title(self) -> str:
-        """The trunk's."""
-        return f"trunk {self.trunk.label}"
-
     @cached_property
     def files(self) -> RunFiles:
         """The trunk's."""

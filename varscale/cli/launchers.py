@@ -130,7 +130,8 @@ def _slurm_executor(study: "Study", site: "Site", campaign: str, *, detach: bool
     from sweeps.jobs.graph import study_jobs
 
     device = planned_device(study.experiment, study.store, site.device or "this", None)
-    if site.device is not None and (unfit := unfit_sizes(study.missing, device.memory_bytes)):
+    trunks = (cell.trunk for cell in study.missing)
+    if site.device is not None and (unfit := unfit_sizes(trunks, device.memory_bytes)):
         raise ExperimentError(f"{unfit} on {device.title}: leave them out, or name another site")
     executor = SlurmExecutor(study.files.slurm, site, device, campaign=campaign, detach=detach)
     executor.check_times(study_jobs(study, study.missing))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.executors.base import Graph, JobCrashed, portable
+from sweeps.executors.base import Graph, JobCrashed, Listener, portable
 from sweeps.executors.local import redirect_output
 from sweeps.executors.slurm.records import Failure, UnitFiles, UnitState
 from sweeps.executors.slurm.tasks import Tasks, scontrol, slurm_id, wait_for_the_end
@@ -107,7 +107,7 @@ def _run(job: Job, graph: Graph, share: Share, state: "_StateFile", tasks: Tasks
         graph.succeed(job)
 
 
-class _StateFile:
+class _StateFile(Listener):
     """Listens to the unit's graph, and writes how far it is, now and then, from a thread of its own."""
 
     def __init__(self, files: UnitFiles) -> None:
@@ -147,9 +147,6 @@ class _StateFile:
     def note(self, text: str) -> None:
         """Goes to the log."""
         print(text, file=sys.stderr)
-
-    def refresh(self) -> None:
-        """Time passes by itself here."""
 
     def fail_all(self, reason: str) -> None:
         """Nothing of the unit can be done like this."""
