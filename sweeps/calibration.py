@@ -18,7 +18,7 @@ from rich.progress import Progress as ProgressBar
 from sweeps.devices import Paces
 from sweeps.executors.base import Listener
 from sweeps.executors.local import LocalExecutor
-from sweeps.jobs.base import Job, Report, Resources, StudyPlace, set_threads
+from sweeps.jobs.base import Job, Resources, StudyPlace, set_threads
 from sweeps.pace import Pace
 from varscale.config import Experiment
 from varscale.errors import SweepError
@@ -26,6 +26,7 @@ from varscale.numerics.machine import MachineShares, Share
 from varscale.store.layout import RunFiles, RunKey, Store, TokenFiles
 from varscale.store.records import Record
 from varscale.training.cells import Cell, Trunk
+from varscale.training.interruption import Report
 
 if TYPE_CHECKING:
     import torch

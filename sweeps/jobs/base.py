@@ -5,7 +5,6 @@ imported when a job runs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +18,7 @@ from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles, Store, StudyFiles, TokenFiles
 from varscale.store.records import PlainName, Record
 from varscale.training.cells import Cell, Trunk
-
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
+from varscale.training.interruption import Report
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sweeps.jobs.base import Job, Report, Resources, StudyPlace, set_threads, trunk_fields
+from sweeps.jobs.base import Job, Resources, StudyPlace, set_threads, trunk_fields
 from sweeps.study import Study
 from varscale.config import Experiment
 from varscale.evaluation.plan import FEW_IMAGES, FidelityPlan, Subject, number_of
@@ -14,6 +14,7 @@ from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles
 from varscale.store.records import read_result
 from varscale.training.cells import Cell
+from varscale.training.interruption import Report
 
 _log = logging.getLogger(__name__)
 

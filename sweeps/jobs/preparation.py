@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.grid import unfit_sizes
-from sweeps.jobs.base import Job, Report, Resources, set_threads
+from sweeps.jobs.base import Job, Resources, set_threads
 from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles
 from varscale.store.records import encoded_images
 from varscale.training.cells import Trunk
+from varscale.training.interruption import Report
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sweeps.jobs.base import Job, Report, Resources, trunk_fields
+from sweeps.jobs.base import Job, Resources, trunk_fields
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles, StudyFiles
 from varscale.store.records import read_result
 from varscale.training.cells import Cell, Execution, Trunk
+from varscale.training.interruption import Report
 
 
 @dataclass(frozen=True)

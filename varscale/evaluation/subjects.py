@@ -5,7 +5,7 @@ Letters: N images, b images of a batch, D features, s side of an image in pixels
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,9 +32,7 @@ from varscale.store.layout import RunFiles, Store, TokenFiles
 from varscale.store.records import Result, RunIdentity, read_result
 from varscale.store.weights import load_tensors, save_tensors
 from varscale.tokenizer.storage import load_tokenizer
-
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
+from varscale.training.interruption import Report
 
 _FEATURES = "features"
 

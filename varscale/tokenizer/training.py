@@ -31,10 +31,8 @@ from varscale.tokenizer.shape import TokenizerShape
 from varscale.tokenizer.storage import load_tokenizer, save_tokenizer
 from varscale.training.callbacks import Checkpoints, ProgressCallback
 from varscale.training.execution import check_memory
+from varscale.training.interruption import Report
 from varscale.training.trainer import Continuation, Loader, make_trainer, remove_checkpoint, usable_checkpoint
-
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
 
 _PICTURES = 8
 _MOST_LOADING_THREADS = 32

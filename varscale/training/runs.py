@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +30,10 @@ from varscale.training.callbacks import Checkpoints, ProgressCallback, ScheduleC
 from varscale.training.cells import Cell, Execution, Trunk, provenance
 from varscale.training.distributed import Team
 from varscale.training.execution import check_memory
+from varscale.training.interruption import Report
 from varscale.training.module import ModelModule
 from varscale.training.schedules import Schedule
 from varscale.training.trainer import Continuation, Loader, make_trainer, remove_checkpoint, usable_checkpoint
-
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
 
 
 @dataclass(frozen=True)
