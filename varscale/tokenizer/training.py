@@ -151,7 +151,7 @@ def encode_tokens(
             bits = model.latent_channels if model.architecture.quantizer == "bitwise" else 0
             summary = TokensSummary(
                 images=len(train),
-                unigram_entropy=unigram_entropy(first_views).mean,
+                unigram_entropy=unigram_entropy(first_views),
                 unigram_bit_entropy=unigram_bit_entropy(first_views, bits) if bits else None,
             )
         summary.write(files.summary)
