@@ -17,7 +17,7 @@ from sweeps.devices import Device
 from sweeps.executors.base import Executor, Graph, JobCrashed, Listener
 from sweeps.executors.slurm.on_node import CallAgain, RunUnit
 from sweeps.executors.slurm.packing import Pack, job_seconds, packed, together
-from sweeps.executors.slurm.queue import Queued, Submission, queue_of, script, submit
+from sweeps.executors.slurm.queue import Submission, queue_of, script, submit
 from sweeps.executors.slurm.records import (
     ArrayRecord,
     SubmittedRecord,
@@ -103,7 +103,7 @@ class SlurmExecutor(Executor):
             Slurm's id of the last job; None: there is one in the queue already, or nothing that it would wait for.
         """
         queue = queue_of(self._slurm)
-        others = [each for (array, _), each in queue.items() if array.endswith(_LAST) and each.slurm_job != slurm_id()]
+        others = [each for (array, _), each in queue.items() if array.endswith(_LAST) and each != slurm_id()]
         if others or not self._units:
             return None
         ids = ":".join(unit.slurm_job for unit in self._units.values())
@@ -143,12 +143,12 @@ class SlurmExecutor(Executor):
     def _adopt(self, jobs: Sequence[Job]) -> list[Job]:
         """Those that Slurm has from an earlier call."""
         wanted = {job.key: job for job in jobs}
-        for (array, index), queued in queue_of(self._slurm).items():
+        for (array, index), slurm_job in queue_of(self._slurm).items():
             files = UnitFiles(self._slurm / array, index)
             record = files.record()
             own = {key: wanted[key] for key in (record.keys if record else ()) if key in wanted}
             if own:
-                self._units[files.name] = _Unit(files, own, queued.slurm_job)
+                self._units[files.name] = _Unit(files, own, slurm_job)
         return [job for unit in self._units.values() for job in unit.jobs.values()]
 
     def _count_earlier_failures(self, graph: Graph) -> None:
@@ -173,7 +173,7 @@ class SlurmExecutor(Executor):
             if job in graph.left and (job.key in final or attempts[job.key]):  # others may be lost with one before
                 graph.resume(job, attempts[job.key], final.get(job.key))
 
-    def _queue(self, listener: Listener) -> dict[tuple[str, int], Queued] | None:
+    def _queue(self, listener: Listener) -> dict[tuple[str, int], str] | None:
         """What Slurm has; None while it doesn't answer."""
         try:
             queue = queue_of(self._slurm)
@@ -186,7 +186,7 @@ class SlurmExecutor(Executor):
         self._silent_since = None
         return queue
 
-    def _follow(self, graph: Graph, listener: Listener, queue: dict[tuple[str, int], Queued]) -> None:
+    def _follow(self, graph: Graph, listener: Listener, queue: dict[tuple[str, int], str]) -> None:
         """Tell the graph what became of the units."""
         for name, unit in list(self._units.items()):
             queued, state = queue.get((unit.files.folder.name, unit.files.index)), UnitState.read(unit.files.state)

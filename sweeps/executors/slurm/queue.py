@@ -22,16 +22,6 @@ _COMMENT = "varscale:"
 
 
 @dataclass(frozen=True)
-class Queued:
-    """An element of an array that Slurm has."""
-
-    slurm_job: str
-    state: str
-    """Slurm's word, such as PENDING."""
-    reason: str
-
-
-@dataclass(frozen=True)
 class Submission:
     """What one array is submitted with."""
 
@@ -45,19 +35,19 @@ class Submission:
     """Whether it needs no GPU."""
 
 
-def queue_of(slurm: Path) -> dict[tuple[str, int], Queued]:
-    """What Slurm has of a study: (array's folder, element) → its job.
+def queue_of(slurm: Path) -> dict[tuple[str, int], str]:
+    """What Slurm has of a study: (array's folder, element) → its job's id.
 
     Raises:
         SweepError: Slurm doesn't answer.
     """
-    found: dict[tuple[str, int], Queued] = {}
-    for line in _run("squeue", "--noheader", "--me", "--array", "--format=%i|%T|%r|%k").splitlines():
-        slurm_job, state, reason, comment = line.strip().split("|", 3)
+    found: dict[tuple[str, int], str] = {}
+    for line in _run("squeue", "--noheader", "--me", "--array", "--format=%i|%k").splitlines():
+        slurm_job, _, comment = line.strip().partition("|")
         folder = Path(comment.removeprefix(_COMMENT))
         if comment.startswith(_COMMENT) and folder.parent == slurm.absolute():
             index = int(slurm_job.partition("_")[2] or 0)
-            found[folder.name, index] = Queued(slurm_job, state, reason)
+            found[folder.name, index] = slurm_job
     return found
 
 
