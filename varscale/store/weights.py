@@ -78,15 +78,6 @@ def load_tensors(
     return tensors, metadata
 
 
-def stored_checksum(path: Path) -> str:
-    """What tells a file of `save_tensors` from all others: the checksum that it was written with, not compared.
-
-    Raises:
-        CheckpointError: There is no such file, or `save_tensors` did not write it.
-    """
-    return stored_metadata(path)["checksum"]
-
-
 def stored_metadata(path: Path, kind: str | None = None) -> dict[str, str]:
     """What a file of `save_tensors` says of its tensors, without reading these; `checksum` is among it, not compared.
 
