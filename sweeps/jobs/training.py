@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweeps.jobs.base import Job, Resources, trunk_fields
+from sweeps.jobs.base import Job, Resources, StudyPlace, trunk_fields
 from varscale.numerics.machine import Share
-from varscale.store.layout import RunFiles, StudyFiles
+from varscale.store.layout import RunFiles
 from varscale.store.records import read_result
 from varscale.training.cells import Cell, Execution, Trunk
 from varscale.training.interruption import Report
+
+if TYPE_CHECKING:
+    from varscale.training.runs import Inputs
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,9 @@ class TrunkJob(Job):
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
-        from varscale.training.runs import Inputs, train_trunk
+        from varscale.training.runs import train_trunk
 
-        inputs = Inputs(self.place.tokenizer, self.place.tokens, _execution(self.place.study, share))
-        train_trunk(self.trunk, self.milestones, self.files, inputs, report)
+        train_trunk(self.trunk, self.milestones, self.files, _inputs(self.place, share), report)
 
     def described(self) -> dict[str, Any]:
         """The trunk, and where branches leave it."""
@@ -136,17 +138,15 @@ class BranchJob(Job):
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
-        from varscale.training.runs import Inputs, train_cell
+        from varscale.training.runs import train_cell
 
-        inputs = Inputs(self.place.tokenizer, self.place.tokens, _execution(self.place.study, share))
-        train_cell(self.cell, self.trunk_files, self.files, inputs, report)
+        train_cell(self.cell, self.trunk_files, self.files, _inputs(self.place, share), report)
 
     def diverged(self, reason: str) -> None:
         """Write down that the cell diverged, in its trunk or its branch."""
-        from varscale.training.runs import Inputs, record_divergence
+        from varscale.training.runs import record_divergence
 
-        inputs = Inputs(self.place.tokenizer, self.place.tokens, _execution(self.place.study, Share()))
-        record_divergence(self.cell, self.files, inputs, reason)
+        record_divergence(self.cell, self.files, _inputs(self.place, Share()), reason)
 
     def described(self) -> dict[str, Any]:
         """The cell."""
@@ -158,11 +158,11 @@ class BranchJob(Job):
         }
 
 
-def _execution(study: StudyFiles, share: Share) -> Execution:
-    """What was decided for the study on this machine; eager where nothing was."""
+def _inputs(place: StudyPlace, share: Share) -> "Inputs":
+    """Tokenizer, tokens, and what was decided for the study on this machine; eager where nothing was."""
     from varscale.training.execution import ExecutionRecord
+    from varscale.training.runs import Inputs
 
-    record = ExecutionRecord.read(study.execution)
-    if record is None:
-        return Execution(threads=share.threads, memory_bytes=share.memory_bytes(), peers=share.peers)
-    return record.execution(share)
+    record = ExecutionRecord.read(place.study.execution)
+    undecided = Execution(threads=share.threads, memory_bytes=share.memory_bytes(), peers=share.peers)
+    return Inputs(place.tokenizer, place.tokens, undecided if record is None else record.execution(share))

@@ -76,7 +76,8 @@ class Search:
             if ended > before:
                 left = (time.monotonic() - began) / (ended - before) * (trials - ended)
                 self.say(f"{ended} of {trials} trials, {_best_line(self.best, self.plan)}; about {_minutes(left)} left")
-            self._batch(self._under_way(parallel) or self._asked(min(parallel, trials - ended)))
+            asked = (self.optuna_study.ask(self.plan.distributions) for _ in range(min(parallel, trials - ended)))
+            self._batch(self._under_way(parallel) or list(asked))
 
     def confirm(self) -> Confirmation | None:
         """Train the best settings and the experiment's own with further seeds.
@@ -114,9 +115,6 @@ class Search:
         running = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [Trial(self.optuna_study, trial._trial_id) for trial in running[:most]]
 
-    def _asked(self, number: int) -> list[Trial]:
-        return [self.optuna_study.ask(self.plan.distributions) for _ in range(number)]
-
     def _batch(self, trials: Sequence[Trial]) -> None:
         """Train trials up to each budget in turn; after each, those that are worse than the median end."""
         cells: dict[Trial, list[Cell]] = {}
@@ -135,13 +133,13 @@ class Search:
                     self._end(trial, TrialState.PRUNED, "diverged, or its tokenizer was rejected")
                 else:
                     self._tell(trial, cell, measured[trial], last=step == len(cells[trial]) - 1)
-            cells = {trial: own for trial, own in cells.items() if not self._is_over(trial)}
+            cells = {trial: own for trial, own in cells.items() if not self._stored(trial).state.is_finished()}
 
     def _tell(self, trial: Trial, cell: Cell, values: Sequence[float], *, last: bool) -> None:
         found = f"{self.plan.metrics[0]} {values[0]:.4f} at {cell.budget_flops:.3g} FLOPs".replace("e+", "e")
         if len(values) == 1:
             step = round(cell.budget_flops)
-            if step not in self._intermediate(trial):  # an earlier call may have come that far
+            if step not in self._stored(trial).intermediate_values:  # an earlier call may have come that far
                 trial.report(values[0], step)
             if not last and trial.should_prune():
                 self._end(trial, TrialState.PRUNED, f"{found}, worse than the median")
@@ -189,13 +187,6 @@ class Search:
             if earlier is not study:
                 studies[study.tokenizer.fingerprint] = replace(earlier, cells=(*earlier.cells, cell))
         return list(studies.values())
-
-    def _intermediate(self, trial: Trial) -> Mapping[int, float]:
-        reported: dict[int, float] = self._stored(trial).intermediate_values
-        return reported
-
-    def _is_over(self, trial: Trial) -> bool:
-        return bool(self._stored(trial).state.is_finished())
 
     def _stored(self, trial: Trial) -> FrozenTrial:
         return self.optuna_study.get_trials(deepcopy=False)[trial.number]

@@ -76,8 +76,7 @@ class SlurmExecutor(Executor):
         """Submit what is not queued yet, and follow it until all is done; with `detach`, only submit."""
         graph = Graph(jobs, listener, retries)
         self._count_earlier_failures(graph)
-        for job in self._adopt(graph.left):
-            listener.note(f"{job.title}: in Slurm's queue already, job {self._unit_of(job).slurm_job}")
+        self._adopt(graph.left, listener)
         while graph.left and not self._stopped:
             if (queue := self._queue(listener)) is not None:
                 self._follow(graph, listener, queue)
@@ -140,8 +139,8 @@ class SlurmExecutor(Executor):
                     f"{step:.0f} seconds there, and the last {self._site.signal_seconds} are for saving"
                 )
 
-    def _adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those that Slurm has from an earlier call."""
+    def _adopt(self, jobs: Sequence[Job], listener: Listener) -> None:
+        """Follow those that Slurm has from an earlier call."""
         wanted = {job.key: job for job in jobs}
         for (array, index), slurm_job in queue_of(self._slurm).items():
             files = UnitFiles(self._slurm / array, index)
@@ -149,7 +148,8 @@ class SlurmExecutor(Executor):
             own = {key: wanted[key] for key in (record.keys if record else ()) if key in wanted}
             if own:
                 self._units[files.name] = _Unit(files, own, slurm_job)
-        return [job for unit in self._units.values() for job in unit.jobs.values()]
+                for job in own.values():
+                    listener.note(f"{job.title}: in Slurm's queue already, job {slurm_job}")
 
     def _count_earlier_failures(self, graph: Graph) -> None:
         """What crashed in earlier calls of the campaign counts."""
@@ -321,6 +321,3 @@ class SlurmExecutor(Executor):
     def _array_name(self, packs: Sequence[Pack]) -> str:
         study = self._slurm.parent.name
         return f"{study} {together([pack.name for pack in packs])}"
-
-    def _unit_of(self, job: Job) -> _Unit:
-        return next(unit for unit in self._units.values() if job.key in unit.jobs)

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
@@ -13,6 +13,7 @@ from typing import Any
 from submitit import SlurmExecutor as Submitit
 from submitit.core.utils import FailedJobError
 
+from sweeps.executors.local import changed_environment
 from sweeps.executors.slurm.site import Site
 from varscale.config.section import RunResources
 from varscale.errors import ExperimentError, SweepError
@@ -136,21 +137,10 @@ def _submitit(submission: Submission, site: Site) -> Submitit:
     return executor
 
 
-@contextmanager
-def _without_allocation() -> Iterator[None]:
+def _without_allocation() -> AbstractContextManager[None]:
     """A job submitted from within a job, or an interactive shell, must not take over that one's sizes."""
-    kept = ("SLURM_CONF",)
-    inherited: Mapping[str, str] = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")) and name not in kept
-    }
-    for name in inherited:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(inherited)
+    inherited = (name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")))
+    return changed_environment({name: None for name in inherited if name != "SLURM_CONF"})
 
 
 def _run(*command: str) -> str:
