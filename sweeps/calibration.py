@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import FiniteFloat
 from rich.console import Console
@@ -72,10 +72,6 @@ class MeasuringJob(Job):
         """It is not repeated."""
         self.files.folder.mkdir(parents=True, exist_ok=True)
         return self.files.job
-
-    def described(self) -> dict[str, Any]:
-        """It is not repeated."""
-        return {}
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""

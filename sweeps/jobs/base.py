@@ -7,7 +7,7 @@ imported when a job runs.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat, JsonValue
 
@@ -19,6 +19,8 @@ from varscale.store.layout import RunFiles, Store, StudyFiles, TokenFiles
 from varscale.store.records import PlainName, Record
 from varscale.training.cells import Cell, Trunk
 from varscale.training.interruption import Report
+
+JobKind = Literal["tokenizer", "tokens", "execution", "trunk", "branch", "reference", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Resources:
 class JobRecord(Record):
     """A job as a file (job.json)."""
 
-    job: Literal["tokenizer", "tokens", "execution", "trunk", "branch", "reference", "evaluation"]
+    job: JobKind
     experiment: dict[str, JsonValue]
     """Settings, a variant's changes made."""
     runs: str
@@ -85,10 +87,13 @@ class Job(ABC):
     experiment: Experiment
     place: StudyPlace
 
+    kind: ClassVar[JobKind]
+    """What a `JobRecord` calls such jobs."""
+
     @property
-    @abstractmethod
     def key(self) -> str:
-        """What tells it from the other jobs of its study; what `needs` names."""
+        """What tells it from the other jobs of its study, and what `needs` names; its kind where there is one alone."""
+        return self.kind
 
     @property
     def title(self) -> str:
@@ -146,15 +151,16 @@ class Job(ABC):
         """What it came to, for people, from files alone; "" where there is nothing to say."""
         return ""
 
-    @abstractmethod
     def described(self) -> dict[str, Any]:
         """Its own fields of a `JobRecord`."""
+        return {}
 
     @property
     def record(self) -> JobRecord:
         """What it takes to run it in another process."""
         place = self.place
         return JobRecord(
+            job=self.kind,
             experiment=self.experiment.model_dump(mode="json"),
             runs=str(place.store.runs.absolute()),
             tokenizer=place.tokenizer.folder.name,

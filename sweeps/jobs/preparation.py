@@ -17,7 +17,7 @@ from varscale.training.interruption import Report
 class TokenizerJob(Job):
     """Train and measure the tokenizer; while its figures speak against it, it fails (unless `tokenizer.accept`)."""
 
-    key = "tokenizer"
+    kind = "tokenizer"
     resources = Resources(whole_machine=True)
 
     @property
@@ -51,10 +51,6 @@ class TokenizerJob(Job):
 
         return described(self.files, self.experiment.tokenizer)
 
-    def described(self) -> dict[str, Any]:
-        """Nothing of its own."""
-        return {"job": "tokenizer"}
-
 
 @dataclass(frozen=True)
 class TokensJob(Job):
@@ -62,7 +58,7 @@ class TokensJob(Job):
 
     train_images: int
 
-    key = "tokens"
+    kind = "tokens"
     needs = ("tokenizer",)
     resources = Resources(whole_machine=True)
 
@@ -91,7 +87,7 @@ class TokensJob(Job):
 
     def described(self) -> dict[str, Any]:
         """How many images."""
-        return {"job": "tokens", "train_images": self.train_images}
+        return {"train_images": self.train_images}
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class ExecutionJob(Job):
     sizes: tuple[tuple[Trunk, int], ...]
     """Each trunk, with the images that all of its runs take together."""
 
-    key = "execution"
+    kind = "execution"
     needs = ("tokenizer",)
 
     @property
@@ -131,5 +127,4 @@ class ExecutionJob(Job):
 
     def described(self) -> dict[str, Any]:
         """The sizes."""
-        sizes = [(trunk.depth, trunk.seed, trunk.smallest_budget, images) for trunk, images in self.sizes]
-        return {"job": "execution", "sizes": sizes}
+        return {"sizes": [(trunk.depth, trunk.seed, trunk.smallest_budget, images) for trunk, images in self.sizes]}

@@ -22,6 +22,7 @@ class TrunkJob(Job):
     trunk: Trunk
     milestones: tuple[int, ...]
 
+    kind = "trunk"
     needs = ("tokenizer", "tokens", "execution")
 
     @property
@@ -66,7 +67,7 @@ class TrunkJob(Job):
 
     def described(self) -> dict[str, Any]:
         """The trunk, and where branches leave it."""
-        return {"job": "trunk", "milestones": list(self.milestones), **trunk_fields(self.trunk)}
+        return {"milestones": list(self.milestones), **trunk_fields(self.trunk)}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class BranchJob(Job):
 
     cell: Cell
     from_trunk: bool = True
+
+    kind = "branch"
 
     @property
     def key(self) -> str:
@@ -150,12 +153,7 @@ class BranchJob(Job):
 
     def described(self) -> dict[str, Any]:
         """The cell."""
-        return {
-            "job": "branch",
-            "budget": self.cell.budget_flops,
-            "from_trunk": self.from_trunk,
-            **trunk_fields(self.cell.trunk),
-        }
+        return {"budget": self.cell.budget_flops, "from_trunk": self.from_trunk, **trunk_fields(self.cell.trunk)}
 
 
 def _inputs(place: StudyPlace, share: Share) -> "Inputs":
