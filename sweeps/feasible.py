@@ -31,12 +31,7 @@ _CERTAIN = 0.75
 
 
 def check_machine(study: Study, shares: MachineShares, missing: Sequence[Cell]) -> None:
-    """Whether this machine can make a study's tokenizer and tokens, as far as they are missing, and train cells.
-
-    Args:
-        study: The study.
-        shares: The machine.
-        missing: The cells that are to be trained; none where only what comes before them is made.
+    """Whether this machine can make a study's tokenizer and tokens, as far as they are missing, and train these cells.
 
     Raises:
         ExperimentError: It can't; names the setting that asks for too much.

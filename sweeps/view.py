@@ -31,12 +31,7 @@ class SweepView(Listener):
     """Draws on a terminal; elsewhere (a log, CI) prints a line now and then."""
 
     def __init__(self, console: Console, *, patient: bool = False) -> None:
-        """Begin.
-
-        Args:
-            console: Where to.
-            patient: Print the first line only after a while, too.
-        """
+        """Begin; a `patient` view prints the first line, too, only after a while."""
         self._console, self._patient = console, patient
         self._live: Live | None = None
         self._study: Study | None = None

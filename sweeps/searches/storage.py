@@ -41,12 +41,9 @@ class Planned(Protocol):
 
 @contextmanager
 def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
-    """Optuna's study of a search, new or as an earlier call left it.
+    """Optuna's study of a search, new or as an earlier call left it; the lock of the search's files is held meanwhile.
 
-    Args:
-        plan: What is searched.
-        files: The search's; their lock is held meanwhile.
-        storage: A database's URI; None: a journal beside the search's other files.
+    It lies in a database (`storage`, a URI) or, with None, in a journal beside the search's other files.
 
     Raises:
         ExperimentError: Another call runs this search, the storage can't be used, or it holds a search of other

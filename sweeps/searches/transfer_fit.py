@@ -107,9 +107,7 @@ def fit_transfer(valleys: Mapping[float, Valley]) -> Transfer:
     """Drift of the best rate with the size, by a weighted line, and what it costs.
 
     The drift's interval is the wider of two: from the minima's own intervals, and from their scatter about the line.
-
-    Args:
-        valleys: By log2 of the size.
+    Valleys are given by log2 of the size.
     """
     fitted = {size: valley for size, valley in valleys.items() if valley.interval is not None}
     drift = drift_interval = lost = lost_interval = None

@@ -169,13 +169,7 @@ def deliver_all(
 ) -> ForwarderState:
     """Deliver all studies of a runs folder: what sweeps could not, or everything to a fresh store.
 
-    Where another process delivers from the same folder, this waits for it, and says so.
-
-    Args:
-        store: The runs folder.
-        tracking_uri: MLflow's store.
-        seconds: Time to give up after.
-        notify: As for `Forwarder`.
+    Where another process delivers from the same folder, this waits for it, and says so. It gives up after `seconds`.
 
     Raises:
         TrackingError: The URI can't work.
