@@ -53,11 +53,20 @@ class SizeCosts:
         return sum(cell.decay_images for cell in self.cells)
 
     @property
+    def all_images(self) -> int:
+        """Images of trunk and branches."""
+        return self.trunk_images + self.branch_images
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Images after which branches leave the trunk."""
+        return tuple(sorted({cell.branch_images for cell in self.cells}))
+
+    @property
     def bytes(self) -> int:
         """Checkpoints where branches leave the trunk, and each cell's weights."""
-        checkpoints = len({cell.branch_images for cell in self.cells})
         model = self.trunk.model
-        return checkpoints * model.checkpoint_bytes() + len(self.cells) * model.weights_bytes()
+        return len(self.milestones) * model.checkpoint_bytes() + len(self.cells) * model.weights_bytes()
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _study_seconds(study: Study, missing: Sequence[Cell], shares: MachineShares)
     if missing:
         peak, longest = _peak(shares, experiment.optim.precision), max(missing, key=lambda cell: cell.budget_flops)
         sizes = size_costs(missing)
-        together = _flops(training_work(size.trunk, size.trunk_images + size.branch_images) for size in sizes)
+        together = _flops(training_work(size.trunk, size.all_images) for size in sizes)
         alone = _flops([training_work(longest.trunk, longest.images)])
         steps = max(cell.steps for cell in missing)
         yield "grid.budgets", max(together / max(1, shares.gpus) / peak, alone / peak, steps * STEP_SECONDS)

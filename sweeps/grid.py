@@ -1,6 +1,5 @@
 """The cells of an experiment: its grid of depth × budget × seed, and its variants. Pure."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from varscale.config import Experiment
@@ -83,19 +82,6 @@ def unfit_sizes(trunks: Iterable[Trunk], memory_bytes: float) -> str:
         f"depth {depth} needs {trunk.step_bytes(1) / 2**30:.1f} GiB" for depth, trunk in sorted(unfit.items())
     )
     return f"grid.depths: for a step of one image {needs}, and a run has {memory_bytes / 2**30:.1f} GiB"
-
-
-def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
-    """Each trunk of the cells with the images that it and its branches take together."""
-    trunks: dict[str, Trunk] = {}
-    longest: Counter[str] = Counter()
-    branches: Counter[str] = Counter()
-    for cell in cells:
-        label = cell.trunk.label
-        trunks.setdefault(label, cell.trunk)
-        longest[label] = max(longest[label], cell.branch_images)
-        branches[label] += cell.decay_images
-    return [(trunk, longest[label] + branches[label]) for label, trunk in trunks.items()]
 
 
 def _rounded_up(flops: int) -> str:

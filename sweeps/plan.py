@@ -165,14 +165,13 @@ def _sizes_table(plan: StudyPlan) -> Table:
         table.add_row("tokens", "", *row)
     missing = {cell.label for cell in plan.missing}
     for size in costs.sizes:
-        trunk, model, images_seen = size.trunk, size.trunk.model, size.trunk_images + size.branch_images
-        work = training_work(trunk, images_seen)
+        trunk, model, work = size.trunk, size.trunk.model, training_work(size.trunk, size.all_images)
         finished = sum(cell.label not in missing for cell in size.cells)
         table.add_row(
             trunk.label,
             _count(model.parameters()),
             f"{work.flops:.3g}",
-            f"{images_seen:,}",
+            f"{size.all_images:,}",
             "" if study is None else f"{max(cell.images for cell in size.cells) / study.train_images:.2g}",
             _gib(trunk.step_bytes(trunk.batch_size // trunk.resources.processes)),
             f"{trunk.images_at_once(device.memory_bytes):,}" if trunk.fits(device.memory_bytes) else "none",

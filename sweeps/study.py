@@ -234,12 +234,3 @@ def _rows(store: Store, cells: Iterable[tuple[StudyCell, Result | None]]) -> lis
             row = {"run": result.row.get("run"), **cell.labels, **result.row, **result.provenance, **cell.labels}
             rows += [{**row, **images} for images in stored.rows(result, cell.evaluations) or [{}]]
     return rows
-
-
-def trunks_of(cells: Iterable[Cell]) -> dict[str, tuple[Trunk, tuple[int, ...]]]:
-    """Trunks that cells need, by label: each with the milestones at which these branch."""
-    found: dict[str, tuple[Trunk, tuple[int, ...]]] = {}
-    for cell in cells:
-        _, milestones = found.get(cell.trunk.label, (cell.trunk, ()))
-        found[cell.trunk.label] = (cell.trunk, tuple(sorted({*milestones, cell.branch_images})))
-    return found

@@ -31,11 +31,6 @@ class StopRequest:
             self.listen()
 
     @property
-    def made(self) -> bool:
-        """Whether a signal came."""
-        return self._signal is not None
-
-    @property
     def signal(self) -> str:
         """The first signal's name; "" before it came."""
         return self._signal.name if self._signal is not None else ""

@@ -173,7 +173,7 @@ class _StateFile(Listener):
         from varscale.training.interruption import STOP
 
         while not self._closing.wait(_WRITE_SECONDS):
-            if STOP.made:  # a run that waits, for a lock or a compiler, may not come to its next step in time
+            if STOP.signal:  # a run that waits, for a lock or a compiler, may not come to its next step in time
                 self._stopped = STOP.signal
             if self._changed.is_set() or self._stopped:
                 self._changed.clear()
