@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sweeps.costs import stored_bytes
+from sweeps.costs import size_costs, stored_bytes
 from varscale.config import Experiment
 from varscale.data.sources.of_experiment import data_identity
 from varscale.evaluation.plan import FidelityPlan
@@ -100,16 +100,13 @@ class Study:
 
     def bytes_to_write(self, missing: Sequence[Cell]) -> int:
         """What the missing cells and their tokens write at most, those of all sizes at once."""
-        in_flight = {
-            cell.trunk.label: 2 * cell.trunk.model.checkpoint_bytes() for cell in missing
-        }  # the last, the next
-        milestones = {
-            (cell.trunk.label, cell.branch_images): cell.trunk.model.checkpoint_bytes()
-            for cell in missing
-            if not self.has_branch_point(cell)
-        }
-        weights = sum(cell.trunk.model.weights_bytes() for cell in missing)
-        return weights + sum(milestones.values()) + sum(in_flight.values()) + self._bytes_of_tokens()
+        needed = self._bytes_of_tokens()
+        for size in size_costs(missing):
+            milestones = {cell.branch_images for cell in size.cells if not self.has_branch_point(cell)}
+            checkpoints = len(milestones) + 2  # in flight, the last and the next
+            needed += checkpoints * size.trunk.model.checkpoint_bytes()
+            needed += len(size.cells) * size.trunk.model.weights_bytes()
+        return needed
 
     def rows(self) -> list[dict[str, Any]]:
         """The runs table, under the study's own name and budgets; see `_rows`."""

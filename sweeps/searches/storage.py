@@ -4,12 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
 
-from varscale.config import Experiment
+from sweeps.searches.plan import SearchPlan
+from sweeps.searches.transfer import TransferPlan
 from varscale.errors import ExperimentError
 from varscale.store.layout import SearchFiles
 from varscale.tracking.uris import masked, without_secrets
@@ -19,28 +20,8 @@ FEW_TRIALS = 5
 """A trial is compared with the median of so many finished ones at least."""
 
 
-class Planned(Protocol):
-    """What is asked of a plan of trials."""
-
-    @property
-    def experiment(self) -> Experiment:
-        """What is searched."""
-
-    @property
-    def name(self) -> str:
-        """Optuna's name of it."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What is minimised."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of what all trials have in common."""
-
-
 @contextmanager
-def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
+def open_search(plan: SearchPlan | TransferPlan, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
     """Optuna's study of a search, new or as an earlier call left it; the lock of the search's files is held meanwhile.
 
     It lies in a database (`storage`, a URI) or, with None, in a journal beside the search's other files.
@@ -76,7 +57,7 @@ def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Itera
         yield study
 
 
-def _study(plan: Planned, storage: Any) -> optuna.Study:
+def _study(plan: SearchPlan | TransferPlan, storage: Any) -> optuna.Study:
     search = plan.experiment.search
     samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
     return optuna.create_study(
