@@ -197,12 +197,8 @@ def calibrate(experiment: Experiment, cells: Sequence[Cell], store: Store, conso
                 MeasuringTrunk(trunk.experiment, place, len(jobs) + copy, trunk, compiled)
                 for copy in range(shares.workers)
             ]
-        executor = LocalExecutor(shares)
-        try:
-            with CalibrationView(console, len(jobs)) as view:
-                graph = executor.run(jobs, view, retries=0)
-        finally:
-            executor.stop()
+        with LocalExecutor(shares) as executor, CalibrationView(console, len(jobs)) as view:
+            graph = executor.run(jobs, view, retries=0)
         for job, reason in graph.failed:
             raise SweepError(f"--calibrate: {job.title}: {reason}")
         models, tokenizers = Pace(), Pace()

@@ -125,12 +125,10 @@ class Orchestrator:
         """What failed, and how many jobs are left to a scheduler."""
         check = partial(check_tokenizer, self._study.tokenizer, self._study.experiment.tokenizer)
         check()  # an earlier call may have stopped at it
-        try:
+        with running:
             self._view.begin(self._study, jobs)
             graph = running.run(jobs, self._view, self._study.experiment.runtime.retries)
             self._view.end()
-        finally:
-            running.stop()
         if any(job.key == "tokens" for job in jobs):
             self._note_undecodable(self._study.tokens)
         check()

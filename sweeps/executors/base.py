@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from sweeps.jobs.base import Job
 from sweeps.jobs.training import BranchJob, TrunkJob
@@ -28,8 +29,8 @@ class Listener:
         """Time has passed."""
 
 
-class Executor(ABC):
-    """Carries out graphs of jobs."""
+class Executor(AbstractContextManager["Executor"], ABC):
+    """Carries out graphs of jobs; at the end of a `with` block it is stopped."""
 
     @abstractmethod
     def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 2) -> "Graph":
@@ -47,6 +48,9 @@ class Executor(ABC):
     @abstractmethod
     def stop(self) -> None:
         """End what runs; it goes on from its last checkpoint another time."""
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 class JobCrashed(Exception):

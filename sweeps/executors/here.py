@@ -34,11 +34,8 @@ class HereExecutor(Executor):
         """Nothing runs between calls of `run`."""
 
     def _run_by_workers(self, jobs: Sequence[Job], listener: Listener, retries: int) -> Graph:
-        executor = LocalExecutor(self._shares)
-        try:
+        with LocalExecutor(self._shares) as executor:
             graph = executor.run(jobs, listener, retries)
-        finally:
-            executor.stop()
         for job, reason in graph.failed:
             raise SweepError(f"{job.title}: {reason}")
         for result in (read_result(job.files) for job in jobs):

@@ -146,11 +146,8 @@ def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
     shares = MachineShares.of(jobs[0].experiment.runtime)
     drawn = [(job.cell, guidance) for job in jobs if job.cell for guidance in job.plan.settings.drawings]
     check_evaluations(jobs[0].experiment, drawn, shares)
-    executor = LocalExecutor(shares)
-    try:
+    with LocalExecutor(shares) as executor:
         graph = executor.run([*reference_jobs(jobs), *jobs], patient_view())
-    finally:
-        executor.stop()
     return {job.title: reason for job, reason in graph.failed}
 
 
