@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 
 from sweeps.searches.plan import SearchPlan
 from sweeps.searches.transfer import TransferPlan
 from varscale.errors import ExperimentError
 from varscale.store.layout import SearchFiles
+from varscale.store.locks import held_alone
 from varscale.tracking.uris import masked, without_secrets
 
 PLAN_ATTRIBUTE = "varscale.search"
@@ -33,11 +33,7 @@ def open_search(plan: SearchPlan | TransferPlan, files: SearchFiles, storage: st
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     files.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(files.lock).acquire(timeout=0)
-    except Timeout:
-        raise ExperimentError(f"{files.folder}: another `varscale tune` of this search is running") from None
-    with lock:
+    with held_alone(files.lock, ExperimentError(f"{files.folder}: another `varscale tune` of this search is running")):
         place = masked(storage) if storage else str(files.journal)
         try:
             study = _study(plan, storage or _journal(files.journal))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from varscale.config import DataSection
@@ -74,8 +73,7 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         CheckpointError: Weights are missing, damaged, or of another kind.
         DataError: The images can't be measured.
     """
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with files.locked():
         if read_result(files) is not None:
             return
         started, settings = time.time(), plan.settings
@@ -108,8 +106,7 @@ def reference_features(
 ) -> FeatureSet:
     """Features of the reference's images: from the store, or made now and kept there for all evaluations."""
     files = store.run(plan.reference_key())
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with files.locked():
         try:
             tensors, _ = load_tensors(files.weights, _FEATURES, files.fingerprint)
             return FeatureSet(tensors["features"], extractor.identity, int(tensors["image_size"]))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from varscale.config import Experiment, TokenizerConfig
 from varscale.data.loading import ImageBatches, load_ahead, whole_windows
@@ -49,8 +48,7 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
         CheckpointError: the file of `tokenizer.checkpoint` can't be used.
         Diverged: the loss is not finite.
     """
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with files.locked():
         tokenizer = _trained(files)
         if tokenizer is not None and _measured(files):
             return

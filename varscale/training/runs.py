@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from varscale.data.captions import open_encoder
 from varscale.data.loading import EvaluationBatches, StepBatches
@@ -174,8 +173,7 @@ class _Run:
 
     def locked(self) -> AbstractContextManager[object]:
         """Hold the run's lock: another process that makes the same run is waited for."""
-        self.files.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.files.lock) if self.leads else nullcontext()
+        return self.files.locked() if self.leads else nullcontext()
 
     def furthest(self, checkpoints: Mapping[Path, str], before_or_at: int) -> Path | None:
         """The usable checkpoint (path → fingerprint) that is furthest, but not beyond so many images."""
