@@ -160,6 +160,7 @@ class Drafter:
             *(found.settings, self._name, self._hours, found.remarks, made, pictures, held_out, images, _FIRST_LADDER),
             at_once=next((part for part in parts if step_bytes(part) <= _MEMORY_SHARE * self._memory), 0),
             gpu=self._gpu,
+            captioned=found.captioned,
             why_image_size=why,
         )
 

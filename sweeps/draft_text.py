@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from varscale.config.captions import CaptionsSection
 from varscale.config.text import yaml_line
 from varscale.config.tokenizer import TokenizerArchitecture
 from varscale.families.base import TokenSpace
@@ -107,6 +108,13 @@ class Choices:
     why_image_size: str = ""
     gpu: bool = False
     """Whether it runs on one."""
+    captioned: bool = False
+    """Whether every picture has a caption."""
+
+    @property
+    def tells_captions(self) -> bool:
+        """Whether models are told captions: where there are no classes to tell."""
+        return self.captioned and self.data["num_classes"] == 1
 
     @property
     def image_size(self) -> int:
@@ -189,7 +197,17 @@ def _data(choices: Choices) -> list[str]:
             "resize_ratio", 1.125, "shorter side before cropping, as a multiple of image_size (the paper's)"
         ),
         yaml_line("horizontal_flip", False, "true is worth trying where a mirrored picture is as good as the picture"),
+        *_captions(choices),
     ]
+
+
+def _captions(choices: Choices) -> list[str]:
+    line = "captions: {encoder: words}"
+    if choices.tells_captions:
+        return [f"  {line}    # every picture has one, and there are no classes (docs/text.md)"]
+    if choices.captioned:
+        return [f"  # {line}    # every picture has one; with model.condition: text models are told it, not the class"]
+    return []
 
 
 def _tokenizer(choices: Choices) -> list[str]:
@@ -225,6 +243,7 @@ def _models(choices: Choices) -> list[str]:
     budgets = [float(f"{choices.smallest_budget * ratio:.3e}") for ratio in BUDGETS]
     lines = [
         *("", "model:"),
+        *([yaml_line("condition", "text", "models are told captions")] if choices.tells_captions else []),
         yaml_line("width_per_depth", ladder.width, f"{seen}; the best of CIFAR-10 and rings saw {least} to {most}"),
         yaml_line("head_dim", max(8, min(64, ladder.width)), "heads = depth"),
         yaml_line("drop_path_at_depth_24", 0.0),
@@ -287,6 +306,7 @@ def _sizes(choices: Choices) -> list[TransformerDescription]:
         vocab_size=made.vocab_size,
         latent_channels=made.latent_channels,
         num_classes=choices.data["num_classes"],
+        text_width=CaptionsSection().embedding_width if choices.tells_captions else None,
     )
     section = VARSection(width_per_depth=ladder.width, head_dim=max(8, min(64, ladder.width)))
     return [section.describe(tokens, blocks) for blocks in ladder.blocks]

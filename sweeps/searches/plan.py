@@ -131,7 +131,8 @@ class SearchPlan:
         """
         experiment = self._changed(values, f"trial {number}")
         depth = values.get(DEPTH, self._depth)
-        trunk = Trunk(experiment, depth, seed, min(self.experiment.grid.budgets), f"trial-{number}")
+        tried = tuple((key, value) for key, value in values.items() if key not in (DEPTH, BUDGET))
+        trunk = Trunk(experiment, depth, seed, min(self.experiment.grid.budgets), f"trial-{number}", tried)
         cells = [trunk.cell(budget) for budget in ([values[BUDGET]] if BUDGET in values else self.budgets)]
         check_lengths(cells, experiment.grid.min_steps)
         return cells

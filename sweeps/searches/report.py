@@ -120,16 +120,37 @@ def _drawn(name: str, figure: tuple[str, Any], search: Search, files: SearchFile
         if name == "slice":
             drawn.set_size_inches(max(6.0, 3.6 * len(search.plan.space)), 4.0)
         if name == "intermediate":
+            budgets = search.plan.budgets
             drawn.axes[0].set(xlabel="training FLOPs", ylabel=metrics[0])
+            drawn.axes[0].set_xticks(budgets, [_flops(budget) for budget in budgets])
         for axes in drawn.axes:
-            if axes.get_xscale() == "log":
-                label_sparsely(axes)
-            axes.set_title("")  # the page has titles
-            axes.set_title("", loc="left")
+            _restyle(axes, keep_legend=name == "history")
         drawn.suptitle("")
         drawn.savefig(path)
         pyplot.close("all")
     return path
+
+
+def _restyle(axes: Any, *, keep_legend: bool) -> None:
+    """On white, and without a title, which the page has."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_facecolor("white")
+    axes.grid(color="#e2e4e8", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("left", "bottom"):
+        axes.spines[side].set(visible=True, color="#16181d", linewidth=0.6)
+    axes.tick_params(colors="#16181d")
+    if axes.get_xscale() == "log":
+        label_sparsely(axes)
+    if axes.get_xlabel() == "Trial":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if (legend := axes.get_legend()) is not None:
+        legend.get_frame().set(facecolor="white", edgecolor="none")
+        if not keep_legend:  # it would name every trial
+            legend.remove()
+    axes.set_title("")
+    axes.set_title("", loc="left")
 
 
 def label_sparsely(axes: Any) -> None:
@@ -159,7 +180,11 @@ def _page(search: Search, lines: list[str], figures: dict[str, Path], files: Sea
     pictures = "\n\n".join(
         f"## {_FIGURES[name][0]}\n\n![{_FIGURES[name][0]}]({path.name})" for name, path in figures.items()
     )
-    budgets = ", ".join(f"{budget:.3g}".replace("e+", "e") for budget in plan.budgets)
+    budgets = ", ".join(map(_flops, plan.budgets))
     about = f"One model a trial, compared at {budgets} training FLOPs; {plan.metrics[0]} is minimised."
     found = "\n".join(f"- {line}" for line in lines)
     return f"# Search {plan.name}\n\n{about}\n\n{found}\n\n{pictures}\n\n## Trials, the best first\n\n{table}\n"
+
+
+def _flops(budget: float) -> str:
+    return f"{budget:.3g}".replace("e+", "e")

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeps.orchestrator import Outcome
 from sweeps.searches.plan import SearchPlan, shown
+from sweeps.searches.proposals import propose
 from sweeps.study import Study
 from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.store.layout import Store
@@ -76,15 +77,18 @@ class Search:
             if ended > before:
                 left = (time.monotonic() - began) / (ended - before) * (trials - ended)
                 self.say(f"{ended} of {trials} trials, {_best_line(self.best, self.plan)}; about {_minutes(left)} left")
-            asked = (self.optuna_study.ask(self.plan.distributions) for _ in range(min(parallel, trials - ended)))
-            self._batch(self._under_way(parallel) or list(asked))
+            batch = self._under_way(parallel) or self._asked(min(parallel, trials - ended))
+            if not batch:
+                self.say(f"the space has no other settings than those of the {ended} trials")
+                return
+            self._batch(batch)
 
     def confirm(self) -> Confirmation | None:
         """Train the best settings and the experiment's own with further seeds.
 
         None where they are the same, where there are several objectives or fewer than two seeds, or where a run failed.
         """
-        seeds, best = self.plan.experiment.search.confirmation_seeds, self.best
+        seeds, best = self.plan.experiment.search.seeds_to_confirm, self.best
         if best is None or best.number == 0 or len(seeds) < 2:
             return None
         listed = ", ".join(map(str, seeds))
@@ -114,6 +118,15 @@ class Search:
         """Trials that an earlier call began."""
         running = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [Trial(self.optuna_study, trial._trial_id) for trial in running[:most]]
+
+    def _asked(self, number: int) -> list[Trial]:
+        """New trials; those that wait already come first, such as the experiment's own recipe."""
+        trials = self.optuna_study.get_trials(deepcopy=False)
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        proposed = propose(self.plan, trials, max(0, number - waiting))
+        for settings in proposed:
+            self.optuna_study.enqueue_trial(settings)
+        return [self.optuna_study.ask(self.plan.distributions) for _ in range(min(number, waiting + len(proposed)))]
 
     def _batch(self, trials: Sequence[Trial]) -> None:
         """Train trials up to each budget in turn; after each, those that are worse than the median end."""

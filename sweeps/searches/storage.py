@@ -30,7 +30,7 @@ def open_search(plan: SearchPlan | TransferPlan, files: SearchFiles, storage: st
         ExperimentError: Another call runs this search, the storage can't be used, or it holds a search of other
             settings under this name.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     files.folder.mkdir(parents=True, exist_ok=True)
     with held_alone(files.lock, ExperimentError(f"{files.folder}: another `varscale tune` of this search is running")):
@@ -54,11 +54,9 @@ def open_search(plan: SearchPlan | TransferPlan, files: SearchFiles, storage: st
 
 
 def _study(plan: SearchPlan | TransferPlan, storage: Any) -> optuna.Study:
-    search = plan.experiment.search
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
     return optuna.create_study(
         storage=storage,
-        sampler=samplers[search.sampler](seed=search.seed),
+        sampler=optuna.samplers.RandomSampler(),  # decides nothing: all trials come with their settings
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FEW_TRIALS),
         study_name=plan.name,
         directions=["minimize"] * len(plan.metrics),

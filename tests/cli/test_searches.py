@@ -63,8 +63,10 @@ def test_trials_are_in_mlflow_under_their_search(call: Call, finished: Finished,
     runs = client.search_runs([experiment.experiment_id], "tags.role = 'cell'")
     assert {run.data.params["variant"] for run in runs} == {"trial-0", "trial-1"}
     assert all(run.info.status == "FINISHED" for run in runs)
-    rates = {run.data.params["lr"] for run in runs}
-    assert len(rates) == 2
+    assert len({run.data.params["lr"] for run in runs}) == 2
+    tried = {run.data.params["variant"]: float(run.data.params["optim.lr"]) for run in runs}  # before any scaling
+    trials = pd.read_csv(tmp_path / "runs" / "searches" / "toy" / "trials.csv").set_index("number")
+    assert tried == {f"trial-{number}": rate for number, rate in trials["params_optim.lr"].items()}
 
 
 @pytest.mark.slow

@@ -68,6 +68,22 @@ def test_an_experiment_within_the_hours(count: int, held_out: int, tmp_path: Pat
         assert ratios[0] > 50 > ratios[-1]
 
 
+@pytest.mark.parametrize("classes", [1, 2])
+def test_captions_are_told_where_there_are_no_classes(classes: int, tmp_path: Path) -> None:
+    for number in range(classes):
+        folder = write_pictures(tmp_path / "all" / f"class{number}" if classes > 1 else tmp_path / "all", 40)
+        for picture in folder.glob("*.png"):
+            picture.with_suffix(".txt").write_text(f"discs, number {picture.stem}")
+    experiment, draft = drafted(find_data(tmp_path / "all"), 0.1, tmp_path)
+    told = classes == 1
+    assert (experiment.model.condition == "text") is told
+    assert (experiment.data.captions is not None) is told
+    assert ("# captions: {encoder: words}" in draft.text) is not told
+    cells = grid_cells(experiment)  # the sizes that comments name are those that are trained
+    parameters = sorted({cell.trunk.model.parameters() for cell in cells})
+    assert ", ".join(f"{number:,}" for number in parameters) in draft.text
+
+
 @pytest.mark.parametrize(("hours", "early"), [(0.1, False), (2.0, True)])
 def test_time_that_would_only_repeat_pictures_goes_into_seeds(
     hours: float, early: bool, forty: FoundData, tmp_path: Path

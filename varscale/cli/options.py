@@ -57,9 +57,13 @@ MENDABLE = (UserError, TableError, OSError)
 
 
 def load(
-    experiment: str, overrides: list[str] | None, depths: str | None = None, workers: int | None = None
+    experiment: str,
+    overrides: list[str] | None,
+    depths: str | None = None,
+    workers: int | None = None,
+    workers_option: str = "--workers",
 ) -> "Experiment":
-    """The experiment with `--set`, `--depths` and `--workers` merged in."""
+    """The experiment with `--set`, `--depths` and `--workers` (or as that option is called) merged in."""
     from varscale.config.yaml import load_experiment  # half a second, which --help can do without
 
     options: dict[str, str] = {}  # override → the option that it stands for, which messages name instead
@@ -67,8 +71,8 @@ def load(
         options[f"grid.depths={whole_numbers('--depths', depths, least=1)}"] = f"--depths {depths}"
     if workers is not None:
         if workers < 1:
-            raise ExperimentError(f"--workers {workers}: expected 1 or more")
-        options[f"runtime.workers={workers}"] = f"--workers {workers}"
+            raise ExperimentError(f"{workers_option} {workers}: expected 1 or more")
+        options[f"runtime.workers={workers}"] = f"{workers_option} {workers}"
     try:
         loaded = load_experiment(experiment, [*(overrides or ()), *options])
     except ExperimentError as error:

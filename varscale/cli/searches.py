@@ -68,7 +68,7 @@ def tune(
     from sweeps.searches.plan import SearchPlan
     from sweeps.searches.transfer import TransferPlan
 
-    settings = load(experiment, set_, None, parallel if launcher == "local" else None)
+    settings = load(experiment, set_, None, parallel if launcher == "local" else None, "--parallel")
     launch = Launch.of(launcher, site, "", detach=False)
     plan = TransferPlan(settings) if transfer else SearchPlan(settings)
     plan.check()

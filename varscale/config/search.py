@@ -98,13 +98,13 @@ class SearchConfig(Section):
     space: Annotated[dict[Name, SearchRange | SearchChoices], Field(max_length=100)] = Field(default_factory=dict)
     """Dotted fields of `optim`, `model` and `tokenizer`, or `depth`: each with `low` and `high`, or `choices`. Empty:
     the learning rate, to an eighth and to eight times its own value."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """What proposes the settings: Optuna's tree-structured Parzen estimator, or chance."""
+    sampler: Literal["gp", "tpe", "random"] = "gp"
+    """What proposes the settings: Optuna's Gaussian process, its tree-structured Parzen estimator, or chance."""
     seed: Seed = 0
     """Of the sampler, and of the trials' runs."""
-    confirmation_seeds: Seeds = (1, 2, 3)
+    confirmation_seeds: Seeds | None = None
     """Seeds with which the best settings and the experiment's own are trained again: the trials' seed chose the best,
-    and says nothing about whether it is better. Fewer than two: not at all."""
+    and says nothing about whether it is better. Fewer than two: not at all. None: the three after `seed`."""
     transfer: TransferConfig = TransferConfig()
     """What `varscale tune --transfer` tries instead."""
 
@@ -112,6 +112,15 @@ class SearchConfig(Section):
     def _check(self) -> Self:
         if self.budgets is not None and list(self.budgets) != sorted(set(self.budgets)):
             raise ValueError(f"budgets: {list(self.budgets)}; each must be larger than the one before")
-        if self.seed in self.confirmation_seeds:
+        if self.seed in self.seeds_to_confirm:
             raise ValueError(f"confirmation_seeds: {self.seed} is the seed that chooses the best; name others")
         return self
+
+    @property
+    def seeds_to_confirm(self) -> Seeds:
+        """`confirmation_seeds`, those that None stands for included."""
+        return (
+            self.confirmation_seeds
+            if self.confirmation_seeds is not None
+            else tuple(self.seed + 1 + index for index in range(3))
+        )

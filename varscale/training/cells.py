@@ -52,6 +52,8 @@ class Trunk:
     """Training FLOPs that the warm-up is a share of."""
     variant: str = ""
     """Name of the study's variant, empty for the grid itself."""
+    tried: tuple[tuple[str, Any], ...] = ()
+    """Settings that a search tries in it, with their values, such as optim.lr."""
 
     @cached_property
     def model(self) -> ModelDescription:
@@ -284,6 +286,7 @@ class Cell:
             "experiment": self.trunk.experiment.name,
             "variant": self.trunk.variant,
             "budget_flops": self.budget_flops,
+            **dict(self.trunk.tried),
         }
 
 

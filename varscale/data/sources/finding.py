@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ class FoundData:
     """The validation images; None: there is no such split that can be used."""
     remarks: tuple[str, ...]
     """What was found and can't be used, and why."""
+
+    @cached_property
+    def captioned(self) -> bool:
+        """Whether every picture has a caption."""
+        try:
+            return all(source.captions() for source in (self.train, self.validation) if source is not None)
+        except DataError:
+            return False
 
     def summary(self, image_size: int) -> list[str]:
         """What there is to know of the pictures, if they become images of that size, in lines."""
