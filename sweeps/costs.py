@@ -113,11 +113,8 @@ class StudyCosts:
 def study_costs(experiment: Experiment, cells: Sequence[Cell], *, validation: int, encoded: int) -> StudyCosts:
     """All of a study's work.
 
-    Args:
-        experiment: Its settings.
-        cells: Its cells.
-        validation: Validation images that each cell is measured on.
-        encoded: Views of training images, and validation images, that are encoded into tokens.
+    Each cell is measured on `validation` images; `encoded` views of training images, and validation images, become
+    tokens.
     """
     guidances = experiment.evaluation.fidelity.drawings if experiment.evaluation.fidelity else ()
     drawn = [(cell, guidance) for guidance in guidances for cell in cells]
