@@ -78,11 +78,7 @@ class Forwarder:
         return False
 
     def deliver_until(self, deadline: float) -> bool:
-        """Deliver until nothing is left, something fails, or `deadline` (of `time.monotonic`) passed.
-
-        Returns:
-            Whether nothing was left.
-        """
+        """Deliver until nothing is left (then True), something fails, or `deadline` (of `time.monotonic`) passed."""
         said = False
         while not (complete := self.deliver(deadline - time.monotonic())):
             if self._problem or time.monotonic() >= deadline:

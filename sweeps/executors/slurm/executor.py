@@ -127,7 +127,7 @@ class SlurmExecutor(Executor):
         """Raise `ExperimentError` where a stated time limit doesn't hold one step between start and signal."""
         for job in jobs:
             first, last = job.images
-            seconds = job_seconds(job, self._device)
+            seconds = self._seconds(job)
             hours = job.resources.run.hours or self._site.hours
             if hours is None or seconds is None or last <= first:
                 continue
@@ -260,11 +260,7 @@ class SlurmExecutor(Executor):
 
     def _arrays(self, jobs: Sequence[Job]) -> list[tuple[list[Pack], frozenset[str], int]]:
         """Packs that are submitted together: those that wait for the same, and take as long; inputs come first."""
-
-        def seconds(job: Job) -> float | None:
-            return job_seconds(job, self._device)
-
-        packs = packed(jobs, seconds, 60 * self._site.pack_minutes, self._site.at_once)
+        packs = packed(jobs, self._seconds, 60 * self._site.pack_minutes, self._site.at_once)
         grouped: dict[tuple[frozenset[str], int, RunResources], list[Pack]] = {}
         for pack in packs:
             grouped.setdefault((frozenset(pack.needs()), self._minutes(pack), pack.run), []).append(pack)
@@ -307,12 +303,14 @@ class SlurmExecutor(Executor):
         jobs = f"{len(packs)} jobs" if len(packs) > 1 else "1 job"
         listener.note(f"submitted {jobs} to Slurm, {slurm_jobs[0].partition('_')[0]}: {name}")
 
+    def _seconds(self, job: Job) -> float | None:
+        return job_seconds(job, self._device)
+
     def _minutes(self, pack: Pack) -> int:
         """The time limit."""
         if (hours := pack.run.hours or self._site.hours) is not None:
             return max(1, math.ceil(60 * hours))
-        found = [job_seconds(job, self._device) for job in pack.jobs]
-        known = [each for each in found if each is not None]
+        known = [seconds for job in pack.jobs if (seconds := self._seconds(job)) is not None]
         if not known:
             return round(60 * DEFAULT_HOURS)
         minutes = 10 + 2 * sum(known) / 60
