@@ -49,7 +49,10 @@ class FitOptions:
     checkpoints: bool = False
     """Rows are checkpoints of runs (several rows a run id): the frontier runs over curves, the bootstrap over runs."""
     frontier: str = ""
-    """Fits laws of compute to the best of scattered runs: envelope, hull or bins (`grids.frontier` has the rules)."""
+    """Fits laws of compute to the best of scattered runs: envelope, hull or bins (`grids.frontier` has the rules), or
+    to all; when empty, to the envelope where most runs are clearly beaten by runs of less compute."""
+    annealing_horizon: float | None = None
+    """Over how many steps a fall of the learning rate takes effect, 1 / (1 - λ), in law `annealing`; 1,000 at None."""
     law: tuple[str, ...] = ()
     """Laws to fit; those that the columns allow when empty."""
     target: tuple[str, ...] = ()
@@ -80,3 +83,8 @@ class FitOptions:
     """Draws of the bootstrap."""
     seed: int = 0
     """Seed of the bootstrap."""
+
+    @property
+    def of_rates(self) -> bool:
+        """Whether a law is asked for that takes sums of learning rates along runs."""
+        return "annealing" in self.law

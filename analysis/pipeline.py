@@ -187,11 +187,11 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         fits += fitted
         warnings += [*skipped, *(warning for entry in fitted for warning in entry.warnings)]
         if frame is None and not is_input:
-            warnings += _frontier_possible(fitted, target, options)
+            warnings += _frontier_of_scattered(fitted, table, target, options)
         if table.has("params", "flops") and not is_input:
             top = float(table.frame["flops"].max())
             at = options.allocate or (top, TEN_TIMES * top)
-            surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if len(each.inputs) == 2]
+            surfaces = [(each.fitted, each.uncertainty, each.rows) for each in fitted if each.fitted.law.is_surface]
             if best_sizes := allocations(grids.get(target), surfaces, at, options.tokens_from_flops):
                 by_target[target] = best_sizes
                 warnings += allocation_warnings(target, best_sizes)
@@ -333,15 +333,25 @@ def _repeats(rows: pd.DataFrame, inputs: Sequence[str]) -> NDArray[np.int64] | N
     return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
 
 
-def _frontier_possible(fits: list[FitEntry], target: str, options: FitOptions) -> list[LawWarning]:
-    """Where a law of compute is fitted to runs that share no budgets, most of them beaten by smaller ones."""
+def _frontier_of_scattered(
+    fits: list[FitEntry], table: RunsTable, target: str, options: FitOptions
+) -> list[LawWarning]:
+    """Which of the runs a law of compute is fitted to that share no budgets, most of them beaten by smaller ones."""
     entry = next((each for each in fits if each.x == "flops"), None)
     if entry is None or options.frontier or options.checkpoints or entry.fitted.law.name == "rising-power":
         return []
-    if not (beaten := scattered(entry.rows, target)):
+    runs = table.frame[table.frame[target].notna()]
+    if not (scatter := scattered(runs, target)):
         return []
+    if len(entry.rows) < len(runs):
+        message = (
+            f"{target} against flops is fitted to the lower envelope, {len(entry.rows)} of {len(runs)} runs: "
+            f"{scatter.beaten} are beaten by runs of less compute, typically by {np.expm1(scatter.excess):.0%}; "
+            "--frontier all fits every run, hull or bins fewer"
+        )
+        return [LawWarning("frontier-taken", message, entry.name)]
     message = (
-        f"{target} against flops is fitted to all {len(entry.rows)} runs, although {beaten} of them are beaten by "
+        f"{target} against flops is fitted to all {len(runs)} runs, although {scatter.beaten} of them are beaten by "
         "runs of less compute; --frontier envelope, hull or bins fits the best ones"
     )
     return [LawWarning("frontier-possible", message, entry.name)]

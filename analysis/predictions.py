@@ -26,7 +26,7 @@ def predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...
     for point in points:
         if set(point) == set(entry.inputs):
             usable.append(point)
-        elif set(point) == {"flops"} and len(entry.inputs) == 2 and "flops" in entry.rows.columns:
+        elif set(point) == {"flops"} and entry.fitted.law.is_surface and "flops" in entry.rows.columns:
             factor = options.tokens_from_flops
             best = from_law(entry.fitted, entry.uncertainty, entry.rows, (point["flops"],), factor).best[0]
             tokens = FlopsPerToken(entry.rows, factor).tokens(point["flops"], np.array([best.params]))

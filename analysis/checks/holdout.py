@@ -129,7 +129,7 @@ def _splits(refits: Refits, above: str) -> list[tuple[str, str, Array]]:
     column = order if of_compute else inputs[0]
     values = _towards(refits, column)
     splits = [(_name("lowest" if law.of_losses and column == inputs[0] else "largest", column), column, _top(values))]
-    if len(inputs) > 1:
+    if "params" in inputs and len(inputs) > 1:
         splits.append(("largest params", "params", _top(rows["params"].to_numpy(dtype=float))))
     if above:
         splits.append((f"where {above}", column, _meeting(rows, above)))

@@ -36,6 +36,7 @@ CODES: dict[str, str] = {
     "few-budgets": "fewer than four budgets",
     "few-sizes": "fewer than four sizes",
     "frontier-possible": "a law of compute is fitted to runs that are not the best of their compute",
+    "frontier-taken": "a law of compute is fitted to those of scattered runs that none of less compute beats",
     "holdout-skipped": "the rows named could not be held out",
     "isoflop-refused": "no IsoFLOP minimum at a budget",
     "law-skipped": "a law was not fitted, because columns or rows are missing",

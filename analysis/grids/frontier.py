@@ -15,8 +15,13 @@ FRONTIERS = {
     "bins": "the best run of each bin of compute, where no smaller bin matches it",
 }
 """What may be taken for the best of scattered runs."""
+ALL_RUNS = "all"
+"""Stands for no such choice."""
 _ON_HULL = 1e-3
-_SCATTERED = 0.02
+_SCATTERED, _CLEARLY_SCATTERED = 0.02, 0.05
+"""How far beaten runs lie above the best, in the middle: beyond noise that is usual, beyond noise that is rare."""
+_FEWEST_BEST = 6
+_FALLING = -0.5
 _MOST_SCATTERED = 1000
 _SAME_BUDGET = 0.02
 _WIDEST_BUDGET = 0.05
@@ -29,6 +34,21 @@ class SeedNoise:
 
     relative: float
     degrees_of_freedom: int
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Runs that others of less compute beat.
+
+    Attributes:
+        beaten: how many.
+        excess: how far above the best they lie in the middle, in log.
+        is_clear: whether noise is no likely cause, the target falls with compute as a whole, and enough runs are left.
+    """
+
+    beaten: int
+    excess: float
+    is_clear: bool
 
 
 def with_budgets(table: RunsTable, curves: bool = False) -> pd.DataFrame | None:
@@ -125,18 +145,21 @@ def frontier_of_runs(frame: pd.DataFrame, target: str, rule: str, rises: bool = 
     return ordered[kept_n].reset_index(drop=True)
 
 
-def scattered(frame: pd.DataFrame, target: str) -> int:
-    """How many runs are beaten by others of less compute, by so much that it isn't noise; 0 where few are.
+def scattered(frame: pd.DataFrame, target: str) -> Scatter | None:
+    """Whether runs are beaten by others of less compute, by so much that it isn't noise; None where few are.
 
     Very many rows are points on curves rather than runs.
     """
     if not 8 <= len(frame) <= _MOST_SCATTERED:
-        return 0
+        return None
     values_n = frame.sort_values("flops")[target].to_numpy(dtype=float)
     excess_n = np.log(values_n / np.minimum.accumulate(values_n))
     beaten_n = excess_n > 0
-    many = beaten_n.mean() > 1 / 3 and np.median(excess_n[beaten_n]) > _SCATTERED
-    return int(beaten_n.sum()) if many else 0
+    if beaten_n.mean() <= 1 / 3 or (excess := float(np.median(excess_n[beaten_n]))) <= _SCATTERED:
+        return None
+    falls = frame["flops"].corr(frame[target], method="spearman") < _FALLING
+    enough = (~beaten_n).sum() >= _FEWEST_BEST
+    return Scatter(int(beaten_n.sum()), excess, bool(excess > _CLEARLY_SCATTERED and falls and enough))
 
 
 def fullest_budget(grid_cells: pd.DataFrame) -> tuple[float, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.fitting.laws.registry import LAWS
-from analysis.grids.frontier import FRONTIERS, curve_envelope, frontier_of_runs, fullest_budget
+from analysis.grids.frontier import ALL_RUNS, FRONTIERS, curve_envelope, frontier_of_runs, fullest_budget, scattered
 from analysis.grids.grid import TargetGrid
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
@@ -15,7 +15,6 @@ from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
 from analysis.tables.roles import ROLES, numbers
 from analysis.tables.table import RunsTable
 
-"""The input of laws of repeated data that a table has by this name, or as `unique_tokens`."""
 _FALLS_BY_NAME = re.compile(r"loss|error|perplexity|ppl|bpb|bits|nats|nll|entropy", re.IGNORECASE)
 
 
@@ -67,7 +66,7 @@ def plan(
         plan = [each for each in plan if each.x != "params" or (shared and each not in free)]
     surface = not itself and table.has("params", "tokens") and table.frame["params"].nunique() >= MINIMUM_SIZES
     wanted = options.law or (surface and not options.x)
-    return plan + [PlannedFit("params, tokens", law) for law in laws if not LAWS[law].is_curve and wanted]
+    return plan + [PlannedFit(LAWS[law].place, law) for law in laws if not LAWS[law].is_curve and wanted]
 
 
 def may_rise(target: str, options: FitOptions) -> bool:
@@ -89,9 +88,11 @@ def rows_for(
         return frame.assign(**own), ()
     if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
         return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
-    if x == "flops" and options.frontier and table.has("flops"):
+    if x == "flops" and table.has("flops") and (rule := _rule(frame, target, grid, options)):
+        if rule == ALL_RUNS:
+            return frame, ("frontier: every run",)
         rises = may_rise(target, options) and bool(frame["flops"].corr(frame[target], method="spearman") > 0)
-        return frontier_of_runs(frame, target, options.frontier, rises), (f"frontier: {FRONTIERS[options.frontier]}",)
+        return frontier_of_runs(frame, target, rule, rises), (f"frontier: {FRONTIERS[rule]}",)
     if grid is not None and x == "flops":
         return grid.frontier, ("frontier: best cell of each budget",)
     if grid is not None and x == "params":
@@ -113,3 +114,14 @@ def rows_for(
     if options.checkpoints and (frame.groupby("run_id")[x].nunique() < 2).all():
         return last_rows(frame[frame[x].notna()]), ("the last row of each run",)
     return frame[frame[x].notna()], ()
+
+
+def _rule(frame: pd.DataFrame, target: str, grid: TargetGrid | None, options: FitOptions) -> str:
+    """Which rule chooses among runs: the one asked for, else an envelope where most are clearly beaten by smaller ones.
+
+    Best sizes, rates and accuracies have no lower envelope unasked.
+    """
+    if options.frontier or grid is not None or may_rise(target, options):
+        return options.frontier
+    scatter = scattered(frame, target)
+    return "envelope" if scatter and scatter.is_clear else ""

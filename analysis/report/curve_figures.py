@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from analysis.checks.forecast import LargestBudgetCheck, OffsetAverage
 from analysis.fitting.intervals import predict
 from analysis.fitting.laws.base import Array
+from analysis.grids.frontier import FRONTIERS
 from analysis.grids.grid import TargetGrid
 from analysis.report.drawing import (
     BLUE,
@@ -84,7 +85,8 @@ def against(result: LawsResult, target: str, x: str, name: str, group: str = "")
     drawn = [entry for entry in entries if entry.is_shown]
     banded = next((each for each in drawn if each.fitted.law.has_offset), drawn[-1] if drawn else None)
     levels = floors(result.table, target)
-    on_frontier = x == "flops" and bool(result.options.frontier)
+    chosen = {f"frontier: {text}" for text in FRONTIERS.values()}
+    on_frontier = bool(chosen.intersection(entries[0].filters))
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()

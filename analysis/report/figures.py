@@ -41,7 +41,7 @@ def _of_one_target(result: LawsResult, key: str, group: str, target: str) -> lis
     drawings, suffix = [], _suffix(group)
     if result.entries(target, "params", group):
         drawings.append(against(result, target, "params", f"loss_vs_parameters{suffix}", group))
-    others = sorted({entry.x for entry in result.fits} - {"flops", "params", "params, tokens", LIKELIHOOD})
+    others = sorted({e.x for e in result.fits if e.fitted.law.is_curve} - {"flops", "params", LIKELIHOOD})
     drawings += [
         against(result, target, x, f"loss_vs{_suffix(x)}{suffix}", group)
         for x in others
@@ -49,7 +49,9 @@ def _of_one_target(result: LawsResult, key: str, group: str, target: str) -> lis
     ]
     if key in result.grids:
         drawings.append(isoflop(result, result.grids[key], target, f"isoflop{suffix}"))
-    surface = next((e for e in result.fits if e.target == target and len(e.inputs) == 2 and e.group == group), None)
+    surface = next(
+        (e for e in result.fits if e.target == target and e.fitted.law.is_surface and e.group == group), None
+    )
     if surface is not None:
         drawings.append(contour(result, surface, f"contour{suffix}"))
     drawings.append(residuals(result, result.main(target, group), f"residuals{suffix}"))

@@ -18,7 +18,8 @@ from analysis.tables.units import NOUNS
 
 SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "lambda": "λ"}
 AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"} | {
-    LIKELIHOOD: "loss, as e^-loss"
+    "rate_left, rate_sum": "learning rates",
+    LIKELIHOOD: "loss, as e^-loss",
 }
 _BLANK = "\N{NO-BREAK SPACE}"
 _BASELINES = ("no change", "power law", "nearest run")

@@ -9,14 +9,14 @@ import pandas as pd
 
 from analysis.tables.roles import plain_name
 
-_RUNS = re.compile(r"run|run_?(id|name)|wandb_(id|run|name)|job_?(id)?|trial(_id)?|file")
+RUNS = re.compile(r"run|run_?(id|name)|wandb_(id|run|name)|job_?(id)?|trial(_id)?|file")
 _SIZES = re.compile(r"model(_name)?|name|experiment|config|size|params")
 """Of these one run each where steps grow; tokens that grow are as well those of several runs of one size."""
 _STEPS = re.compile(
     r"(global_|train(ing)?_|optimizer_)?(step|iteration|iter|update|epoch)(_?(number|no|id))?"
     r"|(tokens|images|samples|sequences)_(seen|so_far|processed)|consumed_(tokens|samples|images)"
 )
-_RATES = re.compile(r"lr|learning_?rate|current_lr")
+RATES = re.compile(r"lr|learning_?rate|current_lr")
 _FEW = 3
 """A run of fewer rows doesn't show whether they follow each other."""
 _MANY = 8
@@ -52,7 +52,7 @@ def recognised(frame: pd.DataFrame, several_files: bool) -> Curves | None:
     """
     steps = [name for name in frame.columns if _STEPS.fullmatch(plain_name(str(name)))]
     progress = [*(["tokens"] if "tokens" in frame.columns else []), *steps]
-    named = [name for name in frame.columns if _RUNS.fullmatch(plain_name(str(name)))]
+    named = [name for name in frame.columns if RUNS.fullmatch(plain_name(str(name)))]
     named = [name for name in named if name != "file" or several_files]
     sized = [name for name in frame.columns if _SIZES.fullmatch(plain_name(str(name)))]
     for runs in ["run_id"] * ("run_id" in frame.columns) + named + sized:
@@ -100,6 +100,6 @@ def _values(values: "pd.Series[Any]") -> Any:
 def _cooling(parts: list[pd.DataFrame]) -> str:
     """The column of a learning rate that changes within runs."""
     for name in parts[0].columns:
-        if _RATES.fullmatch(plain_name(str(name))) and any(part[name].nunique() > 1 for part in parts):
+        if RATES.fullmatch(plain_name(str(name))) and any(part[name].nunique() > 1 for part in parts):
             return str(name)
     return ""

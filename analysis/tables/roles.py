@@ -104,7 +104,7 @@ def map_columns(frame: pd.DataFrame, options: FitOptions) -> RoleMapping:
             column(frame, name)
         if name in LABELS:
             raise TableError(f"--x {name}: the name means something else here; rename the column")
-    if not any(role in columns for role in ("params", "flops", "tokens")) and not options.x:
+    if not any(role in columns for role in ("params", "flops", "tokens")) and not options.x and not options.of_rates:
         raise TableError("name at least one column to fit against, by --params, --flops or --tokens")
     units = parse_units(options.units)
     for name in units:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.errors import TableError
 from analysis.options import FitOptions
+from analysis.tables.annealing import RATE_LEFT, RATE_SUM, with_rate_sums
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, runs
 from analysis.tables.roles import (
@@ -147,6 +148,11 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         source = _leave_out_unfinished(source, log)
     columns, others = mapping.columns, [name for name in options.x if name not in ROLES]
     source = _with_numbers(source, columns, (*mapping.targets, *others), log)
+    if options.of_rates:
+        source, alone, note = with_rate_sums(source, columns, options)
+        log.notes.append(note)
+        source = _exclude(source, alone, "the only row of its run, whose learning rates can't be summed", log)
+        source = _exclude(source, source[RATE_SUM].isna(), "no learning rates before it", log)
     for condition in options.where:
         source = _where(source, condition, log)
     _need_rows(source, log)
@@ -169,7 +175,9 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     likely = loss in targets and all(unit.startswith("nats") for unit in loss_unit(measured).split(_OR))
     apart = kept_apart(measured, targets, loss if likely else "")
     _check_run_ids(apart.frame, options)
-    kept = [name for name in dict.fromkeys((*ROLES, *LABELS, *targets)) if name in measured.columns]
+    kept = [
+        name for name in dict.fromkeys((*ROLES, *LABELS, RATE_SUM, RATE_LEFT, *targets)) if name in measured.columns
+    ]
     repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
     if repeated.any():
         log.notes.append(f"{int(repeated.sum())} {REPEATED}")

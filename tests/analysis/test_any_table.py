@@ -14,6 +14,7 @@ from rich.console import Console
 
 from analysis.errors import TableError
 from analysis.fitting.laws.registry import LAWS
+from analysis.grids.frontier import FRONTIERS
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.report.html import render
@@ -146,6 +147,8 @@ def choices(draw, names, sane):
         "where": several(["loss < 4", "flops > 1e18", "kind == 'a'", "`` > 1"]),
         "holdout_where": st.sampled_from(["flops > 1e18", "params >= 1e8", "loss < 3"]),
         "checkpoints": st.just(True),
+        "frontier": st.sampled_from([*FRONTIERS, "all", *["best"] * odd]),
+        "annealing_horizon": st.sampled_from([20.0, *[0.5] * odd]),
         "published": st.just(True),
     }
     chosen = {
@@ -159,6 +162,7 @@ def choices(draw, names, sane):
         chosen |= {"reduce": "min"} if "by" in chosen else {}
         chosen |= {"group": draw(flags["group"])} if "compare" in chosen else {}
         chosen |= {"run_id": draw(flags["run_id"])} if "checkpoints" in chosen else {}
+        chosen |= {"law": ("annealing",)} if "annealing_horizon" in chosen else {}
     return {"bootstrap_draws": 50, "holdout": draw(st.integers(0, 3)) == 0} | chosen
 
 

@@ -53,6 +53,34 @@ def test_repeated_data(column):
         assert "data-constrained" in render(result, [])
 
 
+def test_parameters_beyond_those_that_the_unique_tokens_call_for():
+    """The published parameters for C4, of which the law without R_N is far off; a size of 1e11 is of little use."""
+    grid = pd.MultiIndex.from_product([np.geomspace(1e8, 1e11, 5), np.geomspace(1e9, 3e10, 3), [1, 4, 12, 40]])
+    table = grid.to_frame(index=False, name=["params", "unique_tokens", "epochs"])
+    table["tokens"] = table["unique_tokens"] * table["epochs"]
+    noise = 1 + 0.001 * np.random.default_rng(0).standard_normal(len(table))
+    table["loss"] = published_data_constrained(table["params"], table["tokens"], table["epochs"]) * noise
+    laws = ("data-constrained", "data-constrained-excess")
+    options = replace(QUICK, law=laws, predict=("params=1e11,tokens=1e11,epochs=20",))
+    result = fit_laws(table, options)
+    entry = result.find("data-constrained-excess")
+    assert entry.fitted.value < 0.2 * result.find("data-constrained").fitted.value
+    assert entry.fitted.parameters["R"] == pytest.approx(15.4, rel=0.1)
+    assert entry.fitted.parameters["R_N"] == pytest.approx(5.31, rel=0.2)
+    (prediction,) = entry.predictions
+    assert prediction.prediction.value == pytest.approx(published_data_constrained(1e11, 1e11, 20), rel=0.003)
+    assert "R_N" in render(result, [])
+
+
+def published_data_constrained(params, tokens, epochs):
+    """Muennighoff et al. 2023, with the best size for U tokens where both exponents are the same: (A/B)^(1/α)·U."""
+    a, b, alpha, unique = np.exp(6.255414), np.exp(7.3049974), 0.3526596, tokens / epochs
+    called_for = np.minimum(params, (a / b) ** (1 / alpha) * unique)
+    size = called_for * (1 + 5.309743 * (1 - np.exp(-(params / called_for - 1) / 5.309743)))
+    data = unique * (1 + 15.387756 * (1 - np.exp(-(epochs - 1) / 15.387756)))
+    return np.exp(0.6254804) + a * size**-alpha + b * data**-alpha
+
+
 def test_data_that_were_seen_once_say_nothing_of_repetitions():
     table, options = repeated_data().query("epochs == 1"), replace(QUICK, law=("data-constrained",))
     with pytest.raises(TableError, match="all rows have the same epochs"):

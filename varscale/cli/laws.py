@@ -73,8 +73,11 @@ def fit_laws(
     ] = None,
     checkpoints: Annotated[bool, _rows("--checkpoints", help="Rows are checkpoints of runs.")] = False,
     frontier: Annotated[
-        str, _rows(metavar="RULE", help="Fit the best of scattered runs: envelope, hull or bins.")
+        str, _rows(metavar="RULE", help="Which of scattered runs to fit: envelope, hull, bins or all.")
     ] = "",
+    annealing_horizon: Annotated[
+        float | None, _rows(metavar="STEPS", help="Steps that a fall of the rate takes to act, in law annealing.")
+    ] = None,
     compare: Annotated[list[str] | None, _asked(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
     published: Annotated[bool, _written("--published", help="Draw VAR's published laws beside.")] = False,
     holdout: Annotated[bool, _asked(help="Refit with runs left out, and report the errors.")] = True,
@@ -102,7 +105,7 @@ def fit_laws(
       varscale fit-laws --runs t.csv --flops C --group family
     Training curves; scattered runs that share no budgets:
       varscale fit-laws --runs 'logs/*.csv' --checkpoints --run-id run --flops C
-      varscale fit-laws --runs t.csv --flops C --frontier envelope
+      varscale fit-laws --runs t.csv --flops C --frontier hull
     How well the largest runs are predicted from the others:
       varscale fit-laws --runs t.csv --flops C --holdout-where 'C >= 1e21'
     """

@@ -59,6 +59,17 @@ class Law(ABC):
         return self.inputs == ("x",)
 
     @property
+    def is_surface(self) -> bool:
+        """Whether it is of N and D alone, so that it has best sizes."""
+        return self.inputs == ("params", "tokens")
+
+    @property
+    def place(self) -> str:
+        """What a law of several columns is fitted against: size and data where it has both, whatever else it takes."""
+        of_both = {"params", "tokens"} <= set(self.inputs)
+        return "params, tokens" if of_both else ", ".join(self.inputs)
+
+    @property
     def of_losses(self) -> bool:
         """Whether its input is a loss: values rise with it, and predictions are made for lower ones."""
         return False

@@ -30,6 +30,13 @@ class Term:
     sign: float = -1.0
     times: tuple[tuple[str, int], ...] = ()
     """Exponents and inputs of further powers that it is multiplied by, which fall."""
+    fixed: float = 0.0
+    """A power of its input that isn't fitted."""
+
+    @property
+    def is_offset(self) -> bool:
+        """Whether it is its coefficient alone."""
+        return self.exponent is None and not self.fixed
 
     @property
     def powers(self) -> tuple[tuple[str, int, float], ...]:
@@ -47,7 +54,7 @@ class PowerSum(Law):
     @property
     def levels(self) -> tuple[str, ...]:
         """Of the powers."""
-        return tuple(term.coefficient for term in self.terms if term.exponent is not None)
+        return tuple(term.coefficient for term in self.terms if not term.is_offset)
 
     def prepare(self, problem: Problem) -> "_Derivatives":
         """The terms' derivatives, which don't depend on θ."""
@@ -56,10 +63,11 @@ class PowerSum(Law):
     def evaluate(self, problem: Problem, theta_SP: Array) -> tuple[Array, Array]:
         """Log Σ_j exp(Z_j · θ + c_j), and the terms' shares of the sum."""
         logs_JSn = theta_SP @ problem.prepared.term_derivatives.transpose(0, 2, 1)
-        if problem.pinned_log_offset is not None:
-            for j, term in enumerate(self.terms):
-                if term.exponent is None:
-                    logs_JSn[j] += problem.pinned_log_offset
+        for j, term in enumerate(self.terms):
+            if term.fixed:
+                logs_JSn[j] += term.fixed * problem.log_inputs_In[term.input]
+            elif problem.pinned_log_offset is not None and term.is_offset:
+                logs_JSn[j] += problem.pinned_log_offset
         if len(logs_JSn) == 1:
             return logs_JSn[0], np.ones_like(logs_JSn)
         largest_Sn = logs_JSn.max(axis=0)
@@ -108,8 +116,10 @@ class PowerSum(Law):
         for point in product(values, repeat=len(exponents)):
             chosen = dict(zip(exponents, point, strict=True))
             columns = [
-                np.exp(sum(sign * chosen[name] * problem.log_inputs_In[place] for name, place, sign in term.powers))
-                * np.ones_like(y)
+                np.exp(
+                    sum(sign * chosen[name] * problem.log_inputs_In[place] for name, place, sign in term.powers)
+                    + term.fixed * problem.log_inputs_In[term.input]
+                )
                 for term in terms
             ]
             design_nJ, values_n = np.stack(columns, axis=1) * scale_n[:, None], (y - offset) * scale_n
@@ -125,7 +135,8 @@ class PowerSum(Law):
     def shift(self, problem: Problem, name: str, values: dict[str, Array]) -> Array | float:
         """The centre of the term's input times its exponent."""
         term = next(term for term in self.terms if term.coefficient == name)
-        return sum((-sign * values[each] * problem.centres[place] for each, place, sign in term.powers), start=0.0)
+        fitted = (-sign * values[each] * problem.centres[place] for each, place, sign in term.powers)
+        return sum(fitted, start=-term.fixed * problem.centres[term.input])
 
     def bounds(self, problem: Problem, name: str) -> tuple[float, float] | None:
         """Beside other terms, an exponent of zero or less would be a second offset."""

@@ -2,7 +2,7 @@
 
 from analysis.fitting.laws.base import Law
 from analysis.fitting.laws.broken_power import BrokenPower
-from analysis.fitting.laws.data_constrained import DataConstrained
+from analysis.fitting.laws.data_constrained import DataConstrained, ExcessParameters
 from analysis.fitting.laws.of_losses import OfLoss
 from analysis.fitting.laws.power_sums import Term, power_sum
 
@@ -34,6 +34,22 @@ LAWS: dict[str, Law] = {
             (*_N_AND_D, "epochs"),
             ("E", "A", "B", "R", "alpha", "beta"),
             ratios=(("epochs", "tokens", "unique_tokens"),),
+        ),
+        ExcessParameters(
+            "data-constrained-excess",
+            "E + A·N'^-α + B·D'^-β, D' = U·(1 + R·(1 - e^(-(D/U-1)/R))), "
+            "N' = V·(1 + R_N·(1 - e^(-(N/V-1)/R_N))) of N > V, α·A·V^-α = β·B·U^-β",
+            (*_N_AND_D, "epochs"),
+            ("E", "A", "B", "R", "R_N", "alpha", "beta"),
+            ratios=(("epochs", "tokens", "unique_tokens"),),
+        ),
+        power_sum(  # Tissue et al. 2024, in the form that `tables.annealing` explains
+            *(
+                "annealing",
+                "E + A·S^-α + C·R, S the sum of rates, R their area left to anneal",
+                ("rate_left", "rate_sum"),
+            ),
+            *(_E, Term("A", "alpha", 1), Term("C", input=0, fixed=1.0)),
         ),
         OfLoss("loss-to-error", "A·(1 - e^(-k·(x-x0)))", _X, ("A", "x0", "k")),
         OfLoss("loss-to-error-sigmoid", "E + A/(1 + e^(-k·(x-x0)))", _X, ("E", "A", "x0", "k"), form="logistic"),

@@ -36,6 +36,19 @@ def repeated(repetitions, unique, further):
     return unique + unique * repetitions * (1 - np.exp(-further / repetitions))
 
 
+def excess(p, n, d, epochs):
+    """Muennighoff et al. 2023, equation 7: the size that suits the unique tokens, G·(C/6)^a, as the authors compute it.
+
+    C = 6·N·D is the compute for which the unique tokens are the best number of tokens.
+    """
+    alpha, beta, unique = p["alpha"], p["beta"], d / epochs
+    g = (alpha * p["A"] / (beta * p["B"])) ** (1 / (alpha + beta))
+    compute = 6 * (g * unique) ** ((alpha + beta) / alpha)
+    called_for = np.minimum(n, g * (compute / 6) ** (beta / (alpha + beta)))
+    worth = repeated(p["R_N"], called_for, n / called_for - 1)
+    return p["E"] + p["A"] * worth**-alpha + p["B"] * repeated(p["R"], unique, epochs - 1) ** -beta
+
+
 CASES = {
     "power": Case(lambda p, x: p["A"] * x ** -p["alpha"], {"A": 30.0, "alpha": 0.08}),
     "rising-power": Case(lambda p, x: p["A"] * x ** p["alpha"], {"A": 0.1, "alpha": 0.5}),
@@ -87,6 +100,20 @@ CASES = {
             "epochs": np.array([1.0, 5.0, 40.0]),
         },
     ),
+    "data-constrained-excess": Case(  # parameters published for C4, but for β, which is α there
+        excess,
+        {**{"E": 1.87, "A": 521.0, "B": 1488.0, "R": 15.387756, "R_N": 5.309743}, "alpha": 0.3526596, "beta": 0.36},
+        {
+            "params": np.geomspace(1e7, 1e11, 6),
+            "tokens": np.geomspace(1e9, 1e12, 4),
+            "epochs": np.array([1.0, 5.0, 40.0]),
+        },
+    ),
+    "annealing": Case(
+        lambda p, left, summed: p["E"] + p["A"] * summed ** -p["alpha"] + p["C"] * left,
+        {"E": 2.5, "A": 0.6, "C": 0.5, "alpha": 0.6},
+        {"rate_left": np.array([0.01, 0.05, 0.1, 0.2, 0.3]), "rate_sum": np.geomspace(0.5, 20, 8)},
+    ),
     "loss-to-error": Case(
         lambda p, x: p["A"] * (1 - np.exp(-p["k"] * (x - p["x0"]))), {"A": 0.86, "x0": 1.3, "k": 0.7}, LOSSES
     ),
@@ -113,8 +140,10 @@ def truth(law, inputs):
 
 
 def random_theta(rng, problem, count):
-    """Parameters around 0.3, but the loss at which nothing is left well below all losses."""
+    """Parameters around 0.3, exponents positive, but the loss at which nothing is left well below all losses."""
     theta_SP = rng.normal(0.3, 0.2, (count, len(problem.free)))
+    exponents = [is_exponent(name) for name in problem.free]
+    theta_SP[:, exponents] = np.abs(theta_SP[:, exponents])
     if "x0" in problem.free:
         theta_SP[:, problem.free.index("x0")] -= 2.0
     return theta_SP
