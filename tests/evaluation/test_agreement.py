@@ -16,10 +16,18 @@ from varscale.evaluation.agreement import RingsAgreement, retrieval
 from varscale.store.layout import Store
 
 
-def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real images agree with their own captions, and hardly with others'; the counter is kept."""
+@pytest.mark.parametrize("backgrounds", [0, 2])
+def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backgrounds: int) -> None:
+    """Real images agree with their own captions, background included, and hardly with others'; the counter is kept."""
     monkeypatch.setitem(agreement.COUNTER_TRAINING, "images", 3_200)
-    section = {**SMALL["data"], "max_rings": 1, "num_classes": 1, "colours": 2, "image_size": 16}
+    section = {
+        **SMALL["data"],
+        "max_rings": 1,
+        "num_classes": 1,
+        "colours": 2,
+        "backgrounds": backgrounds,
+        "image_size": 16,
+    }
     data = validate(
         {**SMALL, "data": section, "tokenizer": {**SMALL["tokenizer"], "patch_nums": [1, 2]}}, "a test"
     ).data
@@ -34,7 +42,8 @@ def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyP
         figures[name] = judged.figures(real=iter(images.split(16)), black=iter([images * 0]))
         monkeypatch.setattr(agreement.RingsCounter, "_train", lambda *_: pytest.fail("trained again"))
     assert figures["own"]["text_agreement"] == figures["own"]["text_agreement_real"] > 0.95
-    same = (source.rings(range(64)) == np.roll(source.rings(range(64)), 1, 0)).all(1).mean()
+    drawn = source.what_is_drawn(range(64))
+    same = (drawn == np.roll(drawn, 1, 0)).all(1).mean()
     assert figures["others"]["text_agreement"] == pytest.approx(same, abs=0.05)  # by chance
     assert figures["others"]["text_agreement_black"] < 0.7
 
