@@ -35,8 +35,10 @@ def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(source, RingsSource)
     images = torch.from_numpy(source.load_batch(range(64), [0] * 64)[0])
     figures = {}
-    for name, image_N in {"own": torch.arange(64), "others": torch.arange(64).roll(1)}.items():
-        judged = RingsAgreement(data, Store(tmp_path), image_N)
+    asked = {"own": {"image_N": torch.arange(64)}, "others": {"image_N": torch.arange(64).roll(1)}}
+    asked |= {"one ring": {"label_N": torch.zeros(64)}, "two rings": {"label_N": torch.ones(64)}}
+    for name, what in asked.items():
+        judged = RingsAgreement(data, Store(tmp_path), **what)
         passed = torch.cat(list(judged.watched(iter(images.split(20)))))
         assert torch.equal(passed, images)
         figures[name] = judged.figures(real=iter(images.split(16)), black=iter([images * 0]))
@@ -46,6 +48,9 @@ def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyP
     same = (drawn == np.roll(drawn, 1, 0)).all(1).mean()
     assert figures["others"]["text_agreement"] == pytest.approx(same, abs=0.05)  # by chance
     assert figures["others"]["text_agreement_black"] < 0.7
+    assert figures["one ring"]["class_agreement"] == figures["own"]["class_agreement"] > 0.95
+    assert figures["two rings"]["class_agreement"] < 0.05
+    assert "text_agreement" not in figures["two rings"]  # nothing was said of colours
 
 
 def test_retrieval_finds_captions_by_features() -> None:

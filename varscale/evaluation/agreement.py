@@ -89,14 +89,17 @@ class RingsCounter:
 
 
 class RingsAgreement:
-    """Share of images whose rings are as many, and of the colours, and on the background, as their captions say."""
+    """Shares of images that show what was asked for: the number of rings, and all that their captions say."""
 
-    def __init__(self, data: DataSection, store: Store, image_N: Tensor) -> None:
-        """Of images that are drawn, in this order, for the captions of these validation images."""
+    def __init__(
+        self, data: DataSection, store: Store, *, image_N: Tensor | None = None, label_N: Tensor | None = None
+    ) -> None:
+        """Of images that are drawn, in this order, for the captions of these validation images, or for these labels."""
         source = validation_source(data)
         assert isinstance(source, RingsSource)
         self.counter, self.source = RingsCounter(data, store), source
-        self.wanted_NJ = self.counter.drawn(source, image_N.numpy())
+        self.asked_NJ = None if image_N is None else self.counter.drawn(source, image_N.numpy())
+        self.label_N = label_N
         self.seen: list[Tensor] = []
 
     def watched(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -107,13 +110,27 @@ class RingsAgreement:
 
     def figures(self, **of_validation: Iterator[Tensor]) -> dict[str, float]:
         """Of the images that passed; and of others, by name, which are the first validation images in some form."""
-        figures = {"text_agreement": _share(torch.cat(self.seen), self.wanted_NJ)}
+        seen_NJ = torch.cat(self.seen)
+        if self.asked_NJ is not None:
+            figures = self._shares("", seen_NJ, self.asked_NJ)
+        else:
+            assert self.label_N is not None
+            asked_N = self.label_N + self.source.style.min_rings
+            figures = {"class_agreement": _share(self._numbers(seen_NJ) == asked_N)}
         for name, batches in of_validation.items():
             seen_NJ = torch.cat([self.counter.seen(images_b3ss) for images_b3ss in batches])
-            figures[f"text_agreement_{name}"] = _share(
-                seen_NJ, self.counter.drawn(self.source, np.arange(len(seen_NJ)))
-            )
+            figures |= self._shares(f"_{name}", seen_NJ, self.counter.drawn(self.source, np.arange(len(seen_NJ))))
         return figures
+
+    def _shares(self, ending: str, seen_NJ: Tensor, drawn_NJ: Tensor) -> dict[str, float]:
+        return {
+            f"class_agreement{ending}": _share(self._numbers(seen_NJ) == self._numbers(drawn_NJ)),
+            f"text_agreement{ending}": _share((seen_NJ == drawn_NJ).all(1)),
+        }
+
+    def _numbers(self, rings_NJ: Tensor) -> Tensor:
+        """Rings of all colours, (N,)."""
+        return rings_NJ[:, : self.source.style.colours].sum(1)
 
 
 def retrieval(
@@ -157,5 +174,5 @@ def _said(features_NF: Tensor, real_features_NF: Tensor, real_embeddings_ND: Ten
     return said_ND
 
 
-def _share(seen_NJ: Tensor, wanted_NJ: Tensor) -> float:
-    return float((seen_NJ == wanted_NJ).all(1).double().mean())
+def _share(agrees_N: Tensor) -> float:
+    return float(agrees_N.double().mean())
