@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from varscale.config import Experiment
 
 _SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image_recall")
-_OF_TEXT = ("text_agreement", "text_retrieval")
+_OF_TEXT = ("class_agreement", "text_agreement", "text_retrieval")
 _OF_REJECTION = ("keep_rate", "class_probability", "class_probability_of_all")
 
 

@@ -153,11 +153,14 @@ def _told(what: Evaluated, samples: int, classes: int) -> Tensor:
 
 
 def _rings_agreement(what: Evaluated, samples: int, store: Store) -> RingsAgreement | None:
-    """What counts the rings of a cell that is told their captions, which are those of the validation images."""
-    if what.captions is None or what.cell is None or what.data.kind != "rings":
+    """What counts the rings of a cell where captions are stored, also of one that is told classes beside these."""
+    data = what.data
+    if what.cell is None or data.kind != "rings" or data.captions is None:
         return None
-    assert what.data.validation_images is not None  # checked with the section
-    return RingsAgreement(what.data, store, _spread(samples, what.data.validation_images))
+    if what.captions is None:
+        return RingsAgreement(data, store, label_N=_told(what, samples, data.num_classes))
+    assert data.validation_images is not None  # checked with the section
+    return RingsAgreement(data, store, image_N=_spread(samples, data.validation_images))
 
 
 def _rings_figures(rings: RingsAgreement, plan: FidelityPlan, what: Evaluated) -> dict[str, float]:
