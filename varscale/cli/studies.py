@@ -132,10 +132,12 @@ def dashboard(
 ) -> None:
     """Deliver what MLflow has not got yet, then serve its dashboard on loopback."""
     from varscale.tracking import check_port, dashboard_url, deliver_all, serve_dashboard
+    from varscale.tracking.uris import is_server
 
-    check_port(port)
     store = open_store(runs_dir)
     uri = tracking_store(tracking_uri, store)
+    if not is_server(uri):  # which has a dashboard of its own, elsewhere
+        check_port(port)
     if not deliver_all(store, uri, notify=typer.echo).answers:
         raise typer.Exit(1)  # the reason was printed; what MLflow refuses of a study doesn't shut the others' dashboard
     typer.echo(dashboard_url(uri, port, order_by))
