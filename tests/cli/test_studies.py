@@ -3,8 +3,8 @@
 import json
 import resource
 import shutil
-import socket
 import signal
+import socket
 import statistics
 from pathlib import Path
 
