@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import FiniteFloat
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from sweeps.devices import Paces
+from sweeps.executors.base import Listener
 from sweeps.executors.local import LocalExecutor
-from sweeps.jobs.base import Job, Report, Resources, StudyPlace, set_threads
+from sweeps.jobs.base import Job, Resources, StudyPlace, set_threads
 from sweeps.pace import Pace
 from varscale.config import Experiment
 from varscale.errors import SweepError
@@ -25,6 +26,7 @@ from varscale.numerics.machine import MachineShares, Share
 from varscale.store.layout import RunFiles, RunKey, Store, TokenFiles
 from varscale.store.records import Record
 from varscale.training.cells import Cell, Trunk
+from varscale.training.interruption import Report
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +72,6 @@ class MeasuringJob(Job):
         """It is not repeated."""
         self.files.folder.mkdir(parents=True, exist_ok=True)
         return self.files.job
-
-    def described(self) -> dict[str, Any]:
-        """It is not repeated."""
-        return {}
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
@@ -153,7 +151,7 @@ class MeasuringTokenizer(MeasuringJob):
         return MeasuredSpeed(size=size, seconds=seconds)
 
 
-class CalibrationView:
+class CalibrationView(Listener):
     """Shows how far a calibration is, and about how long it still takes."""
 
     def __init__(self, console: Console, total: int) -> None:
@@ -167,21 +165,9 @@ class CalibrationView:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def started(self, job: Job) -> None:
-        """A measurement begins."""
-
-    def progress(self, job: Job, done: int, total: int) -> None:
-        """Measurements have no parts."""
-
     def ended(self, job: Job, state: str) -> None:
         """A measurement is over."""
         self._bar.advance(self._task)
-
-    def note(self, text: str) -> None:
-        """What fails is raised at the end."""
-
-    def refresh(self) -> None:
-        """The bar draws itself."""
 
 
 def calibrate(experiment: Experiment, cells: Sequence[Cell], store: Store, console: Console) -> Paces:
@@ -211,12 +197,8 @@ def calibrate(experiment: Experiment, cells: Sequence[Cell], store: Store, conso
                 MeasuringTrunk(trunk.experiment, place, len(jobs) + copy, trunk, compiled)
                 for copy in range(shares.workers)
             ]
-        executor = LocalExecutor(shares)
-        try:
-            with CalibrationView(console, len(jobs)) as view:
-                graph = executor.run(jobs, view, retries=0)
-        finally:
-            executor.stop()
+        with LocalExecutor(shares) as executor, CalibrationView(console, len(jobs)) as view:
+            graph = executor.run(jobs, view, retries=0)
         for job, reason in graph.failed:
             raise SweepError(f"--calibrate: {job.title}: {reason}")
         models, tokenizers = Pace(), Pace()

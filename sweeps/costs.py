@@ -53,11 +53,20 @@ class SizeCosts:
         return sum(cell.decay_images for cell in self.cells)
 
     @property
+    def all_images(self) -> int:
+        """Images of trunk and branches."""
+        return self.trunk_images + self.branch_images
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Images after which branches leave the trunk."""
+        return tuple(sorted({cell.branch_images for cell in self.cells}))
+
+    @property
     def bytes(self) -> int:
         """Checkpoints where branches leave the trunk, and each cell's weights."""
-        checkpoints = len({cell.branch_images for cell in self.cells})
         model = self.trunk.model
-        return checkpoints * model.checkpoint_bytes() + len(self.cells) * model.weights_bytes()
+        return len(self.milestones) * model.checkpoint_bytes() + len(self.cells) * model.weights_bytes()
 
 
 @dataclass(frozen=True)
@@ -104,11 +113,8 @@ class StudyCosts:
 def study_costs(experiment: Experiment, cells: Sequence[Cell], *, validation: int, encoded: int) -> StudyCosts:
     """All of a study's work.
 
-    Args:
-        experiment: Its settings.
-        cells: Its cells.
-        validation: Validation images that each cell is measured on.
-        encoded: Views of training images, and validation images, that are encoded into tokens.
+    Each cell is measured on `validation` images; `encoded` views of training images, and validation images, become
+    tokens.
     """
     guidances = experiment.evaluation.fidelity.drawings if experiment.evaluation.fidelity else ()
     drawn = [(cell, guidance) for guidance in guidances for cell in cells]

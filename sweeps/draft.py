@@ -92,14 +92,7 @@ class Drafter:
     """Chooses an experiment for some pictures."""
 
     def __init__(self, found: FoundData, name: str, hours: float, measure: Measure, *, gpu: bool) -> None:
-        """Look at what there is.
-
-        Args:
-            found: The pictures.
-            name: The study's.
-            hours: What the sweep may take.
-            measure: How fast this machine is.
-            gpu: Whether it has a GPU.
+        """Look at what there is; a sweep may take so many hours on this machine, with its GPU or without.
 
         Raises:
             DataError: There are too few pictures for a study.

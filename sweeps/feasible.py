@@ -31,12 +31,7 @@ _CERTAIN = 0.75
 
 
 def check_machine(study: Study, shares: MachineShares, missing: Sequence[Cell]) -> None:
-    """Whether this machine can make a study's tokenizer and tokens, as far as they are missing, and train cells.
-
-    Args:
-        study: The study.
-        shares: The machine.
-        missing: The cells that are to be trained; none where only what comes before them is made.
+    """Whether this machine can make a study's tokenizer and tokens, as far as they are missing, and train these cells.
 
     Raises:
         ExperimentError: It can't; names the setting that asks for too much.
@@ -45,7 +40,7 @@ def check_machine(study: Study, shares: MachineShares, missing: Sequence[Cell]) 
     experiment = study.experiment
     for cell in missing:
         shares.check_run(cell.trunk.title, cell.trunk.resources)
-    if unfit := unfit_sizes(missing, shares.worker.memory_bytes()):
+    if unfit := unfit_sizes((cell.trunk for cell in missing), shares.worker.memory_bytes()):
         raise ExperimentError(f"{unfit} here: leave them out, or plan for another --device")
     fidelity = experiment.evaluation.fidelity
     drawn = [(cell, guidance) for guidance in (fidelity.drawings if fidelity else ()) for cell in missing]
@@ -134,7 +129,7 @@ def _study_seconds(study: Study, missing: Sequence[Cell], shares: MachineShares)
     if missing:
         peak, longest = _peak(shares, experiment.optim.precision), max(missing, key=lambda cell: cell.budget_flops)
         sizes = size_costs(missing)
-        together = _flops(training_work(size.trunk, size.trunk_images + size.branch_images) for size in sizes)
+        together = _flops(training_work(size.trunk, size.all_images) for size in sizes)
         alone = _flops([training_work(longest.trunk, longest.images)])
         steps = max(cell.steps for cell in missing)
         yield "grid.budgets", max(together / max(1, shares.gpus) / peak, alone / peak, steps * STEP_SECONDS)

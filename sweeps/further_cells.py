@@ -24,13 +24,8 @@ def further_cells(
     """Cells that the experiment's grid could have: sizes up to twice its largest, as far as `spend` FLOPs more go.
 
     Sizes lie about a seventh apart, beside those of the grid and of a runs table's rows; budgets a factor of √2, from
-    the smallest one. Cells that a grid would refuse are left out, and those of the rows, the diverged among them.
-
-    Args:
-        experiment: The settings.
-        spend: FLOPs.
-        ended: Rows of a runs table.
-        trained: FLOPs that a trunk has been trained for.
+    the smallest one. Cells that a grid would refuse are left out, and those of the rows (`ended`), the diverged among
+    them. What a trunk has been `trained` for already, in FLOPs, is not spent again.
     """
     grid, points = experiment.grid, {(int(row["depth"]), float(row["budget_flops"])) for row in ended}
     own = {*grid.depths, *(depth for depth, _ in points)}

@@ -1,6 +1,5 @@
 """The cells of an experiment: its grid of depth × budget × seed, and its variants. Pure."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from varscale.config import Experiment
@@ -74,28 +73,15 @@ def check_lengths(cells: Sequence[Cell], min_steps: int, budgets: str = "grid.bu
             )
 
 
-def unfit_sizes(cells: Iterable[Cell], memory_bytes: float) -> str:
+def unfit_sizes(trunks: Iterable[Trunk], memory_bytes: float) -> str:
     """Names the sizes of which not even one image fits into the memory that a run has; "" where all fit."""
-    trunks = {cell.trunk.depth: cell.trunk for cell in cells if not cell.trunk.fits(memory_bytes)}
-    if not trunks:
+    unfit = {trunk.depth: trunk for trunk in trunks if not trunk.fits(memory_bytes)}
+    if not unfit:
         return ""
     needs = ", ".join(
-        f"depth {depth} needs {trunk.step_bytes(1) / 2**30:.1f} GiB" for depth, trunk in sorted(trunks.items())
+        f"depth {depth} needs {trunk.step_bytes(1) / 2**30:.1f} GiB" for depth, trunk in sorted(unfit.items())
     )
     return f"grid.depths: for a step of one image {needs}, and a run has {memory_bytes / 2**30:.1f} GiB"
-
-
-def images_by_trunk(cells: Iterable[Cell]) -> list[tuple[Trunk, int]]:
-    """Each trunk of the cells with the images that it and its branches take together."""
-    trunks: dict[str, Trunk] = {}
-    longest: Counter[str] = Counter()
-    branches: Counter[str] = Counter()
-    for cell in cells:
-        label = cell.trunk.label
-        trunks.setdefault(label, cell.trunk)
-        longest[label] = max(longest[label], cell.branch_images)
-        branches[label] += cell.decay_images
-    return [(trunk, longest[label] + branches[label]) for label, trunk in trunks.items()]
 
 
 def _rounded_up(flops: int) -> str:

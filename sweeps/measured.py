@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.jobs.graph import read_job
-from sweeps.jobs.training import BranchJob
+from sweeps.jobs.graph import read_cell_job
 from varscale.errors import ExperimentError
 from varscale.evaluation.stored import StoredEvaluations
 from varscale.store.layout import RunFiles, Store
@@ -59,10 +58,8 @@ def measured_rows(cells: Sequence[ListedCell]) -> list[Row]:
         result = read_result(cell.files)
         if result is None or result.status != "finished":
             continue
-        job = read_job(cell.files.job)
-        if not isinstance(job, BranchJob):
-            raise ExperimentError(f"{cell.files.folder}: not a cell's folder; only cells draw images")
-        trunk, runs = job.cell.trunk, cell.files.folder.parents[1]
+        job, runs = read_cell_job(cell.files.folder), cell.files.folder.parents[1]
+        trunk = job.cell.trunk
         known = stored.setdefault(runs, StoredEvaluations(Store(runs)))
         row = {**job.cell.labels(), **result.row, **cell.labels, "model": trunk.model_name}
         row["sampling_passes"] = trunk.model.sampling_passes()

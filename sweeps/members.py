@@ -26,11 +26,9 @@ def check_comparable(members: Sequence[Experiment]) -> None:
 
 
 def members_table(store: Store, studies: Mapping[str, str]) -> StudyTable:
-    """The runs tables of several studies as one, with a column that names the member, from files alone.
+    """The runs tables of several studies (by their members) as one, with a column that names the member.
 
-    Args:
-        store: The runs folder.
-        studies: Name of each member's study.
+    It is read off files alone.
     """
     tables = {member: study_table(store, name) or StudyTable([], [name], 0) for member, name in studies.items()}
     return StudyTable(

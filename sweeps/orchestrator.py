@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
 from sweeps.executors.base import Executor
 from sweeps.executors.here import HereExecutor
 from sweeps.jobs.base import Job
@@ -25,6 +23,7 @@ from varscale.data.tokens.manifest import MANIFEST, read_manifest
 from varscale.errors import SweepError
 from varscale.evaluation.verdict import check_tokenizer
 from varscale.store.layout import TokenFiles
+from varscale.store.locks import held_alone
 from varscale.training.cells import Cell
 
 MOST_EPOCHS = 4
@@ -73,14 +72,10 @@ class Orchestrator:
                 is running.
         """
         study = self._study
-        study.files.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(study.files.lock)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            folder = study.files.folder
-            raise SweepError(f"{folder}: another sweep of this study is running; wait for it or stop it") from None
-        with lock:
+        folder = study.files.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        busy = SweepError(f"{folder}: another sweep of this study is running; wait for it or stop it")
+        with held_alone(study.files.lock, busy):
             missing = study.missing
             self._check_space(missing)
             jobs = study_jobs(study, missing)
@@ -125,12 +120,10 @@ class Orchestrator:
         """What failed, and how many jobs are left to a scheduler."""
         check = partial(check_tokenizer, self._study.tokenizer, self._study.experiment.tokenizer)
         check()  # an earlier call may have stopped at it
-        try:
+        with running:
             self._view.begin(self._study, jobs)
             graph = running.run(jobs, self._view, self._study.experiment.runtime.retries)
             self._view.end()
-        finally:
-            running.stop()
         if any(job.key == "tokens" for job in jobs):
             self._note_undecodable(self._study.tokens)
         check()

@@ -165,14 +165,13 @@ def _sizes_table(plan: StudyPlan) -> Table:
         table.add_row("tokens", "", *row)
     missing = {cell.label for cell in plan.missing}
     for size in costs.sizes:
-        trunk, model, images_seen = size.trunk, size.trunk.model, size.trunk_images + size.branch_images
-        work = training_work(trunk, images_seen)
+        trunk, model, work = size.trunk, size.trunk.model, training_work(size.trunk, size.all_images)
         finished = sum(cell.label not in missing for cell in size.cells)
         table.add_row(
             trunk.label,
             _count(model.parameters()),
             f"{work.flops:.3g}",
-            f"{images_seen:,}",
+            f"{size.all_images:,}",
             "" if study is None else f"{max(cell.images for cell in size.cells) / study.train_images:.2g}",
             _gib(trunk.step_bytes(trunk.batch_size // trunk.resources.processes)),
             f"{trunk.images_at_once(device.memory_bytes):,}" if trunk.fits(device.memory_bytes) else "none",
@@ -248,7 +247,7 @@ def _cannot_run(plan: StudyPlan) -> Iterable[str]:
     needed = shape.step_bytes(training.micro_batch or training.batch_size)
     if plan.costs.tokenizer and 0.75 * needed > plan.device.memory_bytes:
         yield f"The tokenizer can't run: a step needs about {_gib(needed)} GiB; lower tokenizer.training.micro_batch."
-    if unfit := unfit_sizes(plan.cells, plan.device.memory_bytes):
+    if unfit := unfit_sizes((cell.trunk for cell in plan.cells), plan.device.memory_bytes):
         yield f"These can't run: {unfit} there."
 
 

@@ -24,13 +24,8 @@ def study_of_one(
 
     With a budget the run is the grid's cell, to the bit. Without, it takes `optim.epochs` passes, and `by_depth`'s
     recipe for its depth, but for fields that `overrides`, `key=value` as they were merged into the experiment, set;
-    the study keeps its own settings, so that sizes trained by one experiment's recipes stand in one table.
-
-    Args:
-        experiment: The settings.
-        store: The runs folder.
-        cell: Depth, budget (training FLOPs) or None, and seed.
-        overrides: What `--set` was given.
+    the study keeps its own settings, so that sizes trained by one experiment's recipes stand in one table. `cell` is
+    depth, budget (training FLOPs) or None, and seed.
 
     Raises:
         ExperimentError: Neither a budget nor `optim.epochs`, or a budget of fewer steps than `grid.min_steps`.

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sweeps.costs import stored_bytes
+from sweeps.costs import size_costs, stored_bytes
 from varscale.config import Experiment
 from varscale.data.sources.of_experiment import data_identity
 from varscale.evaluation.plan import FidelityPlan
@@ -100,26 +100,18 @@ class Study:
 
     def bytes_to_write(self, missing: Sequence[Cell]) -> int:
         """What the missing cells and their tokens write at most, those of all sizes at once."""
-        in_flight = {
-            cell.trunk.label: 2 * cell.trunk.model.checkpoint_bytes() for cell in missing
-        }  # the last, the next
-        milestones = {
-            (cell.trunk.label, cell.branch_images): cell.trunk.model.checkpoint_bytes()
-            for cell in missing
-            if not self.has_branch_point(cell)
-        }
-        weights = sum(cell.trunk.model.weights_bytes() for cell in missing)
-        return weights + sum(milestones.values()) + sum(in_flight.values()) + self._bytes_of_tokens()
+        needed = self._bytes_of_tokens()
+        for size in size_costs(missing):
+            milestones = {cell.branch_images for cell in size.cells if not self.has_branch_point(cell)}
+            checkpoints = len(milestones) + 2  # in flight, the last and the next
+            needed += checkpoints * size.trunk.model.checkpoint_bytes()
+            needed += len(size.cells) * size.trunk.model.weights_bytes()
+        return needed
 
     def rows(self) -> list[dict[str, Any]]:
-        """The runs table, under the study's own name and budgets; see `cell_rows`."""
-        ended, stored = ((cell, self.result(cell)) for cell in self.cells), StoredEvaluations(self.store)
-        return [
-            row
-            for cell, result in ended
-            if result is not None
-            for row in cell_rows(result, cell.labels(), stored, self._evaluations(self.cell_files(cell)))
-        ]
+        """The runs table, under the study's own name and budgets; see `_rows`."""
+        described = (self._described(cell, self._evaluations(self.cell_files(cell))) for cell in self.cells)
+        return _rows(self.store, _with_results(self.store, described))
 
     def best_cells(self) -> tuple[Cell, ...]:
         """The finished cell of the lowest validation loss at each budget; variants of the recipe are left out."""
@@ -171,13 +163,14 @@ class Study:
             record.write(self.files.record)
             return record
 
-    def _described(self, cell: Cell) -> StudyCell:
+    def _described(self, cell: Cell, evaluations: tuple[str, ...] = ()) -> StudyCell:
         return StudyCell(
             folder=self.cell_files(cell).folder.name,
             trunk=self.trunk_files(cell.trunk).folder.name,
             title=cell.title,
             labels=cell.labels(),
             recipe=self.recipe,
+            evaluations=evaluations,
         )
 
     def _evaluations(self, cell: RunFiles) -> tuple[str, ...]:
@@ -215,36 +208,26 @@ def study_table(store: Store, name: str, recipe: str = "") -> StudyTable | None:
     if record is None:
         return None
     recipe = recipe or record.recipe
-    results = [(cell, read_result(RunFiles(store.runs / "cells" / cell.folder))) for cell in record.cells]
+    results = _with_results(store, record.cells)
     ours = [(cell, result) for cell, result in results if cell.recipe == recipe]
-    stored = StoredEvaluations(store)
-    rows = [
-        row
-        for cell, result in ours
-        if result is not None
-        for row in cell_rows(result, cell.labels, stored, cell.evaluations)
-    ]
     missing = [cell.title for cell, result in ours if result is None]
     others = sum(result is not None for cell, result in results if cell.recipe != recipe)
-    return StudyTable(rows, missing, others)
+    return StudyTable(_rows(store, ours), missing, others)
 
 
-def cell_rows(
-    result: Result, labels: dict[str, Any], stored: StoredEvaluations, own: Sequence[str]
-) -> list[dict[str, Any]]:
-    """A cell's rows of the runs table: the result, how it was carried out, what the study calls it, and its images.
+def _with_results(store: Store, cells: Iterable[StudyCell]) -> list[tuple[StudyCell, Result | None]]:
+    return [(cell, read_result(RunFiles(store.runs / "cells" / cell.folder))) for cell in cells]
 
-    There is one row for each way in which the store has measured its images (`stored`), first that of the study's own
-    settings (`own`); they differ in nothing else.
+
+def _rows(store: Store, cells: Iterable[tuple[StudyCell, Result | None]]) -> list[dict[str, Any]]:
+    """Rows of the runs table: a cell's result, how it was carried out, what the study calls it, and its images.
+
+    There is one row for each way in which the store has measured a cell's images, first that of the study's own
+    settings; they differ in nothing else.
     """
-    row = {"run": result.row.get("run"), **labels, **result.row, **result.provenance, **labels}
-    return [{**row, **images} for images in stored.rows(result, own) or [{}]]
-
-
-def trunks_of(cells: Iterable[Cell]) -> dict[str, tuple[Trunk, tuple[int, ...]]]:
-    """Trunks that cells need, by label: each with the milestones at which these branch."""
-    found: dict[str, tuple[Trunk, tuple[int, ...]]] = {}
-    for cell in cells:
-        _, milestones = found.get(cell.trunk.label, (cell.trunk, ()))
-        found[cell.trunk.label] = (cell.trunk, tuple(sorted({*milestones, cell.branch_images})))
-    return found
+    stored, rows = StoredEvaluations(store), []
+    for cell, result in cells:
+        if result is not None:
+            row = {"run": result.row.get("run"), **cell.labels, **result.row, **result.provenance, **cell.labels}
+            rows += [{**row, **images} for images in stored.rows(result, cell.evaluations) or [{}]]
+    return rows

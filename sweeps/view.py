@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.executors.base import Listener
 from sweeps.jobs.base import Job
 from sweeps.pace import Pace
 from sweeps.study import Study
@@ -26,16 +27,11 @@ _LINE_SECONDS, _DRAWING_SECONDS = 15.0, 0.25
 """Between lines of a log, and between drawings of the table: many jobs may end within a second."""
 
 
-class SweepView:
+class SweepView(Listener):
     """Draws on a terminal; elsewhere (a log, CI) prints a line now and then."""
 
     def __init__(self, console: Console, *, patient: bool = False) -> None:
-        """Begin.
-
-        Args:
-            console: Where to.
-            patient: Print the first line only after a while, too.
-        """
+        """Begin; a `patient` view prints the first line, too, only after a while."""
         self._console, self._patient = console, patient
         self._live: Live | None = None
         self._study: Study | None = None

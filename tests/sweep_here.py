@@ -49,8 +49,7 @@ class ExecutorHere(Executor):
 
     def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 2) -> Graph:
         graph = Graph(jobs, listener, retries)
-        while startable := graph.startable():
-            job = startable[0]
+        while job := next(graph.candidates(), None):
             self.jobs.append(job)
             graph.start(job)
             self._attempts[job.key] += 1
@@ -64,9 +63,6 @@ class ExecutorHere(Executor):
                 graph.succeed(job)
             listener.refresh()
         return graph
-
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        return []
 
     def stop(self) -> None: ...
 

@@ -75,7 +75,7 @@ def test_the_size_of_a_model_is_named_in_few_places() -> None:
     beside = ("varscale/official", "varscale/tracking", "varscale/cli/single_runs.py", "sweeps/single.py")
     beside += ("varscale/config/search.py", "sweeps/searches", "varscale/families/diffusion")
     beside += ("sweeps/further_cells.py", "sweeps/members.py", "varscale/config/text.py")
-    assert 0 < len([path for path in naming if not path.startswith(beside)]) <= 18, naming
+    assert 0 < len([path for path in naming if not path.startswith(beside)]) <= 17, naming
 
 
 def test_documents_name_files_that_exist() -> None:

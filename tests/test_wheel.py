@@ -67,7 +67,7 @@ def test_the_wheel_installs_elsewhere(environment: Path, tmp_path: Path) -> None
 
 
 def test_its_experiments_are_found_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
-    code = "from varscale.config.yaml import *; print(*shipped_experiments()); print(find_experiment('rings'))"
+    code = "from varscale.config.yaml import shipped_experiments as s; print(*s()); print(s()['rings'])"
     names, path = run(environment / "bin" / "python", "-c", code, cwd=tmp_path).splitlines()
     assert {"rings", "cifar10", "imagenet256", "imagenet512"} <= set(names.split())
     assert Path(path).resolve().is_relative_to(environment.resolve())

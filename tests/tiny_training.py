@@ -102,7 +102,7 @@ def make_inputs(folder: Path, train_images: int = 400, patch_nums: tuple[int, ..
             batch_size=64,
             workers=0,
         )
-    entropy = unigram_entropy(stores["train"]).mean
+    entropy = unigram_entropy(stores["train"])
     TokensSummary(images=train_images, unigram_entropy=entropy).write(inputs.tokens.summary)
     return inputs
 

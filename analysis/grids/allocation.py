@@ -272,8 +272,8 @@ class _Spread:
         return np.asarray(weights_B @ values_B / (weights_B**2).sum())
 
     def _half(self, drawn_S: Array, off_S: Array) -> float:
-        # What the method is off beyond what noise alone makes of it.
-        off = float(np.sqrt(max(off_S[0] ** 2 - decile_spread(off_S[1:]) ** 2, 0.0)))
+        # What the method is off beyond twice the deviation that noise alone makes of it.
+        off = float(np.sqrt(max(off_S[0] ** 2 - (2 * decile_spread(off_S[1:])) ** 2, 0.0)))
         return float(np.hypot(self.quantile * decile_spread(drawn_S), off))
 
 

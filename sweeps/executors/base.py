@@ -3,15 +3,15 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager
 
 from sweeps.jobs.base import Job
 from sweeps.jobs.training import BranchJob, TrunkJob
 from varscale.errors import Diverged, TokenizerRejected, UserError
 
 
-class Listener(Protocol):
-    """Who is told what happens to jobs."""
+class Listener:
+    """Who is told what happens to jobs; of what a class that derives from it leaves out, it takes no notice."""
 
     def started(self, job: Job) -> None:
         """A job begins."""
@@ -29,8 +29,8 @@ class Listener(Protocol):
         """Time has passed."""
 
 
-class Executor(ABC):
-    """Carries out graphs of jobs."""
+class Executor(AbstractContextManager["Executor"], ABC):
+    """Carries out graphs of jobs; at the end of a `with` block it is stopped."""
 
     @abstractmethod
     def run(self, jobs: Sequence[Job], listener: Listener, retries: int = 2) -> "Graph":
@@ -46,12 +46,11 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of the jobs that an earlier call started and that are still running; `run` follows them."""
-
-    @abstractmethod
     def stop(self) -> None:
         """End what runs; it goes on from its last checkpoint another time."""
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 class JobCrashed(Exception):
@@ -106,12 +105,11 @@ class Graph:
         """Whether it was started and has not ended."""
         return job.key in self._running
 
-    def startable(self) -> list[Job]:
-        """Jobs that may start now: those that take the whole machine, and then the longest way to go, first."""
-        return list(self.candidates())
-
     def candidates(self) -> Iterator[Job]:
-        """The same, found one by one: whether a job is ready is looked up in files, and many may wait."""
+        """Jobs that may start now: those that take the whole machine, and then the longest way to go, first.
+
+        They are found one by one, since whether a job is ready is looked up in files, and many may wait.
+        """
         for key, job in self._in_turn.items():
             if key not in self._waiting:
                 continue

@@ -22,8 +22,7 @@ class HereExecutor(Executor):
         if any(job.resources.run.processes > 1 for job in jobs):
             return self._run_by_workers(jobs, listener, retries)
         graph = Graph(jobs, listener, retries)
-        while startable := graph.startable():
-            job = startable[0]
+        while job := next(graph.candidates(), None):
             graph.start(job)
             job.write()
             share = self._shares.whole if job.resources.whole_machine else self._shares.worker
@@ -31,19 +30,12 @@ class HereExecutor(Executor):
             graph.succeed(job)
         return graph
 
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """None: what an earlier process ran ended with it."""
-        return []
-
     def stop(self) -> None:
         """Nothing runs between calls of `run`."""
 
     def _run_by_workers(self, jobs: Sequence[Job], listener: Listener, retries: int) -> Graph:
-        executor = LocalExecutor(self._shares)
-        try:
+        with LocalExecutor(self._shares) as executor:
             graph = executor.run(jobs, listener, retries)
-        finally:
-            executor.stop()
         for job, reason in graph.failed:
             raise SweepError(f"{job.title}: {reason}")
         for result in (read_result(job.files) for job in jobs):

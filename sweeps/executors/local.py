@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver, resource_tracker
@@ -95,10 +95,6 @@ class LocalExecutor(Executor):
                     self._tell(graph, listener, worker, event)
             listener.refresh()
         return graph
-
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """None: workers end with the process that started them. A run of another process is waited for at its lock."""
-        return []
 
     def stop(self) -> None:
         """End all workers; what they were doing goes on from its last checkpoint another time."""
@@ -205,7 +201,7 @@ class LocalExecutor(Executor):
         imports = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
         ours, theirs = self._context.Pipe()
         process: Any = self._context.Process(target=_work, args=(theirs, environment), daemon=True)  # type: ignore[attr-defined]
-        with _environment({**environment, **imports}), _interrupts_held_back():
+        with changed_environment({**environment, **imports}), _interrupts_held_back():
             (forkserver.ensure_running if self._forks else process.start)()
         if self._forks:  # it waits for the first process's imports, and may be interrupted meanwhile
             process.start()
@@ -295,14 +291,19 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def changed_environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Within it these variables of the environment have other values, or (None) none."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set_variables(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

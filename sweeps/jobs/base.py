@@ -5,10 +5,9 @@ imported when a job runs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat, JsonValue
 
@@ -19,9 +18,9 @@ from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles, Store, StudyFiles, TokenFiles
 from varscale.store.records import PlainName, Record
 from varscale.training.cells import Cell, Trunk
+from varscale.training.interruption import Report
 
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
+JobKind = Literal["tokenizer", "tokens", "execution", "trunk", "branch", "reference", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Resources:
 class JobRecord(Record):
     """A job as a file (job.json)."""
 
-    job: Literal["tokenizer", "tokens", "execution", "trunk", "branch", "reference", "evaluation"]
+    job: JobKind
     experiment: dict[str, JsonValue]
     """Settings, a variant's changes made."""
     runs: str
@@ -88,15 +87,18 @@ class Job(ABC):
     experiment: Experiment
     place: StudyPlace
 
-    @property
-    @abstractmethod
-    def key(self) -> str:
-        """What tells it from the other jobs of its study; what `needs` names."""
+    kind: ClassVar[JobKind]
+    """What a `JobRecord` calls such jobs."""
 
     @property
-    @abstractmethod
+    def key(self) -> str:
+        """What tells it from the other jobs of its study, and what `needs` names; its kind where there is one alone."""
+        return self.kind
+
+    @property
     def title(self) -> str:
-        """For people."""
+        """For people: the key, unless a job says more."""
+        return self.key
 
     @property
     @abstractmethod
@@ -149,15 +151,16 @@ class Job(ABC):
         """What it came to, for people, from files alone; "" where there is nothing to say."""
         return ""
 
-    @abstractmethod
     def described(self) -> dict[str, Any]:
         """Its own fields of a `JobRecord`."""
+        return {}
 
     @property
     def record(self) -> JobRecord:
         """What it takes to run it in another process."""
         place = self.place
         return JobRecord(
+            job=self.kind,
             experiment=self.experiment.model_dump(mode="json"),
             runs=str(place.store.runs.absolute()),
             tokenizer=place.tokenizer.folder.name,

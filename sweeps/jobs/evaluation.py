@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sweeps.jobs.base import Job, Report, Resources, StudyPlace, set_threads, trunk_fields
+from sweeps.jobs.base import Job, Resources, StudyPlace, set_threads, trunk_fields
 from sweeps.study import Study
 from varscale.config import Experiment
 from varscale.evaluation.plan import FEW_IMAGES, FidelityPlan, Subject, number_of
@@ -14,6 +14,7 @@ from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles
 from varscale.store.records import read_result
 from varscale.training.cells import Cell
+from varscale.training.interruption import Report
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class ReferenceJob(Job):
 
     plan: FidelityPlan
 
-    key = "reference"
+    kind = "reference"
     title = "images · reference"
     resources = Resources(whole_machine=True)
 
@@ -48,10 +49,6 @@ class ReferenceJob(Job):
         extractor = open_extractor(self.plan, data, store)
         reference_features(self.plan, extractor, data, store, STOP.checked(report))
 
-    def described(self) -> dict[str, Any]:
-        """Nothing of its own."""
-        return {"job": "reference"}
-
 
 @dataclass(frozen=True)
 class EvaluationJob(Job):
@@ -61,6 +58,8 @@ class EvaluationJob(Job):
     subject: Subject
     cell: Cell | None = None
     """Whose images; None where they are no cell's."""
+
+    kind = "evaluation"
 
     @property
     def key(self) -> str:
@@ -83,7 +82,7 @@ class EvaluationJob(Job):
     def needs(self) -> tuple[str, ...]:
         """The reference, and the cell; or of reconstructions the tokenizer."""
         measured = (self.cell.label,) if self.cell else ("tokenizer",) if self.subject == "reconstructed" else ()
-        return (ReferenceJob.key, *measured)
+        return (ReferenceJob.kind, *measured)
 
     def done(self) -> bool:
         """Whether its result is there, or its cell diverged and has no images."""
@@ -109,7 +108,7 @@ class EvaluationJob(Job):
     def described(self) -> dict[str, Any]:
         """What is measured."""
         cell = {"budget": self.cell.budget_flops, **trunk_fields(self.cell.trunk)} if self.cell else {}
-        return {"job": "evaluation", "subject": self.subject, **cell}
+        return {"subject": self.subject, **cell}
 
     @property
     def _measured(self) -> RunFiles | None:

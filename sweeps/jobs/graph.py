@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps.grid import images_by_trunk
+from sweeps.costs import size_costs
 from sweeps.jobs.base import Job, JobRecord, StudyPlace
 from sweeps.jobs.evaluation import EvaluationJob, ReferenceJob, evaluation_jobs, reference_jobs
 from sweeps.jobs.preparation import ExecutionJob, TokenizerJob, TokensJob
 from sweeps.jobs.training import BranchJob, TrunkJob
-from sweeps.study import Study, trunks_of
+from sweeps.study import Study
 from varscale.config.yaml import validate
 from varscale.errors import ExperimentError
 from varscale.evaluation.plan import FidelityPlan
@@ -26,12 +26,11 @@ def study_jobs(study: Study, missing: Sequence[Cell]) -> list[Job]:
         before = TokenizerJob(experiment, place)
         needed: list[Job] = [before, *reference_jobs(evaluations), *evaluations] if evaluations else []
         return [job for job in needed if not job.done()]
-    trunks = [TrunkJob(trunk.experiment, place, trunk, milestones) for trunk, milestones in trunks_of(missing).values()]
     jobs: list[Job] = [
         TokenizerJob(experiment, place),
         TokensJob(experiment, place, study.train_images),
-        ExecutionJob(experiment, place, tuple(images_by_trunk(study.cells))),
-        *trunks,
+        ExecutionJob(experiment, place, tuple((size.trunk, size.all_images) for size in size_costs(study.cells))),
+        *(TrunkJob(size.trunk.experiment, place, size.trunk, size.milestones) for size in size_costs(missing)),
         *(BranchJob(cell.trunk.experiment, place, cell) for cell in missing),
         *reference_jobs(evaluations),
         *evaluations,
@@ -69,6 +68,18 @@ def read_job(path: Path) -> Job:
             record = record.model_copy(update={"runs": str(kind.parent)})
             break
     return job_of(record, path)
+
+
+def read_cell_job(folder: Path) -> BranchJob:
+    """The job of the cell in a folder.
+
+    Raises:
+        ExperimentError: It is no cell's folder.
+    """
+    job = read_job(folder / "job.json")
+    if not isinstance(job, BranchJob):
+        raise ExperimentError(f"{folder}: not a cell's folder; only cells draw images")
+    return job
 
 
 def job_of(record: JobRecord, path: Path) -> Job:

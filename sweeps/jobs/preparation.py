@@ -3,20 +3,21 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.jobs.base import Job, Report, Resources, set_threads
-from varscale.errors import TokenizerRejected
+from sweeps.grid import unfit_sizes
+from sweeps.jobs.base import Job, Resources, set_threads
+from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.numerics.machine import Share
 from varscale.store.layout import RunFiles
 from varscale.store.records import encoded_images
 from varscale.training.cells import Trunk
+from varscale.training.interruption import Report
 
 
 @dataclass(frozen=True)
 class TokenizerJob(Job):
     """Train and measure the tokenizer; while its figures speak against it, it fails (unless `tokenizer.accept`)."""
 
-    key = "tokenizer"
-    title = "tokenizer"
+    kind = "tokenizer"
     resources = Resources(whole_machine=True)
 
     @property
@@ -50,10 +51,6 @@ class TokenizerJob(Job):
 
         return described(self.files, self.experiment.tokenizer)
 
-    def described(self) -> dict[str, Any]:
-        """Nothing of its own."""
-        return {"job": "tokenizer"}
-
 
 @dataclass(frozen=True)
 class TokensJob(Job):
@@ -61,8 +58,7 @@ class TokensJob(Job):
 
     train_images: int
 
-    key = "tokens"
-    title = "tokens"
+    kind = "tokens"
     needs = ("tokenizer",)
     resources = Resources(whole_machine=True)
 
@@ -91,7 +87,7 @@ class TokensJob(Job):
 
     def described(self) -> dict[str, Any]:
         """How many images."""
-        return {"job": "tokens", "train_images": self.train_images}
+        return {"train_images": self.train_images}
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,7 @@ class ExecutionJob(Job):
     sizes: tuple[tuple[Trunk, int], ...]
     """Each trunk, with the images that all of its runs take together."""
 
-    key = "execution"
-    title = "execution"
+    kind = "execution"
     needs = ("tokenizer",)
 
     @property
@@ -123,8 +118,8 @@ class ExecutionJob(Job):
         from varscale.training.execution import decide_execution
 
         set_threads(share)
-        for trunk, _ in self.sizes:
-            trunk.check_memory(share.memory_bytes())
+        if unfit := unfit_sizes((trunk for trunk, _ in self.sizes), share.memory_bytes()):
+            raise ExperimentError(f"{unfit} here")
         if not self.done():
             tokenizer = load_tokenizer(self.place.tokenizer.weights, self.place.tokenizer.fingerprint)
             decided = decide_execution(self.sizes, self.experiment.runtime, share, tokenizer)
@@ -132,5 +127,4 @@ class ExecutionJob(Job):
 
     def described(self) -> dict[str, Any]:
         """The sizes."""
-        sizes = [(trunk.depth, trunk.seed, trunk.smallest_budget, images) for trunk, images in self.sizes]
-        return {"job": "execution", "sizes": sizes}
+        return {"sizes": [(trunk.depth, trunk.seed, trunk.smallest_budget, images) for trunk, images in self.sizes]}

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweeps.jobs.base import Job, Report, Resources, trunk_fields
+from sweeps.jobs.base import Job, Resources, StudyPlace, trunk_fields
 from varscale.numerics.machine import Share
-from varscale.store.layout import RunFiles, StudyFiles
+from varscale.store.layout import RunFiles
 from varscale.store.records import read_result
 from varscale.training.cells import Cell, Execution, Trunk
+from varscale.training.interruption import Report
+
+if TYPE_CHECKING:
+    from varscale.training.runs import Inputs
 
 
 @dataclass(frozen=True)
@@ -18,16 +22,12 @@ class TrunkJob(Job):
     trunk: Trunk
     milestones: tuple[int, ...]
 
+    kind = "trunk"
     needs = ("tokenizer", "tokens", "execution")
 
     @property
     def key(self) -> str:
         """The trunk's label."""
-        return f"trunk {self.trunk.label}"
-
-    @property
-    def title(self) -> str:
-        """The trunk's."""
         return f"trunk {self.trunk.label}"
 
     @cached_property
@@ -61,14 +61,13 @@ class TrunkJob(Job):
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
-        from varscale.training.runs import Inputs, train_trunk
+        from varscale.training.runs import train_trunk
 
-        inputs = Inputs(self.place.tokenizer, self.place.tokens, _execution(self.place.study, share))
-        train_trunk(self.trunk, self.milestones, self.files, inputs, report)
+        train_trunk(self.trunk, self.milestones, self.files, _inputs(self.place, share), report)
 
     def described(self) -> dict[str, Any]:
         """The trunk, and where branches leave it."""
-        return {"job": "trunk", "milestones": list(self.milestones), **trunk_fields(self.trunk)}
+        return {"milestones": list(self.milestones), **trunk_fields(self.trunk)}
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ class BranchJob(Job):
 
     cell: Cell
     from_trunk: bool = True
+
+    kind = "branch"
 
     @property
     def key(self) -> str:
@@ -140,33 +141,26 @@ class BranchJob(Job):
 
     def run(self, share: Share, report: Report) -> None:
         """Do it."""
-        from varscale.training.runs import Inputs, train_cell
+        from varscale.training.runs import train_cell
 
-        inputs = Inputs(self.place.tokenizer, self.place.tokens, _execution(self.place.study, share))
-        train_cell(self.cell, self.trunk_files, self.files, inputs, report)
+        train_cell(self.cell, self.trunk_files, self.files, _inputs(self.place, share), report)
 
     def diverged(self, reason: str) -> None:
         """Write down that the cell diverged, in its trunk or its branch."""
-        from varscale.training.runs import Inputs, record_divergence
+        from varscale.training.runs import record_divergence
 
-        inputs = Inputs(self.place.tokenizer, self.place.tokens, _execution(self.place.study, Share()))
-        record_divergence(self.cell, self.files, inputs, reason)
+        record_divergence(self.cell, self.files, _inputs(self.place, Share()), reason)
 
     def described(self) -> dict[str, Any]:
         """The cell."""
-        return {
-            "job": "branch",
-            "budget": self.cell.budget_flops,
-            "from_trunk": self.from_trunk,
-            **trunk_fields(self.cell.trunk),
-        }
+        return {"budget": self.cell.budget_flops, "from_trunk": self.from_trunk, **trunk_fields(self.cell.trunk)}
 
 
-def _execution(study: StudyFiles, share: Share) -> Execution:
-    """What was decided for the study on this machine; eager where nothing was."""
+def _inputs(place: StudyPlace, share: Share) -> "Inputs":
+    """Tokenizer, tokens, and what was decided for the study on this machine; eager where nothing was."""
     from varscale.training.execution import ExecutionRecord
+    from varscale.training.runs import Inputs
 
-    record = ExecutionRecord.read(study.execution)
-    if record is None:
-        return Execution(threads=share.threads, memory_bytes=share.memory_bytes(), peers=share.peers)
-    return record.execution(share)
+    record = ExecutionRecord.read(place.study.execution)
+    undecided = Execution(threads=share.threads, memory_bytes=share.memory_bytes(), peers=share.peers)
+    return Inputs(place.tokenizer, place.tokens, undecided if record is None else record.execution(share))

@@ -18,16 +18,9 @@ from varscale.store.layout import SearchFiles
 
 
 def write_report(search: Search, files: SearchFiles, extends: str, confirmation: Confirmation | None) -> list[str]:
-    """Write all of it.
+    """Write all of it; what it came to, for people, a line each.
 
-    Args:
-        search: The search, with ended trials.
-        files: Where to.
-        extends: The searched experiment, as it was named: a shipped one or a file.
-        confirmation: The best settings against the experiment's own; None: not compared.
-
-    Returns:
-        What it came to, for people, a line each.
+    The experiment with the winning settings extends the searched one, `extends`, as that was named.
     """
     plan, study = search.plan, search.optuna_study
     study.trials_dataframe().to_csv(files.trials, index=False)

@@ -171,13 +171,13 @@ class Search:
                     self._end(trial, TrialState.PRUNED, "diverged, or its tokenizer was rejected")
                 else:
                     self._tell(trial, cell, measured[trial], last=step == len(cells[trial]) - 1)
-            cells = {trial: own for trial, own in cells.items() if not self._is_over(trial)}
+            cells = {trial: own for trial, own in cells.items() if not self._stored(trial).state.is_finished()}
 
     def _tell(self, trial: Trial, cell: Cell, values: Sequence[float], *, last: bool) -> None:
         found = f"{self.plan.metrics[0]} {values[0]:.4f} at {cell.budget_flops:.3g} FLOPs".replace("e+", "e")
         if len(values) == 1:
             step = round(cell.budget_flops)
-            if step not in self._intermediate(trial):  # an earlier call may have come that far
+            if step not in self._stored(trial).intermediate_values:  # an earlier call may have come that far
                 trial.report(values[0], step)
             if not last and trial.should_prune():
                 self._end(trial, TrialState.PRUNED, f"{found}, worse than the median")
@@ -225,13 +225,6 @@ class Search:
             if earlier is not study:
                 studies[study.tokenizer.fingerprint] = replace(earlier, cells=(*earlier.cells, cell))
         return list(studies.values())
-
-    def _intermediate(self, trial: Trial) -> Mapping[int, float]:
-        reported: dict[int, float] = self._stored(trial).intermediate_values
-        return reported
-
-    def _is_over(self, trial: Trial) -> bool:
-        return bool(self._stored(trial).state.is_finished())
 
     def _stored(self, trial: Trial) -> FrozenTrial:
         return self.optuna_study.get_trials(deepcopy=False)[trial.number]

@@ -4,14 +4,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 
-from varscale.config import Experiment
+from sweeps.searches.plan import SearchPlan
+from sweeps.searches.transfer import TransferPlan
 from varscale.errors import ExperimentError
 from varscale.store.layout import SearchFiles
+from varscale.store.locks import held_alone
 from varscale.tracking.uris import masked, without_secrets
 
 PLAN_ATTRIBUTE = "varscale.search"
@@ -19,34 +20,11 @@ FEW_TRIALS = 5
 """A trial is compared with the median of so many finished ones at least."""
 
 
-class Planned(Protocol):
-    """What is asked of a plan of trials."""
-
-    @property
-    def experiment(self) -> Experiment:
-        """What is searched."""
-
-    @property
-    def name(self) -> str:
-        """Optuna's name of it."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What is minimised."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of what all trials have in common."""
-
-
 @contextmanager
-def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
-    """Optuna's study of a search, new or as an earlier call left it.
+def open_search(plan: SearchPlan | TransferPlan, files: SearchFiles, storage: str | None) -> Iterator[optuna.Study]:
+    """Optuna's study of a search, new or as an earlier call left it; the lock of the search's files is held meanwhile.
 
-    Args:
-        plan: What is searched.
-        files: The search's; their lock is held meanwhile.
-        storage: A database's URI; None: a journal beside the search's other files.
+    It lies in a database (`storage`, a URI) or, with None, in a journal beside the search's other files.
 
     Raises:
         ExperimentError: Another call runs this search, the storage can't be used, or it holds a search of other
@@ -55,11 +33,7 @@ def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Itera
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     files.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(files.lock).acquire(timeout=0)
-    except Timeout:
-        raise ExperimentError(f"{files.folder}: another `varscale tune` of this search is running") from None
-    with lock:
+    with held_alone(files.lock, ExperimentError(f"{files.folder}: another `varscale tune` of this search is running")):
         place = masked(storage) if storage else str(files.journal)
         try:
             study = _study(plan, storage or _journal(files.journal))
@@ -79,7 +53,7 @@ def open_search(plan: Planned, files: SearchFiles, storage: str | None) -> Itera
         yield study
 
 
-def _study(plan: Planned, storage: Any) -> optuna.Study:
+def _study(plan: SearchPlan | TransferPlan, storage: Any) -> optuna.Study:
     return optuna.create_study(
         storage=storage,
         sampler=optuna.samplers.RandomSampler(),  # decides nothing: all trials come with their settings

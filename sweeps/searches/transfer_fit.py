@@ -33,8 +33,6 @@ class Valley:
     """Standard error of `best`."""
     interval: Interval | None
     """95% interval of `best` (Fieller); None: no minimum that the noise leaves standing lies between rates tried."""
-    freedom: int
-    """Degrees of freedom of the noise."""
     tried: Mapping[float, float]
     """Mean loss at each rate at which all runs ended."""
     left_out: tuple[float, ...]
@@ -93,7 +91,7 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     slope, bend = float(solution[-2]), float(solution[-1])
     edge = best in (min(tried), max(tried))
     if edge or rank < design.shape[1] or freedom < 1 or bend <= 0:
-        return Valley(best, tried[best], max(bend, 0.0), math.nan, None, freedom, tried, left_out)
+        return Valley(best, tried[best], max(bend, 0.0), math.nan, None, tried, left_out)
     noise = float(((y - design @ solution) ** 2).sum()) / freedom
     covariance = (noise * np.linalg.inv(design.T @ design))[-2:, -2:]
     shift = -slope / (2 * bend)
@@ -102,16 +100,14 @@ def fit_valley(rates: Sequence[float], losses: Sequence[float], seeds: Sequence[
     lowest = float(solution[:-2].mean()) - bend * shift**2
     interval = _fieller(slope, bend, covariance, _quantile(freedom))
     around = None if interval is None else (best + interval[0], best + interval[1])
-    return Valley(best + shift, lowest, bend, error, around, freedom, tried, left_out)
+    return Valley(best + shift, lowest, bend, error, around, tried, left_out)
 
 
 def fit_transfer(valleys: Mapping[float, Valley]) -> Transfer:
     """Drift of the best rate with the size, by a weighted line, and what it costs.
 
     The drift's interval is the wider of two: from the minima's own intervals, and from their scatter about the line.
-
-    Args:
-        valleys: By log2 of the size.
+    Valleys are given by log2 of the size.
     """
     fitted = {size: valley for size, valley in valleys.items() if valley.interval is not None}
     drift = drift_interval = lost = lost_interval = None

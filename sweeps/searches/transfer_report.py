@@ -22,10 +22,7 @@ HEADER = (
 
 
 def write_transfer(run: TransferRun, files: SearchFiles) -> list[str]:
-    """Write table, figure, trials and numbers.
-
-    Returns:
-        What it came to, for people, a line each.
+    """Write table, figure, trials and numbers; what it came to, for people, a line each.
 
     Raises:
         ExperimentError: Too few runs of a size ended.

@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import signal
+import socket
 import statistics
 from pathlib import Path
 
@@ -332,7 +333,9 @@ def test_a_second_sweep_of_a_study(call: Call, copy: Path, finished: Finished) -
 
 
 def test_dashboard_of_a_dead_server(call: Call, copy: Path) -> None:
-    result = call("dashboard", "--tracking-uri", NOWHERE)
+    """Whatever listens on this machine's port, which it doesn't need."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        result = call("dashboard", "--tracking-uri", NOWHERE, "--port", str(other.getsockname()[1]))
     assert result.code == 1
     assert result.output.startswith(f"MLflow at {NOWHERE}: ")
     assert len(result.output.splitlines()) == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_experiment import SMALL
 
 from varscale.config.text import write_yaml
-from varscale.config.yaml import find_experiment, load_experiment
+from varscale.config.yaml import load_experiment, shipped_experiments
 from varscale.errors import ExperimentError
 
 
@@ -84,7 +84,7 @@ def test_the_study_of_rings_adds_cells_to_rings() -> None:
     assert {variant.name for variant in study.grid.variants} == {"seed-noise", "lr-half", "lr-double"}
     grid = study.grid.model_copy(update={"variants": ()})
     assert study.model_copy(update={"name": "rings", "grid": grid}) == rings
-    assert len(find_experiment("studies/rings-law").read_text(encoding="utf-8").splitlines()) < 30
+    assert len(shipped_experiments()["studies/rings-law"].read_text(encoding="utf-8").splitlines()) < 30
 
 
 def test_another_kind_replaces_the_section(folder: Path) -> None:

@@ -77,6 +77,18 @@ def test_words_of_rings() -> None:
     assert caption([0, 1]) == "one blue ring"
     assert caption([2, 0, 1, 0]) == "two red rings and one green ring"
     assert caption([1, 1, 0, 11]) == "one red ring, one blue ring and 11 yellow rings"
+    assert caption([2, 1, 0, 0], 3) == "two red rings and one blue ring on green"
+
+
+def test_backgrounds_are_named_where_they_have_a_colour() -> None:
+    source = validation_source(data_of(backgrounds=2))
+    backgrounds = source.what_is_drawn(range(64))[:, -1]  # type: ignore[attr-defined]
+    endings = ["rings?", "ring.* on red", "ring.* on blue"]
+    for words, background in zip(source.captions(), backgrounds, strict=True):
+        assert re.fullmatch(f"(one|two|three) .*{endings[background]}", words), words
+    assert set(backgrounds) == {0, 1, 2}
+    with pytest.raises(ExperimentError, match=r"data.backgrounds: no ring has its background's colour"):
+        data_of(backgrounds=1, colours=1)
 
 
 def test_words_are_hashed_to_the_same_vectors_everywhere() -> None:

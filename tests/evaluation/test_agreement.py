@@ -16,10 +16,18 @@ from varscale.evaluation.agreement import RingsAgreement, retrieval
 from varscale.store.layout import Store
 
 
-def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real images agree with their own captions, and hardly with others'; the counter is kept."""
+@pytest.mark.parametrize("backgrounds", [0, 2])
+def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backgrounds: int) -> None:
+    """Real images agree with their own captions, background included, and hardly with others'; the counter is kept."""
     monkeypatch.setitem(agreement.COUNTER_TRAINING, "images", 3_200)
-    section = {**SMALL["data"], "max_rings": 1, "num_classes": 1, "colours": 2, "image_size": 16}
+    section = {
+        **SMALL["data"],
+        "max_rings": 1,
+        "num_classes": 1,
+        "colours": 2,
+        "backgrounds": backgrounds,
+        "image_size": 16,
+    }
     data = validate(
         {**SMALL, "data": section, "tokenizer": {**SMALL["tokenizer"], "patch_nums": [1, 2]}}, "a test"
     ).data
@@ -27,16 +35,22 @@ def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(source, RingsSource)
     images = torch.from_numpy(source.load_batch(range(64), [0] * 64)[0])
     figures = {}
-    for name, image_N in {"own": torch.arange(64), "others": torch.arange(64).roll(1)}.items():
-        judged = RingsAgreement(data, Store(tmp_path), image_N)
+    asked = {"own": {"image_N": torch.arange(64)}, "others": {"image_N": torch.arange(64).roll(1)}}
+    asked |= {"one ring": {"label_N": torch.zeros(64)}, "two rings": {"label_N": torch.ones(64)}}
+    for name, what in asked.items():
+        judged = RingsAgreement(data, Store(tmp_path), **what)
         passed = torch.cat(list(judged.watched(iter(images.split(20)))))
         assert torch.equal(passed, images)
         figures[name] = judged.figures(real=iter(images.split(16)), black=iter([images * 0]))
         monkeypatch.setattr(agreement.RingsCounter, "_train", lambda *_: pytest.fail("trained again"))
     assert figures["own"]["text_agreement"] == figures["own"]["text_agreement_real"] > 0.95
-    same = (source.rings(range(64)) == np.roll(source.rings(range(64)), 1, 0)).all(1).mean()
+    drawn = source.what_is_drawn(range(64))
+    same = (drawn == np.roll(drawn, 1, 0)).all(1).mean()
     assert figures["others"]["text_agreement"] == pytest.approx(same, abs=0.05)  # by chance
     assert figures["others"]["text_agreement_black"] < 0.7
+    assert figures["one ring"]["class_agreement"] == figures["own"]["class_agreement"] > 0.95
+    assert figures["two rings"]["class_agreement"] < 0.05
+    assert "text_agreement" not in figures["two rings"]  # nothing was said of colours
 
 
 def test_retrieval_finds_captions_by_features() -> None:

@@ -61,12 +61,12 @@ def test_this_machine_is_as_fast_as_it_was_measured() -> None:
 
 def test_all_sizes_that_do_not_fit_are_named() -> None:
     settings = {"grid.depths": [16, 40, 48], "grid.budgets": [1e20]}
-    cells = grid_cells(changed(load_experiment("imagenet256"), settings, "a test"))
+    trunks = [cell.trunk for cell in grid_cells(changed(load_experiment("imagenet256"), settings, "a test"))]
     device = named_device("4090", 0.3, RuntimeConfig())
-    needs = [cell.trunk.step_bytes(1) / 2**30 for cell in cells]
+    needs = [trunk.step_bytes(1) / 2**30 for trunk in trunks]
     expected = f"depth 40 needs {needs[1]:.1f} GiB, depth 48 needs {needs[2]:.1f} GiB, and a run has 22.4 GiB"
-    assert unfit_sizes(cells, device.memory_bytes) == f"grid.depths: for a step of one image {expected}"
-    assert unfit_sizes(cells, 1e15) == ""
+    assert unfit_sizes(trunks, device.memory_bytes) == f"grid.depths: for a step of one image {expected}"
+    assert unfit_sizes(trunks, 1e15) == ""
 
 
 def test_what_a_calibration_measures(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from toy_sweep import toy_experiment
 
-from sweeps.grid import grid_cells, images_by_trunk
-from sweeps.study import Study, trunks_of
+from sweeps.costs import size_costs
+from sweeps.grid import grid_cells
+from sweeps.study import Study
 from varscale.errors import ExperimentError
 from varscale.store.fingerprint import DataIdentity
 from varscale.store.layout import Store
@@ -48,9 +49,11 @@ def test_steps_branch_points_and_warm_up() -> None:
 
 def test_images_of_trunks_and_of_the_token_store(tmp_path: Path) -> None:
     cells = grid_cells(toy_experiment())
-    for trunk, images in images_by_trunk(cells):
-        own = [cell for cell in cells if cell.trunk == trunk]
-        assert images == max(cell.branch_images for cell in own) + sum(cell.images - cell.branch_images for cell in own)
+    for size in size_costs(cells):
+        own = [cell for cell in cells if cell.trunk == size.trunk]
+        assert size.all_images == max(cell.branch_images for cell in own) + sum(
+            cell.images - cell.branch_images for cell in own
+        )
     longest = max(int(6e7 // (4 * cell.trunk.flops_per_image)) * 4 for cell in cells)
     assert study_of(tmp_path).train_images == longest
     stored = DataIdentity({}, {}, stored_images=24)
@@ -98,9 +101,9 @@ def test_trunks_of_missing_cells_only(tmp_path: Path) -> None:
         files = study.cell_files(cell)
         Result(fingerprint=files.fingerprint, status="finished", time=1.0).write(files.result)
     assert study.missing == tuple(cell for cell in study.cells if cell not in done)
-    ((trunk, milestones),) = trunks_of(study.missing).values()
-    assert trunk.depth == 3
-    assert milestones == tuple(cell.branch_images for cell in study.cells[5:7])
+    (size,) = size_costs(study.missing)
+    assert size.trunk.depth == 3
+    assert size.milestones == tuple(cell.branch_images for cell in study.cells[5:7])
 
 
 def test_results_of_other_settings_don_t_count(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from rich.console import Console
 from toy_sweep import toy_experiment
 
 from sweeps import view
+from sweeps.costs import size_costs
 from sweeps.grid import grid_cells
 from sweeps.jobs.base import StudyPlace
 from sweeps.jobs.evaluation import evaluation_jobs
 from sweeps.jobs.preparation import TokenizerJob
 from sweeps.jobs.training import BranchJob, TrunkJob
-from sweeps.study import Study, trunks_of
+from sweeps.study import Study
 from sweeps.view import SweepView
 from varscale.config import Experiment
 from varscale.store.layout import Store
@@ -52,7 +53,7 @@ def make_study(runs: Path, experiment: Experiment) -> Study:
 
 def jobs_of(study: Study) -> tuple[list[TrunkJob], list[BranchJob]]:
     place = StudyPlace.of(study)
-    trunks = [TrunkJob(study.experiment, place, trunk, stops) for trunk, stops in trunks_of(study.cells).values()]
+    trunks = [TrunkJob(study.experiment, place, size.trunk, size.milestones) for size in size_costs(study.cells)]
     return trunks, [BranchJob(study.experiment, place, cell) for cell in study.cells]
 
 

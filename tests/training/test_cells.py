@@ -86,6 +86,7 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {
     "data.radius": {"data.radius": [0.1, 0.3]},
     "data.width": {"data.width": [0.1, 0.1]},
     "data.colours": {"data.colours": 5},
+    "data.backgrounds": {"data.backgrounds": 1},
     "tokenizer.patch_nums": {"tokenizer.patch_nums": [1, 3, 4]},
     "tokenizer.vocab_size": {"tokenizer.vocab_size": 32},
     "tokenizer.latent_channels": {"tokenizer.latent_channels": 4},

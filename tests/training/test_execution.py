@@ -10,6 +10,7 @@ from tiny_training import little_experiment
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sweeps.grid import unfit_sizes
 from varscale.config import RuntimeConfig
 from varscale.config.yaml import changed
 from varscale.errors import ExperimentError
@@ -89,17 +90,16 @@ def test_as_many_images_pass_at_once_as_the_memory_holds() -> None:
     assert largest.batch_size == 8
     for images, expected in ((8.5, 8), (7.5, 4), (3.5, 3), (1.5, 1)):
         memory = (state + images * image) / 0.6
-        largest.check_memory(memory)
+        assert unfit_sizes([largest], memory) == ""
         assert largest.images_at_once(memory) == expected
         assert provenance(Execution(memory_bytes=memory), largest)["images_at_once"] == expected
     assert smallest.images_at_once(memory) == 8
     assert largest.images_at_once(Execution().memory_bytes) == 8
     too_little = (state + 0.5 * image) / 0.6
     brave = Trunk(changed(largest.experiment, {"runtime.micro_batch": 2}, "a test"), 4, 0, 1e12)
-    brave.check_memory(1)
+    assert unfit_sizes([brave], 1) == ""
     assert brave.images_at_once(too_little) == 2
-    with pytest.raises(ExperimentError, match=r"depth 4 needs 0.0 GiB for a step of one image, and a run has"):
-        largest.check_memory(too_little)
+    assert unfit_sizes([largest], too_little).startswith("grid.depths: for a step of one image depth 4 needs 0.0 GiB")
 
 
 def test_numbers_of_half_the_size_leave_room_for_more_images() -> None:

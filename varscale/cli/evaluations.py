@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from varscale.config import Experiment
 
 _SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image_recall")
-_OF_TEXT = ("text_agreement", "text_retrieval")
+_OF_TEXT = ("class_agreement", "text_agreement", "text_retrieval")
 _OF_REJECTION = ("keep_rate", "class_probability", "class_probability_of_all")
 
 
@@ -77,15 +77,12 @@ def evaluate(
 
 def _of_cell(folder: Path, changes: dict[str, Any]) -> "list[EvaluationJob]":
     from sweeps.jobs.evaluation import cell_evaluations
-    from sweeps.jobs.graph import read_job
-    from sweeps.jobs.training import BranchJob
+    from sweeps.jobs.graph import read_cell_job
     from varscale.evaluation.plan import FidelityPlan
     from varscale.store.layout import RunFiles
     from varscale.store.records import read_result
 
-    job = read_job(folder / "job.json")
-    if not isinstance(job, BranchJob):
-        raise ExperimentError(f"{folder}: not a cell's folder; only cells draw images")
+    job = read_cell_job(folder)
     result = read_result(RunFiles(folder.resolve()))
     if result is None:
         raise ExperimentError(f"{folder}: this cell is not finished; `varscale status` shows how far it is")
@@ -149,12 +146,8 @@ def _run(jobs: "list[EvaluationJob]") -> dict[str, str]:
     shares = MachineShares.of(jobs[0].experiment.runtime)
     drawn = [(job.cell, guidance) for job in jobs if job.cell for guidance in job.plan.settings.drawings]
     check_evaluations(jobs[0].experiment, drawn, shares)
-    executor = LocalExecutor(shares)
-    try:
-        references = reference_jobs([job for job in jobs if not job.done()])
-        graph = executor.run([*references, *jobs], patient_view())
-    finally:
-        executor.stop()
+    with LocalExecutor(shares) as executor:
+        graph = executor.run([*reference_jobs(jobs), *jobs], patient_view())
     return {job.title: reason for job, reason in graph.failed}
 
 

@@ -94,20 +94,14 @@ class Launch:
         """What delivers nothing, on a compute node with an SQLite store; None: deliver as always."""
         return Silent() if self.campaign and tracking_uri.startswith("sqlite") else None
 
-    def call_again(
-        self, experiment: str, depths: str | None, overrides: Sequence[str], runs_dir: str, tracking_uri: str | None
-    ) -> None:
+    def call_again(self, arguments: Sequence[str], tracking_uri: str | None) -> None:
         """Let Slurm call the command again at the end. The tracking URI, which may hold a password, is not written."""
         if self._slurm is None:
             return
         if tracking_uri is not None:
             os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # sbatch hands the environment on
-        command = ["sweep", experiment, "--launcher", "slurm", "--detach", "--campaign", self._slurm.campaign]
-        command += ["--runs-dir", runs_dir]
+        command = ["sweep", *arguments, "--launcher", "slurm", "--detach", "--campaign", self._slurm.campaign]
         command += ["--site", self.site_name] if self.site_name is not None else []
-        command += ["--depths", depths] if depths is not None else []
-        for override in overrides:
-            command += ["--set", override]
         slurm_job = self._slurm.call_again(command)
         if slurm_job is not None:
             typer.echo(f"Slurm job {slurm_job} will fit the laws when they have ended")
@@ -130,7 +124,8 @@ def _slurm_executor(study: "Study", site: "Site", campaign: str, *, detach: bool
     from sweeps.jobs.graph import study_jobs
 
     device = planned_device(study.experiment, study.store, site.device or "this", None)
-    if site.device is not None and (unfit := unfit_sizes(study.missing, device.memory_bytes)):
+    trunks = (cell.trunk for cell in study.missing)
+    if site.device is not None and (unfit := unfit_sizes(trunks, device.memory_bytes)):
         raise ExperimentError(f"{unfit} on {device.title}: leave them out, or name another site")
     executor = SlurmExecutor(study.files.slurm, site, device, campaign=campaign, detach=detach)
     executor.check_times(study_jobs(study, study.missing))

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from analysis.report.writing import WrittenLaws
     from varscale.store.records import FittedLaws
 
-# the groups of fit-laws' options
-_TABLE, _ROWS, _FITS = "The table and its columns", "Which rows count", "What is fitted, and how"
-_ASKED, _WRITTEN = "What the laws are asked", "What is written"
+# an option of fit-laws, by what it is about
+_table = partial(typer.Option, rich_help_panel="The table and its columns")
+_column = partial(_table, metavar="COLUMN")
+_rows = partial(typer.Option, rich_help_panel="Which rows count")
+_fitting = partial(typer.Option, rich_help_panel="What is fitted, and how")
+_asked = partial(typer.Option, rich_help_panel="What the laws are asked")
+_written = partial(typer.Option, rich_help_panel="What is written")
 
 
 def fit_laws(
@@ -32,123 +36,58 @@ def fit_laws(
         list[str] | None, typer.Argument(metavar="EXPERIMENT", help="Experiment whose results to fit.")
     ] = None,
     runs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Table: CSV, Markdown, Parquet, JSON lines; or several, such as 'a*.csv'.", rich_help_panel=_TABLE
-        ),
+        list[Path] | None, _table(help="Table: CSV, Markdown, Parquet, JSON lines; or several, such as 'a*.csv'.")
     ] = None,
-    from_mlflow: Annotated[
-        bool, typer.Option("--from-mlflow", help="Read MLflow's runs.", rich_help_panel=_TABLE)
-    ] = False,
-    params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Parameters, N.", rich_help_panel=_TABLE)] = None,
-    flops: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Training FLOPs, C.", rich_help_panel=_TABLE)
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Training tokens, D.", rich_help_panel=_TABLE)
-    ] = None,
-    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="Loss.", rich_help_panel=_TABLE)] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget-column", metavar="COLUMN", help="Nominal budget of IsoFLOP sets.", rich_help_panel=_TABLE
-        ),
-    ] = None,
-    seed_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Seed of the run.", rich_help_panel=_TABLE)
-    ] = None,
-    run_id: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Name of the run.", rich_help_panel=_TABLE)
-    ] = None,
-    group: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Groups, fitted apart and compared.", rich_help_panel=_TABLE)
-    ] = None,
+    from_mlflow: Annotated[bool, _table("--from-mlflow", help="Read MLflow's runs.")] = False,
+    params: Annotated[str | None, _column(help="Parameters, N.")] = None,
+    flops: Annotated[str | None, _column(help="Training FLOPs, C.")] = None,
+    tokens: Annotated[str | None, _column(help="Training tokens, D.")] = None,
+    loss: Annotated[str | None, _column(help="Loss.")] = None,
+    budget: Annotated[str | None, _column("--budget-column", help="Nominal budget of IsoFLOP sets.")] = None,
+    seed_column: Annotated[str | None, _column(help="Seed of the run.")] = None,
+    run_id: Annotated[str | None, _column(help="Name of the run.")] = None,
+    group: Annotated[str | None, _column(help="Groups, fitted apart and compared.")] = None,
     units: Annotated[
         list[str] | None,
-        typer.Option(
-            "--unit",
-            metavar="ROLE=UNIT",
-            help="Unit of a column, such as flops=PFLOP or params=M.",
-            rich_help_panel=_TABLE,
-        ),
+        _table("--unit", metavar="ROLE=UNIT", help="Unit of a column, such as flops=PFLOP or params=M."),
     ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Condition on rows, such as 'loss < 5'.", rich_help_panel=_ROWS)
-    ] = None,
-    drop_highest: Annotated[
-        int, typer.Option(help="Leave out so many rows of the highest loss.", rich_help_panel=_ROWS)
-    ] = 0,
-    reduce: Annotated[
-        str,
-        typer.Option(help="Take min, mean, median or last of rows alike in N, C, D and seed.", rich_help_panel=_ROWS),
-    ] = "",
+    where: Annotated[list[str] | None, _rows(help="Condition on rows, such as 'loss < 5'.")] = None,
+    drop_highest: Annotated[int, _rows(help="Leave out so many rows of the highest loss.")] = 0,
+    reduce: Annotated[str, _rows(help="Take min, mean, median or last of rows alike in N, C, D and seed.")] = "",
     by: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Column over which --reduce takes it; repeatable.", rich_help_panel=_ROWS),
+        list[str] | None, _rows(metavar="COLUMN", help="Column over which --reduce takes it; repeatable.")
     ] = None,
     tokens_from_flops: Annotated[
-        float | None,
-        typer.Option(help="C = k N D with this k, such as 6, gives the third of the three.", rich_help_panel=_ROWS),
+        float | None, _rows(help="C = k N D with this k, such as 6, gives the third of the three.")
     ] = None,
-    law: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Law to fit; repeatable.", rich_help_panel=_FITS)
-    ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="What to fit; repeatable.", rich_help_panel=_FITS)
-    ] = None,
-    x: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="What to fit it against; repeatable.", rich_help_panel=_FITS),
-    ] = None,
-    objective: Annotated[str, typer.Option(help="huber, lad, lsq-log or lsq.", rich_help_panel=_FITS)] = "huber",
-    delta: Annotated[float, typer.Option(help="Huber's δ.", rich_help_panel=_FITS)] = 1e-3,
-    offset: Annotated[float | None, typer.Option(help="Pin the offset E.", rich_help_panel=_FITS)] = None,
-    offset_source: Annotated[str, typer.Option(help="Where the pinned offset comes from.", rich_help_panel=_FITS)] = "",
-    predict: Annotated[
-        list[str] | None, typer.Option(help="Point to predict, such as flops=1e21.", rich_help_panel=_ASKED)
-    ] = None,
+    law: Annotated[list[str] | None, _fitting(metavar="ID", help="Law to fit; repeatable.")] = None,
+    target: Annotated[list[str] | None, _fitting(metavar="COLUMN", help="What to fit; repeatable.")] = None,
+    x: Annotated[list[str] | None, _fitting(metavar="COLUMN", help="What to fit it against; repeatable.")] = None,
+    objective: Annotated[str, _fitting(help="huber, lad, lsq-log or lsq.")] = "huber",
+    delta: Annotated[float, _fitting(help="Huber's δ.")] = 1e-3,
+    offset: Annotated[float | None, _fitting(help="Pin the offset E.")] = None,
+    offset_source: Annotated[str, _fitting(help="Where the pinned offset comes from.")] = "",
+    predict: Annotated[list[str] | None, _asked(help="Point to predict, such as flops=1e21.")] = None,
     allocate: Annotated[
-        list[float] | None,
-        typer.Option("--budget", metavar="FLOPS", help="Find the best size for it.", rich_help_panel=_ASKED),
+        list[float] | None, _asked("--budget", metavar="FLOPS", help="Find the best size for it.")
     ] = None,
-    checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Rows are checkpoints of runs.", rich_help_panel=_ROWS)
-    ] = False,
+    checkpoints: Annotated[bool, _rows("--checkpoints", help="Rows are checkpoints of runs.")] = False,
     frontier: Annotated[
-        str,
-        typer.Option(
-            metavar="RULE", help="Which of scattered runs to fit: envelope, hull, bins or all.", rich_help_panel=_ROWS
-        ),
+        str, _rows(metavar="RULE", help="Which of scattered runs to fit: envelope, hull, bins or all.")
     ] = "",
     annealing_horizon: Annotated[
-        float | None,
-        typer.Option(
-            metavar="STEPS", help="Steps that a fall of the rate takes to act, in law annealing.", rich_help_panel=_ROWS
-        ),
+        float | None, _rows(metavar="STEPS", help="Steps that a fall of the rate takes to act, in law annealing.")
     ] = None,
-    compare: Annotated[
-        list[str] | None, typer.Option(metavar="GROUP", help="Group to compare, repeatedly.", rich_help_panel=_ASKED)
-    ] = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Draw VAR's published laws beside.", rich_help_panel=_WRITTEN)
-    ] = False,
-    holdout: Annotated[
-        bool, typer.Option(help="Refit with runs left out, and report the errors.", rich_help_panel=_ASKED)
-    ] = True,
-    holdout_where: Annotated[
-        str | None, typer.Option(help="Rows to hold out, such as 'flops >= 1e21'.", rich_help_panel=_ASKED)
-    ] = None,
+    compare: Annotated[list[str] | None, _asked(metavar="GROUP", help="Group to compare, repeatedly.")] = None,
+    published: Annotated[bool, _written("--published", help="Draw VAR's published laws beside.")] = False,
+    holdout: Annotated[bool, _asked(help="Refit with runs left out, and report the errors.")] = True,
+    holdout_where: Annotated[str | None, _asked(help="Rows to hold out, such as 'flops >= 1e21'.")] = None,
     title: Annotated[
-        str | None,
-        typer.Option(
-            help="Heading of the report.", show_default="the experiment, or the files", rich_help_panel=_WRITTEN
-        ),
+        str | None, _written(help="Heading of the report.", show_default="the experiment, or the files")
     ] = None,
-    bootstrap_draws: Annotated[int, typer.Option(help="Draws of the bootstrap.", rich_help_panel=_FITS)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_FITS)] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for laws.json, report and figures.", rich_help_panel=_WRITTEN)
-    ] = None,
+    bootstrap_draws: Annotated[int, _fitting(help="Draws of the bootstrap.")] = 1000,
+    seed: Annotated[int, _fitting(help="Seed of the bootstrap.")] = 0,
+    out: Annotated[Path | None, _written(help="Folder for laws.json, report and figures.")] = None,
     runs_dir: RunsDir = RUNS,
     tracking_uri: TrackingUri = None,
 ) -> None:

@@ -28,6 +28,11 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's store; default: SQLite in the runs folder."),
 ]
+Launcher = Annotated[Literal["local", "slurm"], typer.Option(help="What carries the runs out.")]
+SiteName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE[:NAME]", help="Of Slurm: a site of ~/.config/varscale/sites.yaml, or a file."),
+]
 Workers = Annotated[int | None, typer.Option(help="Runs at once; default: one a GPU, or one a processor.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance, at the last scale.")]
 GuidanceSchedules = Annotated[

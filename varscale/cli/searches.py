@@ -1,7 +1,7 @@
 """The verb that searches hyperparameters."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,8 +9,10 @@ from varscale.cli.launchers import Launch
 from varscale.cli.options import (
     RUNS,
     ExperimentName,
+    Launcher,
     Overrides,
     RunsDir,
+    SiteName,
     TrackingUri,
     load,
     open_store,
@@ -36,11 +38,8 @@ def tune(
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Trials at once; default: one a GPU, or one a processor.")
     ] = None,
-    launcher: Annotated[Literal["local", "slurm"], typer.Option(help="What carries the runs out.")] = "local",
-    site: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE[:NAME]", help="Of Slurm: a site of ~/.config/varscale/sites.yaml, or a file."),
-    ] = None,
+    launcher: Launcher = "local",
+    site: SiteName = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Optuna's storage; default: a journal in the runs folder.")
     ] = None,

@@ -13,8 +13,10 @@ from varscale.cli.options import (
     RUNS,
     Depths,
     ExperimentName,
+    Launcher,
     Overrides,
     RunsDir,
+    SiteName,
     TrackingUri,
     Workers,
     load_parts,
@@ -36,11 +38,8 @@ def sweep(
     experiment: ExperimentName,
     depths: Depths = None,
     workers: Workers = None,
-    launcher: Annotated[Literal["local", "slurm"], typer.Option(help="What carries the runs out.")] = "local",
-    site: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE[:NAME]", help="Of Slurm: a site of ~/.config/varscale/sites.yaml, or a file."),
-    ] = None,
+    launcher: Launcher = "local",
+    site: SiteName = None,
     detach: Annotated[bool, typer.Option("--detach", help="Submit to Slurm, whose last job fits the laws.")] = False,
     campaign: Annotated[str, typer.Option(hidden=True)] = "",
     dry_run: Annotated[
@@ -68,6 +67,8 @@ def sweep(
     check_comparable(list(parts.values()))
     store, console = open_store(runs_dir), Console()
     uri, joint, left, failed = tracking_store(tracking_uri, store), experiment not in parts, 0, []
+    options = ["--runs-dir", runs_dir, *(() if depths is None else ("--depths", depths))]
+    options += [word for override in set_ or () for word in ("--set", override)]
     for part, settings in parts.items():
         if joint:
             console.print(part, style="bold", highlight=False)
@@ -75,7 +76,7 @@ def sweep(
             left += outcome.left
             failed += [f"{part}: {title}" if joint else title for title in outcome.failed]
             if outcome.left:
-                launch.call_again(part, depths, set_ or (), runs_dir, tracking_uri)
+                launch.call_again([part, *options], tracking_uri)
                 console.print(f"{outcome.left} runs are with Slurm; varscale status {part} shows how far they are")
             elif not joint:
                 _fit(outcome.rows, failed, store.study(settings.name), console)
@@ -132,10 +133,12 @@ def dashboard(
 ) -> None:
     """Deliver what MLflow has not got yet, then serve its dashboard on loopback."""
     from varscale.tracking import check_port, dashboard_url, deliver_all, serve_dashboard
+    from varscale.tracking.uris import is_server
 
-    check_port(port)
     store = open_store(runs_dir)
     uri = tracking_store(tracking_uri, store)
+    if not is_server(uri):  # which has a dashboard of its own, elsewhere
+        check_port(port)
     if not deliver_all(store, uri, notify=typer.echo).answers:
         raise typer.Exit(1)  # the reason was printed; what MLflow refuses of a study doesn't shut the others' dashboard
     typer.echo(dashboard_url(uri, port, order_by))

@@ -15,6 +15,7 @@ from pydantic import (
 from varscale.config.section import (
     PARAMETRIZATIONS,
     Budgets,
+    Different,
     Few,
     Name,
     Parametrization,
@@ -100,9 +101,11 @@ Dimension = Annotated[
 class TransferConfig(Section):
     """Whether a rate found at a small size serves large ones: the same rates at several sizes (`tune --transfer`)."""
 
-    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10)] = PARAMETRIZATIONS
+    parametrizations: Annotated[tuple[Parametrization, ...], Field(min_length=1, max_length=10), Different] = (
+        PARAMETRIZATIONS
+    )
     """Those that are compared; scaled from the smallest of the sizes, unless `model` says from where."""
-    depths: Annotated[tuple[Few, ...], Field(min_length=2, max_length=100)] | None = None
+    depths: Annotated[tuple[Few, ...], Field(min_length=2, max_length=100), Different] | None = None
     """Sizes; None: the grid's."""
     steps: Steps = 500
     """Steps of each run, so that sizes differ in nothing else."""
@@ -110,16 +113,8 @@ class TransferConfig(Section):
     """Base rates (`optim.lr`), each √2 times the one before. More may be asked for later."""
     centre: Positive | None = None
     """The middle one, or the upper one of the two in the middle; None: the experiment's own."""
-    seeds: Annotated[Seeds, Field(min_length=2)] = (0, 1)
+    seeds: Annotated[Seeds, Field(min_length=2), Different] = (0, 1)
     """Each rate is tried with all of them."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        parts = {"parametrizations": self.parametrizations, "depths": self.depths or (), "seeds": self.seeds}
-        for field, values in parts.items():
-            if len(set(values)) < len(values):
-                raise ValueError(f"{field}: repeated values in {list(values)}")
-        return self
 
 
 class SearchConfig(Section):

@@ -53,6 +53,16 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Quantizer = Literal["codebook", "bitwise"]
 Parametrization = Literal["paper", "mup", "complete-p"]
 PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
+
+
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"repeated values in {list(values)}")
+    return values
+
+
+Different = AfterValidator(_different)
+"""Of the values of a list, none stands there twice."""
 Changes = dict[Name, Any]
 """Dotted fields and what they become; they are checked where they are applied."""
 
@@ -138,11 +148,11 @@ class Variant(Section):
 class GridConfig(Section):
     """The cells: depth × training FLOPs × seeds, plus variants."""
 
-    depths: Annotated[Depths, Field(min_length=1)]
+    depths: Annotated[Depths, Field(min_length=1), Different]
     """Transformer blocks of each size."""
-    budgets: Annotated[Budgets, Field(min_length=1)]
+    budgets: Annotated[Budgets, Field(min_length=1), Different]
     """Training FLOPs of a cell: 3 × the dense forward pass × images."""
-    seeds: Annotated[Seeds, Field(min_length=1)] = (0,)
+    seeds: Annotated[Seeds, Field(min_length=1), Different] = (0,)
     """Seeds; each is a trunk of its own."""
     min_steps: Steps = 200
     """A cell of fewer steps is an error."""
@@ -152,10 +162,8 @@ class GridConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [variant.name for variant in self.variants]
-        unique = {"depths": self.depths, "budgets": self.budgets, "seeds": self.seeds, "variants": names}
-        for field, values in unique.items():
-            if len(set(values)) != len(values):
-                raise ValueError(f"{field}: repeated values in {list(values)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"variants: repeated values in {names}")
         parts: tuple[GridConfig | Variant, ...] = (self, *self.variants)
         cells = sum(len(part.depths) * len(part.budgets) * len(part.seeds) for part in parts)
         if cells > MOST_CELLS:
@@ -168,21 +176,11 @@ def _several(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError(f"repeated values in {list(values)}")
-    return values
-
-
 Guidance = Annotated[Real, Field(ge=0, le=1e6)]
-Guidances = Annotated[
-    tuple[Guidance, ...], Field(min_length=1, max_length=1024), AfterValidator(_different), BeforeValidator(_several)
-]
+Guidances = Annotated[tuple[Guidance, ...], Field(min_length=1, max_length=1024), Different, BeforeValidator(_several)]
 
 Candidate = Annotated[Whole, Field(ge=1, le=256)]
-Candidates = Annotated[
-    tuple[Candidate, ...], Field(min_length=1, max_length=16), AfterValidator(_different), BeforeValidator(_several)
-]
+Candidates = Annotated[tuple[Candidate, ...], Field(min_length=1, max_length=16), Different, BeforeValidator(_several)]
 
 FeatureExtractor = Literal[
     "inception-v3-compat",

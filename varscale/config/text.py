@@ -6,6 +6,7 @@ many times over exhaust time or memory.
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -16,6 +17,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
+
+from varscale.errors import ExperimentError
 
 LONGEST = 2**17
 """Characters of a text, at most: those shipped have 5,000."""
@@ -55,6 +58,22 @@ def read_yaml(text: str) -> Any:
     # what tags such as !!int make of other texts, and directives of another version
     except (AssertionError, LookupError, ValueError) as error:
         raise YAMLTextError(f"a value can't be read: {shortened(error)}") from None
+
+
+def read_yaml_file(path: Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        ExperimentError: It can't be read, or `read_yaml` refuses its text; names the file.
+    """
+    try:
+        if path.stat().st_size > 4 * LONGEST:  # bytes, of which a character has four at most
+            raise YAMLTextError(f"{path.stat().st_size} bytes, too long for an experiment")
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
+    except (YAMLTextError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: not a YAML file: {shortened(error, 400)}") from None
 
 
 def write_yaml(values: Any) -> str:

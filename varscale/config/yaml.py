@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from varscale.config.experiment import Experiment
 from varscale.config.explain import KINDS, Key, Place, explain, nearest
-from varscale.config.text import LONGEST, YAMLTextError, read_yaml, shortened, write_yaml
+from varscale.config.text import YAMLTextError, read_yaml, read_yaml_file, shortened
 from varscale.errors import ExperimentError
 
 _MEMBER = "[a-z0-9][a-z0-9-]{0,99}"
@@ -52,12 +52,12 @@ def overridden(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     return settings
 
 
-def validate(settings: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """An `Experiment` from plain values; errors name `source`, or the override that caused them.
+def validate(settings: Mapping[str, Any], source: str) -> Experiment:
+    """An `Experiment` from plain values; errors name `source`.
 
     What `by_depth` and the grid's variants would change is tried as well, so that mistakes in it show before training.
     """
-    return _checked(settings, _Sources(source, overrides))
+    return _checked(settings, _Sources(source))
 
 
 def changed(experiment: Experiment, settings: Mapping[str, Any], source: str) -> Experiment:
@@ -70,11 +70,6 @@ def sets(override: str, key: str) -> bool:
     section = override.partition("=")[0]
     section = next((name for name, kinds in KINDS.items() if section == f"{name}.{kinds.key}"), section)
     return f"{key}.".startswith(f"{section}.")
-
-
-def to_yaml(experiment: Experiment) -> str:
-    """The experiment as YAML that `load_experiment` reads back to an equal one."""
-    return write_yaml(experiment.model_dump(mode="json"))
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -95,11 +90,6 @@ def parts_of(name_or_path: str) -> tuple[str, ...]:
 def name_of(name_or_path: str) -> str:
     """Name of the study that a file's members are compared in."""
     return str(_read(_found(name_or_path)[0])["name"])
-
-
-def find_experiment(name_or_path: str) -> Path:
-    """The file of a shipped name or of a path; raises `ExperimentError` with the nearest names."""
-    return _found(name_or_path)[0]
 
 
 def as_extended(name_or_path: str, folder: Path) -> str:
@@ -227,14 +217,7 @@ def _extended(name: Any, by: Path) -> tuple[Path, str | None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > 4 * LONGEST:  # bytes, of which a character has four at most
-            raise YAMLTextError(f"{path.stat().st_size} bytes, too long for an experiment")
-        settings = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
-    except (YAMLTextError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: not a YAML file: {shortened(error, 400)}") from None
+    settings = read_yaml_file(path)
     if not isinstance(settings, dict):
         raise ExperimentError(f"{path}: expected a mapping of sections (name, data, tokenizer, …)")
     return settings

@@ -1,7 +1,7 @@
 """Whether images show what their captions say: rings are counted by colour, all else is found among other captions.
 
-Letters: N images, b images of a batch, K colours, R numbers of rings from 0 to the most, F features, D numbers of a
-caption's embedding, M captions to choose from.
+Letters: N images, b images of a batch, J questions (how many rings of each colour, and which background where there
+are several), A answers to choose from, F features, D numbers of a caption's embedding, M captions to choose from.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,18 +34,20 @@ RIDGE = 1e-2
 
 
 class RingsCounter:
-    """Counts the rings of each colour in images: the classifier of rings, with a number of rings for each colour."""
+    """Counts the rings of each colour and tells the background: the classifier of rings, with more questions."""
 
     def __init__(self, data: DataSection, store: Store) -> None:
         """From the store, or trained on real images in a minute and kept there."""
         source = training_source(data, int(COUNTER_TRAINING["images"]))
         assert isinstance(source, RingsSource)
-        self.colours, self.numbers = source.style.colours, source.style.max_rings + 1
+        style = source.style
+        self.questions = style.colours + bool(style.backgrounds)
+        self.answers = 1 + max(style.max_rings, style.backgrounds)
         identity = fingerprint(kind=RINGS_COUNTER, data=described_images(data), **COUNTER_TRAINING)
         files = store.run(RunKey("evaluations", RINGS_COUNTER, identity))
         with torch.random.fork_rng():
             torch.manual_seed(int(COUNTER_TRAINING["seed"]))
-            self.network = RingsClassifier(int(COUNTER_TRAINING["width"]), 1, self.colours * self.numbers)
+            self.network = RingsClassifier(int(COUNTER_TRAINING["width"]), 1, self.questions * self.answers)
         files.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(files.lock):
             try:
@@ -57,13 +60,17 @@ class RingsCounter:
         self.network.to(best_device()).eval()
 
     @torch.no_grad()
-    def count(self, images_b3ss: Tensor) -> Tensor:
-        """Rings of each colour, int64 (b, K), of uint8 images."""
+    def seen(self, images_b3ss: Tensor) -> Tensor:
+        """Rings of each colour, and last the background where there are several, int64 (b, J), of uint8 images."""
         return self._logits(images_b3ss.to(best_device())).argmax(-1).cpu()
 
+    def drawn(self, source: RingsSource, index_b: NDArray[np.int64]) -> Tensor:
+        """The same of a source's images, as they were drawn."""
+        return torch.from_numpy(source.what_is_drawn(index_b)[:, : self.questions])
+
     def _logits(self, images_b3ss: Tensor) -> Tensor:
-        logits_bKR: Tensor = self.network(images_b3ss)[1].unflatten(1, (self.colours, self.numbers))
-        return logits_bKR
+        logits_bJA: Tensor = self.network(images_b3ss)[1].unflatten(1, (self.questions, self.answers))
+        return logits_bJA
 
     def _train(self, source: RingsSource) -> None:
         batch, peak = int(COUNTER_TRAINING["batch_size"]), float(COUNTER_TRAINING["lr"])
@@ -74,38 +81,56 @@ class RingsCounter:
             for start in range(0, steps * batch, batch):
                 index_b = np.arange(start, start + batch)
                 images_b3ss = torch.from_numpy(source.load_batch(index_b, np.zeros_like(index_b))[0])
-                logits_bKR = self._logits(images_b3ss)
+                logits_bJA = self._logits(images_b3ss)
                 optimizer.zero_grad()
-                F.cross_entropy(logits_bKR.flatten(0, 1), torch.from_numpy(source.rings(index_b)).flatten()).backward()
+                F.cross_entropy(logits_bJA.flatten(0, 1), self.drawn(source, index_b).flatten()).backward()
                 optimizer.step()
                 schedule.step()
 
 
 class RingsAgreement:
-    """Share of images whose rings are as many, and of the colours, as their captions say."""
+    """Shares of images that show what was asked for: the number of rings, and all that their captions say."""
 
-    def __init__(self, data: DataSection, store: Store, image_N: Tensor) -> None:
-        """Of images that are drawn, in this order, for the captions of these validation images."""
+    def __init__(
+        self, data: DataSection, store: Store, *, image_N: Tensor | None = None, label_N: Tensor | None = None
+    ) -> None:
+        """Of images that are drawn, in this order, for the captions of these validation images, or for these labels."""
         source = validation_source(data)
         assert isinstance(source, RingsSource)
         self.counter, self.source = RingsCounter(data, store), source
-        self.wanted_NK = torch.from_numpy(source.rings(image_N.numpy()))
-        self.counted: list[Tensor] = []
+        self.asked_NJ = None if image_N is None else self.counter.drawn(source, image_N.numpy())
+        self.label_N = label_N
+        self.seen: list[Tensor] = []
 
     def watched(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         """The batches as they are, uint8 (b, 3, s, s); their rings are counted as they pass."""
         for images_b3ss in batches:
-            self.counted.append(self.counter.count(images_b3ss))
+            self.seen.append(self.counter.seen(images_b3ss))
             yield images_b3ss
 
     def figures(self, **of_validation: Iterator[Tensor]) -> dict[str, float]:
         """Of the images that passed; and of others, by name, which are the first validation images in some form."""
-        figures = {"text_agreement": _share(torch.cat(self.counted), self.wanted_NK)}
+        seen_NJ = torch.cat(self.seen)
+        if self.asked_NJ is not None:
+            figures = self._shares("", seen_NJ, self.asked_NJ)
+        else:
+            assert self.label_N is not None
+            asked_N = self.label_N + self.source.style.min_rings
+            figures = {"class_agreement": _share(self._numbers(seen_NJ) == asked_N)}
         for name, batches in of_validation.items():
-            counted_NK = torch.cat([self.counter.count(images_b3ss) for images_b3ss in batches])
-            own_NK = torch.from_numpy(self.source.rings(np.arange(len(counted_NK))))
-            figures[f"text_agreement_{name}"] = _share(counted_NK, own_NK)
+            seen_NJ = torch.cat([self.counter.seen(images_b3ss) for images_b3ss in batches])
+            figures |= self._shares(f"_{name}", seen_NJ, self.counter.drawn(self.source, np.arange(len(seen_NJ))))
         return figures
+
+    def _shares(self, ending: str, seen_NJ: Tensor, drawn_NJ: Tensor) -> dict[str, float]:
+        return {
+            f"class_agreement{ending}": _share(self._numbers(seen_NJ) == self._numbers(drawn_NJ)),
+            f"text_agreement{ending}": _share((seen_NJ == drawn_NJ).all(1)),
+        }
+
+    def _numbers(self, rings_NJ: Tensor) -> Tensor:
+        """Rings of all colours, (N,)."""
+        return rings_NJ[:, : self.source.style.colours].sum(1)
 
 
 def retrieval(
@@ -149,5 +174,5 @@ def _said(features_NF: Tensor, real_features_NF: Tensor, real_embeddings_ND: Ten
     return said_ND
 
 
-def _share(counted_NK: Tensor, wanted_NK: Tensor) -> float:
-    return float((counted_NK == wanted_NK).all(1).double().mean())
+def _share(agrees_N: Tensor) -> float:
+    return float(agrees_N.double().mean())

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -184,8 +183,7 @@ def rings_classifier(data: DataSection, identity: str, store: Store) -> RingsCla
     with torch.random.fork_rng():
         torch.manual_seed(int(settings["seed"]))
         classifier = RingsClassifier(int(settings["width"]), int(settings["features"]), data.num_classes)
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with files.locked():
         try:
             tensors, _ = load_tensors(files.weights, RINGS_CLASSIFIER, identity)
             fill(classifier, tensors, files.weights)

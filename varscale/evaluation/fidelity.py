@@ -27,12 +27,7 @@ def measure(drawn: FeatureSet, reference: FeatureSet, *, draws: int) -> dict[str
 
     `fid` is against all of the reference, and so is `fid_extrapolated`, to infinitely many images, without interval.
     `kid`, `mind`, `image_precision` and `image_recall` are against as many images of the reference as are measured,
-    evenly spread. `inception_score` is there where the extractor has a classifier.
-
-    Args:
-        drawn: The images that are measured.
-        reference: Real ones.
-        draws: Bootstrap draws.
+    evenly spread. `inception_score` is there where the extractor has a classifier. `draws`: of the bootstrap.
 
     Raises:
         DataError: Fewer than 100 images, or the two sets' features don't compare.

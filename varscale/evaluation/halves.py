@@ -15,29 +15,20 @@ Letters in tensor names: B images, K scales, L all tokens of an image, V vocabul
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from varscale.data.loading import StepBatches
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import TokenSpace
 from varscale.families.models import evaluating, labels_of
 from varscale.families.shared.attention import level_of_tokens
 from varscale.families.var.transformer import VAR
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
-
-
-class Batches(Protocol):
-    """A known number of batches, such as `varscale.data.loading.StepBatches`."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Mapping[str, Tensor]]: ...
-
 
 Predict = Callable[[Mapping[str, Tensor]], Tensor]
 """Logits (B, L, V) of a batch with `tokens_BL` and labels or captions, by the model that is looked at."""
@@ -79,7 +70,7 @@ class SecondHalf:
 
 def second_halves(
     predict: Predict,
-    training: Batches,
+    training: StepBatches,
     validation: Iterable[Mapping[str, Tensor]],
     tokens: TokenSpace,
     seed: int = 0,

@@ -159,13 +159,7 @@ def rings_identity(data: DataSection) -> str:
 
 
 def classifier_identity(name: str | None, weights: str | None, data: DataSection | None, place: str) -> str:
-    """Name and hash of what `varscale.generation.rejection.open_classifier` opens.
-
-    Args:
-        name: A model of torchvision's, the classifier of rings, or None.
-        weights: Its file.
-        data: What the model was trained on, where that is known.
-        place: The option or key, for messages.
+    """Name and hash of what `varscale.generation.rejection.open_classifier` opens, which says what the arguments are.
 
     Raises:
         ExperimentError: No classifier follows from these.

@@ -5,12 +5,11 @@ Letters: N images, b images of a batch, D features, s side of an image in pixels
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from varscale.config import DataSection
@@ -32,9 +31,7 @@ from varscale.store.layout import RunFiles, Store, TokenFiles
 from varscale.store.records import Result, RunIdentity, read_result
 from varscale.store.weights import load_tensors, save_tensors
 from varscale.tokenizer.storage import load_tokenizer
-
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
+from varscale.training.interruption import Report
 
 _FEATURES = "features"
 
@@ -76,8 +73,7 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         CheckpointError: Weights are missing, damaged, or of another kind.
         DataError: The images can't be measured.
     """
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with files.locked():
         if read_result(files) is not None:
             return
         started, settings = time.time(), plan.settings
@@ -110,8 +106,7 @@ def reference_features(
 ) -> FeatureSet:
     """Features of the reference's images: from the store, or made now and kept there for all evaluations."""
     files = store.run(plan.reference_key())
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with files.locked():
         try:
             tensors, _ = load_tensors(files.weights, _FEATURES, files.fingerprint)
             return FeatureSet(tensors["features"], extractor.identity, int(tensors["image_size"]))
@@ -158,11 +153,14 @@ def _told(what: Evaluated, samples: int, classes: int) -> Tensor:
 
 
 def _rings_agreement(what: Evaluated, samples: int, store: Store) -> RingsAgreement | None:
-    """What counts the rings of a cell that is told their captions, which are those of the validation images."""
-    if what.captions is None or what.cell is None or what.data.kind != "rings":
+    """What counts the rings of a cell where captions are stored, also of one that is told classes beside these."""
+    data = what.data
+    if what.cell is None or data.kind != "rings" or data.captions is None:
         return None
-    assert what.data.validation_images is not None  # checked with the section
-    return RingsAgreement(what.data, store, _spread(samples, what.data.validation_images))
+    if what.captions is None:
+        return RingsAgreement(data, store, label_N=_told(what, samples, data.num_classes))
+    assert data.validation_images is not None  # checked with the section
+    return RingsAgreement(data, store, image_N=_spread(samples, data.validation_images))
 
 
 def _rings_figures(rings: RingsAgreement, plan: FidelityPlan, what: Evaluated) -> dict[str, float]:

@@ -199,11 +199,6 @@ def _last_kept(probability_BMV: Tensor, distribution_BMV: Tensor, top_p: float) 
     return torch.full_like(probability_BMV[..., :1], probability_BMV.shape[-1] - 1, dtype=torch.int64)
 
 
-def codes_of(tokenizer: MultiScaleTokenizer, tokens_BM: Tensor, scale: int = 0) -> Tensor:
-    """The codes that a scale's tokens stand for, float32 (B, M, c)."""
-    return tokenizer.quantizer.codes(tokens_BM, scale)
-
-
 def pictures(tokenizer: MultiScaleTokenizer, features_hat_BChw: Tensor) -> Tensor:
     """The images in [0, 1], float32 (B, 3, H, W), that features, quantized or not, stand for.
 

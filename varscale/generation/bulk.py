@@ -4,7 +4,7 @@ Letters in tensor names: N images in all, b images of a batch, C classes.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -20,9 +20,7 @@ from varscale.generation.rejection import Rejection
 from varscale.generation.sampling import check_sampling, sample_with
 from varscale.numerics.randomness import permutation
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
-
-Progress = Callable[[int, int], None]
-"""Called with how many images are drawn, of how many."""
+from varscale.training.interruption import Report
 
 
 def draw_collection(
@@ -30,7 +28,7 @@ def draw_collection(
     labels_N: Tensor,
     options: SamplingOptions,
     collection: Collection,
-    progress: Progress,
+    progress: Report,
     *,
     batch_size: int = 64,
     rejection: Rejection | None = None,

@@ -13,20 +13,20 @@ import shutil
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import FiniteFloat
 
 from varscale.errors import ExperimentError
 from varscale.store.atomic import replaced, write_atomically
+from varscale.store.locks import held_alone
 from varscale.store.records import Record
 
 RECORD = ".sampling.json"
@@ -224,22 +224,16 @@ class _Parquet(Collection):
                 writer.write_table(pq.read_table(part))
 
 
-@contextmanager
-def drawn_alone(out: str) -> Iterator[None]:
-    """No other process draws into this collection meanwhile.
+def drawn_alone(out: str) -> AbstractContextManager[None]:
+    """Within it no other process draws into this collection.
 
     Raises:
         ExperimentError: One does.
     """
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ExperimentError(f"--out {out}: another process draws into it; wait for it, or name another") from None
-    with lock:
-        yield
+    busy = ExperimentError(f"--out {out}: another process draws into it; wait for it, or name another")
+    return held_alone(path.with_name(f".{path.name}.lock"), busy)
 
 
 def is_folder(out: str) -> bool:

@@ -117,13 +117,9 @@ class EditRequest:
 
 
 def edit_files(files: DrawableFiles, request: EditRequest, options: SamplingOptions, out: Path) -> list[DistanceBand]:
-    """Edit an image, and write the edits beside a picture of source, mask, reconstruction and edits.
+    """Edit an image, and write the edits beside a picture of source, mask, reconstruction and edits, `out` (.png).
 
-    Args:
-        files: The model and its tokenizer.
-        request: The image, and what is to become of it.
-        options: How tokens are drawn.
-        out: The picture, .png; beside it `<name>-0.png`, …, `<name>-psnr.csv` and, on request, `<name>-scales.png`.
+    Beside it are `<name>-0.png`, …, `<name>-psnr.csv` and, on request, `<name>-scales.png`.
 
     Returns:
         What is alike at which distance from the mask, of the pairs of `PAIRS`, before any pixels are pasted.
@@ -163,13 +159,10 @@ def edit_files(files: DrawableFiles, request: EditRequest, options: SamplingOpti
 
 
 def reconstruct_files(place: Path, images: Sequence[Path], out: Path, *, show_scales: bool = False) -> list[float]:
-    """Write each image and its reconstruction into one picture, a row an image; gives each one's PSNR in dB.
+    """Write each image and its reconstruction into one picture (.png), a row an image; gives each one's PSNR in dB.
 
-    Args:
-        place: A tokenizer's file or folder, or a cell's folder.
-        images: Pictures of the tokenizer's size.
-        out: The picture, .png.
-        show_scales: Show the reconstruction after each scale instead of the last alone.
+    The tokenizer is that of a file or folder of its own, or of a cell's folder. With `show_scales` the reconstruction
+    is shown after each scale instead of the last alone.
 
     Raises:
         DataError: A picture can't be read, or has another size.

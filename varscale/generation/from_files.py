@@ -25,7 +25,7 @@ from varscale.generation.sampling import sample_with
 from varscale.numerics.device import best_device
 from varscale.store.layout import RunFiles, TokenFiles
 from varscale.store.records import CaptionsRecord, PlainName, Record, read_result
-from varscale.store.weights import stored_checksum
+from varscale.store.weights import stored_metadata
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 from varscale.tokenizer.storage import load_tokenizer
 
@@ -154,7 +154,7 @@ class DrawableFiles:
         device = best_device()
         model = load_model(self.model, self.fingerprints[0]).to(device)
         tokenizer = load_tokenizer(self.tokenizer, self.fingerprints[1]).to(device)
-        checksums = stored_checksum(self.model), stored_checksum(self.tokenizer)
+        checksums = stored_metadata(self.model)["checksum"], stored_metadata(self.tokenizer)["checksum"]
         return Drawable(self.place, model, tokenizer, *checksums, self.class_names, self.captions)
 
 

@@ -36,10 +36,6 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     beside it, the flags, the compiler and the processor, so that machines that share a home directory don't take each
     other's. Code that someone else may have put there is never run: where the folder or the file belongs to another
     user, others can write to it, or there is no home directory, the library is built for this process alone.
-
-    Args:
-        source: The C++ file.
-        definitions: Preprocessor constants.
     """
     compiler = _compiler()
     if compiler is None:

@@ -173,12 +173,8 @@ def scales_of_levels(state_dict: State) -> tuple[int, ...] | None:
     return sides
 
 
-def export_tokenizer(tokenizer: MultiScaleTokenizer, *, buffers: bool = True) -> dict[str, Tensor]:
-    """The tokenizer as the reference's state dict.
-
-    Args:
-        tokenizer: What to export.
-        buffers: Also write the reference's buffers, which its own strict loading asks for.
+def export_tokenizer(tokenizer: MultiScaleTokenizer) -> dict[str, Tensor]:
+    """The tokenizer as the reference's state dict, with the buffers that its own strict loading asks for.
 
     Raises:
         ValueError: If the tokenizer has settings that the reference cannot express.
@@ -192,17 +188,12 @@ def export_tokenizer(tokenizer: MultiScaleTokenizer, *, buffers: bool = True) ->
         _tokenizer_name(name, tokenizer, prefix): tensor.detach().clone()
         for name, tensor in tokenizer.state_dict().items()
     }
-    if buffers:
-        state["quantize.ema_vocab_hit_SV"] = torch.zeros(len(tokenizer.patch_nums), tokenizer.vocab_size)
+    state["quantize.ema_vocab_hit_SV"] = torch.zeros(len(tokenizer.patch_nums), tokenizer.vocab_size)
     return state
 
 
-def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
-    """The transformer as the reference's state dict.
-
-    Args:
-        var: What to export.
-        buffers: Also write the reference's buffers, which its own strict loading asks for.
+def export_var(var: VAR) -> dict[str, Tensor]:
+    """The transformer as the reference's state dict, with the buffers that its own strict loading asks for.
 
     Raises:
         ValueError: If the transformer's parametrization, blocks or classifier are none of the reference's.
@@ -219,12 +210,11 @@ def export_var(var: VAR, *, buffers: bool = True) -> dict[str, Tensor]:
     for name, tensor in var.state_dict().items():
         theirs = _var_name(name)
         state[theirs] = tensor.detach().clone()[VAR_AXES.get(theirs.rsplit(".", 1)[-1], ...)]
-    if buffers:
-        cpu = torch.device("cpu")
-        state["lvl_1L"] = level_of_tokens(var.config.patch_nums, cpu).clone()[None]
-        state["attn_bias_for_masking"] = block_causal_mask(var.config.patch_nums, cpu).clone()[None, None]
-        for index in range(var.config.depth):
-            state[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(var.config.width)
+    cpu = torch.device("cpu")
+    state["lvl_1L"] = level_of_tokens(var.config.patch_nums, cpu).clone()[None]
+    state["attn_bias_for_masking"] = block_causal_mask(var.config.patch_nums, cpu).clone()[None, None]
+    for index in range(var.config.depth):
+        state[f"blocks.{index}.attn.zero_k_bias"] = torch.zeros(var.config.width)
     return state
 
 

@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class CurvePoint(NamedTuple):
@@ -28,7 +28,9 @@ def parse_point(line: bytes) -> CurvePoint | None:
     try:
         content = json.loads(line)
         time, images = float(content["time"]), int(content["images"])
-        point = CurvePoint(time, images, numbers(content["metrics"]))
+        # truth values, texts and None are no numbers
+        values = ((name, value) for name, value in content["metrics"].items() if type(value) in (int, float))
+        point = CurvePoint(time, images, {name: float(value) for name, value in values if isfinite(value)})
         return point if 0 <= time < 1e11 and 0 <= images < 2**62 else None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
@@ -53,8 +55,3 @@ def mend_curve(path: Path) -> int:
         os.truncate(path, whole)
     points = (parse_point(line) for line in reversed(content[:whole].splitlines()))
     return next((point.images for point in points if point is not None), -1)
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers among `values` (truth values, texts and None are not)."""
-    return {key: float(value) for key, value in values.items() if type(value) in (int, float) and isfinite(value)}

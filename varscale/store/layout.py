@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
+
 from varscale.errors import ExperimentError
 
 Kind = Literal["tokenizers", "tokens", "trunks", "cells", "evaluations"]
@@ -208,6 +210,11 @@ class RunFiles:
     def lock(self) -> Path:
         """Held while a process writes here."""
         return self.folder.with_name(f".{self.folder.name}.lock")
+
+    def locked(self) -> FileLock:
+        """The same, to be held in a `with` block, which waits for other processes; the folder is made for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.lock)
 
     @property
     def milestones(self) -> list[Path]:

@@ -37,12 +37,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def load_tensors(
     path: Path, kind: str | None = None, expected_fingerprint: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata that `save_tensors` wrote.
-
-    Args:
-        path: The file.
-        kind: What its metadata must have as `kind`; None: anything.
-        expected_fingerprint: What they must have as `fingerprint`; None: anything.
+    """The tensors and the metadata that `save_tensors` wrote, with this `kind` and `fingerprint` where they are given.
 
     Raises:
         CheckpointError: there is no such file, it isn't, bit for bit, one that `save_tensors` wrote, or it is of
@@ -76,15 +71,6 @@ def load_tensors(
             "it was made with other settings; delete the file to make it anew"
         )
     return tensors, metadata
-
-
-def stored_checksum(path: Path) -> str:
-    """What tells a file of `save_tensors` from all others: the checksum that it was written with, not compared.
-
-    Raises:
-        CheckpointError: There is no such file, or `save_tensors` did not write it.
-    """
-    return stored_metadata(path)["checksum"]
 
 
 def stored_metadata(path: Path, kind: str | None = None) -> dict[str, str]:

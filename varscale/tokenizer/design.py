@@ -79,14 +79,10 @@ def fillable_codes(images: int | None, tokens: int, image_size: int) -> int:
 def architecture(
     image_size: int, *, factor: int | None = None, scales: int | None = None, images: int | None = None, base: int = 16
 ) -> TokenizerArchitecture:
-    """A tokenizer for images of that side.
+    """A tokenizer for images of that side, whose latents are `factor` times smaller.
 
-    Args:
-        image_size: Pixels.
-        factor: How many times smaller latents are; None: as is usual.
-        scales: None: as is usual.
-        images: Training images that fill the codebook; None: as many as are needed.
-        base: Channels of the highest resolution, below `PAPER_IMAGE` pixels; above they are the paper's.
+    So many training images fill its codebook, or as many as are needed. `base` are the channels of the highest
+    resolution below `PAPER_IMAGE` pixels; above they are the paper's. What is None is as usual.
 
     Raises:
         ExperimentError: The side is not a multiple of the factor, or there aren't so many scales.

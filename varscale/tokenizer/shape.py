@@ -60,9 +60,6 @@ class TokenizerShape:
         """An estimate, to within a third, of what a training step keeps for its backward pass, in float32.
 
         Convolutions keep their inputs, normalisations inputs and outputs; the adversarial term and LPIPS are left out.
-
-        Args:
-            batch: Images at once.
         """
         latents = self.architecture.latent_channels * self.architecture.latent_size**2
         quantizer = len(self.architecture.patch_nums) * QUANTIZER_MAPS * latents

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from varscale.config import Experiment, TokenizerConfig
 from varscale.data.loading import ImageBatches, load_ahead, whole_windows
@@ -31,10 +30,8 @@ from varscale.tokenizer.shape import TokenizerShape
 from varscale.tokenizer.storage import load_tokenizer, save_tokenizer
 from varscale.training.callbacks import Checkpoints, ProgressCallback
 from varscale.training.execution import check_memory
+from varscale.training.interruption import Report
 from varscale.training.trainer import Continuation, Loader, make_trainer, remove_checkpoint, usable_checkpoint
-
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
 
 _PICTURES = 8
 _MOST_LOADING_THREADS = 32
@@ -51,8 +48,7 @@ def train_tokenizer(experiment: Experiment, files: RunFiles, report: Report) -> 
         CheckpointError: the file of `tokenizer.checkpoint` can't be used.
         Diverged: the loss is not finite.
     """
-    files.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with files.locked():
         tokenizer = _trained(files)
         if tokenizer is not None and _measured(files):
             return
@@ -153,7 +149,7 @@ def encode_tokens(
             bits = model.latent_channels if model.architecture.quantizer == "bitwise" else 0
             summary = TokensSummary(
                 images=len(train),
-                unigram_entropy=unigram_entropy(first_views).mean,
+                unigram_entropy=unigram_entropy(first_views),
                 unigram_bit_entropy=unigram_bit_entropy(first_views, bits) if bits else None,
             )
         summary.write(files.summary)

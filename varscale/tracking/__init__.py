@@ -9,16 +9,13 @@ import os
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any import of MLflow, and for servers started from here
 
-from varscale.errors import TrackingError
 from varscale.tracking.dashboard import check_port, dashboard_url, serve_dashboard
-from varscale.tracking.forwarder import Forwarder, ForwarderState, deliver_all
+from varscale.tracking.forwarder import Forwarder, deliver_all
 from varscale.tracking.table import runs_table
 from varscale.tracking.uris import check_tracking_uri, masked
 
 __all__ = [
     "Forwarder",
-    "ForwarderState",
-    "TrackingError",
     "check_port",
     "check_tracking_uri",
     "dashboard_url",

@@ -22,12 +22,7 @@ SECONDS_TO_END = 5
 def dashboard_url(tracking_uri: str, port: int = 5000, order_by: Literal["loss", "train_flops"] = "loss") -> str:
     """The address that opens the runs of the study whose run began last, sorted.
 
-    The front page's address where the store holds no run.
-
-    Args:
-        tracking_uri: The store; need not be served yet.
-        port: Where `serve_dashboard` serves it.
-        order_by: Metric to sort by.
+    The front page's address where the store holds no run. It need not be served yet (`serve_dashboard`).
 
     Raises:
         TrackingError: The URI can't work, or the store does not answer.

@@ -78,11 +78,7 @@ class Forwarder:
         return False
 
     def deliver_until(self, deadline: float) -> bool:
-        """Deliver until nothing is left, something fails, or `deadline` (of `time.monotonic`) passed.
-
-        Returns:
-            Whether nothing was left.
-        """
+        """Deliver until nothing is left (then True), something fails, or `deadline` (of `time.monotonic`) passed."""
         said = False
         while not (complete := self.deliver(deadline - time.monotonic())):
             if self._problem or time.monotonic() >= deadline:
@@ -169,13 +165,7 @@ def deliver_all(
 ) -> ForwarderState:
     """Deliver all studies of a runs folder: what sweeps could not, or everything to a fresh store.
 
-    Where another process delivers from the same folder, this waits for it, and says so.
-
-    Args:
-        store: The runs folder.
-        tracking_uri: MLflow's store.
-        seconds: Time to give up after.
-        notify: As for `Forwarder`.
+    Where another process delivers from the same folder, this waits for it, and says so. It gives up after `seconds`.
 
     Raises:
         TrackingError: The URI can't work.

@@ -107,14 +107,10 @@ class Throughput(Callback):
         peak_flops: float,
         waited_seconds: Callable[[], float],
     ) -> None:
-        """Count from the second step on.
+        """Count from the second step on, and log every so many steps.
 
-        Args:
-            batch_size: Images a step.
-            every_steps: Steps between logged points.
-            executed_flops_per_image: What utilisation counts.
-            peak_flops: What utilisation refers to, FLOPs a second; not a number: it is left out.
-            waited_seconds: The time spent waiting for data so far.
+        Utilisation is left out where its peak, FLOPs a second, is not a number. `waited_seconds` gives the time spent
+        waiting for data so far.
         """
         self._batch_size = batch_size
         self._every = every_steps

@@ -142,14 +142,6 @@ class Trunk:
         """Whether at least one image fits, or the experiment says how many pass at once."""
         return bool(self.experiment.runtime.micro_batch) or self._spare_images(memory_bytes) >= 1
 
-    def check_memory(self, memory_bytes: float) -> None:
-        """Raise `ExperimentError` where not even one image fits, unless the experiment says how many pass at once."""
-        if not self.fits(memory_bytes):
-            raise ExperimentError(
-                f"grid.depths: depth {self.depth} needs {self.step_bytes(1) / 2**30:.1f} GiB for a step of one image, "
-                f"and a run has {memory_bytes / 2**30:.1f} GiB here"
-            )
-
     def step_bytes(self, images: int) -> float:
         """What a device needs for a step with so many images at once; compiled blocks need up to a third less."""
         return self._state_bytes + self.model.activation_bytes(images, element_bytes=self.element_bytes)

@@ -44,13 +44,8 @@ def decide_execution(
     """Measure what the settings leave open.
 
     Compiling the blocks pays where it saves more seconds of the study's training than it costs; the time to compile
-    counts once for each size. Steps of the largest size are measured.
-
-    Args:
-        sizes: Each trunk of the study, with the images that all of its runs take together.
-        runtime: What is decided already.
-        share: Of the machine, for a worker.
-        tokenizer: The study's.
+    counts once for each size. Steps of the largest size are measured. `sizes` are the study's trunks, each with the
+    images that all of its runs take together.
     """
     torch.set_num_threads(share.threads)
     seconds: dict[str, float] = {}
@@ -77,14 +72,11 @@ def measure_matmul_peak(precision: str) -> float:
 
 
 def check_memory(needed: float, key: str) -> None:
-    """Refuse a run that can't fit, before it starts.
-
-    Args:
-        needed: Estimated bytes, right to within a third.
-        key: The setting that says how many images pass at once.
+    """Refuse a run that can't fit, before it starts; `needed` is an estimate in bytes, right to within a third.
 
     Raises:
-        ExperimentError: It needs more than the whole device has, however kind the estimate is.
+        ExperimentError: It needs more than the whole device has, however kind the estimate is; names the setting `key`,
+            which says how many images pass at once.
     """
     cuda = torch.cuda.is_available()
     memory = float(torch.cuda.get_device_properties(0).total_memory) if cuda else machine_bytes()

@@ -4,6 +4,9 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+Report = Callable[[int, int], None]
+"""Called with the images done and in all."""
+
 
 class Interrupted(Exception):
     """A run ended early because its process was asked to stop; it goes on from its checkpoint another time."""
@@ -28,11 +31,6 @@ class StopRequest:
             self.listen()
 
     @property
-    def made(self) -> bool:
-        """Whether a signal came."""
-        return self._signal is not None
-
-    @property
     def signal(self) -> str:
         """The first signal's name; "" before it came."""
         return self._signal.name if self._signal is not None else ""
@@ -42,7 +40,7 @@ class StopRequest:
         if self._signal is not None:
             raise Interrupted(f"{self._signal.name} was received")
 
-    def checked(self, report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    def checked(self, report: Report) -> Report:
         """A listener to progress that raises `Interrupted` after a request: for work that needs no checkpoint."""
 
         def checking(done: int, total: int) -> None:

@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from varscale.data.captions import open_encoder
 from varscale.data.loading import EvaluationBatches, StepBatches
@@ -30,12 +29,10 @@ from varscale.training.callbacks import Checkpoints, ProgressCallback, ScheduleC
 from varscale.training.cells import Cell, Execution, Trunk, provenance
 from varscale.training.distributed import Team
 from varscale.training.execution import check_memory
+from varscale.training.interruption import Report
 from varscale.training.module import ModelModule
 from varscale.training.schedules import Schedule
 from varscale.training.trainer import Continuation, Loader, make_trainer, remove_checkpoint, usable_checkpoint
-
-Report = Callable[[int, int], None]
-"""Called with the images done and in all."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +173,7 @@ class _Run:
 
     def locked(self) -> AbstractContextManager[object]:
         """Hold the run's lock: another process that makes the same run is waited for."""
-        self.files.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.files.lock) if self.leads else nullcontext()
+        return self.files.locked() if self.leads else nullcontext()
 
     def furthest(self, checkpoints: Mapping[Path, str], before_or_at: int) -> Path | None:
         """The usable checkpoint (path → fingerprint) that is furthest, but not beyond so many images."""

@@ -37,12 +37,7 @@ def make_trainer(
 ) -> Trainer:
     """A trainer that logs to the run's metrics file and leaves checkpoints to our callbacks.
 
-    Args:
-        files: The run's.
-        batch_size: Images a step, of all devices.
-        callbacks: What happens beside the steps.
-        precision: Of matrix products.
-        team: The processes that train together, a device each.
+    A step takes `batch_size` images on all devices together; `precision` is that of matrix products.
     """
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

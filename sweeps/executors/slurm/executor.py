@@ -17,7 +17,7 @@ from sweeps.devices import Device
 from sweeps.executors.base import Executor, Graph, JobCrashed, Listener
 from sweeps.executors.slurm.on_node import CallAgain, RunUnit
 from sweeps.executors.slurm.packing import Pack, job_seconds, packed, together
-from sweeps.executors.slurm.queue import Queued, Submission, queue_of, script, submit
+from sweeps.executors.slurm.queue import Submission, queue_of, script, submit
 from sweeps.executors.slurm.records import (
     ArrayRecord,
     SubmittedRecord,
@@ -76,8 +76,7 @@ class SlurmExecutor(Executor):
         """Submit what is not queued yet, and follow it until all is done; with `detach`, only submit."""
         graph = Graph(jobs, listener, retries)
         self._count_earlier_failures(graph)
-        for job in self.adopt(graph.left):
-            listener.note(f"{job.title}: in Slurm's queue already, job {self._unit_of(job).slurm_job}")
+        self._adopt(graph.left, listener)
         while graph.left and not self._stopped:
             if (queue := self._queue(listener)) is not None:
                 self._follow(graph, listener, queue)
@@ -89,17 +88,6 @@ class SlurmExecutor(Executor):
                 break
             time.sleep(self._site.poll_seconds)
         return graph
-
-    def adopt(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those that Slurm has from an earlier call."""
-        wanted = {job.key: job for job in jobs}
-        for (array, index), queued in queue_of(self._slurm).items():
-            files = UnitFiles(self._slurm / array, index)
-            record = files.record()
-            own = {key: wanted[key] for key in (record.keys if record else ()) if key in wanted}
-            if own:
-                self._units[files.name] = _Unit(files, own, queued.slurm_job)
-        return [job for unit in self._units.values() for job in unit.jobs.values()]
 
     def stop(self) -> None:
         """Stop following. What Slurm has goes on; `varscale sweep` follows it again, `scancel` ends it."""
@@ -114,7 +102,7 @@ class SlurmExecutor(Executor):
             Slurm's id of the last job; None: there is one in the queue already, or nothing that it would wait for.
         """
         queue = queue_of(self._slurm)
-        others = [each for (array, _), each in queue.items() if array.endswith(_LAST) and each.slurm_job != slurm_id()]
+        others = [each for (array, _), each in queue.items() if array.endswith(_LAST) and each != slurm_id()]
         if others or not self._units:
             return None
         ids = ":".join(unit.slurm_job for unit in self._units.values())
@@ -139,7 +127,7 @@ class SlurmExecutor(Executor):
         """Raise `ExperimentError` where a stated time limit doesn't hold one step between start and signal."""
         for job in jobs:
             first, last = job.images
-            seconds = job_seconds(job, self._device)
+            seconds = self._seconds(job)
             hours = job.resources.run.hours or self._site.hours
             if hours is None or seconds is None or last <= first:
                 continue
@@ -150,6 +138,18 @@ class SlurmExecutor(Executor):
                     f"{where}: {hours:g} is too short for {job.title}: a step takes about "
                     f"{step:.0f} seconds there, and the last {self._site.signal_seconds} are for saving"
                 )
+
+    def _adopt(self, jobs: Sequence[Job], listener: Listener) -> None:
+        """Follow those that Slurm has from an earlier call."""
+        wanted = {job.key: job for job in jobs}
+        for (array, index), slurm_job in queue_of(self._slurm).items():
+            files = UnitFiles(self._slurm / array, index)
+            record = files.record()
+            own = {key: wanted[key] for key in (record.keys if record else ()) if key in wanted}
+            if own:
+                self._units[files.name] = _Unit(files, own, slurm_job)
+                for job in own.values():
+                    listener.note(f"{job.title}: in Slurm's queue already, job {slurm_job}")
 
     def _count_earlier_failures(self, graph: Graph) -> None:
         """What crashed in earlier calls of the campaign counts."""
@@ -173,7 +173,7 @@ class SlurmExecutor(Executor):
             if job in graph.left and (job.key in final or attempts[job.key]):  # others may be lost with one before
                 graph.resume(job, attempts[job.key], final.get(job.key))
 
-    def _queue(self, listener: Listener) -> dict[tuple[str, int], Queued] | None:
+    def _queue(self, listener: Listener) -> dict[tuple[str, int], str] | None:
         """What Slurm has; None while it doesn't answer."""
         try:
             queue = queue_of(self._slurm)
@@ -186,7 +186,7 @@ class SlurmExecutor(Executor):
         self._silent_since = None
         return queue
 
-    def _follow(self, graph: Graph, listener: Listener, queue: dict[tuple[str, int], Queued]) -> None:
+    def _follow(self, graph: Graph, listener: Listener, queue: dict[tuple[str, int], str]) -> None:
         """Tell the graph what became of the units."""
         for name, unit in list(self._units.items()):
             queued, state = queue.get((unit.files.folder.name, unit.files.index)), UnitState.read(unit.files.state)
@@ -260,28 +260,17 @@ class SlurmExecutor(Executor):
 
     def _arrays(self, jobs: Sequence[Job]) -> list[tuple[list[Pack], frozenset[str], int]]:
         """Packs that are submitted together: those that wait for the same, and take as long; inputs come first."""
-
-        def seconds(job: Job) -> float | None:
-            return job_seconds(job, self._device)
-
-        packs = packed(jobs, seconds, 60 * self._site.pack_minutes, self._site.at_once)
+        packs = packed(jobs, self._seconds, 60 * self._site.pack_minutes, self._site.at_once)
         grouped: dict[tuple[frozenset[str], int, RunResources], list[Pack]] = {}
         for pack in packs:
             grouped.setdefault((frozenset(pack.needs()), self._minutes(pack), pack.run), []).append(pack)
-        made: set[str] = set()
+        unmade = {job.key for job in jobs}
         ordered: list[tuple[list[Pack], frozenset[str], int]] = []
-        left = list(grouped.items())
-        own = {job.key for job in jobs}
-        while left:  # a graph without circles
-            for item in left:
-                (needs, minutes, _), group = item
-                if not (needs & own) - made:
-                    ordered.append((group, needs, minutes))
-                    made |= {job.key for pack in group for job in pack.jobs}
-                    left.remove(item)
-                    break
-            else:
-                raise AssertionError("jobs that wait for each other")
+        while grouped:
+            key = next(key for key in grouped if key[0].isdisjoint(unmade))  # there is one in a graph without circles
+            needs, minutes, _ = key
+            ordered.append((group := grouped.pop(key), needs, minutes))
+            unmade -= {job.key for pack in group for job in pack.jobs}
         return ordered
 
     def _submit_array(self, packs: list[Pack], needs: frozenset[str], minutes: int, listener: Listener) -> None:
@@ -314,12 +303,14 @@ class SlurmExecutor(Executor):
         jobs = f"{len(packs)} jobs" if len(packs) > 1 else "1 job"
         listener.note(f"submitted {jobs} to Slurm, {slurm_jobs[0].partition('_')[0]}: {name}")
 
+    def _seconds(self, job: Job) -> float | None:
+        return job_seconds(job, self._device)
+
     def _minutes(self, pack: Pack) -> int:
         """The time limit."""
         if (hours := pack.run.hours or self._site.hours) is not None:
             return max(1, math.ceil(60 * hours))
-        found = [job_seconds(job, self._device) for job in pack.jobs]
-        known = [each for each in found if each is not None]
+        known = [seconds for job in pack.jobs if (seconds := self._seconds(job)) is not None]
         if not known:
             return round(60 * DEFAULT_HOURS)
         minutes = 10 + 2 * sum(known) / 60
@@ -328,6 +319,3 @@ class SlurmExecutor(Executor):
     def _array_name(self, packs: Sequence[Pack]) -> str:
         study = self._slurm.parent.name
         return f"{study} {together([pack.name for pack in packs])}"
-
-    def _unit_of(self, job: Job) -> _Unit:
-        return next(unit for unit in self._units.values() if job.key in unit.jobs)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.executors.base import Graph, JobCrashed, portable
+from sweeps.executors.base import Graph, JobCrashed, Listener, portable
 from sweeps.executors.local import redirect_output
 from sweeps.executors.slurm.records import Failure, UnitFiles, UnitState
 from sweeps.executors.slurm.tasks import Tasks, scontrol, slurm_id, wait_for_the_end
@@ -56,9 +56,9 @@ class RunUnit:
         state = _StateFile(files)
         graph = Graph(jobs, state, retries=0)
         try:
-            while startable := graph.startable():
+            while job := next(graph.candidates(), None):
                 STOP.check()
-                _run(startable[0], graph, share, state, tasks)
+                _run(job, graph, share, state, tasks)
             tasks.end()
         except Interrupted:
             preempted = time.monotonic() - started < 60 * self.minutes - self.signal_seconds - _EARLY_SECONDS
@@ -107,7 +107,7 @@ def _run(job: Job, graph: Graph, share: Share, state: "_StateFile", tasks: Tasks
         graph.succeed(job)
 
 
-class _StateFile:
+class _StateFile(Listener):
     """Listens to the unit's graph, and writes how far it is, now and then, from a thread of its own."""
 
     def __init__(self, files: UnitFiles) -> None:
@@ -148,9 +148,6 @@ class _StateFile:
         """Goes to the log."""
         print(text, file=sys.stderr)
 
-    def refresh(self) -> None:
-        """Time passes by itself here."""
-
     def fail_all(self, reason: str) -> None:
         """Nothing of the unit can be done like this."""
         failure = Failure(kind="UserError", reason=reason, final=True)
@@ -176,7 +173,7 @@ class _StateFile:
         from varscale.training.interruption import STOP
 
         while not self._closing.wait(_WRITE_SECONDS):
-            if STOP.made:  # a run that waits, for a lock or a compiler, may not come to its next step in time
+            if STOP.signal:  # a run that waits, for a lock or a compiler, may not come to its next step in time
                 self._stopped = STOP.signal
             if self._changed.is_set() or self._stopped:
                 self._changed.clear()

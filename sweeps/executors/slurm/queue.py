@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
@@ -13,22 +13,13 @@ from typing import Any
 from submitit import SlurmExecutor as Submitit
 from submitit.core.utils import FailedJobError
 
+from sweeps.executors.local import changed_environment
 from sweeps.executors.slurm.site import Site
 from varscale.config.section import RunResources
 from varscale.errors import ExperimentError, SweepError
 
 _TIMEOUT_SECONDS = 120
 _COMMENT = "varscale:"
-
-
-@dataclass(frozen=True)
-class Queued:
-    """An element of an array that Slurm has."""
-
-    slurm_job: str
-    state: str
-    """Slurm's word, such as PENDING."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -45,19 +36,19 @@ class Submission:
     """Whether it needs no GPU."""
 
 
-def queue_of(slurm: Path) -> dict[tuple[str, int], Queued]:
-    """What Slurm has of a study: (array's folder, element) → its job.
+def queue_of(slurm: Path) -> dict[tuple[str, int], str]:
+    """What Slurm has of a study: (array's folder, element) → its job's id.
 
     Raises:
         SweepError: Slurm doesn't answer.
     """
-    found: dict[tuple[str, int], Queued] = {}
-    for line in _run("squeue", "--noheader", "--me", "--array", "--format=%i|%T|%r|%k").splitlines():
-        slurm_job, state, reason, comment = line.strip().split("|", 3)
+    found: dict[tuple[str, int], str] = {}
+    for line in _run("squeue", "--noheader", "--me", "--array", "--format=%i|%k").splitlines():
+        slurm_job, _, comment = line.strip().partition("|")
         folder = Path(comment.removeprefix(_COMMENT))
         if comment.startswith(_COMMENT) and folder.parent == slurm.absolute():
             index = int(slurm_job.partition("_")[2] or 0)
-            found[folder.name, index] = Queued(slurm_job, state, reason)
+            found[folder.name, index] = slurm_job
     return found
 
 
@@ -146,21 +137,10 @@ def _submitit(submission: Submission, site: Site) -> Submitit:
     return executor
 
 
-@contextmanager
-def _without_allocation() -> Iterator[None]:
+def _without_allocation() -> AbstractContextManager[None]:
     """A job submitted from within a job, or an interactive shell, must not take over that one's sizes."""
-    kept = ("SLURM_CONF",)
-    inherited: Mapping[str, str] = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")) and name not in kept
-    }
-    for name in inherited:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(inherited)
+    inherited = (name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")))
+    return changed_environment({name: None for name in inherited if name != "SLURM_CONF"})
 
 
 def _run(*command: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from sweeps.devices import GPUS
 from varscale.config.explain import explain_section, nearest
 from varscale.config.section import Name, NonNegative, Positive, Real, Section, Whole
-from varscale.config.text import YAMLTextError, read_yaml, shortened
+from varscale.config.text import read_yaml_file
 from varscale.errors import ExperimentError
 
 Option = str | int | float | bool
@@ -90,17 +90,12 @@ def user_file() -> Path:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        sites = read_yaml(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         raise ExperimentError(
             f"--launcher slurm: no file {file}; write one that names partition, account and time of your cluster "
             "(docs/cluster.md), or name another by --site FILE"
-        ) from None
-    except OSError as error:
-        raise ExperimentError(f"{file}: cannot be read: {error.strerror}") from None
-    except (YAMLTextError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{file}: not a YAML file: {shortened(error, 400)}") from None
+        )
+    sites = read_yaml_file(file)
     if not isinstance(sites, dict) or not all(isinstance(site, dict) for site in sites.values()) or not sites:
         raise ExperimentError(f"{file}: expected a section for each site, such as mycluster: with partition: gpu in it")
     return {str(name): site for name, site in sites.items()}

@@ -18,7 +18,8 @@ from small_experiment import SMALL
 from varscale.config import Experiment
 from varscale.config.data import DATA_KINDS, DataSection, Split
 from varscale.config.section import PathText
-from varscale.config.yaml import load_experiment, to_yaml, validate
+from varscale.config.text import write_yaml
+from varscale.config.yaml import load_experiment, validate
 from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
 from varscale.data.sources.of_experiment import data_identity, training_source, validation_source
 from varscale.errors import ExperimentError
@@ -222,7 +223,7 @@ def test_splits_differ(kind: str, tmp_path: Path) -> None:
 def test_experiments_travel(kind: str, tmp_path: Path) -> None:
     """As files, and to worker processes."""
     known = experiment(kind, tmp_path / "a")
-    (tmp_path / "copy.yaml").write_text(to_yaml(known), encoding="utf-8")
+    (tmp_path / "copy.yaml").write_text(write_yaml(known.model_dump(mode="json")), encoding="utf-8")
     assert load_experiment(str(tmp_path / "copy.yaml")) == known
     assert pickle.loads(pickle.dumps(known)) == known
 

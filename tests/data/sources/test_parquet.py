@@ -8,7 +8,7 @@ from PIL import Image
 from requirements import shared_path
 
 from varscale.data.loading import ImageBatches
-from varscale.data.sources.parquet.columns import LabelColumn
+from varscale.data.sources.parquet.labels import LabelColumn
 from varscale.data.sources.parquet.source import ParquetSource
 from varscale.data.transforms import Crop
 from varscale.errors import DataError

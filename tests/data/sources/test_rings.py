@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from varscale.data.sources.rings.drawing import BACKGROUND, PALETTE, Style, render_rings
+from varscale.data.sources.rings.drawing import BACKGROUND, PALETTE, Style, render_rings, what_is_drawn
 from varscale.data.sources.rings.source import RingsSource
 from varscale.errors import DataError
 
@@ -104,6 +104,42 @@ def test_one_ring_shows_its_colour_on_the_circle_and_the_background_elsewhere():
     np.testing.assert_allclose(mass.max(), 2 * math.pi * 0.25 * 0.03 * math.sqrt(2 * math.pi), rtol=0.02)
 
 
+def test_backgrounds_are_of_other_colours_than_rings():
+    """The corners that rings don't reach have the background's hue, and each background comes as often as another."""
+    style = Style(max_rings=2, radius=(0.2, 0.2), width=(0.03, 0.03), colours=3, backgrounds=4)
+    images, labels = render_rings(5, np.arange(3000), 12, style=style)
+    drawn = what_is_drawn(5, np.arange(3000), "train", style)
+    np.testing.assert_array_equal(drawn[:, :3].sum(1), labels + 1)
+    np.testing.assert_allclose(np.bincount(drawn[:, 3]) / 3000, 0.2, atol=0.045)  # six standard errors
+    for background in range(1, 5):
+        rings = drawn[drawn[:, 3] == background, :3].sum(0)
+        shares = rings / rings.sum()
+        others = [colour for colour in range(3) if colour + 1 != background]
+        np.testing.assert_allclose(shares[others], 1 / len(others), atol=0.1)
+    corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].astype(float)
+    bare = (np.ptp(corners, axis=2) == 0).all(1)
+    assert bare.mean() > 0.3
+    for corner, background in zip(corners[bare, :, 0], drawn[bare, 3], strict=True):
+        if background:
+            np.testing.assert_allclose(
+                corner / corner.max(), PALETTE[background - 1] / PALETTE[background - 1].max(), atol=0.01
+            )
+        else:
+            np.testing.assert_allclose(corner / 255, BACKGROUND, atol=0.005)
+
+
+def test_dark_backgrounds_are_as_they_were_before_there_were_others():
+    """Their fingerprint, written down before there was a choice; images with others have the same places and widths."""
+    assert RingsSource(10, 24).fingerprint == "601d207e1b9eeb86230854a5713dcdf6"
+    coloured = RingsSource(10, 24, style=Style(backgrounds=1))
+    assert coloured.fingerprint != RingsSource(10, 24).fingerprint
+    dark = coloured.what_is_drawn(range(10))[:, -1] == 0
+    assert 0 < dark.sum() < 10
+    np.testing.assert_array_equal(
+        coloured.load_batch(range(10), [0] * 10)[0][dark], RingsSource(10, 24).load_batch(range(10), [0] * 10)[0][dark]
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -127,6 +163,8 @@ def test_arguments_out_of_range_are_named(arguments, word):
         ({"radius": (0.3, 0.6)}, "radius"),
         ({"width": (0.0, 0.1)}, "width"),
         ({"colours": 9}, "colours"),
+        ({"backgrounds": 9}, "backgrounds"),
+        ({"backgrounds": 1, "colours": 1}, "colours"),
     ],
 )
 def test_styles_out_of_range_are_named(settings, word):

@@ -11,11 +11,11 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_store import BAD_MANIFESTS, PATCH_NUMS, VOCAB_SIZE, brightness_encoder, spoil_manifest, store_of_rings
+from tiny_store import BAD_MANIFESTS, PATCH_NUMS, brightness_encoder, spoil_manifest, store_of_rings
 
 from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.manifest import MANIFEST
-from varscale.data.tokens.store import TokenStore, split_scales, unigram_bit_entropy, unigram_entropy
+from varscale.data.tokens.store import TokenStore, unigram_bit_entropy, unigram_entropy
 from varscale.data.transforms import to_model_range
 from varscale.errors import TokenStoreError
 
@@ -60,28 +60,17 @@ def test_samples_out_of_range_are_refused(store):
             store.tokens([0, sample])
 
 
-def test_split_scales(store):
-    tokens_BL = store.tokens(torch.arange(3)).tokens_BL
-    scales = split_scales(tokens_BL, PATCH_NUMS)
-    assert [tuple(scale.shape) for scale in scales] == [(3, 1), (3, 4), (3, 16)]
-    torch.testing.assert_close(torch.cat(scales, dim=1), tokens_BL)
-    with pytest.raises(ValueError, match=r"patch_nums \(1, 2, 3\) have 14 tokens, the samples 21"):
-        split_scales(tokens_BL, (1, 2, 3))
-
-
 def test_unigram_entropy_by_counting(store):
     tokens_BL = all_tokens()[0].tolist()
     entropies = [
         scipy.stats.entropy(list(Counter(row[position] for row in tokens_BL).values())) for position in range(21)
     ]
-    result = unigram_entropy(store)
-    assert result.mean == pytest.approx(np.mean(entropies))
-    assert result.by_scale == pytest.approx([entropies[0], np.mean(entropies[1:5]), np.mean(entropies[5:])])
+    assert unigram_entropy(store) == pytest.approx(np.mean(entropies))
 
 
 def test_unigram_entropy_of_constant_and_uniform_tokens(tmp_path):
     constant = store_of_rings(tmp_path / "a", encode=lambda x: [torch.full((len(x), p * p), 7) for p in PATCH_NUMS])
-    assert unigram_entropy(constant).mean == 0
+    assert unigram_entropy(constant) == 0
     calls = []
 
     def each_code_once(images):
@@ -90,7 +79,7 @@ def test_unigram_entropy_of_constant_and_uniform_tokens(tmp_path):
         return [code[:, None].expand(8, side * side) for side in PATCH_NUMS]
 
     uniform = store_of_rings(tmp_path / "b", 64, encode=each_code_once)
-    assert unigram_entropy(uniform).by_scale == pytest.approx([np.log(64)] * 3)
+    assert unigram_entropy(uniform) == pytest.approx(np.log(64))
 
 
 def test_unigram_entropy_of_bits(store):
@@ -101,7 +90,7 @@ def test_unigram_entropy_of_bits(store):
         for place in range(21)
     ]
     assert unigram_bit_entropy(store, 6) == pytest.approx(np.mean(entropies))
-    assert unigram_bit_entropy(store, 6) > unigram_entropy(store).mean
+    assert unigram_bit_entropy(store, 6) > unigram_entropy(store)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
@@ -129,15 +118,10 @@ def test_first_images_of_a_procedural_store(store):
         TokenStore.open(store.directory, num_images=51)
 
 
-def test_other_fingerprints_and_patch_nums_are_named(store):
+def test_another_tokenizers_fingerprint_is_named(store):
     path = rf"{store.directory}/{MANIFEST}"
     with pytest.raises(TokenStoreError, match=rf"{path}: tokenizer_fingerprint: tokenizer-a, expected tokenizer-b"):
         TokenStore.open(store.directory, "tokenizer-b")
-    with pytest.raises(TokenStoreError, match=rf"{path}: data_fingerprint: \w+, expected other"):
-        TokenStore.open(store.directory, "tokenizer-a", expected_data_fingerprint="other")
-    with pytest.raises(TokenStoreError, match=r"patch_nums: \(1, 2, 4\), expected \(1, 2, 3, 4\)"):
-        TokenStore.open(store.directory, patch_nums=[1, 2, 3, 4])
-    assert TokenStore.open(store.directory, "tokenizer-a", patch_nums=[1, 2, 4]).vocab_size == VOCAB_SIZE
 
 
 def test_no_store(tmp_path):
@@ -150,7 +134,7 @@ def test_truncated_shard(damaged):
     size = shard.stat().st_size
     with shard.open("r+b") as file:
         file.truncate(size - 100)
-    for verify in ("auto", "contents", "sizes"):
+    for verify in ("auto", "sizes"):
         with pytest.raises(
             TokenStoreError, match=rf"{shard}: shards\[1\]: {size - 100} bytes, expected {size}; encode"
         ):
@@ -169,9 +153,8 @@ def test_flipped_bit(damaged):
     content = bytearray(shard.read_bytes())
     content[200] ^= 1
     shard.write_bytes(content)
-    for verify in ("auto", "contents"):
-        with pytest.raises(TokenStoreError, match=rf"{shard}: shards\[1\]: checksum \w+, expected \w+; encode"):
-            TokenStore.open(folder, verify=verify)
+    with pytest.raises(TokenStoreError, match=rf"{shard}: shards\[1\]: checksum \w+, expected \w+; encode"):
+        TokenStore.open(folder)
     TokenStore.open(folder, verify="sizes")
 
 

@@ -11,7 +11,6 @@ from small_models import counted, tokenizer_for
 from torch import Tensor
 
 from varscale.families.base import SamplingOptions, TokenSpace
-from varscale.families.models import codes_of
 from varscale.families.raster.config import RasterConfig, RasterSection
 from varscale.families.raster.family import RasterFamily, RasterTransformer, token_predictor
 from varscale.generation.sampling import sample_with
@@ -90,7 +89,7 @@ def test_frequencies_of_samples_are_the_models_probabilities() -> None:
 def test_sampling_flops(settings: dict[str, Any], cache: bool, guidance: float) -> None:
     model = raster(**settings)
     told = torch.randn(2, 8) if "text_width" in settings else LABELS[:2]
-    codes_21c = codes_of(tokenizer_for(model.config), torch.zeros(2, 1, dtype=torch.int64))
+    codes_21c = tokenizer_for(model.config).quantizer.codes(torch.zeros(2, 1, dtype=torch.int64), 0)
 
     def run() -> None:
         with torch.no_grad():

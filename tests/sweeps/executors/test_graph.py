@@ -85,7 +85,7 @@ def test_what_may_start_is_what_the_definition_says(seed: int) -> None:
     while True:
         waiting = [job for job in jobs if job.key not in ended and job not in running]
         wanted = [job for job in waiting if job.is_ready and set(job.needs) <= ended | set(job.starts_within)]
-        assert graph.startable() == sorted(wanted, key=lambda job: -job.flops)
+        assert list(graph.candidates()) == sorted(wanted, key=lambda job: -job.flops)
         assert {job.key for job in graph.left} == {job.key for job in (*waiting, *running)}
         assert graph.over == (not running and not wanted)
         if wanted and (not running or chance.random() < 0.6):

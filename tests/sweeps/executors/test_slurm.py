@@ -240,6 +240,26 @@ def test_a_grid_that_grows_while_its_jobs_are_queued(one_box: OneBox, finished: 
 
 
 @pytest.mark.slow
+def test_members_of_a_file_are_swept_one_after_the_other_and_compared(
+    one_box: OneBox, finished: Finished, tmp_path: Path
+) -> None:
+    removed = copy_with_missing_cells(finished, tmp_path, count=100)
+    members = {f"d{depth}": {"grid": {"depths": [depth]}} for depth in (3, 2)}
+    (tmp_path / "pair.yaml").write_text(json.dumps({"name": "pair", "extends": "toy.yaml", "members": members}))
+    write_site(tmp_path)
+    said = varscale("sweep", "pair.yaml", *ON_SLURM, cwd=tmp_path)
+    studies = tmp_path / "runs" / "studies"
+    assert said.stdout.strip().splitlines()[-1].endswith("report.html"), said.stdout + said.stderr
+    assert (studies / "pair" / "laws" / "report.html").exists()
+    assert all((path / "result.json").exists() for path in removed)
+    assert {name: numbers_of(row) for name, row in results(tmp_path / "runs").items()} == {
+        name: numbers_of(row) for name, row in results(finished.runs).items()
+    }
+    for member in ("pair-d2", "pair-d3"):
+        assert any(array.units for _, array in arrays(studies / member / "slurm"))
+
+
+@pytest.mark.slow
 def test_a_run_has_a_task_for_each_device(one_box: OneBox, finished: Finished, tmp_path: Path) -> None:
     """Two of one node for the small size and of two nodes for the other; trunk and branch one after the other."""
     shutil.copytree(finished.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("mlflow*", "laws", "trunks"))

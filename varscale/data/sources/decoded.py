@@ -127,17 +127,10 @@ class EncodedSource(DecodedSource):
     def __init__(
         self, candidates: Candidates, labels: Labels, classes: int | Sequence[str], crop: Crop, max_undecodable: int
     ) -> None:
-        """Look at the candidates.
-
-        Args:
-            candidates: All pictures.
-            labels: Of each.
-            classes: The names of the labels, or how many there are.
-            crop: How a picture becomes an image.
-            max_undecodable: Pictures that may be damaged.
+        """Look at the candidates, which have these labels of so many classes, or of classes of these names.
 
         Raises:
-            DataError: More pictures are damaged.
+            DataError: More than `max_undecodable` pictures are damaged.
         """
         self.candidates = candidates
         self.survey = survey(candidates, crop, max_undecodable)

@@ -14,8 +14,9 @@ from varscale.config.data import PicturesSection
 from varscale.data.sources.decoded import EncodedSource, existing
 from varscale.data.sources.folder.config import FolderSection
 from varscale.data.sources.folder.listing import Listing, is_hidden
-from varscale.data.sources.parquet.columns import find_columns, find_labels
+from varscale.data.sources.parquet.columns import find_columns
 from varscale.data.sources.parquet.config import ParquetSection
+from varscale.data.sources.parquet.labels import find_labels
 from varscale.data.sources.parquet.source import tables_below, tables_in
 from varscale.errors import DataError
 

@@ -10,7 +10,7 @@ latents, C the same of a batch, h and w their height and width.
 
 import errno
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,9 @@ from varscale.data.tokens.manifest import MANIFEST, PROGRESS, Manifest, check_sh
 from varscale.errors import TokenStoreError
 from varscale.numerics.bits import bit_entropy, bits_of
 
-Verify = Literal["auto", "contents", "sizes"]
+Verify = Literal["auto", "sizes"]
 VERIFY_BYTES = 512 * 2**20
-"""Stores up to this size have their checksums compared on opening (about a second); larger ones when asked."""
+"""Stores up to this size have their checksums compared on opening (about a second)."""
 
 
 class TokenBatch(NamedTuple):
@@ -80,8 +80,6 @@ class TokenStore:
         directory: str | Path,
         expected_tokenizer_fingerprint: str | None = None,
         *,
-        expected_data_fingerprint: str | None = None,
-        patch_nums: Sequence[int] | None = None,
         num_images: int | None = None,
         views: int | None = None,
         verify: Verify = "auto",
@@ -91,12 +89,9 @@ class TokenStore:
         Args:
             directory: The store's folder.
             expected_tokenizer_fingerprint: Tokenizer that the tokens must come from.
-            expected_data_fingerprint: Images that they must come from.
-            patch_nums: Sides of the token maps that they must have.
             num_images: Use the first images only (procedural sources, or all); None: all.
             views: Use the first views only; None: all.
-            verify: Compare every shard's checksum ("contents"), its size ("sizes"), or both in stores of up to
-                `VERIFY_BYTES` ("auto").
+            verify: Compare every shard's size ("sizes"), and in stores of up to `VERIFY_BYTES` its checksum ("auto").
 
         Raises:
             TokenStoreError: If the store is missing, unfinished, damaged, too small or of other settings.
@@ -106,17 +101,11 @@ class TokenStore:
         if manifest is None:
             state = "unfinished" if (directory / PROGRESS).exists() else "no token store"
             raise TokenStoreError(f"{directory}: {state} ({MANIFEST} is missing); encode it first")
-        expected = {
-            "tokenizer_fingerprint": expected_tokenizer_fingerprint,
-            "data_fingerprint": expected_data_fingerprint,
-            "patch_nums": None if patch_nums is None else tuple(patch_nums),
-        }
-        for key, value in expected.items():
-            if value is not None and getattr(manifest, key) != value:
-                raise TokenStoreError(f"{directory / MANIFEST}: {key}: {getattr(manifest, key)}, expected {value}")
+        if expected_tokenizer_fingerprint not in (None, manifest.tokenizer_fingerprint):
+            found = f"tokenizer_fingerprint: {manifest.tokenizer_fingerprint}"
+            raise TokenStoreError(f"{directory / MANIFEST}: {found}, expected {expected_tokenizer_fingerprint}")
         manifest = _restricted(directory, manifest, num_images or manifest.num_images, views or manifest.views)
-        small = sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
-        contents = verify == "contents" or (verify == "auto" and small)
+        contents = verify == "auto" and sum(shard.bytes for shard in manifest.shards) <= VERIFY_BYTES
         for number, shard in enumerate(manifest.shards):
             check_shard(directory, number, shard, contents=contents)
         return cls(directory, manifest)
@@ -206,18 +195,8 @@ class TokenStore:
             yield self.samples(np.arange(first, min(first + batch_size, self.num_samples)))
 
 
-@dataclass(frozen=True)
-class UnigramEntropy:
-    """Entropy of tokens when only their position is known, in nats a token."""
-
-    mean: float
-    """Mean over all positions."""
-    by_scale: tuple[float, ...]
-    """Mean over the positions of each scale."""
-
-
-def unigram_entropy(store: TokenStore) -> UnigramEntropy:
-    """Entropy of the marginal distribution of the tokens at each position, over all samples of the store.
+def unigram_entropy(store: TokenStore) -> float:
+    """Entropy of the marginal distribution of the tokens at each position, nats a token; the mean over all positions.
 
     No model that ignores labels and other tokens can have a lower loss on these samples.
     """
@@ -230,9 +209,7 @@ def unigram_entropy(store: TokenStore) -> UnigramEntropy:
         counts += np.bincount((batch.tokens_BL.numpy() + offset_L).ravel(), minlength=counts.size)
     shares_LV = counts.reshape(length, vocab_size) / store.num_samples
     logarithms_LV = np.log(shares_LV, out=np.zeros_like(shares_LV), where=shares_LV > 0)
-    entropy_L = torch.from_numpy(-(shares_LV * logarithms_LV).sum(axis=1))
-    by_scale = tuple(float(part.mean()) for part in split_scales(entropy_L[None], store.patch_nums))
-    return UnigramEntropy(float(entropy_L.mean()), by_scale)
+    return float(torch.from_numpy(-(shares_LV * logarithms_LV).sum(axis=1)).mean())
 
 
 def unigram_bit_entropy(store: TokenStore, bits: int) -> float:
@@ -268,18 +245,6 @@ def channel_statistics(store: TokenStore) -> ChannelStatistics:
     deviation_c = (square_c - mean_c.square()).clamp_min(0).sqrt()
     constant_c = deviation_c <= 1e-6 * mean_c.abs()  # to rounding
     return ChannelStatistics(tuple(mean_c.tolist()), tuple(deviation_c.masked_fill(constant_c, 1.0).tolist()))
-
-
-def split_scales(tokens_BL: torch.Tensor, patch_nums: Sequence[int]) -> list[torch.Tensor]:
-    """Split all tokens of each image into one tensor (B, p²) a scale.
-
-    Raises:
-        ValueError: If L is not the sum of p².
-    """
-    sizes = [side * side for side in patch_nums]
-    if tokens_BL.shape[1] != sum(sizes):
-        raise ValueError(f"patch_nums {tuple(patch_nums)} have {sum(sizes)} tokens, the samples {tokens_BL.shape[1]}")
-    return list(tokens_BL.split(sizes, dim=1))
 
 
 def _restricted(directory: Path, manifest: Manifest, num_images: int, views: int) -> Manifest:

@@ -50,7 +50,6 @@ def encode_store(
     shard_images: int = SHARD_IMAGES,
     batch_size: int = 256,
     workers: int = 1,
-    lock_timeout: float = -1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
     """Encode every view of every image of a source once, and open the result.
@@ -73,12 +72,11 @@ def encode_store(
         shard_images: Images of a shard, a multiple of batch_size.
         batch_size: Images encoded at once.
         workers: Threads that load images meanwhile; 0 loads between batches.
-        lock_timeout: Seconds to wait for another process that writes the same store; -1: as long as it takes.
         progress: Called after every batch with the samples finished and in all, those of earlier calls included.
 
     Raises:
-        TokenStoreError: If the folder holds another store, the disk is full, the encoder's tokens are not as described,
-            or another process kept the store locked.
+        TokenStoreError: If the folder holds another store, the disk is full, or the encoder's tokens are not as
+            described.
         DataError: If too many images do not decode.
         ValueError: If an argument is out of its range.
     """
@@ -103,7 +101,7 @@ def encode_store(
     )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory, lock_timeout):
+        with _locked(directory):
             _StoreWriter(directory, source, encode, wanted, batch_size, workers, progress).run()
     except OSError as error:
         if error.errno not in _NO_SPACE:
@@ -270,20 +268,13 @@ class _StoreWriter:
 
 
 @contextmanager
-def _locked(directory: Path, timeout: float) -> Iterator[None]:
-    """Hold the store's lock; the system releases it when its owner dies."""
-    lock, busy = FileLock(directory / manifests.LOCK), f"{directory}: another process is"
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the store's lock, once another process lets go of it; the system releases it when its owner dies."""
+    lock = FileLock(directory / manifests.LOCK)
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _log.warning("%s encoding this token store; waiting for it", busy)
-            lock.acquire(timeout=timeout)
+        held = lock.acquire(timeout=0)
     except Timeout:
-        raise TokenStoreError(
-            f"{busy} still encoding this token store after {timeout:g} s; wait for it or end it"
-        ) from None
-    try:
+        _log.warning("%s: another process is encoding this token store; waiting for it", directory)
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()

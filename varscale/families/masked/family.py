@@ -16,7 +16,7 @@ from torch import Tensor
 from varscale.evaluation.likelihood import token_losses
 from varscale.families.base import EVALUATION_SEED, SamplingOptions, TokenLosses
 from varscale.families.masked.config import MaskedConfig
-from varscale.families.models import FamilyModel, Sample, codes_of, draw, evaluating, pictures, with_unconditional
+from varscale.families.models import FamilyModel, Sample, draw, evaluating, pictures, with_unconditional
 from varscale.families.shared.family import TransformerFamily, kept_labels_and_branches
 from varscale.families.shared.transformer import TokenTransformer
 from varscale.numerics.randomness import evenly_spread, gumbel, uniform
@@ -70,7 +70,7 @@ class MaskedFamily(TransformerFamily):
 
     def inputs(self, model: FamilyModel, tokenizer: MultiScaleTokenizer, tokens_BL: Tensor) -> Tensor:
         """The codes of all tokens."""
-        return codes_of(tokenizer, tokens_BL)
+        return tokenizer.quantizer.codes(tokens_BL, 0)
 
     def losses(
         self, model: FamilyModel, tokenizer: MultiScaleTokenizer, batch: Mapping[str, Tensor], seed: int | None = None
@@ -111,7 +111,7 @@ class MaskedFamily(TransformerFamily):
 
         with evaluating(model, tokenizer):
             for step, following in enumerate((*counts[1:], 0)):
-                inputs_BLc, guidance = codes_of(tokenizer, tokens_BL), options.guidance_at(step, len(counts))
+                inputs_BLc, guidance = tokenizer.quantizer.codes(tokens_BL, 0), options.guidance_at(step, len(counts))
                 logits_BLV = transformer(labels_B, inputs_BLc, masked_BL=masked_BL, guidance=guidance)
                 drawn_BL = draw(logits_BLV, random("sampling", step), **options.cut)
                 tokens_BL = torch.where(masked_BL, drawn_BL, tokens_BL)

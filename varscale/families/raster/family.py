@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from varscale.families.base import SamplingOptions
-from varscale.families.models import FamilyModel, Sample, codes_of, draw, evaluating, pictures
+from varscale.families.models import FamilyModel, Sample, draw, evaluating, pictures
 from varscale.families.raster.config import RasterConfig
 from varscale.families.shared.family import TransformerFamily
 from varscale.families.shared.predictor import ScalePredictor
@@ -36,7 +36,7 @@ class RasterFamily(TransformerFamily):
 
     def inputs(self, model: FamilyModel, tokenizer: MultiScaleTokenizer, tokens_BL: Tensor) -> Tensor:
         """The codes of all tokens but the last."""
-        return codes_of(tokenizer, tokens_BL[:, :-1])
+        return tokenizer.quantizer.codes(tokens_BL[:, :-1], 0)
 
     def sample(
         self,
@@ -55,7 +55,7 @@ class RasterFamily(TransformerFamily):
             inputs_B1c = None
             for uniform_B1 in uniform_BL.split(1, dim=1):
                 drawn.append(draw(predictor.predict(inputs_B1c), uniform_B1, **options.cut))
-                inputs_B1c = codes_of(tokenizer, drawn[-1])
+                inputs_B1c = tokenizer.quantizer.codes(drawn[-1], 0)
             tokens_BL = torch.cat(drawn, dim=1)
             return Sample(pictures(tokenizer, tokenizer.quantizer.decode_features([tokens_BL])), [tokens_BL])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varscale.families.base import SamplingOptions
-from varscale.families.models import GivenTokens, Sample, codes_of, draw, evaluating, pictures, smooth_weights
+from varscale.families.models import GivenTokens, Sample, draw, evaluating, pictures, smooth_weights
 from varscale.families.shared.predictor import ScalePredictor
 from varscale.families.var.bits import draw_bits
 from varscale.families.var.config import VARConfig
@@ -99,5 +99,5 @@ def _with_given(
     tokens_BM = torch.where(kept_BM, given_BM, tokens_BM)
     if not codes.is_floating_point():
         return tokens_BM, tokens_BM
-    given_BMc = codes_of(tokenizer, given_BM, scale)
+    given_BMc = tokenizer.quantizer.codes(given_BM, scale)
     return tokens_BM, torch.where(kept_BM.unsqueeze(-1), given_BMc, codes)

@@ -29,7 +29,7 @@ class ParquetSection(PicturesSection):
 
     def open_all(self, path: str, split: Split) -> ParquetSource:
         """All images of a path's files."""
-        from varscale.data.sources.parquet.columns import LabelColumn
+        from varscale.data.sources.parquet.labels import LabelColumn
         from varscale.data.sources.parquet.source import ParquetSource, find_files
 
         named_by = find_files(self.train_path) if split == "validation" and self.label_column else ()

@@ -15,15 +15,8 @@ from varscale.config.captions import CaptionsSection
 from varscale.data.sources.base import ImageSource, check_captions, digest
 from varscale.data.sources.decoded import MAX_UNDECODABLE, EncodedSource, existing, expanded, nearest
 from varscale.data.sources.folder.listing import is_hidden
-from varscale.data.sources.parquet.columns import (
-    LabelColumn,
-    captions_of,
-    open_image,
-    open_table,
-    read_captions,
-    read_labels,
-    read_vectors,
-)
+from varscale.data.sources.parquet.columns import captions_of, open_image, open_table, read_captions, read_vectors
+from varscale.data.sources.parquet.labels import LabelColumn, read_labels
 from varscale.data.sources.survey import DECODED_BYTES, Candidates
 from varscale.data.transforms import Crop
 from varscale.errors import DataError

@@ -31,6 +31,10 @@ class RingsSection(DataSection):
     """Smallest and largest standard deviation of the profile across a ring, as a share of the side."""
     colours: Annotated[Whole, Field(ge=1, le=8)] = 4
     """Ring colours in use."""
+    # left out of what is written, and so of fingerprints, where there are none
+    backgrounds: Annotated[Whole, Field(ge=0, le=8, exclude_if=lambda number: number == 0)] = 0
+    """Colours of backgrounds, as often as the dark one, which captions don't name; no ring has its background's colour.
+    0: all are dark."""
 
     procedural = True
 
@@ -41,7 +45,7 @@ class RingsSection(DataSection):
         from varscale.data.sources.rings.source import RingsSource
 
         assert images is not None  # checked with the section
-        style = Style(self.min_rings, self.max_rings, self.radius, self.width, self.colours)
+        style = Style(self.min_rings, self.max_rings, self.radius, self.width, self.colours, self.backgrounds)
         number = whole_windows(images) if split == "train" else images
         return RingsSource(number, self.image_size, split, self.seed, style)
 
@@ -51,6 +55,8 @@ class RingsSection(DataSection):
         if self.num_classes != classes:
             rings = f"{self.min_rings} to {self.max_rings} rings"
             raise ValueError(f"num_classes: {self.num_classes}, but {rings} make {classes} classes")
+        if self.backgrounds and self.colours == 1:
+            raise ValueError("backgrounds: no ring has its background's colour, so there must be 2 colours or more")
         if self.validation_images is None:
             raise ValueError("validation_images: procedural rings need a number, such as 2048")
         if self.horizontal_flip or self.views != 1 or self.resize_ratio != 1:

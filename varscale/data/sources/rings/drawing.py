@@ -1,8 +1,8 @@
 """Procedural images of soft rings: the data set that needs no download.
 
-An image is a dark background with `min_rings` to `max_rings` rings painted over one another; its class is the number of
-rings. Each image is a pure function of (seed, split, index), so any part of the set can be made anywhere, in any order,
-without storing it, and a run of any length never sees an image twice.
+An image is a background, dark unless `backgrounds` says otherwise, with `min_rings` to `max_rings` rings painted over
+one another; its class is the number of rings. Each image is a pure function of (seed, split, index), so any part of the
+set can be made anywhere, in any order, without storing it, and a run of any length never sees an image twice.
 
 Identical on every machine: the random numbers are 64-bit integer hashes, and the pixels come from additions,
 multiplications, divisions and square roots only, which IEEE 754 rounds the same everywhere. The profile exp(-t)
@@ -37,10 +37,13 @@ PALETTE = np.array(
 COLOUR_NAMES = ("red", "blue", "green", "yellow", "magenta", "cyan", "orange", "white")
 
 BACKGROUND = np.array((0.07, 0.07, 0.12), dtype=np.float32)
-"""Background colour as red, green, blue in [0, 1]."""
+"""The dark background's colour as red, green, blue in [0, 1]."""
+_BACKGROUNDS = np.concatenate([BACKGROUND[None], PALETTE * np.float32(0.45)])
+"""The dark background, then a shade of each ring colour, darker than rings so that these stand out."""
 
 _SPLIT_KEYS: dict[str, int] = {"train": 1, "validation": 2}
 _DRAWS_PER_RING = 5
+_BACKGROUND_DRAW = -1  # before those of rings, which stay what they are without coloured backgrounds
 _CHUNK = 64  # images rendered together: their float32 planes stay within the second-level cache
 _PROFILE_SQUARINGS = 6
 
@@ -63,6 +66,8 @@ class Style:
     """Smallest and largest standard deviation of the Gaussian profile across the ring, as a share of the side."""
     colours: int = 4
     """How many colours of `PALETTE` are used."""
+    backgrounds: int = 0
+    """How many colours of `PALETTE` backgrounds have, as often as the dark one; 0: they are all dark."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_rings <= self.max_rings:
@@ -74,6 +79,12 @@ class Style:
             raise DataError(f"rings: width: expected 0 < smallest <= largest, got {self.width}")
         if not 1 <= self.colours <= len(PALETTE):
             raise DataError(f"rings: colours: expected 1 to {len(PALETTE)}, got {self.colours}")
+        if not 0 <= self.backgrounds <= len(PALETTE):
+            raise DataError(f"rings: backgrounds: expected 0 to {len(PALETTE)}, got {self.backgrounds}")
+        if self.backgrounds and self.colours == 1:
+            raise DataError(
+                "rings: colours: rings of 1 colour can't be seen on a background of that colour; expected 2"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -119,16 +130,20 @@ def render_rings(
     return images_N3ss, count_N - style.min_rings
 
 
-def rings_of_colours(
+def what_is_drawn(
     seed: int, indices: Sequence[int] | NDArray[np.integer], split: Split, style: Style
 ) -> NDArray[np.int64]:
-    """How many rings of each colour images have, (N, colours)."""
+    """How many rings of each colour images have, and last their background, (N, colours + 1).
+
+    Backgrounds are 0 for the dark one, or 1 + a place in the palette.
+    """
     key_N = _keys(seed, np.asarray(indices), split)
-    counts_N, rings_NK = _counts(key_N, style), np.zeros((key_N.size, style.colours), dtype=np.int64)
+    counts_N, background_N = _counts(key_N, style), _backgrounds(key_N, style)
+    rings_NK = np.zeros((key_N.size, style.colours), dtype=np.int64)
     for layer in range(style.max_rings):
         chosen_R = np.flatnonzero(counts_N > layer)
-        rings_NK[chosen_R, _colours(key_N[chosen_R], layer, style)] += 1
-    return rings_NK
+        rings_NK[chosen_R, _colours(key_N[chosen_R], background_N[chosen_R], layer, style)] += 1
+    return np.column_stack([rings_NK, background_N])
 
 
 def _keys(seed: int, index_N: NDArray[np.integer], split: Split) -> NDArray[np.uint64]:
@@ -142,9 +157,16 @@ def _counts(key_N: NDArray[np.uint64], style: Style) -> NDArray[np.int64]:
     return style.min_rings + _below(_hash(key_N), style.num_classes)
 
 
-def _colours(key_R: NDArray[np.uint64], layer: int, style: Style) -> NDArray[np.int64]:
-    """Place in the palette of each image's ring of a layer."""
-    return _below(_hash(key_R, (layer + 1) * _DRAWS_PER_RING), style.colours)
+def _backgrounds(key_N: NDArray[np.uint64], style: Style) -> NDArray[np.int64]:
+    """Background of each image: 0 is dark, the others are 1 + a place in the palette."""
+    return _below(_hash(key_N, _BACKGROUND_DRAW), 1 + style.backgrounds)
+
+
+def _colours(key_R: NDArray[np.uint64], background_R: NDArray[np.int64], layer: int, style: Style) -> NDArray[np.int64]:
+    """Place in the palette of each image's ring of a layer: any colour in use but the background's."""
+    taken_R = (background_R > 0) & (background_R <= style.colours)
+    place_R = _below(_hash(key_R, (layer + 1) * _DRAWS_PER_RING), style.colours - taken_R)
+    return place_R + (taken_R & (place_R >= background_R - 1))
 
 
 def _render_chunk(
@@ -152,7 +174,8 @@ def _render_chunk(
 ) -> NDArray[np.uint8]:
     """Paint rings layer by layer, each over the ones before, as opaque as its profile is high."""
     canvas_N3ss = np.empty((key_N.size, 3, image_size, image_size), dtype=np.float32)
-    canvas_N3ss[:] = BACKGROUND[None, :, None, None]
+    background_N = _backgrounds(key_N, style)
+    canvas_N3ss[:] = _BACKGROUNDS[background_N, :, None, None]
     pixel_s = (np.arange(image_size, dtype=np.float32) + np.float32(0.5)) / np.float32(image_size)
     for layer in range(int(count_N.max(initial=0))):
         chosen_R = np.flatnonzero(count_N > layer)
@@ -162,7 +185,7 @@ def _render_chunk(
         width_R = _between(bits[1], *style.width)
         room_R = np.float32(1) - np.float32(2) * radius_R
         x_R, y_R = (radius_R + room_R * _uniform(bits[draw]) for draw in (2, 3))
-        colour_R3 = PALETTE[_colours(key_N[chosen_R], layer, style)]
+        colour_R3 = PALETTE[_colours(key_N[chosen_R], background_N[chosen_R], layer, style)]
 
         across_Rs = np.square(pixel_s[None, :] - x_R[:, None])
         down_Rs = np.square(pixel_s[None, :] - y_R[:, None])
@@ -204,6 +227,6 @@ def _between(bits: NDArray[np.uint64], low: float, high: float) -> NDArray[np.fl
     return np.float32(low) + (np.float32(high) - np.float32(low)) * _uniform(bits)
 
 
-def _below(bits: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+def _below(bits: NDArray[np.uint64], count: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """Whole numbers 0 to count - 1; the bias of the remainder is below count / 2^32."""
-    return ((bits >> np.uint64(32)) % np.uint64(count)).astype(np.int64)
+    return ((bits >> np.uint64(32)) % np.asarray(count, dtype=np.uint64)).astype(np.int64)

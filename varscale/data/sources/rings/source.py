@@ -1,6 +1,6 @@
 """Rings as a source of images."""
 
-from dataclasses import astuple
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from varscale.config.data import Split
 from varscale.data.sources.base import ImageSource, Indices, Labels, Pixels, digest
 from varscale.data.sources.rings.captions import caption
-from varscale.data.sources.rings.drawing import Style, render_rings, rings_of_colours
+from varscale.data.sources.rings.drawing import Style, render_rings, what_is_drawn
 from varscale.errors import DataError
 
 
@@ -45,7 +45,10 @@ class RingsSource(ImageSource):
     @property
     def fingerprint(self) -> str:
         """Hash of the settings; num_images is left out, so that a store can grow."""
-        settings = ("rings", self.image_size, self.split, self.seed, *astuple(self.style))
+        style = asdict(self.style)
+        if not self.style.backgrounds:  # as it was before there were any
+            del style["backgrounds"]
+        settings = ("rings", self.image_size, self.split, self.seed, *style.values())
         return digest([repr(settings).encode()])
 
     def __len__(self) -> int:
@@ -56,13 +59,12 @@ class RingsSource(ImageSource):
         number_B = np.asarray(indices, dtype=np.int64)
         return render_rings(self.seed, number_B, self.image_size, self.split, self.style)
 
-    def rings(self, indices: Indices) -> NDArray[np.int64]:
-        """How many rings of each colour images have, (B, colours)."""
-        return rings_of_colours(self.seed, np.asarray(indices), self.split, self.style)
+    def what_is_drawn(self, indices: Indices) -> NDArray[np.int64]:
+        """How many rings of each colour images have, and last their background, (B, colours + 1)."""
+        return what_is_drawn(self.seed, np.asarray(indices), self.split, self.style)
 
     def captions(self) -> list[str]:
-        """How many rings of which colours: "two red rings and one green ring"."""
-        rings_NK = self.rings(np.arange(len(self)))
-        kinds_UK, kind_N = np.unique(rings_NK, axis=0, return_inverse=True)
-        texts = [caption(rings_K) for rings_K in kinds_UK.tolist()]
+        """How many rings of which colours, on which background: "two red rings and one green ring on blue"."""
+        kinds_UJ, kind_N = np.unique(self.what_is_drawn(np.arange(len(self))), axis=0, return_inverse=True)
+        texts = [caption(rings_K, background) for *rings_K, background in kinds_UJ.tolist()]
         return [texts[kind] for kind in kind_N.ravel().tolist()]
