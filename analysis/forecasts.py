@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from analysis.checks.forecast import OffsetAverage
 from analysis.errors import FitRefused, TableError
@@ -19,6 +20,8 @@ from analysis.results import LawsResult, finite
 
 SAME_BUDGET = 0.02
 """Runs whose FLOPs differ by less are of the same budget."""
+MOST_FLOPS = 1e60
+"""Of a forecast; more is a slip of the keyboard."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ def forecast_at(result: LawsResult, flops: float, study: str, made: float) -> Ke
     Raises:
         TableError: There is a run of that budget already, or nothing can be forecast.
     """
-    if not (np.isfinite(flops) and flops > 0):
-        raise TableError(f"--flops {flops:g}: expected training FLOPs above 0, such as 1e21")
+    if not 0 < flops <= MOST_FLOPS:
+        raise TableError(f"--flops {flops:g}: expected training FLOPs above 0 and up to {MOST_FLOPS:g}, such as 1e21")
     frame = result.table.frame
     if "flops" in frame.columns and (there := int(_of_budget(frame["flops"], flops).sum())):
         raise TableError(f"--flops {flops:g}: {there} runs of that budget are there already; a forecast comes before")
@@ -154,6 +157,10 @@ def forecast_at(result: LawsResult, flops: float, study: str, made: float) -> Ke
     if not values:
         why = "; ".join(reasons) or "no two sizes share budgets, of which the best would be extrapolated"
         raise TableError(f"nothing can be forecast: {why}")
+    if flops < largest:
+        raise TableError(
+            f"--flops {flops:g}: less than the largest budget of the runs, {largest:.3g}; a forecast is of a larger one"
+        )
     law = "power law above an offset, averaged over the offset"
     return KeptForecast(study, made, flops, flops / largest, law, result.table.sha256, result.version, tuple(values))
 
@@ -169,10 +176,12 @@ def read_forecast(text: str, place: str) -> KeptForecast:
         signature = content.pop("signature")
         if content.pop("schema") != 1:
             raise ValueError("another schema")
-        values = tuple(ForecastValue(**{**each, "ci95": tuple(each["ci95"])}) for each in content["values"])
-        kept = KeptForecast(**{**content, "values": values})
+        kept = TypeAdapter(KeptForecast).validate_json(json.dumps(content), strict=True)
+        if not (0 < kept.flops < np.inf and all(each.value for each in kept.values)):
+            raise ValueError("numbers that nothing compares with")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TableError(f"{place}: no forecast ({type(error).__name__}: {error})") from None
+        reason = " ".join(str(error).partition(" [type=")[0].split())[:200]  # pydantic's, without its address
+        raise TableError(f"{place}: no forecast ({type(error).__name__}: {reason})") from None
     if signature != _signature(content):
         raise TableError(f"{place}: changed after it was made; it doesn't count")
     return kept

@@ -42,14 +42,14 @@ def grid_cells(experiment: Experiment) -> tuple[Cell, ...]:
     return tuple(unique.values())
 
 
-def check_lengths(cells: Sequence[Cell], min_steps: int) -> None:
+def check_lengths(cells: Sequence[Cell], min_steps: int, budgets: str = "grid.budgets") -> None:
     """Raise `ExperimentError` for models that can't be, cells of fewer steps, and warm-ups that run into the decay."""
     short = [cell for cell in cells if cell.steps < min_steps]
     if short:
         worst = min(short, key=lambda cell: cell.steps)
         needed = [min_steps * cell.trunk.flops_per_image * cell.trunk.batch_size for cell in (worst, *short)]
         raise ExperimentError(
-            f"grid.budgets: {len(short)} of the cells have fewer than grid.min_steps = {min_steps} steps; depth "
+            f"{budgets}: {len(short)} of the cells have fewer than grid.min_steps = {min_steps} steps; depth "
             f"{worst.trunk.depth} at {worst.budget_flops:.3g} FLOPs has {worst.steps} and needs "
             f"{_rounded_up(needed[0])}; the smallest budget that every size can hold needs {_rounded_up(max(needed))} "
             "FLOPs"

@@ -40,7 +40,7 @@ def study_of_one(
     trunk = Trunk(experiment, depth, seed, budget if linear and budget else min(experiment.grid.budgets))
     one = trunk.cell(budget) if budget is not None else _cell_of_epochs(trunk)
     if not linear:
-        check_lengths([one], experiment.grid.min_steps)
+        check_lengths([one], experiment.grid.min_steps, "optim.epochs" if budget is None else "--budget")
     elif one.steps < 1:
         raise ExperimentError(f"--budget {one.budget_flops:g}: less than one step of depth {depth}")
     return Study.of(settings, store, (one,))

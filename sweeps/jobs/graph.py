@@ -62,9 +62,11 @@ def read_job(path: Path) -> Job:
     except (OSError, ValueError) as error:
         problem = f"{path}: no job that can be read ({why_unusable(error)})"
         raise ExperimentError(f"{problem}; a run's folder has its job.json") from None
-    kind = Path(os.path.abspath(path)).parent.parent  # noqa: PTH100  # unlike resolve, it stays where links lead away
-    if kind.name in (*KINDS, "studies"):
-        record = record.model_copy(update={"runs": str(kind.parent)})
+    for real in (os.path.abspath, os.path.realpath):  # a runs folder may hold links, and a link may lead into one
+        kind = Path(real(path)).parent.parent
+        if kind.name in (*KINDS, "studies"):
+            record = record.model_copy(update={"runs": str(kind.parent)})
+            break
     return job_of(record, path)
 
 

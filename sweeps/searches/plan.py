@@ -92,36 +92,44 @@ class SearchPlan:
         """
         search = self.experiment.search
         units: dict[str, str] = {}
+        (own_cell, *_) = self.cells(0, self.recipe, search.seed)
         for key, dimension in self.space.items():
             place = f"search.space.{key}"
-            if not key.startswith(SECTIONS) and key not in (DEPTH, BUDGET):
+            if not key.startswith(SECTIONS) and key != DEPTH and (key != BUDGET or key in search.space):
                 raise ExperimentError(f"{place}: only fields of optim, model and tokenizer, and depth, can be varied")
             if key.startswith("tokenizer.") and self.metrics[0] == "loss":
                 raise ExperimentError(
                     f"{place}: losses of different tokens don't compare; set search.objective to fid or mind"
                 )
             for value in dimension.ends():
+                if key == DEPTH:
+                    self._changed({"search.depth": value}, place)
+                    if type(value) is not int:
+                        raise ExperimentError(f"{place}: expected whole numbers, such as 12, got {value}")
                 self._changed({key: _encoded(value)}, place)
                 try:
                     (tried, *_) = self.cells(0, {**self.recipe, key: _encoded(value)}, search.seed)
                 except ExperimentError as error:
                     raise ExperimentError(f"{place}: {value}: {error}") from None
                 units[tried.trunk.model.loss_unit] = place
-            own, distribution = self._own_values[key], self.distributions[key]
-            if not distribution._contains(distribution.to_internal_repr(_encoded(own))):
+            if key not in self.inside(self.recipe):
+                own = self._own_values[key]
                 raise ExperimentError(f"{place}: the experiment's own {own} is not inside, and it is the first trial")
         if self.metrics[0] in ("fid", "mind") and self.experiment.evaluation.fidelity is None:
             raise ExperimentError(
                 f"search.objective: {search.objective}, but nothing measures it; set evaluation.fidelity, such as "
                 f"--set evaluation.fidelity.samples=2048"
             )
-        (own_cell, *_) = self.cells(0, self.recipe, search.seed)
         others = units.keys() - {own_cell.trunk.model.loss_unit}
         if self.metrics[0] == "loss" and others:
             raise ExperimentError(
                 f"{units[min(others)]}: losses in {own_cell.trunk.model.loss_unit} and in {min(others)} don't compare; "
                 "set search.objective to fid or mind"
             )
+
+    def inside(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that are of the space."""
+        return {key: values[key] for key in self.distributions.keys() & values if self._contains(key, values[key])}
 
     def cells(self, number: int, values: Mapping[str, Any], seed: int) -> list[Cell]:
         """The cells of a trial, at rising budgets; they share a trunk.
@@ -134,7 +142,9 @@ class SearchPlan:
         tried = tuple((key, value) for key, value in values.items() if key not in (DEPTH, BUDGET))
         trunk = Trunk(experiment, depth, seed, min(self.experiment.grid.budgets), f"trial-{number}", tried)
         cells = [trunk.cell(budget) for budget in ([values[BUDGET]] if BUDGET in values else self.budgets)]
-        check_lengths(cells, experiment.grid.min_steps)
+        check_lengths(
+            cells, experiment.grid.min_steps, "search.budgets" if self.experiment.search.budgets else "grid.budgets"
+        )
         return cells
 
     def best_settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +160,13 @@ class SearchPlan:
                 target = target.setdefault(part, {})
             target[last] = [value] if key == DEPTH else _decoded(value)
         return stated
+
+    def _contains(self, key: str, value: Any) -> bool:
+        distribution = self.distributions[key]
+        try:
+            return bool(distribution._contains(distribution.to_internal_repr(value)))
+        except ValueError:  # no number, none of the choices, or below the least factor
+            return False
 
     @property
     def _depth(self) -> int:
@@ -205,4 +222,9 @@ def _encoded(value: Any) -> Any:
 
 
 def _decoded(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:  # a text that begins so
+        return value

@@ -41,7 +41,7 @@ def propose(plan: SearchPlan, trials: Sequence[FrozenTrial], number: int) -> lis
                 )
             )
         elif not trial.state.is_finished():
-            known.enqueue_trial(trial.params or trial.system_attrs["fixed_params"])
+            known.enqueue_trial(plan.inside({**trial.system_attrs.get("fixed_params", {}), **trial.params}))
             known.ask(plan.distributions)
     tried = [trial.params for trial in (*trials, *known.get_trials(deepcopy=False))]
     for _ in range(number):

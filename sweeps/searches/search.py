@@ -72,6 +72,7 @@ class Search:
         """Go on until so many trials have ended, `parallel` at once; the first is the experiment's own recipe."""
         if not self.optuna_study.trials:
             self.optuna_study.enqueue_trial(self.plan.recipe)
+        self._check_origin()
         began, before = time.monotonic(), len(self.ended)
         while (ended := len(self.ended)) < trials:
             if ended > before:
@@ -82,6 +83,17 @@ class Search:
                 self.say(f"the space has no other settings than those of the {ended} trials")
                 return
             self._batch(batch)
+
+    def _check_origin(self) -> None:
+        """Raise `ExperimentError` where a trial with a value has other settings than the space's."""
+        for trial in self.ended:
+            tried, space = trial.params.keys(), self.plan.distributions.keys()
+            if trial.state != TrialState.FAIL and not tried == space == self.plan.inside(trial.params).keys():
+                raise ExperimentError(
+                    f"trial {trial.number} of {self.plan.name!r} has settings that are not of search.space: it came "
+                    "from elsewhere, and its value does not compare; begin under another name: "
+                    f"--set name={self.plan.experiment.name}-2"
+                )
 
     def confirm(self) -> Confirmation | None:
         """Train the best settings and the experiment's own with further seeds.
@@ -126,13 +138,26 @@ class Search:
         proposed = propose(self.plan, trials, max(0, number - waiting))
         for settings in proposed:
             self.optuna_study.enqueue_trial(settings)
-        return [self.optuna_study.ask(self.plan.distributions) for _ in range(min(number, waiting + len(proposed)))]
+        return [self.optuna_study.ask() for _ in range(min(number, waiting + len(proposed)))]
+
+    def _settle(self, trial: Trial) -> None:
+        """Give a trial a value of each setting, where an earlier call did not come that far.
+
+        Raises:
+            ExperimentError: It was enqueued with one that is not of the space.
+        """
+        given = self._stored(trial).system_attrs.get("fixed_params", {})
+        for key, distribution in self.plan.distributions.items():
+            if key in given and key not in self.plan.inside(given):
+                raise ExperimentError(f"{key}: {given[key]!r:.50} is not inside search.space.{key}")
+            trial._suggest(key, distribution)
 
     def _batch(self, trials: Sequence[Trial]) -> None:
         """Train trials up to each budget in turn; after each, those that are worse than the median end."""
         cells: dict[Trial, list[Cell]] = {}
         for trial in trials:
             try:
+                self._settle(trial)
                 cells[trial] = self.plan.cells(trial.number, trial.params, self.plan.experiment.search.seed)
             except ExperimentError as error:  # each value is possible, but not all together
                 self._end(trial, TrialState.FAIL, str(error))
@@ -164,7 +189,7 @@ class Search:
         trial.set_user_attr("outcome", reason)
         self.optuna_study.tell(trial, values, state)
         tried = ", ".join(f"{key} {shown(value)}" for key, value in trial.params.items())
-        self.say(f"trial {trial.number}: {reason} ({tried})")
+        self.say(f"trial {trial.number}: {reason}" + (f" ({tried})" if tried else ""))
 
     def _train(self, cells: Mapping[Key, Cell]) -> dict[Key, tuple[float, ...]]:
         """What the plan's metrics are of each cell, infinite where it is of no use; those that failed are left out.

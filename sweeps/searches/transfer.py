@@ -167,6 +167,8 @@ class TransferRun:
         for trial in self.optuna_study.get_trials(deepcopy=False):
             if trial.state.is_finished():
                 values = dict(_point(trial))
+                if values.keys() != self.plan.distributions.keys():
+                    continue  # of somebody else's
                 own = runs.setdefault((values[PARAMETRIZATION], values[DEPTH]), {})
                 if trial.value is not None:
                     own[values[RATE], values[SEED]] = trial.value

@@ -1,7 +1,9 @@
 """Forecasts: what they say, that they can't be changed afterwards, and what came of them."""
 
+import hashlib
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,6 +86,20 @@ def test_a_file_reads_back_and_can_not_be_changed(kept: KeptForecast) -> None:
     values[0]["ci95"][1] *= 2
     with pytest.raises(TableError, match="changed"):
         read_forecast(json.dumps({**json.loads(text), "values": values}), "f.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"study": 5}, {"flops": "much"}, {"flops": 0}, {"made": None}, {"values": [{"target": "loss", "value": "1"}]}],
+)
+def test_signed_content_that_makes_no_forecast(kept: KeptForecast, change: dict[str, Any]) -> None:
+    """Anybody can sign a file, so its signature says nothing about what is in it."""
+    content = {**json.loads(kept.as_text()), **change}
+    signed = {name: value for name, value in content.items() if name not in ("schema", "signature")}
+    text = json.dumps(signed, sort_keys=True, separators=(",", ":"))
+    with pytest.raises(TableError, match=r"f\.json: no forecast") as refused:
+        read_forecast(json.dumps({**content, "signature": hashlib.sha256(text.encode()).hexdigest()}), "f.json")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "signature": ""}', "null", '{"signature": 1}'])

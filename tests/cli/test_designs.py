@@ -83,3 +83,7 @@ def test_design_tokenizer(call: Call, tmp_path: Path) -> None:
 def test_design_tokenizer_of_a_size_that_can_not_be_halved(call: Call) -> None:
     result = call("design-tokenizer", "--image-size", "30")
     assert (result.code, "multiple of 4" in result.error, result.error.count("\n")) == (1, True, 0)
+
+
+def test_models_deeper_than_stochastic_depth_allows_are_counted(call: Call) -> None:
+    assert call("design-tokenizer", "--image-size", "24", "--depth", "1024").code == 0

@@ -52,11 +52,18 @@ def test_of_a_table_and_its_check(call: Call, tmp_path: Path) -> None:
     assert "1 of 1 inside their 95% interval" in checked.output
     path = Path(made.output.splitlines()[-1])
     path.write_text(path.read_text().replace("2.56e+17", "2.6e+17"))
-    assert "changed after it was made; it doesn't count" in call("forecast", "check", "--runs", "later.csv").error
+    path.with_name("bytes.json").write_bytes(b"\xff\xfe")
+    left_out = call("forecast", "check", "--runs", "later.csv").error
+    assert "changed after it was made; it doesn't count" in left_out
+    assert "left out: runs/forecasts/bytes.json: no forecast" in left_out
 
 
 def test_mistakes(call: Call, store: Store) -> None:
     assert "--flops names the budget" in call("forecast", "rings").error
     assert "one of them" in call("forecast").error
     assert "no forecasts" in call("forecast", "check").error
-    assert "expected training FLOPs above 0" in call("forecast", "rings", "--flops", "-1").error
+    for flops in ("-1", "1e300", "nan"):
+        refused = call("forecast", "rings", "--flops", flops).error
+        assert "expected training FLOPs above 0 and up to 1e+60" in refused
+    assert "less than the largest budget of the runs" in call("forecast", "rings", "--flops", "1e6").error
+    assert "--flops: check looks at all forecasts" in call("forecast", "check", "--flops", "1e12").error

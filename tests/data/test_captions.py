@@ -150,6 +150,10 @@ def test_a_column_of_vectors(tmp_path: Path) -> None:
         data_identity(table_of(tmp_path / "b.parquet", {**settings, "width": 16}, clip=vectors))
     with pytest.raises(DataError, match=r"1 of 2 images have no caption, such as .* row 1; expected a vector"):
         data_identity(table_of(tmp_path / "c.parquet", settings, clip=[vectors[0], None, vectors[2]]))
+    for index, value in enumerate((0.0, float("nan"), float("inf"), 1e300)):
+        odd = table_of(tmp_path / f"odd{index}.parquet", settings, clip=[*vectors[:2], [value] * 8])
+        with pytest.raises(DataError, match=r"1 of 2 vectors are zero or not finite, such as that of .* row 2"):
+            data_identity(odd)
 
 
 def test_identity_of_captions(tmp_path: Path) -> None:

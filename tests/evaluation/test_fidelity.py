@@ -204,11 +204,14 @@ def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
     settings = experiment(extractor="inception-v3-compat", weights=str(tmp_path / "absent.pth"))
     with pytest.raises(CheckpointError, match=r"absent\.pth: No such file.*weights-inception-2015-12-05.*6726825d"):
         FidelityPlan.of(settings)
-    whole, half, code = (tmp_path / name for name in ("whole.pth", "half.pth", "code.pth"))
+    with pytest.raises(CheckpointError, match="takes no file for dinov2-vit-s-14"):
+        FidelityPlan.of(experiment(extractor="dinov2-vit-s-14", weights=str(tmp_path / "absent.pth")))
+    whole, half, code, torn = (tmp_path / name for name in ("whole.pth", "half.pth", "code.pth", "torn.safetensors"))
     torch.save({"weight": torch.zeros(1000)}, whole)
     half.write_bytes(whole.read_bytes()[:1000])
     torch.save({"fc.weight": print}, code)
-    for file in (whole, half, code):
+    torn.write_bytes(whole.read_bytes()[:100])
+    for file in (whole, half, code, torn):
         chosen = experiment(extractor="inception-v3-compat", weights=str(file))
         with pytest.raises(CheckpointError) as caught:
             open_extractor(plan_of(chosen), chosen.data, Store(tmp_path))

@@ -50,12 +50,13 @@ def test_equals_the_definition(features: nn.Sequential, tmp_path: Path) -> None:
 
 
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:
-    names = ("absent.pth", "text.pth", "empty.pth", "foreign.pth", "list.pth")
-    absent, text, empty, foreign, listed = (tmp_path / name for name in names)
+    names = ("absent.pth", "text.pth", "empty.pth", "foreign.pth", "list.pth", "torn.safetensors")
+    absent, text, empty, foreign, listed, torn = (tmp_path / name for name in names)
     text.write_text("not a state dict")
+    torn.write_text("of another kind, by its name")
     empty.touch()
     torch.save({"weight": torch.zeros(2)}, foreign)
     torch.save([1, 2], listed)
-    for path in (absent, text, empty, foreign, listed):
+    for path in (absent, text, empty, foreign, listed, torn):
         with pytest.raises(ValueError, match=f"{path.name}: not torchvision's VGG-16 weights"):
             load_lpips(path)

@@ -219,6 +219,11 @@ def test_a_job_by_itself(with_cells: Sweeping) -> None:
     assert with_cells.executor.jobs.index(reference) < min(map(with_cells.executor.jobs.index, jobs))
     assert reference.resources.whole_machine
     assert read_job(reference.files.job).done()
+    moved = with_cells.runs.rename(with_cells.runs.with_name("moved"))
+    link = moved.with_name("cell")
+    link.symlink_to(moved / "evaluations" / reference.files.folder.name)
+    assert read_job(link / "job.json").place.store.runs.resolve() == moved.resolve(), "not where it once was"
+    moved.rename(with_cells.runs)
     record = JobRecord.read(jobs[-1].files.job)
     assert record is not None
     experiment = dict(record.experiment) | {"evaluation": {}}

@@ -150,4 +150,5 @@ def _model(made: "TokenizerArchitecture", blocks: int) -> "TransformerDescriptio
     from varscale.families.var.config import VARSection
 
     sizes = {name: getattr(made, name) for name in ("patch_nums", "vocab_size", "latent_channels")}
-    return VARSection().describe(TokenSpace(**sizes, num_classes=1000), blocks)
+    section = VARSection(drop_path_at_depth_24=0.0)  # costs nothing, and would end at 240 blocks
+    return section.describe(TokenSpace(**sizes, num_classes=1000), blocks)

@@ -30,6 +30,8 @@ def forecast(
     """Write down what a larger budget will reach, before it is trained; `forecast check` says how it came out."""
     if (what is None) == (not runs) and what != CHECK:
         raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them, or check")
+    if what == CHECK and flops is not None:
+        raise typer.BadParameter("--flops: check looks at all forecasts")
     store = open_store(runs_dir)
     if what == CHECK:
         _check(store, runs or [], flops_column or "flops")
@@ -72,8 +74,8 @@ def _check(store: Store, tables: list[Path], flops_column: str) -> None:
     found: list[tuple[KeptForecast, list[ForecastOutcome]]] = []
     for path in sorted(store.forecasts.glob("*.json")):
         try:
-            kept = read_forecast(path.read_text(), str(path))
-        except (TableError, OSError, UnicodeDecodeError) as error:
+            kept = read_forecast(path.read_text(errors="replace"), str(path))
+        except (TableError, OSError) as error:
             typer.echo(f"left out: {error}", err=True)
             continue
         if store.study(kept.study).record.exists():

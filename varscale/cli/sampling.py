@@ -152,6 +152,8 @@ def _sample_picture(
         _say_texts(texts)
         named: Sequence[int] | Tensor = drawable.embedded(texts)
     else:
+        if asked.labels in ("balanced", "as-training") and asked.labels not in drawable.class_names:
+            raise ExperimentError(f"--labels {asked.labels}: for many images; name a folder, .npz or .parquet by --out")
         named = _labels(asked.labels or "0", drawable)
     rejection = _rejection(choice, drawable, named)
     draw(drawable, named, rows, options, Path(out), show_scales=show_scales, rejection=rejection)

@@ -24,6 +24,7 @@ from varscale.cli.options import (
     open_store,
     tracking_store,
 )
+from varscale.errors import ExperimentError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,6 +150,8 @@ def sync(runs_dir: RunsDir = RUNS, tracking_uri: TrackingUri = None) -> None:
     from varscale.tracking import deliver_all
 
     store = open_store(runs_dir)
+    if not store.runs.is_dir():
+        raise ExperimentError(f"--runs-dir {store.runs}: no such folder, so there is nothing to deliver")
     state = deliver_all(store, tracking_store(tracking_uri, store), notify=typer.echo)
     if state.problem or state.pending:
         raise typer.Exit(1)  # the reason was printed

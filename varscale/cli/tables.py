@@ -75,7 +75,10 @@ def _measured(what: list[str], where: list[str], runs_dir: str) -> "pd.DataFrame
             study, members = study_and_members(each, store)
             for name in members.values() or [study]:
                 cells += ListedCell.of_study(store, name)
-    rows = pd.DataFrame(measured_rows(cells))
+    unique: dict[Path, ListedCell] = {}
+    for cell in cells:  # named twice, such as by its folder and by its study, it is one row all the same
+        unique.setdefault(cell.files.folder.resolve(), cell)
+    rows = pd.DataFrame(measured_rows([*unique.values()]))
     if what and rows.empty:
         raise ExperimentError(f"{', '.join(what)[:100]}: none of its cells is finished; `varscale sweep` trains them")
     for condition in where:

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from varscale.config.experiment import Experiment
 from varscale.config.kinds import Kinds
+from varscale.config.search import DIMENSIONS
 from varscale.config.section import Section
 from varscale.config.text import shortened
 
@@ -101,6 +102,9 @@ def _written(location: Sequence[int | str]) -> tuple[Key, type[Section] | None]:
     for part in parts:
         key.append(str(part))
         if isinstance(part, int):  # a position in a list of sections
+            continue
+        if key[:-1] == ["search", "space"]:
+            below = DIMENSIONS.get(str(next(parts, None)))
             continue
         section, below = below, None
         field = section.model_fields.get(part) if section else None

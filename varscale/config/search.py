@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from varscale.config.section import (
     PARAMETRIZATIONS,
@@ -21,7 +29,18 @@ from varscale.config.section import (
     Whole,
 )
 
-End = Annotated[Whole, Field(ge=-(2**40), le=2**40)] | Annotated[Real, Field(ge=-1e30, le=1e30)]
+
+def _number(value: Any, whole_or_real: ValidatorFunctionWrapHandler) -> Any:
+    """One message for both kinds of numbers, without pydantic's names of them."""
+    try:
+        return whole_or_real(value)
+    except ValidationError:
+        raise ValueError(f"expected a number between -1e30 and 1e30, got {value!r:.50}") from None
+
+
+End = Annotated[
+    Annotated[Whole, Field(ge=-(2**40), le=2**40)] | Annotated[Real, Field(ge=-1e30, le=1e30)], WrapValidator(_number)
+]
 
 
 class SearchRange(Section):
@@ -64,6 +83,21 @@ class SearchChoices(Section):
         return self.choices
 
 
+DIMENSIONS: dict[str, type[Section]] = {"range": SearchRange, "choices": SearchChoices}
+"""What a setting is varied over, by the names that stand in pydantic's locations."""
+
+
+def _kind(value: Any) -> str:
+    return (
+        "choices" if isinstance(value, SearchChoices) or (isinstance(value, dict) and "choices" in value) else "range"
+    )
+
+
+Dimension = Annotated[
+    Annotated[SearchRange, Tag("range")] | Annotated[SearchChoices, Tag("choices")], Discriminator(_kind)
+]
+
+
 class TransferConfig(Section):
     """Whether a rate found at a small size serves large ones: the same rates at several sizes (`tune --transfer`)."""
 
@@ -95,7 +129,7 @@ class SearchConfig(Section):
     budgets: Annotated[Budgets, Field(min_length=1)] | None = None
     """Training FLOPs at which trials are compared, rising: a trial that is worse than the median at one of them is not
     trained on to the next. None: the smallest budget of the grid."""
-    space: Annotated[dict[Name, SearchRange | SearchChoices], Field(max_length=100)] = Field(default_factory=dict)
+    space: Annotated[dict[Name, Dimension], Field(max_length=100)] = Field(default_factory=dict)
     """Dotted fields of `optim`, `model` and `tokenizer`, or `depth`: each with `low` and `high`, or `choices`. Empty:
     the learning rate, to an eighth and to eight times its own value."""
     sampler: Literal["gp", "tpe", "random"] = "gp"

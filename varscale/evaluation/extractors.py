@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -86,10 +87,6 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
 
     layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
     wanted, classifies = [layer], False
-    if weights is not None and name.startswith("dinov2"):
-        raise CheckpointError(
-            f"evaluation.fidelity.weights: torch-fidelity takes no file for {name}; {where_from(name)}"
-        )
     try:
         if weights is not None and not name.startswith("clip"):  # CLIP's are TorchScript
             # torch-fidelity reads files in a way that lets them run code; what passes here can't
@@ -112,6 +109,7 @@ def _torch_fidelity(name: str, weights: str | None) -> Callable[[Tensor], tuple[
         TypeError,
         ValueError,
         pickle.PickleError,
+        SafetensorError,
     ) as error:
         place = f"{weights}: not weights of {name}" if weights else f"{name} can't be downloaded"
         reason = " ".join(str(error).split())[:150]

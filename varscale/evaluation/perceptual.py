@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
@@ -23,7 +24,7 @@ def load_lpips(vgg16_weights: Path) -> nn.Module:
         lpips = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
         for name, parameter in lpips.net.named_parameters():  # slice2.5.weight is features.5.weight
             parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
-    except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"{vgg16_weights}: not torchvision's VGG-16 weights ({reason}); get them with "

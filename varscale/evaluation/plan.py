@@ -204,6 +204,10 @@ def _extractor(settings: FidelityConfig, data: DataSection) -> str:
         return rings_identity(data)
     if settings.weights is None:
         return f"{name}:as-downloaded"
+    if name.startswith("dinov2"):
+        raise CheckpointError(
+            f"evaluation.fidelity.weights: torch-fidelity takes no file for {name}; {where_from(name)}"
+        )
     try:
         return f"{name}:{file_digest(Path(settings.weights))[:16]}"
     except OSError as error:

@@ -365,11 +365,19 @@ def test_what_is_written(tmp_path: Path) -> None:
         ),
         ({"space": {"tokenizer.vocab_size": {"choices": [16, 32]}}}, "losses of different tokens don't compare"),
         ({"objective": "fid"}, "set evaluation.fidelity"),
-        ({"budgets": [1e5]}, "steps"),
+        ({"budgets": [1e5]}, "search.budgets: 1 of the cells"),
         (
             {"space": {"optim.batch_size": {"choices": [4, 4000]}}},
-            "search.space.optim.batch_size: 4000: grid.budgets: ",
+            "search.space.optim.batch_size: 4000: search.budgets: ",
         ),
+        ({"space": {"optim.lr": {"choices": [1e-3, 2e-3]}}}, "the experiment's own 0.005 is not inside"),
+        ({"space": {"depth": {"low": 2.0, "high": 3.5}}}, "search.space.depth: search.depth: input should be a valid"),
+        ({"space": {"depth": {"choices": [2, "x"]}}}, "input should be a valid integer, got 'x'"),
+        ({"space": {"depth": {"choices": [2, True]}}}, "input should be a valid integer, got True"),
+        ({"space": {"depth": {"choices": [2, 3.0]}}}, "search.space.depth: expected whole numbers, such as 12"),
+        ({"space": {"depth": {"low": 2, "high": 5000}}}, "less than or equal to 1024"),
+        ({"space": {"budget": {"choices": [2e7, 3e7]}}}, "search.space.budget: only fields of"),
+        ({"space": {"model.parametrization": {"choices": ["paper", "[1"]}}}, "or 'complete-p', got '[1'"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(search_settings: dict[str, Any], problem: str) -> None:
@@ -390,17 +398,78 @@ def test_losses_of_different_units_do_not_compare() -> None:
 @pytest.mark.parametrize(
     ("search_settings", "problem"),
     [
-        ({"space": {"optim.lr": {"low": 0.1, "high": 0.1}}}, "an empty range"),
-        ({"space": {"optim.lr": {"low": 0.0, "high": 0.1, "log": True}}}, "begins above 0"),
-        ({"space": {"optim.lr": {"choices": [0.1]}}}, "choices"),
-        ({"space": {"optim.lr": {"choices": [0.1, 0.1]}}}, "repeated"),
-        ({"budgets": [4e7, 2e7]}, "each must be larger"),
-        ({"confirmation_seeds": [0, 1]}, "name others"),
+        (
+            {"space": {"optim.lr": {"low": 0.1, "high": 0.1}}},
+            "search.space.optim.lr.low: an empty range from 0.1 to 0.1; low must be below high",
+        ),
+        (
+            {"space": {"optim.lr": {"low": 0.0, "high": 0.1, "log": True}}},
+            "search.space.optim.lr.low: 0; a range of factors (log: true) begins above 0",
+        ),
+        ({"space": {"optim.lr": {"choices": [0.1]}}}, "search.space.optim.lr.choices: tuple should have at least 2"),
+        ({"space": {"optim.lr": {"choices": [0.1, 0.1]}}}, "search.space.optim.lr.choices: repeated values in"),
+        ({"space": {"optim.lr": {"high": 0.1}}}, "search.space.optim.lr.low: missing"),
+        ({"space": {"optim.lr": {"low": 0.1, "high": 1, "lg": True}}}, "optim.lr.lg: unknown key; did you mean log?"),
+        ({"space": {"optim.lr": {"low": "a", "high": 1}}}, "optim.lr.low: expected a number between -1e30 and 1e30"),
+        ({"space": {"optim.lr": 5}}, "search.space.optim.lr: expected a section of keys, got 5"),
+        ({"budgets": [4e7, 2e7]}, "search.budgets: [40000000.0, 20000000.0]; each must be larger"),
+        ({"confirmation_seeds": [0, 1]}, "search.confirmation_seeds: 0 is the seed that chooses the best; name others"),
     ],
 )
 def test_sections_that_make_no_sense(search_settings: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ExperimentError, match=problem):
+    """One thing is said of each, although a setting may be varied in two ways."""
+    with pytest.raises(ExperimentError) as raised:
         plan(**search_settings)
+    assert problem in str(raised.value)
+    assert str(raised.value).count("search.") == 1
+
+
+@pytest.mark.parametrize(
+    ("enqueued", "outcome"),
+    [
+        ({"optim.lr": 50.0}, "optim.lr: 50.0 is not inside search.space.optim.lr"),
+        ({"optim.lr": -1.0}, "optim.lr: -1.0 is not inside search.space.optim.lr"),
+        ({"optim.betas": "[0.5, 0.5]"}, "optim.betas: '[0.5, 0.5]' is not inside search.space.optim.betas"),
+        ({"optim.lr": 0.02, "else": 1}, None),
+    ],
+)
+def test_what_others_enqueue_is_tried_or_said_to_be_outside(
+    tmp_path: Path, enqueued: dict[str, Any], outcome: str | None
+) -> None:
+    with search(tmp_path, plan(), Played()) as running:
+        running.run(trials=2, parallel=1)
+        running.optuna_study.enqueue_trial(enqueued)
+        running.run(trials=4, parallel=2)
+        _, _, theirs, after = running.ended
+    assert after.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    if outcome is None:
+        assert theirs.params.keys() == SPACE.keys()
+        assert theirs.params["optim.lr"] == 0.02
+    else:
+        assert theirs.state == TrialState.FAIL
+        assert theirs.user_attrs["outcome"] == outcome
+
+
+def test_a_call_that_ended_amid_a_trials_settings(tmp_path: Path) -> None:
+    """Optuna stores them one after the other, so a kill may leave a trial with some of them."""
+    with search(tmp_path, plan(), Played()) as running:
+        running.run(trials=1, parallel=1)
+        running.optuna_study.enqueue_trial({"optim.lr": 0.02, "model.width_per_depth": 3, "optim.betas": "[0.8, 0.99]"})
+        running.optuna_study.ask().suggest_float("optim.lr", 1e-4, 1.0, log=True)
+        running.optuna_study.ask()  # and one with none, of which nobody said what it should be
+    with search(tmp_path, plan(), Played()) as running:
+        running.run(trials=4, parallel=2)
+        _, enqueued, bare, _ = running.ended
+    assert enqueued.params == {"optim.lr": 0.02, "model.width_per_depth": 3, "optim.betas": "[0.8, 0.99]"}
+    assert bare.params.keys() == SPACE.keys()
+
+
+def test_values_from_elsewhere_are_not_compared(tmp_path: Path) -> None:
+    with search(tmp_path, plan(), Played()) as running:
+        running.run(trials=1, parallel=1)
+        running.optuna_study.add_trial(optuna.trial.create_trial(value=0.1))
+        with pytest.raises(ExperimentError, match="trial 1 of 'toy-search' has settings that are not"):
+            running.run(trials=3, parallel=1)
 
 
 @pytest.mark.parametrize("seed", [0, 2])

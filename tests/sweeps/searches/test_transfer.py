@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from fake_runs import write_result
@@ -176,10 +177,12 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, plan(), played)
     played.most = 10**6
+    files = Store(tmp_path).search("toy-transfer")
+    with open_search(plan(), files, None) as optuna_study:  # of somebody else's, which say nothing
+        optuna_study.add_trial(optuna.trial.create_trial(value=0.1))
     lines = run(tmp_path, plan(), played)
     assert len(played.cells) == 4 * 14
-    files = Store(tmp_path).search("toy-transfer")
-    assert len(pd.read_csv(files.trials)) == 84
+    assert len(pd.read_csv(files.trials)) == 84 + 1
     assert files.figure("transfer").stat().st_size > 10_000
     assert [line.partition(":")[0] for line in lines] == ["paper", "mup", "complete-p"]
     page = files.report.read_text()

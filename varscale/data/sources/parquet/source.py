@@ -135,7 +135,15 @@ class ParquetSource(EncodedSource):
         vectors = read_vectors(self.files, self._readers, self._captions.column, width)
         kept = [vectors[row] for row in self.kept_N.tolist()]
         check_captions(["x" * len(vector) for vector in kept], self.picture_name, "a vector in each row")
-        return np.asarray(kept, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is named
+            vectors_ND = np.asarray(kept, dtype=np.float32)
+        wrong = np.flatnonzero(~(np.isfinite(vectors_ND).all(1) & vectors_ND.any(1)))
+        if wrong.size:
+            raise DataError(
+                f"data.captions: {wrong.size} of {len(kept)} vectors are zero or not finite, such as that of "
+                f"{self.picture_name(int(wrong[0]))}; expected directions"
+            )
+        return vectors_ND
 
     def _open_row(self, row: int) -> BinaryIO:
         group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
