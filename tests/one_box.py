@@ -24,8 +24,11 @@ def write_site(folder: Path, **settings: object) -> None:
     (folder / "sites.yaml").write_text(json.dumps({"onebox": {**SITE, **settings}}))
 
 
+NODES = ("n1", "n2")
+
+
 class OneBox:
-    """Two nodes, n1 and n2, with the partitions main (preempted) and urgent."""
+    """Two nodes with the partitions main (preempted) and urgent."""
 
     def __init__(self, folder: Path, script: Path) -> None:
         self.folder, self._script = folder, script
@@ -79,6 +82,12 @@ class OneBox:
         """Cut a job's time limit to a minute, and stop its process, however fast: Slurm wakes it to tell it."""
         os.kill(_process_of(slurm_job), signal.SIGSTOP)
         self.run("scontrol", "update", f"JobId={slurm_job}", "TimeLimit=1")
+
+    def hold(self, slurm_job: str) -> int:
+        """Stop its process, which SIGCONT wakes: so it is still there when somebody looks, however fast it is."""
+        process = _process_of(slurm_job)
+        os.kill(process, signal.SIGSTOP)
+        return process
 
     def queue(self) -> list[dict[str, str]]:
         """What is queued or runs."""

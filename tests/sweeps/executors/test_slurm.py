@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
-from one_box import ON_SLURM, OneBox, running, write_site
+from one_box import NODES, ON_SLURM, OneBox, running, write_site
 from toy_sweep import (
     Finished,
     command,
@@ -39,7 +39,7 @@ from varscale.store.layout import Store
 from varscale.store.records import StudyRecord
 
 GRID = {
-    "grid": {"depths": [2, 3], "budgets": [5e8, 1e9, 1.5e9], "min_steps": 5},
+    "grid": {"depths": [2, 3], "budgets": [1.5e9, 3e9, 4.5e9], "min_steps": 5},
     "evaluation": {"samples_per_class": 0},
 }
 INTERACTIVE_SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "SLURM_PROCID": "0"}
@@ -92,9 +92,11 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
     strike("", lambda slurm_job: one_box.run("scontrol", "requeue", slurm_job))
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.communicate()
-    killed = []
-    strike("", lambda slurm_job: killed.append(one_box.node_of(slurm_job)))
-    one_box.kill_node(killed[0])
+    held: list[tuple[str, int]] = []
+    strike("", lambda slurm_job: held.append((one_box.node_of(slurm_job), one_box.hold(slurm_job))))
+    ((busy, process),) = held
+    (killed,) = set(NODES) - {busy}
+    one_box.kill_node(killed)
     sweep = start("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
     wait_for(lambda: is_locked(study / ".sweep.lock"), 60, sweep, interval=0.1)
     second = varscale("sweep", "toy.yaml", *ON_SLURM, cwd=folder)
@@ -104,8 +106,9 @@ def test_events_of_a_cluster_cost_nothing(one_box: OneBox, tmp_path: Path) -> No
         line = sweep.stdout.readline()
         assert line, begun
         begun += line
+    os.kill(process, signal.SIGCONT)
     strike("d", lambda slurm_job: one_box.run("scancel", slurm_job))
-    one_box.revive_node(killed[0])
+    one_box.revive_node(killed)
     output, _ = sweep.communicate(timeout=500)
     assert "another sweep of this study is running" in second.stderr
     assert "Traceback" not in begun + output
