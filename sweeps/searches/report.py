@@ -124,7 +124,7 @@ def _drawn(name: str, figure: tuple[str, Any], search: Search, files: SearchFile
             drawn.axes[0].set(xlabel="training FLOPs", ylabel=metrics[0])
             drawn.axes[0].set_xticks(budgets, [_flops(budget) for budget in budgets])
         for axes in drawn.axes:
-            _restyle(axes, keep_legend=name == "history")
+            _restyle(axes, keep_legend=name in ("history", "front"))
         drawn.suptitle("")
         drawn.savefig(path)
         pyplot.close("all")
@@ -147,7 +147,7 @@ def _restyle(axes: Any, *, keep_legend: bool) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if (legend := axes.get_legend()) is not None:
         legend.get_frame().set(facecolor="white", edgecolor="none")
-        if not keep_legend:  # it would name every trial
+        if not keep_legend:  # it names every trial, or the only objective
             legend.remove()
     axes.set_title("")
     axes.set_title("", loc="left")

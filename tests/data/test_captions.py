@@ -20,6 +20,7 @@ from varscale.data.captions import hashed_words, open_encoder
 from varscale.data.sources.of_experiment import data_identity, training_source, validation_source
 from varscale.data.sources.rings.captions import caption
 from varscale.data.sources.rings.drawing import PALETTE
+from varscale.data.sources.rings.source import RingsSource
 from varscale.errors import DataError, ExperimentError
 from varscale.store.fingerprint import tokens_fingerprint
 
@@ -82,7 +83,8 @@ def test_words_of_rings() -> None:
 
 def test_backgrounds_are_named_where_they_have_a_colour() -> None:
     source = validation_source(data_of(backgrounds=2))
-    backgrounds = source.what_is_drawn(range(64))[:, -1]  # type: ignore[attr-defined]
+    assert isinstance(source, RingsSource)
+    backgrounds = source.what_is_drawn(range(64))[:, -1]
     endings = ["rings?", "ring.* on red", "ring.* on blue"]
     for words, background in zip(source.captions(), backgrounds, strict=True):
         assert re.fullmatch(f"(one|two|three) .*{endings[background]}", words), words

@@ -1,12 +1,9 @@
-"""Searches whose sweeps are played: losses come from a bowl with a known bottom, so a hundred trials take a second."""
+"""How searches run, end, and what they write; with played sweeps."""
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pandas as pd
@@ -15,12 +12,11 @@ from filelock import FileLock
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
+from played_search import Played, bowl, plan, search
 from toy_sweep import toy_experiment
 
-from sweeps.grid import grid_cells
 from sweeps.orchestrator import Outcome
 from sweeps.searches.plan import SearchPlan
-from sweeps.searches.proposals import learnt_values
 from sweeps.searches.report import label_sparsely, write_report
 from sweeps.searches.search import Confirmation, Search
 from sweeps.searches.storage import open_search
@@ -29,138 +25,6 @@ from varscale.config.yaml import load_experiment
 from varscale.errors import ExperimentError, TokenizerRejected
 from varscale.store.layout import Store
 from varscale.training.cells import Cell
-
-SPACE = {
-    "optim.lr": {"low": 1e-4, "high": 1.0, "log": True},
-    "optim.betas": {"choices": [[0.9, 0.95], [0.8, 0.99]]},
-    "model.width_per_depth": {"low": 2, "high": 6},
-}
-BEST_RATE = 0.05
-
-
-def plan(**search: Any) -> SearchPlan:
-    return SearchPlan(toy_experiment(search={"space": SPACE, "budgets": [2e7, 4e7], **search}))
-
-
-def bowl(cell: Cell) -> float:
-    """Least at a rate of 0.05, the second betas and width 5; the first budget is worse by one."""
-    optim, model = cell.trunk.experiment.optim, cell.trunk.experiment.model
-    loss = math.log10(optim.lr / BEST_RATE) ** 2 + 0.1 * (optim.betas == (0.9, 0.95))
-    width = model.model_dump()["width_per_depth"]
-    return loss + 0.05 * (width - 5) ** 2 + (cell.budget_flops < 4e7) + 1e-3 * cell.trunk.seed
-
-
-class Played:
-    """Stands for sweeps: trains nothing, and remembers what it was given."""
-
-    def __init__(self, loss: Callable[[Cell], float | None] = bowl) -> None:
-        self.cells: list[Cell] = []
-        self._loss = loss
-
-    def __call__(self, study: Study) -> Outcome:
-        assert len({cell.label for cell in study.cells}) == len(study.cells)
-        rows = []
-        for cell in study.cells:
-            loss = self._loss(cell)  # may end the search
-            self.cells.append(cell)
-            found = {"status": "finished", "loss": loss} if loss != math.inf else {"status": "diverged"}
-            if loss is not None:
-                rows.append({**cell.labels(), "seed": cell.trunk.seed, "train_flops": cell.train_flops, **found})
-        return Outcome(rows, {}, len(rows))
-
-    def of(self, number: int) -> list[float]:
-        """Budgets at which a trial was trained."""
-        return [
-            cell.budget_flops for cell in self.cells if cell.trunk.variant == f"trial-{number}" and not cell.trunk.seed
-        ]
-
-
-@contextmanager
-def search(runs: Path, own: SearchPlan, sweep: Played, storage: str | None = None) -> Iterator[Search]:
-    store = Store(runs)
-    with open_search(own, store.search("toy"), storage) as optuna_study:
-        yield Search(own, store, optuna_study, sweep, lambda line: None)
-
-
-def test_the_first_trial_is_the_recipe_and_a_cell_of_the_grid(tmp_path: Path) -> None:
-    """Which the sweep may have trained."""
-    own, played = plan(), Played()
-    with search(tmp_path, own, played) as running:
-        running.run(trials=1, parallel=2)
-    grid = {
-        cell.key("tokens").fingerprint
-        for cell in grid_cells(toy_experiment(grid={"budgets": [2e7, 4e7], "depths": [2]}))
-    }
-    assert {cell.key("tokens").fingerprint for cell in played.cells} == grid
-    assert all(cell.trunk.experiment.name == "toy-search" for cell in played.cells)
-
-
-def test_values_are_inside_and_of_their_kind(tmp_path: Path) -> None:
-    played = Played()
-    with search(tmp_path, plan(), played) as running:
-        running.run(trials=18, parallel=3)
-        params = [trial.params for trial in running.ended]
-    assert {type(each["model.width_per_depth"]) for each in params} == {int}
-    widths = {each["model.width_per_depth"] for each in params}
-    assert len(widths) > 2
-    assert widths <= {2, 3, 4, 5, 6}
-    assert {each["optim.betas"] for each in params} == {"[0.9, 0.95]", "[0.8, 0.99]"}
-    assert {cell.trunk.experiment.optim.betas for cell in played.cells} == {(0.9, 0.95), (0.8, 0.99)}
-    assert all(1e-4 <= each["optim.lr"] <= 1 for each in params)
-
-
-def test_a_search_is_better_than_chance(tmp_path: Path) -> None:
-    """At the same number of trials, over three seeds each; with pruning, from which it learns, too."""
-
-    def found(sampler: str, seed: int) -> float:
-        own = plan(sampler=sampler, seed=seed, confirmation_seeds=[])
-        with search(tmp_path / f"{sampler}{seed}", own, Played()) as running:
-            running.run(trials=18, parallel=2)
-            assert running.best is not None
-            return float(running.best.value) - 1e-3 * seed
-
-    searched, chance = ([found(sampler, seed) for seed in range(3)] for sampler in ("gp", "random"))
-    assert sorted(searched)[1] < 0.5 * sorted(chance)[1]
-
-
-@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
-def test_a_search_that_goes_on_tries_nothing_twice(sampler: str, tmp_path: Path) -> None:
-    """A sampler that began again with the search's seed would propose what it proposed first."""
-    for trials in (3, 5, 7):
-        with search(tmp_path, plan(sampler=sampler), Played()) as running:
-            running.run(trials=trials, parallel=2)
-            rates = [trial.params["optim.lr"] for trial in running.ended]
-    assert len(set(rates)) == 7
-
-
-@pytest.mark.parametrize("sampler", ["gp", "random"])
-def test_a_space_of_few_settings_is_tried_once_and_ends(sampler: str, tmp_path: Path) -> None:
-    space = {"model.width_per_depth": {"low": 2, "high": 5}, "optim.betas": SPACE["optim.betas"]}
-    with search(tmp_path, plan(space=space, sampler=sampler), Played()) as running:
-        running.run(trials=20, parallel=3)
-        tried = [tuple(trial.params.values()) for trial in running.ended]
-    assert len(tried) == len(set(tried)) == 8
-
-
-def test_what_a_trial_that_was_not_trained_to_its_end_counts_for(tmp_path: Path) -> None:
-    """A pruned one with what others gained from there on, one that diverged with the worst; a failed one not at all."""
-
-    def rough(cell: Cell) -> float | None:
-        number = int(cell.trunk.variant.removeprefix("trial-"))
-        return math.inf if number == 1 else None if number == 2 else bowl(cell) + (number in (7, 8))
-
-    with search(tmp_path, plan(sampler="random"), Played(rough)) as running:
-        running.run(trials=9, parallel=1)
-        ended = {trial.number: trial for trial in running.ended}
-        worth = learnt_values(running.ended)
-    complete = {number: trial.value for number, trial in ended.items() if trial.state == TrialState.COMPLETE}
-    stopped = [number for number, trial in ended.items() if 2e7 in trial.intermediate_values and number not in complete]
-    assert stopped
-    assert {number: worth[number] for number in complete} == {number: [value] for number, value in complete.items()}
-    for number in stopped:
-        assert worth[number][0] == pytest.approx(ended[number].intermediate_values[2e7] - 1)  # as the bowl has it
-    assert worth[1] == [max(value for number, (value,) in worth.items() if number != 1)]
-    assert 2 not in worth
 
 
 def test_a_trial_worse_than_the_median_is_not_trained_on(tmp_path: Path) -> None:
@@ -350,120 +214,6 @@ def test_what_is_written(tmp_path: Path) -> None:
         assert f"({name}.png)" in page
 
 
-@pytest.mark.parametrize(
-    ("search_settings", "problem"),
-    [
-        (
-            {"space": {"optim.rate": {"low": 1e-4, "high": 1e-2}}},
-            "search.space.optim.rate: optim.rate: unknown key",
-        ),
-        ({"space": {"grid.depths": {"choices": [2, 3]}}}, "only fields of optim, model and tokenizer, and depth"),
-        ({"space": {"optim.lr": {"low": 1e-4, "high": 1e-3}}}, "the experiment's own 0.005 is not inside"),
-        (
-            {"space": {"optim.lr": {"low": 0.0, "high": 1.0}}},
-            "search.space.optim.lr: optim.lr: input should be greater than 0",
-        ),
-        ({"space": {"tokenizer.vocab_size": {"choices": [16, 32]}}}, "losses of different tokens don't compare"),
-        ({"objective": "fid"}, "set evaluation.fidelity"),
-        ({"budgets": [1e5]}, "search.budgets: 1 of the cells"),
-        (
-            {"space": {"optim.batch_size": {"choices": [4, 4000]}}},
-            "search.space.optim.batch_size: 4000: search.budgets: ",
-        ),
-        ({"space": {"optim.lr": {"choices": [1e-3, 2e-3]}}}, "the experiment's own 0.005 is not inside"),
-        ({"space": {"depth": {"low": 2.0, "high": 3.5}}}, "search.space.depth: search.depth: input should be a valid"),
-        ({"space": {"depth": {"choices": [2, "x"]}}}, "input should be a valid integer, got 'x'"),
-        ({"space": {"depth": {"choices": [2, True]}}}, "input should be a valid integer, got True"),
-        ({"space": {"depth": {"choices": [2, 3.0]}}}, "search.space.depth: expected whole numbers, such as 12"),
-        ({"space": {"depth": {"low": 2, "high": 5000}}}, "less than or equal to 1024"),
-        ({"space": {"budget": {"choices": [2e7, 3e7]}}}, "search.space.budget: only fields of"),
-        ({"space": {"model.parametrization": {"choices": ["paper", "[1"]}}}, "or 'complete-p', got '[1'"),
-    ],
-)
-def test_mistakes_are_named_before_anything_runs(search_settings: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ExperimentError) as raised:
-        plan(**search_settings).check()
-    assert problem in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_losses_of_different_units_do_not_compare() -> None:
-    space = {"model.prediction": {"choices": ["flow", "ddpm"]}}
-    changes = [f"search.space={space}", "model.sampler=null"]
-    problem = "search.space.model.prediction: losses in squared error of velocity and in squared error of noise, linear"
-    with pytest.raises(ExperimentError, match=problem):
-        SearchPlan(load_experiment("studies/rings-diffusion", changes)).check()
-
-
-@pytest.mark.parametrize(
-    ("search_settings", "problem"),
-    [
-        (
-            {"space": {"optim.lr": {"low": 0.1, "high": 0.1}}},
-            "search.space.optim.lr.low: an empty range from 0.1 to 0.1; low must be below high",
-        ),
-        (
-            {"space": {"optim.lr": {"low": 0.0, "high": 0.1, "log": True}}},
-            "search.space.optim.lr.low: 0; a range of factors (log: true) begins above 0",
-        ),
-        ({"space": {"optim.lr": {"choices": [0.1]}}}, "search.space.optim.lr.choices: tuple should have at least 2"),
-        ({"space": {"optim.lr": {"choices": [0.1, 0.1]}}}, "search.space.optim.lr.choices: repeated values in"),
-        ({"space": {"optim.lr": {"high": 0.1}}}, "search.space.optim.lr.low: missing"),
-        ({"space": {"optim.lr": {"low": 0.1, "high": 1, "lg": True}}}, "optim.lr.lg: unknown key; did you mean log?"),
-        ({"space": {"optim.lr": {"low": "a", "high": 1}}}, "optim.lr.low: expected a number between -1e30 and 1e30"),
-        ({"space": {"optim.lr": 5}}, "search.space.optim.lr: expected a section of keys, got 5"),
-        ({"budgets": [4e7, 2e7]}, "search.budgets: [40000000.0, 20000000.0]; each must be larger"),
-        ({"confirmation_seeds": [0, 1]}, "search.confirmation_seeds: 0 is the seed that chooses the best; name others"),
-    ],
-)
-def test_sections_that_make_no_sense(search_settings: dict[str, Any], problem: str) -> None:
-    """One thing is said of each, although a setting may be varied in two ways."""
-    with pytest.raises(ExperimentError) as raised:
-        plan(**search_settings)
-    assert problem in str(raised.value)
-    assert str(raised.value).count("search.") == 1
-
-
-@pytest.mark.parametrize(
-    ("enqueued", "outcome"),
-    [
-        ({"optim.lr": 50.0}, "optim.lr: 50.0 is not inside search.space.optim.lr"),
-        ({"optim.lr": -1.0}, "optim.lr: -1.0 is not inside search.space.optim.lr"),
-        ({"optim.betas": "[0.5, 0.5]"}, "optim.betas: '[0.5, 0.5]' is not inside search.space.optim.betas"),
-        ({"optim.lr": 0.02, "else": 1}, None),
-    ],
-)
-def test_what_others_enqueue_is_tried_or_said_to_be_outside(
-    tmp_path: Path, enqueued: dict[str, Any], outcome: str | None
-) -> None:
-    with search(tmp_path, plan(), Played()) as running:
-        running.run(trials=2, parallel=1)
-        running.optuna_study.enqueue_trial(enqueued)
-        running.run(trials=4, parallel=2)
-        _, _, theirs, after = running.ended
-    assert after.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    if outcome is None:
-        assert theirs.params.keys() == SPACE.keys()
-        assert theirs.params["optim.lr"] == 0.02
-    else:
-        assert theirs.state == TrialState.FAIL
-        assert theirs.user_attrs["outcome"] == outcome
-
-
-def test_a_call_that_ended_amid_a_trials_settings(tmp_path: Path) -> None:
-    """Optuna stores them one after the other, so a kill may leave a trial with some of them."""
-    with search(tmp_path, plan(), Played()) as running:
-        running.run(trials=1, parallel=1)
-        running.optuna_study.enqueue_trial({"optim.lr": 0.02, "model.width_per_depth": 3, "optim.betas": "[0.8, 0.99]"})
-        running.optuna_study.ask().suggest_float("optim.lr", 1e-4, 1.0, log=True)
-        running.optuna_study.ask()  # and one with none, of which nobody said what it should be
-    with search(tmp_path, plan(), Played()) as running:
-        running.run(trials=4, parallel=2)
-        _, enqueued, bare, _ = running.ended
-    assert enqueued.params == {"optim.lr": 0.02, "model.width_per_depth": 3, "optim.betas": "[0.8, 0.99]"}
-    assert bare.params.keys() == SPACE.keys()
-
-
 def test_values_from_elsewhere_are_not_compared(tmp_path: Path) -> None:
     with search(tmp_path, plan(), Played()) as running:
         running.run(trials=1, parallel=1)
@@ -479,14 +229,6 @@ def test_the_winner_is_confirmed_with_seeds_that_did_not_choose_it(tmp_path: Pat
         running.run(trials=6, parallel=2)
         assert running.confirm() is not None
     assert {cell.trunk.seed for cell in played.cells} == {seed, seed + 1, seed + 2, seed + 3}
-
-
-def test_a_search_without_a_section_is_of_the_rate() -> None:
-    own = SearchPlan(toy_experiment())
-    own.check()
-    assert list(own.space) == ["optim.lr"]
-    assert own.budgets == (2e7,)
-    assert own.distributions["optim.lr"] == optuna.distributions.FloatDistribution(5e-3 / 8, 5e-3 * 8, log=True)
 
 
 @pytest.mark.parametrize("content", [b"not a journal\n", b'{"op_code": 99, "worker_id": "a"}\n', b"\x00\x01\n"])

@@ -17,7 +17,7 @@ from varscale.data.sources.folder.listing import Listing, is_hidden
 from varscale.data.sources.parquet.columns import find_columns
 from varscale.data.sources.parquet.config import ParquetSection
 from varscale.data.sources.parquet.labels import find_labels
-from varscale.data.sources.parquet.source import tables_below, tables_in
+from varscale.data.sources.parquet.source import find_files, tables_below, tables_in
 from varscale.errors import DataError
 
 TRAINING = ("train", "training")
@@ -176,6 +176,6 @@ def _together(path: Path, tables: Sequence[Path]) -> str:
     first, last = str(min(tables)), str(max(tables))
     start = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     pattern = f"{glob.escape(start)}*{tables[0].suffix}"
-    if sorted(glob.glob(pattern)) != sorted(map(str, tables)):  # noqa: PTH207  # of any path
+    if find_files(pattern) != sorted(tables):
         raise DataError(f"{path}: which of its Parquet files belong together? Put those of a split into a folder")
     return pattern
