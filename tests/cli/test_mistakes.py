@@ -224,6 +224,7 @@ def test_folder_that_cannot_be_written(call: Call, tmp_path: Path, finished: Fin
         (["export-official", "gone.safetensors", "out.pth"], "gone.safetensors: no such file"),
         (["sample", "CELL", "--out", "samples.jpg"], "--out samples.jpg: expected a name that ends in .png"),
         (["dashboard", "--tracking-uri", "nonsense"], "nonsense"),
+        (["dashboard", "--runs-dir", "gone"], "--runs-dir gone: no such folder, so there is nothing to show"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -200,7 +200,7 @@ def test_images_of_the_wrong_kind(rings: Extractor) -> None:
 
 
 def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
-    """Missing, half a file, another network's, and a file that would run code: one line each."""
+    """Missing, half a file, another network's, and a file that would run code: one line each, before any training."""
     settings = experiment(extractor="inception-v3-compat", weights=str(tmp_path / "absent.pth"))
     with pytest.raises(CheckpointError, match=r"absent\.pth: No such file.*weights-inception-2015-12-05.*6726825d"):
         FidelityPlan.of(settings)
@@ -212,12 +212,15 @@ def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
     torch.save({"fc.weight": print}, code)
     torn.write_bytes(whole.read_bytes()[:100])
     for file in (whole, half, code, torn):
-        chosen = experiment(extractor="inception-v3-compat", weights=str(file))
         with pytest.raises(CheckpointError) as caught:
-            open_extractor(plan_of(chosen), chosen.data, Store(tmp_path))
+            FidelityPlan.of(experiment(extractor="inception-v3-compat", weights=str(file)))
         assert f"{file}: not weights of inception-v3-compat" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
+    torch.save({"Mixed_7c.branch_pool.conv.weight": torch.zeros(1000)}, whole)  # told only by opening it
+    chosen = experiment(extractor="inception-v3-compat", weights=str(whole))
+    with pytest.raises(CheckpointError, match=r"whole\.pth: not weights of inception-v3-compat \("):
+        open_extractor(plan_of(chosen), chosen.data, Store(tmp_path))
 
 
 def test_the_classifier_measures_rings_alone() -> None:

@@ -138,6 +138,8 @@ def dashboard(
     store = open_store(runs_dir)
     uri = tracking_store(tracking_uri, store)
     if not is_server(uri):  # which has a dashboard of its own, elsewhere
+        if not store.runs.is_dir():
+            raise ExperimentError(f"--runs-dir {store.runs}: no such folder, so there is nothing to show")
         check_port(port)
     if not deliver_all(store, uri, notify=typer.echo).answers:
         raise typer.Exit(1)  # the reason was printed; what MLflow refuses of a study doesn't shut the others' dashboard

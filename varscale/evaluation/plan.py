@@ -4,6 +4,7 @@ Figures that differ in any of it (extractor and its weights, reference, number o
 drawing) are never mixed, so all of it is in an evaluation's fingerprint, and beside its figures in the runs table.
 """
 
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ RINGS_TRAINING = {"images": 12_800, "batch_size": 64, "lr": 2e-3, "width": 32, "
 """Of the classifier of rings: part of its identity."""
 ALL_KEPT = "all"
 """Said of images that no classifier chose."""
+_LAST_LAYERS = {INCEPTION: b"Mixed_7c.branch_pool.conv.weight", "vgg16": b"classifier.6.weight"}
+"""Of extractors whose files are looked at beforehand: the name of a tensor that these hold."""
 FEWEST_IMAGES, FEW_IMAGES = 100, 2048
 """Fewer are refused; fewer give a warning."""
 
@@ -176,9 +179,12 @@ def classifier_identity(name: str | None, weights: str | None, data: DataSection
         missing = "no classifier is named, and these images have none of their own" if name is None else "no weights"
         raise ExperimentError(f"{place}: {missing}; expected resnet101, say, and a file of its weights")
     try:
-        return f"{name or Path(weights).stem}:{file_digest(Path(weights))[:16]}"
+        digest, whole = file_digest(Path(weights)), _looks_like(Path(weights), "")
     except OSError as error:
         raise CheckpointError(f"{place}: {weights}: {error.strerror}; expected a file of weights") from None
+    if not whole:
+        raise CheckpointError(f"{place}: {weights}: not all of the file; expected a file of weights")
+    return f"{name or Path(weights).stem}:{digest[:16]}"
 
 
 def where_from(name: str) -> str:
@@ -208,11 +214,25 @@ def _extractor(settings: FidelityConfig, data: DataSection) -> str:
         raise CheckpointError(
             f"evaluation.fidelity.weights: torch-fidelity takes no file for {name}; {where_from(name)}"
         )
+    path, place = Path(settings.weights), f"evaluation.fidelity.weights: {settings.weights}"
     try:
-        return f"{name}:{file_digest(Path(settings.weights))[:16]}"
+        digest, whole = file_digest(path), _looks_like(path, name)
     except OSError as error:
-        place = f"evaluation.fidelity.weights: {settings.weights}"
         raise CheckpointError(f"{place}: {error.strerror}; {where_from(name)}") from None
+    if not whole:
+        raise CheckpointError(f"{place}: not weights of {name}, or not all of the file; {where_from(name)}")
+    return f"{name}:{digest[:16]}"
+
+
+def _looks_like(path: Path, name: str) -> bool:
+    """Whether a file can hold an extractor's weights, told without torch, before any cell is trained.
+
+    PyTorch writes the tensors' names first, and since 1.6 a zip archive, whose directory comes last.
+    """
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    archive = head.startswith(b"PK")
+    return (not archive or zipfile.is_zipfile(path)) and _LAST_LAYERS.get(name, b"") in head
 
 
 def _images(data: DataSection, split: Literal["train", "validation"], count: int | None) -> str:
