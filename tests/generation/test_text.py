@@ -18,11 +18,17 @@ from varscale.data.sources.rings.source import RingsSource
 from varscale.data.tokens.captions import FILE, StoredCaptions, write_captions
 from varscale.data.tokens.store import TokenStore
 from varscale.errors import DataError, ExperimentError, TokenStoreError
+from varscale.evaluation import subjects
+from varscale.evaluation.agreement import retrieval
+from varscale.evaluation.extractors import Extractor
+from varscale.evaluation.plan import FidelityPlan, as_stored
+from varscale.evaluation.subjects import CEILING_IMAGES, Evaluated, evaluate
 from varscale.families.base import SamplingOptions
 from varscale.generation.from_files import Drawable, draw
 from varscale.generation.sampling import sample
-from varscale.store.layout import RunFiles
+from varscale.store.layout import RunFiles, Store
 from varscale.store.records import read_result
+from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.runs import Inputs, train_cell
 
 TOLD: dict[str, Any] = {"data": {"captions": {"width": 64}}, "model": {"condition": "text"}}
@@ -119,6 +125,46 @@ def test_many_images_say_what_they_were_drawn_for(cells: dict[str, RunFiles], tm
     with np.load(tmp_path / "a.npz") as arrays:
         assert arrays["arr_1"].tolist() == wanted
     assert pq.read_table(tmp_path / "a.parquet").column("caption").to_pylist() == wanted
+
+
+def test_retrieval_is_beside_what_real_images_and_reconstructions_reach(
+    cells: dict[str, RunFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the tokenizer's share no model on it can be: here an untrained one, and pixels as features."""
+    data = {"captions": {"width": 64}, "max_rings": 3, "backgrounds": 5, "validation_images": 300}
+    fidelity = {"samples": 256, "reference_images": 400}
+    told = little_experiment(data=data, model=TOLD["model"], evaluation={"fidelity": fidelity})
+    plan, settings, store = FidelityPlan.of(told), told.data.captions, Store(tmp_path)
+    assert plan is not None
+    assert settings is not None
+    inputs = make_inputs(tmp_path)
+    reference, held_out = (
+        as_stored(told.data).open(split, count) for split, count in (("train", 400), ("validation", 300))
+    )
+    write_captions(inputs.tokens.train, reference, settings)
+    write_captions(inputs.tokens.validation, held_out, settings)
+    pixels = Extractor(plan.extractor, lambda images_b3ss: (images_b3ss.flatten(1).float() / 255, None))
+    monkeypatch.setattr(subjects, "open_extractor", lambda *_: pixels)
+    what = Evaluated("cell", "a cell", told.data, inputs.tokenizer, cells["text"], captions=inputs.tokens)
+    files = store.run(plan.key("cell", cells["text"]))
+    evaluate(plan, what, files, store, ignore)
+    result = read_result(files)
+    assert result is not None
+
+    tokenizer = load_tokenizer(inputs.tokenizer.weights, inputs.tokenizer.fingerprint)
+    images_N3ss = torch.from_numpy(held_out.load_batch(range(CEILING_IMAGES), [0] * CEILING_IMAGES)[0])
+    with torch.no_grad():
+        decoded_N3ss = tokenizer.decode(tokenizer.encode(images_N3ss / 127.5 - 1))
+    shown = {"real": images_N3ss, "reconstructed": ((decoded_N3ss + 1) * 127.5).round().to(torch.uint8)}
+    encoder = open_encoder(settings)
+    asked_ND = torch.from_numpy(encoder.embed(held_out.captions()[:CEILING_IMAGES]))
+    seen_NF = pixels.features([torch.from_numpy(reference.load_batch(range(400), [0] * 400)[0])]).features_ND
+    pairs = seen_NF, torch.from_numpy(encoder.embed(reference.captions()[:400]))
+    for name, images in shown.items():
+        share = retrieval(pixels.features([images]).features_ND, asked_ND, pairs)["text_retrieval"]
+        assert result.row[f"text_retrieval_{name}"] == pytest.approx(share, abs=0.005)
+    assert result.row["text_retrieval_real"] > 5 * result.row["text_retrieval_chance"]
+    assert result.row["text_retrieval_reconstructed"] < result.row["text_retrieval_real"] / 2
 
 
 def test_mistakes(cells: dict[str, RunFiles], tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.interruption import Report
 
 _FEATURES = "features"
+CEILING_IMAGES = 256
+"""Validation images that say how well captions are found in real images and in reconstructions."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         batches = batches if rings is None else rings.watched(batches)
         drawn = extractor.features(_reported(batches, settings.samples, report))
         figures = measure(drawn, reference, draws=settings.bootstrap_draws)
-        of_text = _retrieval(plan, what, drawn, reference)
+        of_text = _retrieval(plan, what, drawn, reference, extractor)
         of_text |= _rings_figures(rings, plan, what) if rings is not None else {}
         beside = {"seconds_an_image": statistics.median(seconds)} if what.subject == "cell" else {}
         beside |= rejection.figures if rejection is not None else {}
@@ -170,15 +172,32 @@ def _rings_figures(rings: RingsAgreement, plan: FidelityPlan, what: Evaluated) -
     return rings.figures(real=real, reconstructed=_reconstructed(what, again))
 
 
-def _retrieval(plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-    """How often a drawn image's caption is found among others, by what real images' features say of theirs."""
+def _retrieval(
+    plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, reference: FeatureSet, extractor: Extractor
+) -> dict[str, float]:
+    """How often a drawn image's caption is found among others, by what real images' features say of theirs.
+
+    Beside it the same of validation images, and of these as the tokenizer reconstructs them: no model on it is above.
+    """
     if what.captions is None or what.cell is None or plan.settings.reference != "train":
         return {}
-    captions = StoredCaptions.read_required(what.captions.train)
-    count, told_ND = len(reference.features_ND), _told(what, len(drawn.features_ND), 0)
-    of_reference_N = torch.arange(count) if what.data.procedural else _spread(count, len(captions.index_N))
-    real = reference.features_ND, captions.of_images(of_reference_N)
-    return retrieval(drawn.features_ND, told_ND, real)
+    train, validation = (StoredCaptions.read_required(path) for path in (what.captions.train, what.captions.validation))
+    pairs = reference.features_ND, _of_real(train, what.data, len(reference.features_ND))
+    figures = retrieval(drawn.features_ND, _told(what, len(drawn.features_ND), 0), pairs)
+    if not figures:
+        return {}
+    count, batch_size = min(CEILING_IMAGES, len(validation.index_N)), plan.settings.batch_size
+    told_ND = _of_real(validation, what.data, count)
+    real, again = (_real(what.data, "validation", count, batch_size) for _ in range(2))
+    for name, batches in (("real", real), ("reconstructed", _reconstructed(what, again))):
+        found = retrieval(extractor.features(batches).features_ND, told_ND, pairs)
+        figures |= {f"{key}_{name}": share for key, share in found.items() if key == "text_retrieval"}
+    return figures
+
+
+def _of_real(captions: StoredCaptions, data: DataSection, count: int) -> Tensor:
+    """Embeddings (count, D) of the captions of the images that `_real` gives."""
+    return captions.of_images(torch.arange(count) if data.procedural else _spread(count, len(captions.index_N)))
 
 
 def _spread(count: int, number: int) -> Tensor:
