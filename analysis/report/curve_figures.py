@@ -32,7 +32,7 @@ from analysis.report.drawing import (
     size_name,
     value_axis,
 )
-from analysis.report.evaluation_figures import floor_lines, floors, interval_bars, marks_in_words
+from analysis.report.evaluation_figures import floors, interval_bars, marks_in_words, value_axis_with_floors
 from analysis.results import FitEntry, LawsResult
 from analysis.tables.table import RunsTable
 
@@ -61,8 +61,7 @@ def against_compute(result: LawsResult, key: str, group: str, target: str, name:
         named(rings, run_names(result.table, best))
         _prediction_mark(axes, grid, check)
         log_axis(axes, "x")
-        value_axis(axes, pd.concat([grid.cells[target], best[target], pd.Series(levels, dtype=float)]))
-        floor_lines(axes, levels)
+        value_axis_with_floors(axes, pd.concat([grid.cells[target], best[target]]), levels)
         axes.set(xlabel=label(result.table, "flops"), ylabel=label(result.table, target))
         legend_below(figure, axes)
 
@@ -107,8 +106,7 @@ def against(result: LawsResult, target: str, x: str, name: str, group: str = "")
         for entry, (style, colour) in zip(drawn, _LINES, strict=False):
             axes.plot(reach, entry.fitted.predict(reach), style, color=colour, label=_formula(entry))
         log_axis(axes, "x", counts=x == "params")
-        value_axis(axes, pd.concat([rows[target], pd.Series(levels, dtype=float)]))
-        floor_lines(axes, levels)
+        value_axis_with_floors(axes, rows[target], levels)
         axes.set(xlabel=label(result.table, x), ylabel=label(result.table, target))
         legend_below(figure, axes)
 

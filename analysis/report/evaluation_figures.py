@@ -47,14 +47,24 @@ def floors(table: RunsTable, target: str) -> dict[str, float]:
     return found
 
 
-def floor_lines(axes: Axes, levels: dict[str, float]) -> None:
-    """Each level as a line across the axes with its name on it, one name at either end."""
+def value_axis_with_floors(axes: Axes, values: "pd.Series[float]", levels: dict[str, float]) -> None:
+    """The axis of values, with each level as a line across it and its name at either end.
+
+    A level so far below that the values would fill less than two fifths of the axis is named at the bottom instead.
+    """
+    low, high = np.log([values.min(), values.max()])
+    near = [level for level in levels.values() if low - np.log(level) <= 1.5 * (high - low)]
+    value_axis(axes, pd.concat([values, pd.Series(near, dtype=float)]))
     looks = {"real images": (GREEN, "--", "left"), "reconstructions": (PURPLE, ":", "right")}
     for name, level in levels.items():
         colour, style, side = looks[name]
-        axes.axhline(level, color=colour, lw=1, ls=style, zorder=2)
-        x, across = 0.01 if side == "left" else 0.99, axes.get_yaxis_transform()
-        axes.text(x, level, f"{name}, {level:.3g}", color=colour, size=6.5, va="bottom", ha=side, transform=across)
+        x, text = 0.01 if side == "left" else 0.99, f"{name}, {level:.3g}"
+        font: dict[str, Any] = {"color": colour, "size": 6.5, "va": "bottom", "ha": side}
+        if level in near:
+            axes.axhline(level, color=colour, lw=1, ls=style, zorder=2)
+            axes.text(x, level, text, transform=axes.get_yaxis_transform(), **font)
+        else:
+            axes.text(x, 0.01, f"↓ {text}", transform=axes.transAxes, **font)
 
 
 def interval_bars(axes: Axes, rows: pd.DataFrame, x: "pd.Series[float]", target: str, colour: Any) -> None:
@@ -76,7 +86,7 @@ def marks_in_words(levels: dict[str, float], rows: pd.DataFrame, target: str) ->
         "reconstructions": "the tokenizer's reconstructions",
     }
     lines = " and ".join(meanings[name] for name in levels)
-    return bars + (f" Level lines: {lines}." if lines else "")
+    return bars + (f" Level lines, or arrows where far below: {lines}." if lines else "")
 
 
 def against_loss(result: LawsResult, target: str, name: str, group: str) -> Drawing:
@@ -107,8 +117,7 @@ def against_loss(result: LawsResult, target: str, name: str, group: str) -> Draw
         if not sizes:
             drawn = axes.plot(loss, rows[target], "o", color=BLUE, label="runs", zorder=5)
             named(drawn, run_names(result.table, rows))
-        value_axis(axes, pd.concat([rows[target], pd.Series(levels, dtype=float)]))
-        floor_lines(axes, levels)
+        value_axis_with_floors(axes, rows[target], levels)
         axes.set(xlabel=f"loss ({result.table.loss_unit})", ylabel=label(result.table, target))
         legend_below(figure, axes)
 

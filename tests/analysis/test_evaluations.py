@@ -120,6 +120,16 @@ def test_a_sweep_has_laws_of_fid_and_mind_unasked_and_every_check_that_loss_has(
     assert {"loss_vs_compute", "best_sizes"} <= stems
 
 
+@pytest.mark.parametrize(("floor", "named"), [(3.0, "real images, 3"), (1e-4, "↓ real images, 0.0001")])
+def test_a_floor_far_below_the_values_does_not_press_them_together(floor, named):
+    """It is named below an axis that the values fill."""
+    table = quality_curve()
+    drawing, *_ = draw_all(fit_laws(table.assign(fid_floor=floor), CURVE))
+    assert drawing.name == "loss_vs_compute"  # that of the main target, here FID
+    assert f"<!-- {named} -->" in drawing.svg
+    assert "arrows where far below: real images" in drawing.caption
+
+
 def test_optimal_sizes_that_differ_are_side_by_side_in_laws_json_and_report():
     table = evaluation_table(depths=(3, 4, 6, 8, 12, 16), ratio=2.0)
     result = fit_laws(table, SWEEP)
