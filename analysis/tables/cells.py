@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from analysis.fitting.laws.registry import LAWS
 from analysis.options import FitOptions
 from analysis.tables.evaluations import runs
 from analysis.tables.repeats import Differing, differing, reduced
@@ -64,7 +65,12 @@ def with_rows_reduced(table: RunsTable, rows: pd.DataFrame, options: FitOptions)
 
 
 def _alike(rows: pd.DataFrame, options: FitOptions) -> list[str]:
-    """What makes rows one cell: budget and size where budgets are known, else N, C and D as far as they are."""
+    """What makes rows one cell: budget and size where budgets are known, else N, C and D as far as they are.
+
+    So does what every law that was asked for takes, such as the share of experts that a token uses.
+    """
     roles = ("budget", "params") if {"budget", "params"} <= set(rows.columns) else ("params", "flops", "tokens")
     others = [name for name in options.x if name not in ROLES]
+    taken = [{*LAWS[law].inputs, *(below for _, _, below in LAWS[law].ratios)} for law in options.law]
+    others += sorted(set.intersection(*taken)) if taken else []
     return [name for name in dict.fromkeys((*roles, *others, "group")) if name in rows.columns]
