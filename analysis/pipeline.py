@@ -35,7 +35,7 @@ from analysis.grids.guidance import guidance_curves
 from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
-from analysis.predictions import TEN_TIMES, predictions, unused_points
+from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
 from analysis.progress import steps
 from analysis.results import FitEntry, LawsResult
 from analysis.tables.cells import mixed_rows, with_rows_reduced
@@ -195,7 +195,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             if best_sizes := allocations(grids.get(target), surfaces, at, options.tokens_from_flops):
                 by_target[target] = best_sizes
                 warnings += allocation_warnings(target, best_sizes)
-    warnings += unused_points(options, fits)
+    warnings += doubtful_answers(options, fits, bool(by_target))
     sizes = side_by_side([grids[target] for target in _sized(table) if target in grids])
     return LawsResult(
         options=options,
@@ -338,9 +338,9 @@ def _frontier_of_scattered(
 ) -> list[LawWarning]:
     """Which of the runs a law of compute is fitted to that share no budgets, most of them beaten by smaller ones."""
     entry = next((each for each in fits if each.x == "flops"), None)
-    if entry is None or options.frontier or options.checkpoints or entry.fitted.law.name == "rising-power":
-        return []
     runs = table.frame[table.frame[target].notna()]
+    if entry is None or options.frontier or options.checkpoints or _slope(runs["flops"], runs[target]) >= 0:
+        return []
     if not (scatter := scattered(runs, target)):
         return []
     if len(entry.rows) < len(runs):
@@ -357,7 +357,7 @@ def _frontier_of_scattered(
     return [LawWarning("frontier-possible", message, entry.name)]
 
 
-def _slope(x: Array, y: Array) -> float:
+def _slope(x: "Array | pd.Series[float]", y: "Array | pd.Series[float]") -> float:
     return float(np.cov(np.log(x), np.log(y))[0, 1])
 
 

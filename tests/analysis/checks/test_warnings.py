@@ -273,7 +273,10 @@ def test_warnings_count_data_in_the_tables_own_unit():
 
 def test_an_accuracy_may_rise():
     table = pd.DataFrame({"C": np.geomspace(1e18, 1e21, 8), "accuracy": np.linspace(0.2, 0.6, 8)})
-    assert "not-monotone" not in codes(table, flops="C", target=("accuracy",), law=("power",))
+    asked = {"flops": "C", "target": ("accuracy",), "law": ("power",), "holdout": False}
+    assert not codes(table, **asked) & {"not-monotone", "beyond-one"}
+    assert "beyond-one" in codes(table, predict=("C=1e24",), **asked)
+    assert "frontier-possible" not in codes(table, loss="accuracy", **asked)
 
 
 def test_a_point_that_widens_its_own_interval_is_decisive_all_the_same():
@@ -320,6 +323,7 @@ def test_mixed_columns_are_known_by_other_spellings(column, code):
         ({"seed": 10**400}, "--seed must be a whole number"),
         ({"drop_highest": 12}, "--drop-highest 12 leaves none of the 12 rows"),
         ({"drop_highest": 10**30}, "--drop-highest"),
+        ({"holdout_where": "C > 1e20", "holdout": False}, "--holdout-where and --no-holdout contradict each other"),
     ],
 )
 def test_flags_that_cannot_be_met_are_refused(options, message):
