@@ -26,7 +26,7 @@ from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws
 from analysis.fitting.laws.base import Array
-from analysis.fitting.laws.registry import LAWS
+from analysis.fitting.laws.registry import LAWS, columns_taken
 from analysis.fitting.newton import Objective
 from analysis.grids.allocation import Allocation
 from analysis.grids.frontier import scattered, with_budgets
@@ -80,7 +80,7 @@ def _prepared(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
     if not options.reduce:
         return table
     rows = with_budgets(table, options.checkpoints)
-    return with_rows_reduced(table, table.frame if rows is None else rows, options)
+    return with_rows_reduced(table, table.frame if rows is None else rows, options, columns_taken(options.law))
 
 
 def _with_questions(table: RunsTable, options: FitOptions, warnings: tuple[LawWarning, ...]) -> tuple[LawWarning, ...]:
@@ -167,7 +167,7 @@ def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
     warnings = table_warnings(table, frame, options.checkpoints)
-    mixed = mixed_rows(table, table.frame if frame is None else frame, options)
+    mixed = mixed_rows(table, table.frame if frame is None else frame, options, columns_taken(options.law))
     warnings += [LawWarning("mixed-rows", mixed.message)] if mixed else []
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}

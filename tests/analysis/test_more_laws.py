@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from analysis.errors import TableError
+from analysis.fitting.laws.registry import columns_taken
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.report.figures import draw_all
@@ -127,10 +128,11 @@ def test_what_a_law_takes_is_no_setting_that_mixes_rows():
     table, of_mixtures = sparse_mixtures(), FitOptions(law=("sparse-mixture",))
     for law, differing in (("sparse-mixture",), None), (("sparse-mixture", "chinchilla"), ("active_share",)):
         options = FitOptions(law=law)
-        found = mixed_rows(prepared := prepare(table, options), prepared.frame, options)
+        found = mixed_rows(prepared := prepare(table, options), prepared.frame, options, columns_taken(options.law))
         assert (found and found.columns) == differing
     repeated = pd.concat([table.assign(lr=1e-3), table.assign(lr=3e-3, loss=1.1 * table["loss"])], ignore_index=True)
-    found = mixed_rows(prepared := prepare(repeated, of_mixtures), prepared.frame, of_mixtures)
+    taken = columns_taken(of_mixtures.law)
+    found = mixed_rows(prepared := prepare(repeated, of_mixtures), prepared.frame, of_mixtures, taken)
     assert found is not None
     assert found.columns == ("lr",)
 
