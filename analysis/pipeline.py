@@ -26,7 +26,7 @@ from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws
 from analysis.fitting.laws.base import Array
-from analysis.fitting.laws.registry import LAWS
+from analysis.fitting.laws.registry import LAWS, columns_taken
 from analysis.fitting.newton import Objective
 from analysis.grids.allocation import Allocation
 from analysis.grids.frontier import scattered, with_budgets
@@ -35,7 +35,7 @@ from analysis.grids.guidance import guidance_curves
 from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
-from analysis.predictions import TEN_TIMES, predictions, unused_points
+from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
 from analysis.progress import steps
 from analysis.results import FitEntry, LawsResult
 from analysis.tables.cells import mixed_rows, with_rows_reduced
@@ -80,7 +80,7 @@ def _prepared(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
     if not options.reduce:
         return table
     rows = with_budgets(table, options.checkpoints)
-    return with_rows_reduced(table, table.frame if rows is None else rows, options)
+    return with_rows_reduced(table, table.frame if rows is None else rows, options, columns_taken(options.law))
 
 
 def _with_questions(table: RunsTable, options: FitOptions, warnings: tuple[LawWarning, ...]) -> tuple[LawWarning, ...]:
@@ -167,7 +167,7 @@ def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
     warnings = table_warnings(table, frame, options.checkpoints)
-    mixed = mixed_rows(table, table.frame if frame is None else frame, options)
+    mixed = mixed_rows(table, table.frame if frame is None else frame, options, columns_taken(options.law))
     warnings += [LawWarning("mixed-rows", mixed.message)] if mixed else []
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
@@ -195,7 +195,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             if best_sizes := allocations(grids.get(target), surfaces, at, options.tokens_from_flops):
                 by_target[target] = best_sizes
                 warnings += allocation_warnings(target, best_sizes)
-    warnings += unused_points(options, fits)
+    warnings += doubtful_answers(options, fits, bool(by_target))
     sizes = side_by_side([grids[target] for target in _sized(table) if target in grids])
     return LawsResult(
         options=options,
@@ -338,9 +338,9 @@ def _frontier_of_scattered(
 ) -> list[LawWarning]:
     """Which of the runs a law of compute is fitted to that share no budgets, most of them beaten by smaller ones."""
     entry = next((each for each in fits if each.x == "flops"), None)
-    if entry is None or options.frontier or options.checkpoints or entry.fitted.law.name == "rising-power":
-        return []
     runs = table.frame[table.frame[target].notna()]
+    if entry is None or options.frontier or options.checkpoints or _slope(runs["flops"], runs[target]) >= 0:
+        return []
     if not (scatter := scattered(runs, target)):
         return []
     if len(entry.rows) < len(runs):
@@ -357,7 +357,7 @@ def _frontier_of_scattered(
     return [LawWarning("frontier-possible", message, entry.name)]
 
 
-def _slope(x: Array, y: Array) -> float:
+def _slope(x: "Array | pd.Series[float]", y: "Array | pd.Series[float]") -> float:
     return float(np.cov(np.log(x), np.log(y))[0, 1])
 
 

@@ -40,14 +40,23 @@ def predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...
     )
 
 
-def unused_points(options: FitOptions, fits: list[FitEntry]) -> list[LawWarning]:
-    """The points that no law fitted takes."""
+def doubtful_answers(options: FitOptions, fits: list[FitEntry], best_sizes: bool) -> list[LawWarning]:
+    """What was asked for that no law fitted can say, and shares that would exceed 1."""
     found = []
     for text in options.predict:
         point = parse_point(text)
         if not any(point.items() <= each.at.items() for entry in fits for each in entry.predictions):
-            message = f"--predict {text}: no law was fitted against {' and '.join(point)}"
+            shown = ",".join(f"{name}={value:g}" for name, value in point.items())
+            message = f"--predict {shown}: no law was fitted against {' and '.join(point)}"
             found.append(LawWarning("point-unused", message))
+    if options.allocate and not best_sizes:
+        message = "best sizes take --params and --flops, and a law of N and D or four sizes that share budgets"
+        found.append(LawWarning("point-unused", f"--budget {options.allocate[0]:g}: {message}"))
+    for entry in fits:
+        highest = max((each.prediction.value for each in entry.predictions), default=0.0)
+        if entry.fitted.law.name == "rising-power" and entry.rows[entry.target].max() <= 1 < highest:
+            message = f"{entry.name}: reaches {highest:.3g}; if {entry.target} is a share, say --law power-logit"
+            found.append(LawWarning("beyond-one", message, entry.name))
     return found
 
 

@@ -12,8 +12,8 @@ from analysis.tables.roles import ROLES, plain_name, some
 from analysis.tables.table import RunsTable
 from analysis.tables.units import NOUNS
 
-_LARGEST_LOG = 80.0
-"""No logarithm of a count is larger; e^80 is 5e34."""
+_LARGEST_LOG = 90.0
+"""No logarithm of a count is larger; 2^90 is 1.2e27."""
 _LOGS_APART = 3.0
 _DECIMAL = 30.0
 """A larger logarithm of FLOPs isn't decimal."""
@@ -21,7 +21,7 @@ _FALLS = 0.98
 _UNLIKE, _FAR = 1.5, 2.5
 """Factors between groups of the same sizes, and of others, whose attention and embeddings count differently."""
 _ODD = 5.0
-_CONSTANTS = {"log10": np.log10(6.0), "ln": np.log(6.0)}
+_CONSTANTS = {"log10": np.log10(6.0), "ln": np.log(6.0), "log2": np.log2(6.0)}
 _MOST_KINDS = 12
 
 
@@ -67,11 +67,12 @@ def _logarithms(table: RunsTable) -> Iterator[str]:
         if high > _LARGEST_LOG or not (named or near):
             continue
         base = _base(frame, role)
-        to, shown = ("10", 10.0) if base == "log10" else ("e", np.e)
+        to, shown = {"log10": ("10", 10.0), "ln": ("e", np.e), "log2": ("2", 2.0)}[base]
+        others = " or ".join(each for each in _CONSTANTS if each != base)
         yield (
             f"column {table.columns[role]!r} goes from {low:.4g} to {high:.4g}: are these logarithms? As {to}^{role} "
             f"{NOUNS[role]} would go from {shown**low:.3g} to {shown**high:.3g}; then say --unit {role}={base} "
-            f"(or {'ln' if base == 'log10' else 'log10'}), else name their unit"
+            f"(or {others}), else name their unit"
         )
 
 

@@ -38,6 +38,8 @@ def check_options(options: FitOptions) -> None:
         raise TableError(f"--by {options.by[0]} needs --reduce min, mean, median or last")
     if options.frontier and options.frontier not in (rules := (*FRONTIERS, ALL_RUNS)):
         raise TableError(f"unknown --frontier {options.frontier!r}; the rules are {', '.join(rules)}")
+    if options.holdout_where and not options.holdout:
+        raise TableError("--holdout-where and --no-holdout contradict each other; leave one of them away")
     if options.annealing_horizon is not None and not (options.of_rates and 1 < options.annealing_horizon < math.inf):
         raise TableError("--annealing-horizon goes with --law annealing, and is a number of steps above 1")
     if not DELTAS[0] <= options.delta <= DELTAS[1]:

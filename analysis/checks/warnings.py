@@ -23,11 +23,13 @@ from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.tables.evaluations import is_evaluation
 from analysis.tables.roles import plain_name, some
 from analysis.tables.table import REPEATED, RunsTable, mixtures
+from analysis.tables.units import NOUNS, parse_units, unit_in_name
 
 CODES: dict[str, str] = {
     "approaches-disagree": "two ways of finding the best size give exponents whose intervals don't meet",
     "at-bound": "a parameter ended at the edge of what is allowed",
     "below-floor": "values lie at or below the floor that was measured",
+    "beyond-one": "a rising power law of values up to 1 predicts more than 1",
     "checkpoints": "rows are checkpoints of runs, not runs",
     "copied-rows": "groups share rows word for word",
     "correlated-parameters": "N and D, or two parameters with both centred (geometric means), are correlated above .99",
@@ -53,7 +55,7 @@ CODES: dict[str, str] = {
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
     "parabola-bias": "on this grid parabolas would miss the best sizes even without noise",
-    "point-unused": "no law was fitted that takes a point asked for",
+    "point-unused": "no law was fitted that takes a point or budget asked for",
     "prediction-failed": "the held-out prediction of the largest budget did not hold",
     "repeated-rows": "rows repeat another row's values",
     "own-column": "the table uses a name for something else than it means here",
@@ -68,6 +70,10 @@ CODES: dict[str, str] = {
 LONGEST_WARMUP = 0.25
 MOST_EPOCHS = 4.0
 UNDERTRAINED = 1 / 30
+LEAST_DATA, MOST_DATA = 1e-6, 1e8
+"""D / N, or C / (6·N²)."""
+_SMALL = 1e6
+"""Larger numbers than this and their unit are counted in ones, whatever the column is called."""
 LEAST_RATIO, MOST_RATIO = 0.05, 1e6
 """C / (N·D): a mixture of experts has less than 6, images instead of tokens give thousands."""
 UNEVEN = 0.003
@@ -117,7 +123,7 @@ def table_warnings(table: RunsTable, grid: pd.DataFrame | None, checkpoints: boo
     found += [LawWarning(code, text) for code, text in mixtures(frame) if code]
     found += _unfit_tokenizer(frame)
     starved = _undertrained(grid if grid is not None else frame, table.targets[0], table.unit_of_data)
-    return [*found, *_units(frame), *_schedule(frame), *starved]
+    return [*found, *_units(table), *_schedule(table), *starved]
 
 
 def fit_warnings(
@@ -214,15 +220,26 @@ def allocation_warnings(target: str, allocations: Sequence[Allocation]) -> list[
     return [*found, LawWarning("approaches-disagree", f"{target}: N_opt grows as C to the power {each_way}")]
 
 
-def _units(frame: pd.DataFrame) -> list[LawWarning]:
-    """FLOPs a parameter and token that no model has: a unit was forgotten."""
-    if not {"params", "tokens", "flops"} <= set(frame.columns):
-        return []
-    ratio = float((frame["flops"] / frame["params"] / frame["tokens"]).median())
-    if LEAST_RATIO < ratio < MOST_RATIO:
-        return []
-    message = f"C / (N·D) is {ratio:.2g}, where 6 is usual; say units, such as --unit flops=PFLOP or --unit params=M"
-    return [LawWarning("unlikely-units", message)]
+def _units(table: RunsTable) -> list[LawWarning]:
+    """Units that columns' names state and nobody gave, or that no model has."""
+    frame, examples = table.frame, "say units, such as --unit flops=PFLOP or --unit params=M"
+    stated = [(role, name, unit_in_name(role, name)) for role, name in table.columns.items() if role in NOUNS]
+    found = [
+        f"column {name!r} seems to be in {unit}: say --unit '{role}={unit}'"
+        for role, name, unit in stated
+        if unit
+        and role not in table.units
+        and frame[role].max() < max(_SMALL, parse_units((f"{role}={unit}",))[role].factor)
+    ]
+    if not found and {"params", "flops"} <= set(frame.columns):
+        of_six = frame["flops"] / frame["params"] / 6
+        tokens = frame["tokens"] if "tokens" in frame.columns else of_six
+        ratio, per_size = float((6 * of_six / tokens).median()), float((tokens / frame["params"]).median())
+        if not LEAST_RATIO < ratio < MOST_RATIO:
+            found = [f"C / (N·D) is {ratio:.2g}, where 6 is usual; {examples}"]
+        elif not LEAST_DATA < per_size < MOST_DATA:
+            found = [f"C, N or D would mean {per_size:.2g} {table.unit_of_data} a parameter; {examples}"]
+    return [LawWarning("unlikely-units", message) for message in found]
 
 
 def _unfit_tokenizer(frame: pd.DataFrame) -> list[LawWarning]:
@@ -236,8 +253,17 @@ def _unfit_tokenizer(frame: pd.DataFrame) -> list[LawWarning]:
     ]
 
 
-def _schedule(frame: pd.DataFrame) -> list[LawWarning]:
-    found = []
+def _epochs(table: RunsTable) -> "pd.Series[float]":
+    """How often runs saw their data, as far as the table says."""
+    frame, unit = table.frame, table.units.get("tokens")
+    if "epochs" in frame.columns or not {"tokens", "unique_tokens"} <= set(frame.columns):
+        return pd.to_numeric(frame.get("epochs", pd.Series(dtype=float)), errors="coerce")
+    unique = pd.to_numeric(frame["unique_tokens"], errors="coerce")
+    return frame["tokens"] / (unit.values(unique) if unit else unique)
+
+
+def _schedule(table: RunsTable) -> list[LawWarning]:
+    found, frame = [], table.frame
     named = {plain_name(name): name for name in frame.columns}
     for pair in (("warmup_images", "images_seen"), ("warmup_steps", "steps")):
         if not named.keys() >= set(pair):
@@ -246,8 +272,7 @@ def _schedule(frame: pd.DataFrame) -> list[LawWarning]:
         share = float((warmup / length).max())
         if share > LONGEST_WARMUP:
             found.append(LawWarning("long-warmup", f"the warm-up is {share:.0%} of the shortest run"))
-    epochs = pd.to_numeric(frame["epochs"], errors="coerce") if "epochs" in frame.columns else pd.Series(dtype=float)
-    if (most := float(epochs.max())) > MOST_EPOCHS:
+    if (most := float(_epochs(table).max())) > MOST_EPOCHS:
         found.append(LawWarning("many-epochs", f"a run saw its data {most:.1f} times; new data count for more"))
     return found
 

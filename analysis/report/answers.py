@@ -1,15 +1,15 @@
-"""What was asked for, as tables narrow enough for a terminal: predictions at points, best sizes for budgets."""
+"""What was asked for, as tables narrow enough for a terminal: predictions at points, rows held out, best sizes."""
 
 from analysis.checks.requests import parse_point
 from analysis.grids.allocation import Allocation
-from analysis.report.tables import ReportTable, data_noun, interval, number, point_text, scaled
+from analysis.report.tables import ReportTable, data_noun, interval, number, percent, point_text, scaled
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.table import RunsTable
 
 
 def answers(result: LawsResult) -> list[ReportTable]:
-    """A table for each point of `--predict`, and one of the best sizes for the budgets of `--budget`."""
-    asked = [_at_point(result, text) for text in result.options.predict]
+    """A table for each point of `--predict`, one of `--holdout-where`, and the best sizes for budgets of `--budget`."""
+    asked = [*(_at_point(result, text) for text in result.options.predict), _held_out(result)]
     found = [table for table in asked if table.rows]
     return [*found, *(best_sizes(result) if result.options.allocate else [])]
 
@@ -36,6 +36,26 @@ def _at_point(result: LawsResult, text: str) -> ReportTable:
     )
 
 
+def _held_out(result: LawsResult) -> ReportTable:
+    headings = ("predicted from the others", "rows", "mean error", "worst", "no change")
+    rows = [
+        (
+            (_law(entry),),
+            (str(check.n_held),),
+            *((percent(each),) for each in (check.mean_percent, check.worst_percent, check.baselines.get("no change"))),
+        )
+        for entry in result.fits
+        for check in entry.holdout
+        if check.name.startswith("where")
+    ]
+    return ReportTable(headings, rows, f"rows where {result.options.holdout_where}", frozenset(headings[1:]))
+
+
+def _law(entry: FitEntry) -> str:
+    group = f" [{entry.group}]" if entry.group else ""
+    return f"{entry.target}{group}, {entry.fitted.law.name}"
+
+
 def _prediction_row(
     table: RunsTable, entry: FitEntry, each: PredictionAt, point: dict[str, float]
 ) -> tuple[tuple[str, ...], ...]:
@@ -46,9 +66,8 @@ def _prediction_row(
         for name, value in each.at.items()
         if name not in point
     ]
-    group = f" [{entry.group}]" if entry.group else ""
     law = (
-        f"{entry.target}{group}, {entry.fitted.law.name}",
+        _law(entry),
         *([f"best size: {', '.join(further)}"] if further else []),
     )
     prediction = each.prediction

@@ -127,14 +127,14 @@ def heldout_tables(result: LawsResult) -> tuple[ReportTable, ReportTable]:
             if check.name.startswith("roll"):
                 rolled.append(_rolled_row(entry, check))
                 continue
-            errors = tuple((_percent(check.baselines.get(name)),) for name in _BASELINES)
+            errors = tuple((percent(check.baselines.get(name)),) for name in _BASELINES)
             rows.append(
                 (
                     (entry.name,),
                     (check.name,),
                     (f"{check.n_fitted} / {check.n_held}",),
-                    (_percent(check.mean_percent),),
-                    (_percent(check.worst_percent),),
+                    (percent(check.mean_percent),),
+                    (percent(check.worst_percent),),
                     (number(check.noise_units),),
                     *errors,
                 )
@@ -313,7 +313,8 @@ def number(value: float | None) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """An error with two decimals; a dash where there is none."""
     return "–" if value is None else f"{value:.2f}%"
 
 
@@ -322,8 +323,8 @@ def _rolled_row(entry: FitEntry, check: Heldout) -> tuple[tuple[str, ...], ...]:
         (entry.name,),
         (check.name.removeprefix("roll forward "),),
         (str(check.n_fitted),),
-        (_percent(check.mean_percent),),
-        (_percent(check.baselines.get("no change")),),
+        (percent(check.mean_percent),),
+        (percent(check.baselines.get("no change")),),
         (", ".join(f"{SYMBOLS.get(name, name)} {number(value)}" for name, value in check.parameters.items()),),
     )
 

@@ -1,5 +1,6 @@
 """Rows of one cell, alike in N, C and D: what they are, and one row of each where that is asked for."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -11,33 +12,39 @@ from analysis.tables.roles import LABELS, ROLES, column
 from analysis.tables.table import Exclusion, RunsTable, hash_rows
 
 
-def mixed_rows(table: RunsTable, rows: pd.DataFrame, options: FitOptions) -> Differing | None:
+def mixed_rows(
+    table: RunsTable, rows: pd.DataFrame, options: FitOptions, taken: Sequence[str] = ()
+) -> Differing | None:
     """In what rows alike in N, C and D differ, repetitions aside; of a run's checkpoints that are alike one counts.
 
     Args:
         table: a checked table.
         rows: its rows, with their `budget` where budgets are known.
         options: what was asked for.
+        taken: columns that every law asked for takes, such as the share of experts that a token uses.
     """
-    alike = _alike(rows, options)
+    alike = _alike(rows, options, taken)
     rows = rows.drop_duplicates(["run_id", *alike]) if options.checkpoints else rows
     return differing(rows, alike, table.targets, table.columns.values(), table.is_sweep)
 
 
-def with_rows_reduced(table: RunsTable, rows: pd.DataFrame, options: FitOptions) -> RunsTable:
+def with_rows_reduced(
+    table: RunsTable, rows: pd.DataFrame, options: FitOptions, taken: Sequence[str] = ()
+) -> RunsTable:
     """The table with one row for all that are alike in N, C, D and all else that tells rows apart, but for `by`.
 
     Args:
         table: a checked table.
         rows: its rows, with their `budget` where budgets are known.
         options: what `reduce` takes, over which columns.
+        taken: columns that every law asked for takes.
 
     Raises:
         TableError: there is no such column.
     """
     labels = {source: role for role, source in table.columns.items() if role in LABELS}
     over = [labels.get(name) or column(rows, name) for name in options.by]
-    alike = [*_alike(rows, options), *(["run_id"] if options.checkpoints else [])]
+    alike = [*_alike(rows, options, taken), *(["run_id"] if options.checkpoints else [])]
     found = differing(rows, alike, table.targets, table.columns.values(), table.is_sweep, over)
     further = list(found.columns) if found else []
     over = over or further or ["seed"]
@@ -63,8 +70,11 @@ def with_rows_reduced(table: RunsTable, rows: pd.DataFrame, options: FitOptions)
     )
 
 
-def _alike(rows: pd.DataFrame, options: FitOptions) -> list[str]:
-    """What makes rows one cell: budget and size where budgets are known, else N, C and D as far as they are."""
+def _alike(rows: pd.DataFrame, options: FitOptions, taken: Sequence[str]) -> list[str]:
+    """What makes rows one cell: budget and size where budgets are known, else N, C and D as far as they are.
+
+    So does what the laws take beside these (`taken`).
+    """
     roles = ("budget", "params") if {"budget", "params"} <= set(rows.columns) else ("params", "flops", "tokens")
-    others = [name for name in options.x if name not in ROLES]
+    others = [name for name in (*options.x, *taken) if name not in ROLES]
     return [name for name in dict.fromkeys((*roles, *others, "group")) if name in rows.columns]

@@ -19,6 +19,7 @@ _STEPS = re.compile(
 RATES = re.compile(r"lr|learning_?rate|current_lr")
 _FEW = 3
 """A run of fewer rows doesn't show whether they follow each other."""
+_MOSTLY = 0.9
 _MANY = 8
 """So many rows at even steps, alike in size, are one run's even where no column names runs."""
 
@@ -81,11 +82,15 @@ def last_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _grows(rows: pd.DataFrame, name: str, in_order: bool) -> bool:
-    """Whether a column differs from row to row, at one size; in the rows' order, if that counts."""
+    """Whether a column differs from row to row, at one size; in the rows' order, if that counts.
+
+    A run that went on from an earlier checkpoint falls back now and then.
+    """
     values = _values(rows[name])
     if ("params" in rows.columns and rows["params"].nunique() > 1) or not np.isfinite(values).all():
         return False
-    return bool((np.diff(values) > 0).all() if in_order else len(np.unique(values)) > 0.9 * len(values))
+    grows = bool((np.diff(values) > 0).mean() > _MOSTLY) if len(values) > 1 else False
+    return grows or (not in_order and len(np.unique(values)) > _MOSTLY * len(values))
 
 
 def _even(values: "pd.Series[Any]") -> bool:

@@ -29,8 +29,10 @@ MOST_COLUMNS = 10_000
 _SEPARATORS = (",", ";", "\t", "|")
 _POINT = re.compile(r"(?:^|;)\s*[+-]?\d+\.\d+(?:[eE][+-]?\d+)?\s*(?:;|$)", re.MULTILINE)
 """A number with a decimal point between semicolons."""
+_EXCEL = re.compile(r"sep=(.)", re.IGNORECASE)
+"""The first line of a file that tells Excel its separator."""
 _TEXTS = (".csv", ".tsv", ".txt", ".dat", ".md")
-_KINDS = ".csv, .tsv, .parquet, .jsonl or .json (text also as .gz, .bz2 or .xz)"
+_KINDS = ".csv, .tsv, .parquet, .jsonl or .json (text also as .gz, .bz2 or .xz); save a sheet of Excel as .csv"
 # what parsers of text, JSON, Parquet and packed files were seen to raise for broken or hostile ones
 _UNREADABLE = (
     *(ValueError, OSError, TypeError, KeyError, EOFError, NotImplementedError, RecursionError, MemoryError),
@@ -156,7 +158,13 @@ def _records(records: list[Any]) -> pd.DataFrame:
 
 
 def _separated(text: str, separator: str | None, notes: list[str]) -> pd.DataFrame:
+    if "\0" in text:
+        raise TableError("this is no text; save a sheet of Excel as .csv")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = text.splitlines(keepends=True)
+    if (first := _EXCEL.fullmatch(lines[0].strip()) if lines else None) and separator is None:
+        separator, lines = first[1], lines[1:]
+        text = "".join(lines)
     kept = [line for line in lines if not line.startswith("#")]
     if len(kept) < len(lines):
         notes.append(f"{len(lines) - len(kept)} lines that start with # were skipped")

@@ -33,16 +33,19 @@ UNUSED_UNLESS_ASKED = {
     "variant": "--where \"variant == '…'\"",
 }
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(?=\D*$)")
+_GAPS = re.compile(r"(?<=\d)[ _'’\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+"""Between thousands where no decimal mark can be meant: 20 000 000, 20_000_000, 20'000'000."""
 _WITH_SUFFIX = re.compile(
     r"[~≈]?\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
-    r"(?:(?P<suffix>thousand|million|billion|trillion|[kmbt]n?|[gpz])s?)?"
+    r"(?:(?P<suffix>thousand|million|billion|trillion|[kmbt]n?|[gpz]|e(?=flop)|%)s?)?"
     r"\s*(?:flops?|param(?:eter)?s?|tokens|images|nats|bits)?",
     re.IGNORECASE,
 )
 _POWER_OF_TEN = re.compile(r"(?:(?P<number>\d+\.?\d*)\s*[x×·*]\s*)?10\s*(?:\^|\*\*)\s*\{?(?P<power>[+-]?\d{1,3})\}?")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "z": 1e21}
+_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21, "%": 0.01}
 _LONGEST_NUMBER = 40
+_FAR_BELOW = 1e-3
 _MISSING = ("", "-", "--", "---", "–", "—", "−", "?", "NA", "N/A", "n/a", "na", "NaN", "nan", "None", "none", "null")
 
 
@@ -127,12 +130,16 @@ def column(frame: pd.DataFrame, name: str) -> str:
     """
     if name in frame.columns:
         return name
-    names = [str(each) for each in frame.columns if each != "row"]
-    by_case = {each.lower(): each for each in names}
+    by_case = {str(each).lower(): str(each) for each in frame.columns if each != "row"}
     near = difflib.get_close_matches(name.lower(), list(by_case), n=3, cutoff=0.5)
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    hint = "did you mean " + " or ".join(repr(by_case[each]) for each in near) if near else "columns: " + shown
+    named = "did you mean " + " or ".join(repr(by_case[each]) for each in near)
+    hint = named if near else f"columns: {_some_columns(frame)}"
     raise TableError(f"the table has no column {name!r}; {hint}")
+
+
+def _some_columns(frame: pd.DataFrame) -> str:
+    names = [str(each) for each in frame.columns if each != "row"]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def free_name(frame: pd.DataFrame, name: str) -> str:
@@ -145,6 +152,11 @@ def free_name(frame: pd.DataFrame, name: str) -> str:
 def plain_name(name: str) -> str:
     """A column's name as others spell it too: `CFG scale` and `cfg-scale` are cfg_scale."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def condition_name(name: str) -> str:
+    """A column's name as conditions write it."""
+    return name if name.isidentifier() else f"`{name}`"
 
 
 def some(names: tuple[str, ...]) -> str:
@@ -175,7 +187,7 @@ def numbers(frame: pd.DataFrame, name: str, counts: bool = False) -> "pd.Series[
         raise TableError(f"column {name!r} holds {source.dtype}, not numbers")
     blank = source.isna()
     if not pd.api.types.is_numeric_dtype(source):
-        texts = source.map(lambda value: value.strip() if isinstance(value, str) else value).astype(object)
+        texts = source.map(lambda value: _plain(value) if isinstance(value, str) else value).astype(object)
         missing = texts.map(lambda value: isinstance(value, str) and value in _MISSING).astype(bool)
         blank = texts.isna() | (missing if not missing.all() else texts == "")
         source = _with_suffixes(_without_thousands(texts.mask(blank, None), counts))
@@ -206,7 +218,7 @@ def _targets(frame: pd.DataFrame, options: FitOptions) -> list[str]:
     if not targets and "loss" in frame.columns:
         targets = ["loss"]
     if not targets:
-        column(frame, options.loss or "loss")
+        raise TableError(f"name the column to fit, by --loss or --target; columns: {_some_columns(frame)}")
     return targets
 
 
@@ -237,6 +249,11 @@ def _own(frame: pd.DataFrame, columns: dict[str, str], targets: list[str], optio
     ]
 
 
+def _plain(text: str) -> str:
+    """A text without gaps between thousands and with the sign minus as computers write it."""
+    return _GAPS.sub("", text.strip()).replace("−", "-")
+
+
 def _without_thousands(texts: "pd.Series[str]", counts: bool) -> "pd.Series[str]":
     with_comma = texts[texts.map(lambda value: isinstance(value, str) and "," in value).astype(bool)]
     certain = len(with_comma) and with_comma.map(lambda value: _THOUSANDS.match(value) is not None).all()
@@ -246,17 +263,24 @@ def _without_thousands(texts: "pd.Series[str]", counts: bool) -> "pd.Series[str]
 
 
 def _with_suffixes(texts: "pd.Series[str]") -> "pd.Series[Any]":
-    """Numbers such as 1.3B or 10^21 as such, where at least half of the column's texts have such forms."""
+    """Numbers such as 1.3B or 10^21 as such, where at least half of the column's texts have such forms.
+
+    A number without a suffix that is far smaller than all others is none: 20 beside 0.13B was meant for 20M.
+    """
     known = texts.dropna()
-    read = known.map(_scaled)
-    return texts if 2 * read.notna().sum() < len(known) else texts.mask(texts.index.isin(read.dropna().index), read)
+    read = known.map(_scaled).astype("float64")
+    if 2 * read.notna().sum() < len(known) or not len(known):
+        return texts
+    bare = pd.to_numeric(known[read.isna()], errors="coerce")
+    unclear = bare.index[bare < _FAR_BELOW * read.min()]
+    return texts.mask(texts.index.isin(read.dropna().index), read).mask(texts.index.isin(unclear), "?")
 
 
 def _scaled(value: object) -> float | None:
     """A text such as `6.7 b` or `3x10^21` as a number."""
     if not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
         return None
-    if value[-1:].isalpha() and (found := _WITH_SUFFIX.fullmatch(value)):
+    if (value[-1:].isalpha() or value[-1:] == "%") and (found := _WITH_SUFFIX.fullmatch(value)):
         return float(found["number"]) * (_SUFFIXES[found["suffix"][0].lower()] if found["suffix"] else 1.0)
     value = re.sub("10(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])", "10^", value).translate(_RAISED)
     if found := _POWER_OF_TEN.fullmatch(value):
@@ -265,7 +289,12 @@ def _scaled(value: object) -> float | None:
 
 
 def _hint(frame: pd.DataFrame, bad: "pd.Series[bool]", name: str) -> str:
-    first = str(frame.loc[bad.to_numpy(), name].iloc[0]).strip()
-    if _scaled(first) is not None:
+    texts = [str(value).strip() for value in frame.loc[bad.to_numpy(), name].unique()]
+    first = texts[0]
+    if _scaled(first) is not None or first.replace(".", "", 1).isdecimal():
         return "; give all of the column's numbers a suffix such as 125m or 1.3B, or none"
-    return "; write decimals with a point and thousands without separators" if re.search(r"\d,\d", first) else ""
+    if re.fullmatch(r"[+-]?\d+([.,]\d+)+(e[+-]?\d+)?", first, re.IGNORECASE):
+        return "; write decimals with a point and thousands without separators"
+    if 2 * bad.sum() < len(bad) and len(texts) == 1 and re.fullmatch("[a-zA-Z ]{1,40}", first):
+        return f"; leave such out by --where \"{condition_name(name)} != '{first}'\""
+    return ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.options import FitOptions
@@ -23,6 +24,7 @@ from analysis.tables.roles import (
     LABELS,
     ROLES,
     SWEEP_COLUMNS,
+    condition_name,
     free_name,
     map_columns,
     numbers,
@@ -346,7 +348,15 @@ def _check_positive(frame: pd.DataFrame, names: Sequence[str], columns: dict[str
         if bad.any():
             source = columns.get(name, name)
             where = rows_text(frame, pd.Series(bad, index=frame.index), name)
-            raise TableError(f"column {source!r}: values must be positive and finite; not so in {where}")
+            way_out = _way_out(source, values, bad)
+            raise TableError(f"column {source!r}: values must be positive and finite; not so in {where}; {way_out}")
+
+
+def _way_out(source: str, values: NDArray[np.float64], bad: NDArray[np.bool_]) -> str:
+    if (values[~np.isnan(values)] < 0).all():
+        return "all are negative: are they log-likelihoods? Then change their sign"
+    name = condition_name(source)
+    return f"leave them out by --where '{name} {'> 0' if values[bad].min() <= 0 else '< 1e300'}'"
 
 
 def _derive(frame: pd.DataFrame, options: FitOptions, log: _Log) -> pd.DataFrame:

@@ -62,6 +62,19 @@ def parse_units(texts: tuple[str, ...]) -> dict[str, Unit]:
     return units
 
 
+def unit_in_name(role: str, name: str) -> str:
+    """The unit other than one that a column's name states, as `params (M)`, `tokens_B` or `PF-days`; empty if none."""
+    bracketed = re.search(r"[(\[]([^()\[\]]+)[)\]]\s*$", name)
+    for text in [bracketed[1].strip()] if bracketed else [re.split(r"[\s_]+", name)[-1]] if len(name) > 1 else []:
+        try:
+            unit = _of_role(role, text)
+        except TableError:
+            continue
+        if unit.base is None and unit.factor != 1:
+            return text
+    return ""
+
+
 def _of_role(role: str, text: str) -> Unit:
     noun = NOUNS[role]
     if text in _BASES:

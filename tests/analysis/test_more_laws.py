@@ -8,11 +8,14 @@ import pytest
 from rich.console import Console
 
 from analysis.errors import TableError
+from analysis.fitting.laws.registry import columns_taken
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.report.figures import draw_all
 from analysis.report.html import render
 from analysis.report.terminal import terminal_summary
+from analysis.tables.cells import mixed_rows
+from analysis.tables.table import prepare
 
 QUICK = FitOptions(holdout=False, bootstrap_draws=50)
 
@@ -119,6 +122,19 @@ def test_sparse_mixtures():
     assert "sparse-mixture" in render(result, [])
     with pytest.raises(TableError, match="the table has no column for active_share"):
         fit_laws(sparse_mixtures().drop(columns="active_share"), replace(QUICK, law=("sparse-mixture",)))
+
+
+def test_what_a_law_takes_is_no_setting_that_mixes_rows():
+    table, of_mixtures = sparse_mixtures(), FitOptions(law=("sparse-mixture",))
+    for law, differing in (("sparse-mixture",), None), (("sparse-mixture", "chinchilla"), ("active_share",)):
+        options = FitOptions(law=law)
+        found = mixed_rows(prepared := prepare(table, options), prepared.frame, options, columns_taken(options.law))
+        assert (found and found.columns) == differing
+    repeated = pd.concat([table.assign(lr=1e-3), table.assign(lr=3e-3, loss=1.1 * table["loss"])], ignore_index=True)
+    taken = columns_taken(of_mixtures.law)
+    found = mixed_rows(prepared := prepare(repeated, of_mixtures), prepared.frame, of_mixtures, taken)
+    assert found is not None
+    assert found.columns == ("lr",)
 
 
 def losses():

@@ -1,5 +1,7 @@
 """All laws, by id. The ids and the names of the parameters stand in laws.json, and stay."""
 
+from collections.abc import Sequence
+
 from analysis.fitting.laws.base import Law
 from analysis.fitting.laws.broken_power import BrokenPower
 from analysis.fitting.laws.data_constrained import DataConstrained, ExcessParameters
@@ -56,3 +58,9 @@ LAWS: dict[str, Law] = {
         OfLoss("loss-to-loss", "E + A·(x-x0)^α", _X, ("E", "A", "x0", "alpha"), form="power"),
     )
 }
+
+
+def columns_taken(laws: Sequence[str]) -> list[str]:
+    """The columns that each of these laws takes, or that its inputs follow from."""
+    each = [{*LAWS[name].inputs, *(below for _, _, below in LAWS[name].ratios)} for name in laws]
+    return sorted(set.intersection(*each)) if each else []

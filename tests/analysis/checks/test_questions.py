@@ -46,7 +46,7 @@ def test_clean_tables_raise_no_question(table):
     assert not asked(table)
 
 
-@pytest.mark.parametrize(("base", "log"), [("log10", np.log10), ("ln", np.log)])
+@pytest.mark.parametrize(("base", "log"), [("log10", np.log10), ("ln", np.log), ("log2", np.log2)])
 def test_logarithms_are_recognised_and_a_unit_undoes_them(base, log):
     roles = ["params", "flops", "tokens"]
     table = GRID.assign(**{role: log(GRID[role]) for role in roles})
@@ -57,7 +57,8 @@ def test_logarithms_are_recognised_and_a_unit_undoes_them(base, log):
     assert not asked(table, units=units)
     np.testing.assert_allclose(prepare(table, FitOptions(units=units)).frame[roles], GRID[roles])
     alone = GRID.assign(flops=log(GRID["flops"]))[["flops", "loss"]]
-    assert f"--unit flops={base}" in asked(alone)["logarithms"]
+    found = asked(alone)["logarithms"]
+    assert f"--unit flops={base}" in found or (base == "log2" and "ln (or log10 or log2)" in found)
     mixed = asked(GRID.assign(flops=log(GRID["flops"])))["logarithms"]
     assert f"--unit flops={base}" in mixed
 
@@ -126,6 +127,15 @@ def test_checkpoints_are_recognised_without_the_flag(named):
     if named == "run":
         assert "checkpoints" in asked(table.sample(frac=1, random_state=0))
         assert "checkpoints" not in asked(table.assign(run=range(len(table))).drop(columns="step"))
+
+
+@pytest.mark.parametrize("named", ["run", "file"])
+def test_runs_that_went_on_from_earlier_checkpoints_are_recognised(named):
+    parts = [part for _, part in runs(steps=20).groupby("run")]
+    table = pd.concat([pd.concat([part[:12], part[8:]]) for part in parts], ignore_index=True)
+    table = table.rename(columns={"run": named})
+    table.attrs["sources"] = ("a.csv", "b.csv")
+    assert f"--checkpoints --run-id {named}" in asked(table)["checkpoints"]
 
 
 def test_blank_run_ids_are_left_out_where_rows_are_checkpoints():

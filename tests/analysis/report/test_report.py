@@ -167,6 +167,21 @@ def test_sizes_that_stop_short_of_the_best_are_said_first(depths, end):
         assert ("at every budget" in text) == bool(end)
 
 
+def test_the_terminal_says_how_well_the_rows_named_are_predicted():
+    table = sweep_table(depths=(4,), budgets=9)[["train_flops", "params_total", "loss"]]
+    condition = "train_flops > 3e11"
+    result = fit_laws(table, FitOptions(law=("power",), x=("flops",), bootstrap_draws=50, holdout_where=condition))
+    (check,) = [each for each in result.fits[0].holdout if each.name.startswith("where")]
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(terminal_summary(result))
+    shown = captured.get()
+    assert f"rows where {condition}" in shown
+    (row,) = [line.split() for line in shown.splitlines() if line.startswith("loss, power ")]
+    assert row[2:] == ["2", f"{check.mean_percent:.2f}%", *row[4:]]
+    assert (table["train_flops"] > 3e11).sum() == 2
+
+
 def test_the_terminal_answers_what_was_asked_within_80_columns():
     """Values and intervals of the result itself; D in images, of which each has 130 tokens here."""
     table = sweep_table(depths=(3, 4, 6, 8), budgets=6)

@@ -34,6 +34,8 @@ def semicolons(table):
         ("packed.csv.gz", gzip.compress(TABLE.to_csv(index=False).encode()), None),
         ("latin.csv", TABLE.assign(who="Zo\xeb").to_csv(index=False).encode("latin-1"), "read as Latin-1"),
         ("spaces.csv", TABLE.to_csv(index=False).replace(",", " , ").encode(), None),
+        ("sep.csv", b"sep=;\r\n" + semicolons(TABLE), "a comma is read as a decimal comma"),
+        ("macintosh.csv", TABLE.to_csv(index=False, lineterminator="\r").encode(), None),
         ("colours.csv", TABLE.assign(colour="#faebdd").to_csv(index=False).encode(), None),
         ("columns.json", json.dumps({name: TABLE[name].tolist() for name in TABLE}).encode(), None),
     ],
@@ -69,7 +71,12 @@ def test_columns_of_every_kind_of_number(backend, tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "text", "message"),
-    [("loss", "3,141", "not a number in row 1 .3,141.; write decimals with a point"), ("N", "70B", r"row 1 \(70B\)")],
+    [
+        ("loss", "3,141", "not a number in row 1 .3,141.; write decimals with a point"),
+        ("N", "20.000.000", r"row 1 \(20.000.000\); write decimals with a point and thousands without separators"),
+        ("N", "70B", r"row 1 \(70B\)"),
+        ("loss", "diverged", r"row 1 \(diverged\); leave such out by --where \"loss != 'diverged'\""),
+    ],
 )
 def test_a_comma_or_letter_whose_meaning_is_not_certain_is_refused(column, text, message):
     table = TABLE.astype({column: object})
@@ -87,6 +94,7 @@ def test_a_comma_or_letter_whose_meaning_is_not_certain_is_refused(column, text,
         (",".join(map(str, range(1_000_000))) + "\n1\n", "1,000,000 columns; a table of runs has at most 10,000"),
         ("", "can't be read|has no rows"),
         ("N,loss\n", "has no rows"),
+        ("PK\x03\x04\0\0[Content_Types].xml\r", "this is no text; save a sheet of Excel as .csv"),
         ('N,loss\n"1,2\n', "can't be read|not a number|has no rows"),
     ],
 )
@@ -243,12 +251,25 @@ def test_rows_that_do_not_fit_their_header_are_named(tmp_path):
         (["125M params", "1.3B params", "7T"], [1.25e8, 1.3e9, 7e12]),
         (["NA", "—", "8b"], [np.nan, np.nan, 8e9]),
         (["~1.3B", "1e21 FLOPs", "300 B tokens"], [1.3e9, 1e21, 3e11]),
+        (["20 000 000", "1_300_000", "2'500'000", "1\u202f000"], [2e7, 1.3e6, 2.5e6, 1e3]),
+        (["45.2%", "7 %", "1e−1%"], [0.452, 0.07, 1e-3]),
     ],
 )
 def test_counts_as_people_write_them(texts, values):
     from analysis.tables.roles import numbers
 
     np.testing.assert_allclose(numbers(pd.DataFrame({"N": texts, "row": "1"}), "N", counts=True), values)
+
+
+def test_a_table_whose_loss_has_another_name_is_asked_for_it():
+    with pytest.raises(TableError, match="name the column to fit, by --loss or --target; columns: flops, bpb"):
+        prepare(pd.DataFrame({"flops": [1e18, 1e19], "bpb": [1.1, 1.0]}), FitOptions())
+
+
+def test_a_suffix_that_was_forgotten_is_not_taken_for_twenty_parameters():
+    table = pd.DataFrame({"N": ["20", "0.125B", "1.3B", "7B"], "loss": [3.9, 3.4, 3.0, 2.8]})
+    with pytest.raises(TableError, match=r"not a number in row 1 \(20\); give all of the column's numbers a suffix"):
+        prepare(table, FitOptions(params="N"))
 
 
 def test_conditions_see_numbers_that_were_written_as_texts():
