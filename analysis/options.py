@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 DEFAULT_LAWS = ("power", "power-offset", "chinchilla")
 EVALUATION_LAWS = ("power", "power-floor", "chinchilla")
+ANNEALING, MULTI_POWER = "annealing", "multi-power"
 DEFAULT_TARGETS = ("loss", "loss_last_scale", "error", "error_last_scale", "fid", "mind")
 
 
@@ -87,4 +88,4 @@ class FitOptions:
     @property
     def of_rates(self) -> bool:
         """Whether a law is asked for that takes sums of learning rates along runs."""
-        return "annealing" in self.law
+        return ANNEALING in self.law or MULTI_POWER in self.law

@@ -38,6 +38,7 @@ from analysis.options import FitOptions
 from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
 from analysis.progress import steps
 from analysis.results import FitEntry, LawsResult
+from analysis.tables.annealing import Schedule
 from analysis.tables.cells import mixed_rows, with_rows_reduced
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
@@ -232,7 +233,7 @@ def _fit_target(
         try:
             if missing:
                 raise FitRefused(f"the table has no column for {' and '.join(missing)}")
-            entry = _entry(name, planned, target, rows, grid, options)
+            entry = _entry(name, planned, target, rows, grid, options, table.schedules)
         except FitRefused as refusal:
             where = name if missing else f"{target} against {x}"
             skipped.append(LawWarning("law-skipped", f"{where}: {refusal}", name))
@@ -242,20 +243,27 @@ def _fit_target(
 
 
 def _entry(
-    name: str, planned: PlannedFit, target: str, rows: pd.DataFrame, grid: TargetGrid | None, options: FitOptions
+    name: str,
+    planned: PlannedFit,
+    target: str,
+    rows: pd.DataFrame,
+    grid: TargetGrid | None,
+    options: FitOptions,
+    schedules: tuple[Schedule, ...],
 ) -> FitEntry:
     """One fitted law with all that belongs to it: intervals, held-out checks, predictions, warnings."""
-    x, law = planned.x, planned.law
-    columns = LAWS[law].columns(x)
+    x, law = planned.x, LAWS[planned.law].along(schedules)
+    columns = law.columns(x)
     inputs = tuple(rows[each].to_numpy(dtype=float) for each in columns)
     values = rows[target].to_numpy(dtype=float)
-    offset = planned.floor if planned.floor is not None else options.offset if LAWS[law].has_offset else None
+    offset = planned.floor if planned.floor is not None else options.offset if law.has_offset else None
     objective = Objective(options.objective, options.delta)  # type: ignore[arg-type]  # checked in check_options
-    of_losses = LAWS[law].of_losses
-    if (of_losses or LAWS[law].has_offset) and len(columns) == 1 and len(values) > 1:
+    if (law.of_losses or law.has_offset) and len(columns) == 1 and len(values) > 1:
         slope = _slope(inputs[0], values)
-        if slope <= 0 if of_losses else slope >= 0:
-            raise FitRefused(f"{law}: the target does not {'rise' if of_losses else 'fall'} with x over these rows")
+        if slope <= 0 if law.of_losses else slope >= 0:
+            raise FitRefused(
+                f"{law.name}: the target does not {'rise' if law.of_losses else 'fall'} with x over these rows"
+            )
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
     draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))

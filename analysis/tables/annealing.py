@@ -1,4 +1,4 @@
-"""Sums of learning rates along runs, which the law of the rate's annealing takes.
+"""Sums of learning rates along runs, which the laws of the rate's annealing take.
 
 Tissue et al. 2024 (arXiv 2408.11029) write L = L0 + A·S1^-α - C·S2 for the loss at a step: S1 is the sum of the rates
 of all steps so far, and S2 = Σ m_i the area of their annealing, m_i = λ·m_(i-1) + (rate_(i-1) - rate_i). Summed by
@@ -9,31 +9,62 @@ paper's says that their losses are alike at the same S1, this one that higher ra
 """
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import TableError
-from analysis.options import FitOptions
+from analysis.options import ANNEALING, MULTI_POWER, FitOptions
 from analysis.tables.checkpoints import RATES, RUNS
 from analysis.tables.roles import numbers, plain_name, some
 
 _Array = NDArray[np.float64]
-RATE_SUM, RATE_LEFT = "rate_sum", "rate_left"
+RATE_SUM, RATE_LEFT, RATE_SCHEDULE = "rate_sum", "rate_left", "rate_schedule"
 _STEPS = re.compile(r"(global_|train(ing)?_|optimizer_)?(step|iteration|iter|update)s?(_?(number|no|id))?")
 _COUNTS = re.compile(r"(images|tokens|samples|sequences)(_(seen|so_far|processed))?|consumed_(tokens|samples|images)")
 _HORIZON = 1000.0
 """Steps over which a fall of the rate takes effect, 1 / (1 - λ), in the paper."""
 _LEAST = 1e-9
 """Of the highest rate: where rates stay at zero, little is left to anneal, but not nothing."""
-_NEEDS = "--law annealing needs the rows along each run"
+_NEEDS = "a law of learning rates needs the rows along each run"
 
 
-def with_rate_sums(
-    source: pd.DataFrame, columns: dict[str, str], options: FitOptions
-) -> tuple[pd.DataFrame, "pd.Series[bool]", str]:
-    """The rows with `rate_sum` (S1) and `rate_left`, which of them are alone in their run, and how that was worked out.
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A run's learning rates along their own sum; in warm-up they are the highest one.
+
+    Attributes:
+        name: the run's.
+        sums_m: of all rates so far, at each of its rows.
+        rates_m: there.
+    """
+
+    name: str
+    sums_m: _Array
+    rates_m: _Array
+
+
+@dataclass(frozen=True)
+class WithRates:
+    """A table with sums of rates.
+
+    Attributes:
+        source: its rows with `rate_sum` (S1), `rate_schedule` (the schedule's number, from 1) and `rate_left`.
+        alone: which of them are alone in their run.
+        schedules: of the other runs.
+        note: how that was worked out.
+    """
+
+    source: pd.DataFrame
+    alone: "pd.Series[bool]"
+    schedules: tuple[Schedule, ...]
+    note: str
+
+
+def with_rate_sums(source: pd.DataFrame, columns: dict[str, str], options: FitOptions) -> WithRates:
+    """The rows with the sums of rates that laws of them take.
 
     All rows of a run count, with and without a loss; rates between rows lie on straight lines.
 
@@ -50,7 +81,9 @@ def with_rate_sums(
     order = steps or columns.get("tokens") or _first(source, _COUNTS)
     if order is None:
         raise TableError(f"{_NEEDS} in their order, by a column such as 'step' or 'iteration'; {_has(source)}")
-    if (horizon := options.annealing_horizon or (_HORIZON if steps else None)) is None:
+    horizon = options.annealing_horizon or _HORIZON
+    of_area = ANNEALING in options.law
+    if of_area and not options.annealing_horizon and not steps:
         raise TableError(
             f"column {order!r} counts no steps: say by --annealing-horizon over how many of them a fall of the rate "
             f"takes effect (in the paper over {_HORIZON:,.0f} steps, λ = {1 - 1 / _HORIZON:g})"
@@ -62,13 +95,23 @@ def with_rate_sums(
     alone = names.groupby(names).transform("size") == 1
     if alone.all():
         raise TableError(f"{_NEEDS}: " + (f"each {runs!r} has one" if runs else "this table has one"))
-    sums = np.full((len(source), 2), np.nan)
-    for name, rows in found[~alone].groupby(names[~alone], sort=False):
+    sums, schedules = np.full((len(source), 3), np.nan), []
+    for code, (name, rows) in enumerate(found[~alone].groupby(names[~alone], sort=False), start=1):
         where = f"{runs} {name!r}" if runs else "the table"
-        sums[source.index.get_indexer(rows.index)] = _of_run(rows, where, order, rate, horizon)
+        places_n, rates_n = _rates(rows, where, order, rate)
+        sums_n, left_n = rate_sums(places_n, rates_n, horizon)
+        values = np.stack([np.where(sums_n > 0, sums_n, np.nan), left_n, np.full_like(sums_n, code)], axis=1)
+        by_place = pd.DataFrame(values, index=places_n).reindex(rows["order"].to_numpy(dtype=float))
+        sums[source.index.get_indexer(rows.index)] = by_place.to_numpy()
+        schedules.append(Schedule(str(name), sums_n, _held(rates_n)))
     text = f"sums of the rates in {rate!r} follow {order!r}" + (f" within each {runs!r}" if runs else "")
-    text += f", with λ = {1 - 1 / horizon:.6g}; before its first row a run's rate is taken as the first row's"
-    return source.assign(**{RATE_SUM: sums[:, 0], RATE_LEFT: sums[:, 1]}), alone, text
+    text += f", with λ = {1 - 1 / horizon:.6g}" if of_area else ""
+    text += "; before its first row a run's rate is taken as the first row's"
+    if MULTI_POWER in options.law and runs:
+        numbered = (f"{code} {each.name!r}" for code, each in enumerate(schedules, start=1))
+        text += f"; {RATE_SCHEDULE} is {some(tuple(numbered))}"
+    filled = {RATE_SUM: sums[:, 0], RATE_SCHEDULE: sums[:, 2]} | ({RATE_LEFT: sums[:, 1]} if of_area else {})
+    return WithRates(source.assign(**filled), alone, tuple(schedules), text)
 
 
 def rate_sums(steps_n: _Array, rates_n: _Array, horizon: float = _HORIZON) -> tuple[_Array, _Array]:
@@ -82,9 +125,7 @@ def rate_sums(steps_n: _Array, rates_n: _Array, horizon: float = _HORIZON) -> tu
         horizon: 1 / (1 - λ), in steps.
     """
     decay = 1 - 1 / horizon
-    falls = np.flatnonzero(np.diff(rates_n) < 0)
-    warm = falls[0] if len(falls) else len(rates_n) - 1
-    held_n = np.where(np.arange(len(rates_n)) <= warm, rates_n[warm], rates_n)
+    held_n = _held(rates_n)
     gaps_m = np.diff(steps_n)
     # Σ (rate + i·slope) over a gap's steps i = 1 … gap, and the same weighted by λ^(gap - i)
     growth_m = rates_n[:-1] * gaps_m + np.diff(rates_n) * (gaps_m + 1) / 2
@@ -98,8 +139,15 @@ def rate_sums(steps_n: _Array, rates_n: _Array, horizon: float = _HORIZON) -> tu
     return sum_n, horizon * np.maximum(means, _LEAST * rates_n.max())
 
 
-def _of_run(rows: pd.DataFrame, where: str, order: str, rate: str, horizon: float) -> _Array:
-    """Both sums at one run's rows; missing where a row has no place, or none before it."""
+def _held(rates_n: _Array) -> _Array:
+    """The rates with those of the warm-up, up to where they first fall, at the highest of them."""
+    falls = np.flatnonzero(np.diff(rates_n) < 0)
+    warm = falls[0] if len(falls) else len(rates_n) - 1
+    return np.where(np.arange(len(rates_n)) <= warm, rates_n[warm], rates_n)
+
+
+def _rates(rows: pd.DataFrame, where: str, order: str, rate: str) -> tuple[_Array, _Array]:
+    """One run's places, each once and in order, and its rates there."""
     known = rows.dropna()
     if not len(known) or (known < 0).any(axis=None) or known["rate"].max() == 0:
         raise TableError(
@@ -115,11 +163,7 @@ def _of_run(rows: pd.DataFrame, where: str, order: str, rate: str, horizon: floa
             f"{unlike.index[0]:g}: if these are several runs, name them by --checkpoints --run-id COLUMN"
         )
     places_n = np.unique(rows["order"].dropna().to_numpy(dtype=float))
-    rates_n = np.interp(places_n, apart.index.to_numpy(dtype=float), apart["max"].to_numpy(dtype=float))
-    sums = np.stack(rate_sums(places_n, rates_n, horizon), axis=1)
-    sums[sums[:, 0] <= 0] = np.nan
-    found = pd.DataFrame(sums, index=places_n).reindex(rows["order"].to_numpy(dtype=float))
-    return found.to_numpy(dtype=float)
+    return places_n, np.interp(places_n, apart.index.to_numpy(dtype=float), apart["max"].to_numpy(dtype=float))
 
 
 def _runs(source: pd.DataFrame) -> str | None:
@@ -136,8 +180,8 @@ def _check_sizes(source: pd.DataFrame, columns: dict[str, str]) -> None:
     groups = source[columns["group"]].map(str) if "group" in columns else pd.Series("", index=source.index)
     if (numbers(source, columns["params"], counts=True).groupby(groups).nunique() > 1).any():
         raise TableError(
-            f"--law annealing is one of a single size, and {columns['params']!r} has several values; take one of them "
-            "by --where, or --group by it"
+            f"a law of learning rates is one of a single size, and {columns['params']!r} has several values; take one "
+            "of them by --where, or --group by it"
         )
 
 

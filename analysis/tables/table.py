@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.options import FitOptions
-from analysis.tables.annealing import RATE_LEFT, RATE_SUM, with_rate_sums
+from analysis.tables.annealing import RATE_LEFT, RATE_SCHEDULE, RATE_SUM, Schedule, with_rate_sums
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, runs
 from analysis.tables.roles import (
@@ -81,6 +81,7 @@ class RunsTable:
         evaluations: which rows are left out of the fits of FID and its like alone, or fitted apart, by warning code.
         settings: of evaluations among the targets, how their values were made.
         measured: the rows kept, of which a run has one for each way in which it was evaluated.
+        schedules: of learning rates, which `rate_schedule` numbers from 1, where a law takes them.
     """
 
     frame: pd.DataFrame
@@ -99,6 +100,7 @@ class RunsTable:
     evaluations: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     measured: pd.DataFrame = field(default_factory=pd.DataFrame)
+    schedules: tuple[Schedule, ...] = ()
 
     @property
     def is_sweep(self) -> bool:
@@ -150,10 +152,14 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         source = _leave_out_unfinished(source, log)
     columns, others = mapping.columns, [name for name in options.x if name not in ROLES]
     source = _with_numbers(source, columns, (*mapping.targets, *others), log)
+    schedules: tuple[Schedule, ...] = ()
     if options.of_rates:
-        source, alone, note = with_rate_sums(source, columns, options)
-        log.notes.append(note)
-        source = _exclude(source, alone, "the only row of its run, whose learning rates can't be summed", log)
+        rates = with_rate_sums(source, columns, options)
+        schedules = rates.schedules
+        log.notes.append(rates.note)
+        source = _exclude(
+            rates.source, rates.alone, "the only row of its run, whose learning rates can't be summed", log
+        )
         source = _exclude(source, source[RATE_SUM].isna(), "no learning rates before it", log)
     for condition in options.where:
         source = _where(source, condition, log)
@@ -177,9 +183,8 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     likely = loss in targets and all(unit.startswith("nats") for unit in loss_unit(measured).split(_OR))
     apart = kept_apart(measured, targets, loss if likely else "")
     _check_run_ids(apart.frame, options)
-    kept = [
-        name for name in dict.fromkeys((*ROLES, *LABELS, RATE_SUM, RATE_LEFT, *targets)) if name in measured.columns
-    ]
+    wanted = dict.fromkeys((*ROLES, *LABELS, RATE_SUM, RATE_LEFT, RATE_SCHEDULE, *targets))
+    kept = [name for name in wanted if name in measured.columns]
     repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
     if repeated.any():
         log.notes.append(f"{int(repeated.sum())} {REPEATED}")
@@ -203,6 +208,7 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         evaluations=apart.found,
         settings=apart.settings,
         measured=measured,
+        schedules=schedules,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import FitRefused
+from analysis.tables.annealing import Schedule
 
 Array = NDArray[np.float64]
 NO_OFFSET = 1e-6
@@ -82,6 +83,10 @@ class Law(ABC):
     def columns(self, x: str) -> tuple[str, ...]:
         """The columns that it takes: its own, such as N and D, or the x chosen."""
         return (x,) if self.is_curve else self.inputs
+
+    def along(self, schedules: tuple[Schedule, ...]) -> "Law":
+        """The law of rows of runs with these schedules; itself where it takes none."""
+        return self
 
     def prepare(self, problem: "Problem") -> Any:
         """What is worked out once for the rows of a problem (`Problem.prepared`)."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from analysis.fitting.laws.base import Law
 from analysis.fitting.laws.broken_power import BrokenPower
 from analysis.fitting.laws.data_constrained import DataConstrained, ExcessParameters
+from analysis.fitting.laws.multi_power import MultiPower
 from analysis.fitting.laws.of_losses import OfLoss
 from analysis.fitting.laws.power_sums import Term, power_sum
 
@@ -52,6 +53,12 @@ LAWS: dict[str, Law] = {
                 ("rate_left", "rate_sum"),
             ),
             *(_E, Term("A", "alpha", 1), Term("C", input=0, fixed=1.0)),
+        ),
+        MultiPower(
+            "multi-power",
+            "E + A·S^-α + B·(rate + Σ_k drop_k·(1 + C·rate_k^-γ·S_k)^-β), S the sum of rates, S_k that since drop k",
+            ("rate_schedule", "rate_sum"),
+            ("E", "A", "B", "C", "alpha", "beta", "gamma"),
         ),
         OfLoss("loss-to-error", "A·(1 - e^(-k·(x-x0)))", _X, ("A", "x0", "k")),
         OfLoss("loss-to-error-sigmoid", "E + A/(1 + e^(-k·(x-x0)))", _X, ("E", "A", "x0", "k"), form="logistic"),

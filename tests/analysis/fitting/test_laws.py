@@ -6,6 +6,7 @@ names in laws.json stay), and a table that can tell them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from scipy.optimize import minimize
 
 from analysis.fitting.fit import fit
 from analysis.fitting.laws.base import Law, Problem, is_exponent
-from analysis.fitting.laws.registry import LAWS
+from analysis.fitting.laws.registry import LAWS as REGISTERED
 from analysis.fitting.newton import Objective
+from analysis.tables.annealing import Schedule
 
 SURFACE = {"params": np.geomspace(1e7, 1e10, 6), "tokens": np.geomspace(1e9, 1e12, 6)}
 PURE = ("epochs", "active_share")
@@ -29,6 +31,7 @@ class Case:
     formula: Callable[..., np.ndarray]
     true: dict[str, float]
     columns: dict[str, np.ndarray] = field(default_factory=lambda: {"x": np.geomspace(1e6, 1e13, 40)})
+    schedules: tuple[Schedule, ...] = ()
 
 
 def repeated(repetitions, unique, further):
@@ -47,6 +50,27 @@ def excess(p, n, d, epochs):
     called_for = np.minimum(n, g * (compute / 6) ** (beta / (alpha + beta)))
     worth = repeated(p["R_N"], called_for, n / called_for - 1)
     return p["E"] + p["A"] * worth**-alpha + p["B"] * repeated(p["R"], unique, epochs - 1) ** -beta
+
+
+STAGES = ([(0.0, 1.0)], [(0.0, 1.0), (3.0, 0.3)], [(0.0, 1.0), (2.0, 0.5), (5.0, 0.1)], [(0.0, 1.0), (4.0, 0.1)])
+"""Schedules of constant stages: sums of rates at which they begin, and their rates."""
+
+
+def staged(stages):
+    """The rates' falls are at once: two rows at one sum."""
+    ends = [*(place for place, _ in stages[1:]), 30.0]
+    rows = [row for (start, rate), end in zip(stages, ends, strict=True) for row in ((start, rate), (end, rate))]
+    return Schedule("", *np.array(rows).T)
+
+
+def multi_power(p, schedule, summed):
+    """Luo et al. 2025, equation 1, with L0 = E + B·peak."""
+    values = p["E"] + p["B"] + p["A"] * summed ** -p["alpha"]
+    for row, (code, total) in enumerate(zip(np.rint(schedule).astype(int), summed, strict=True)):
+        for (_, before), (place, rate) in pairwise(STAGES[code - 1]):
+            reach = p["C"] * rate ** -p["gamma"] * max(total - place, 0.0)
+            values[row] -= p["B"] * (before - rate) * (1 - (1 + reach) ** -p["beta"])
+    return values
 
 
 CASES = {
@@ -114,6 +138,12 @@ CASES = {
         {"E": 2.5, "A": 0.6, "C": 0.5, "alpha": 0.6},
         {"rate_left": np.array([0.01, 0.05, 0.1, 0.2, 0.3]), "rate_sum": np.geomspace(0.5, 20, 8)},
     ),
+    "multi-power": Case(
+        multi_power,
+        {"E": 2.5, "A": 0.6, "B": 0.2, "C": 3.0, "alpha": 0.5, "beta": 0.6, "gamma": 0.6},
+        {"rate_schedule": np.arange(1.0, 5.0), "rate_sum": np.geomspace(0.5, 20, 12)},
+        schedules=tuple(map(staged, STAGES)),
+    ),
     "loss-to-error": Case(
         lambda p, x: p["A"] * (1 - np.exp(-p["k"] * (x - p["x0"]))), {"A": 0.86, "x0": 1.3, "k": 0.7}, LOSSES
     ),
@@ -128,6 +158,7 @@ CASES = {
         LOSSES,
     ),
 }
+LAWS = {name: law.along(CASES[name].schedules) for name, law in REGISTERED.items()}
 every_law = pytest.mark.parametrize("law", list(LAWS))
 
 
@@ -248,7 +279,7 @@ def test_starts_are_sensible_and_agree(law, few):
     assert starts.shape[1] == len(problem.free)
     assert np.isfinite(starts).all()
     assert ((starts >= lower) & (starts <= upper)).all(axis=1).mean() > 0.9  # the minimiser moves the rest to its edge
-    fitted = fit(law, inputs, values, few_starts=few)
+    fitted = fit(LAWS[law], inputs, values, few_starts=few)
     assert fitted.starts == len(starts)
     assert 2 * fitted.agreeing >= fitted.starts
 
@@ -257,7 +288,7 @@ def test_starts_are_sensible_and_agree(law, few):
 @pytest.mark.parametrize("objective", ["huber", "lad", "lsq-log", "lsq"])
 def test_exact_tables_give_their_parameters_back(law, objective):
     inputs = inputs_of(law)
-    fitted = fit(law, inputs, truth(law, inputs), objective=Objective(objective))
+    fitted = fit(LAWS[law], inputs, truth(law, inputs), objective=Objective(objective))
     for name, value in CASES[law].true.items():
         assert fitted.parameters[name] == pytest.approx(value, rel=2e-3), name
     assert fitted.at_bound == ()
@@ -269,9 +300,9 @@ def test_parameters_follow_the_units_of_the_inputs(law):
     inputs = inputs_of(law)
     values = noisy(law, truth(law, inputs), size=0.002)
     in_thousandths = tuple(
-        each if name in PURE else 1000 * each for name, each in zip(CASES[law].columns, inputs, strict=True)
+        each if name in PURE or CASES[law].schedules else 1000 * each for name, each in zip(CASES[law].columns, inputs, strict=True)
     )
-    plain, scaled = fit(law, inputs, values), fit(law, in_thousandths, values)
+    plain, scaled = fit(LAWS[law], inputs, values), fit(LAWS[law], in_thousandths, values)
     for name in LAWS[law].parameters:
         if is_exponent(name):
             assert scaled.parameters[name] == pytest.approx(plain.parameters[name], rel=1e-6)
@@ -287,7 +318,7 @@ def test_no_general_minimiser_finds_a_lower_objective(law):
     rng = np.random.default_rng(3)
     inputs = inputs_of(law)
     values = noisy(law, truth(law, inputs))
-    fitted = fit(law, inputs, values, objective=Objective("huber"))
+    fitted = fit(LAWS[law], inputs, values, objective=Objective("huber"))
     goal = np.log(values / (1 - values)) if LAWS[law].link == "logit" else np.log(values)
 
     def value(theta):
