@@ -7,7 +7,7 @@ from analysis.errors import TableError
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import OBJECTIVES
 from analysis.grids.frontier import ALL_RUNS, FRONTIERS
-from analysis.options import FitOptions
+from analysis.options import ANNEALING, FitOptions
 from analysis.tables.repeats import REDUCTIONS
 from analysis.tables.roles import ROLES, column
 from analysis.tables.table import RunsTable
@@ -40,7 +40,9 @@ def check_options(options: FitOptions) -> None:
         raise TableError(f"unknown --frontier {options.frontier!r}; the rules are {', '.join(rules)}")
     if options.holdout_where and not options.holdout:
         raise TableError("--holdout-where and --no-holdout contradict each other; leave one of them away")
-    if options.annealing_horizon is not None and not (options.of_rates and 1 < options.annealing_horizon < math.inf):
+    if options.annealing_horizon is not None and not (
+        ANNEALING in options.law and 1 < options.annealing_horizon < math.inf
+    ):
         raise TableError("--annealing-horizon goes with --law annealing, and is a number of steps above 1")
     if not DELTAS[0] <= options.delta <= DELTAS[1]:
         raise TableError(f"--delta must lie between {DELTAS[0]:g} and {DELTAS[1]:g}, not at {options.delta:g}")

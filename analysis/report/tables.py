@@ -19,6 +19,7 @@ from analysis.tables.units import NOUNS
 SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "lambda": "λ"}
 AXES = {"flops": "compute C", "params": "parameters N", "tokens": "tokens D", "params, tokens": "N and D"} | {
     "rate_left, rate_sum": "learning rates",
+    "rate_schedule, rate_sum": "learning rates",
     LIKELIHOOD: "loss, as e^-loss",
 }
 _BLANK = "\N{NO-BREAK SPACE}"

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from analysis.errors import TableError
+from analysis.fitting.laws.base import Problem
+from analysis.fitting.laws.registry import LAWS
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.report.figures import draw_all
@@ -97,6 +99,102 @@ def test_a_planned_schedule_is_predicted_at_its_sums():
     assert entry.predictions[0].prediction.value == pytest.approx(exact, rel=0.002)
     constant = TRUE["L0"] + TRUE["A"] * (PEAK * STEPS) ** -TRUE["alpha"]
     assert constant > 1.01 * exact  # five times what the prediction may be off by
+
+
+MULTI_POWER = {"E": 2.6, "A": 0.5, "B": 400.0, "C": 2.0, "alpha": 0.5, "beta": 0.6, "gamma": 0.6}
+FURTHER = {
+    "constant": np.full(STEPS, PEAK),
+    "two stages": np.where(STEP > 3000, 0.3 * PEAK, PEAK),
+    "three stages": PEAK * np.select([STEP > 4500, STEP > 2000], [0.1, 0.4], 1.0),
+    "cosine": SCHEDULES["cosine"],
+    "linear to nothing": PEAK * np.clip((STEPS - STEP) / 1500, 0.0, 1.0),
+    "up again": np.where((STEP > 2000) & (STEP <= 4000), 0.3 * PEAK, PEAK),
+}
+
+
+def multi_power(rates, at):
+    """The loss at some steps as Luo et al. 2025 define it, step by step; no rate before the first one."""
+    p, sums = MULTI_POWER, np.cumsum(rates)
+    drops, falls = -np.diff(rates), np.flatnonzero(np.diff(rates)) + 1
+    values = p["E"] + p["B"] * PEAK + p["A"] * sums[at] ** -p["alpha"]
+    for place, step in enumerate(at):
+        behind = falls[(falls <= step) & (rates[falls] > 0)]
+        reach = p["C"] * rates[behind] ** -p["gamma"] * (sums[step] - sums[behind - 1])
+        values[place] -= p["B"] * (drops[behind - 1] * (1 - (1 + reach) ** -p["beta"])).sum()
+    return values
+
+
+def further_curves(*names, every=50):
+    """Every step's rate, the loss at some of them."""
+    at = np.flatnonzero((STEP % every == 0) & (STEP >= 300))
+    tables = []
+    for name in names:
+        loss = np.full(STEPS, np.nan)
+        loss[at] = multi_power(FURTHER[name], at)
+        tables.append(pd.DataFrame({"run": name, "step": STEP, "lr": FURTHER[name], "loss": loss}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_multi_power_losses_are_those_of_the_papers_sum_over_steps():
+    """Within half a step: a drop is taken for one along its step, not at its beginning."""
+    table = prepare(further_curves(*FURTHER), FitOptions(law=("multi-power",)))
+    law = LAWS["multi-power"].along(table.schedules)
+    problem = Problem.of(law, tuple(table.frame[name].to_numpy() for name in law.inputs))
+    values = {name: np.array([MULTI_POWER[name]]) for name in ("alpha", "beta", "gamma")}
+    theta_P = [
+        MULTI_POWER[name]
+        if name in values
+        else np.log(MULTI_POWER[name]) - np.ravel(law.shift(problem, name, values))[0]
+        for name in problem.free
+    ]
+    found = np.exp(problem.evaluate(np.array([theta_P]))[0][0])
+    np.testing.assert_allclose(found, table.frame["loss"], rtol=2e-4)
+
+
+def test_a_multi_power_law_predicts_schedules_of_another_shape():
+    table = further_curves("constant", "two stages", "three stages", "linear to nothing")
+    rng = np.random.default_rng(0)
+    table["loss"] *= 1 + 0.0005 * rng.standard_normal(len(table))
+    result = fit_laws(
+        table,
+        FitOptions(
+            law=("multi-power",), run_id="run", checkpoints=True, bootstrap_draws=50,
+            holdout_where="run == 'linear to nothing'", predict=("rate_schedule=1,rate_sum=3.6",),
+        ),
+    )  # fmt: skip
+    (entry,) = result.fits
+    (check,) = (each for each in entry.holdout if each.name.startswith("where"))
+    assert check.mean_percent < 0.06  # the noise of a row is 0.05%
+    assert min(check.baselines.values()) > 5 * check.mean_percent
+    assert entry.fitted.parameters["E"] + entry.fitted.parameters["B"] * PEAK == pytest.approx(2.72, rel=0.01)
+    constant = 2.72 + MULTI_POWER["A"] * 3.6 ** -MULTI_POWER["alpha"]
+    assert entry.predictions[0].prediction.value == pytest.approx(constant, rel=0.002)
+    assert any("rate_schedule is 1 'constant', 2 'two stages'" in note for note in result.table.notes)
+    render(result, draw_all(result))
+
+
+def test_at_one_rate_the_multi_power_law_is_a_power_of_the_sum():
+    table = prepare(further_curves("constant", "two stages"), FitOptions(law=("multi-power",)))
+    law = LAWS["multi-power"].along(table.schedules)
+    sums = np.geomspace(0.1, 1.0, 5)
+    problem = Problem.of(law, (np.ones(5), sums))
+    theta_SP = np.random.default_rng(0).normal(0.3, 0.1, (3, 7))
+    natural = (dict(zip(law.parameters, row, strict=True)) for row in problem.natural(theta_SP))
+    expected = [p["E"] + p["B"] * PEAK + p["A"] * sums ** -p["alpha"] for p in natural]
+    np.testing.assert_allclose(np.exp(problem.evaluate(theta_SP)[0]), expected, rtol=1e-9)
+
+
+def test_a_multi_power_law_needs_a_rate_that_falls():
+    table = further_curves("constant").drop(columns="run")
+    with pytest.raises(TableError, match="no run's learning rate falls"):
+        fit_laws(table, FitOptions(law=("multi-power",)))
+
+
+def test_images_need_no_horizon_for_the_multi_power_law():
+    table = further_curves("constant", "two stages").rename(columns={"step": "images"})
+    assert RATE_LEFT not in prepare(table, FitOptions(law=("multi-power",))).frame
+    with pytest.raises(TableError, match="--annealing-horizon goes with --law annealing"):
+        fit_laws(table, FitOptions(law=("multi-power",), annealing_horizon=9.0))
 
 
 def test_rows_that_are_not_fitted_count_in_the_sums():

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from analysis.errors import FitRefused
-from analysis.fitting.laws.base import OFFSET, Array, Law, Problem, is_exponent
+from analysis.fitting.laws.base import OFFSET, Array, Law, Problem
 from analysis.fitting.laws.log_terms import LogTerms, Slots, named
 from analysis.fitting.laws.power_sums import Term, power_sum
 from analysis.tables.annealing import Schedule
@@ -122,10 +122,12 @@ class MultiPower(LogTerms):
         return shifts.get(name, 0.0)
 
     def bounds(self, problem: Problem, name: str) -> tuple[float, float] | None:
-        """Drops take effect within a hundred-millionth of the sum of rates, or within a hundred times that sum."""
-        if name == "C":
-            return float(np.log(1e-2)), float(np.log(1e8))
-        return (-5.0, 5.0) if name == "gamma" else (1e-4, 20.0) if is_exponent(name) else None
+        """Drops take effect within a hundred-millionth of the sum of rates, or within a hundred times that sum.
+
+        Towards a beta of zero what is left is a logarithm, in which B·beta is all that can be told.
+        """
+        ends = {"C": (float(np.log(1e-2)), float(np.log(1e8))), "beta": (0.05, 20.0), "gamma": (-5.0, 5.0)}
+        return (1e-4, 20.0) if name == "alpha" else ends.get(name)
 
 
 @dataclass(frozen=True)

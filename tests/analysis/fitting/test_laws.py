@@ -300,7 +300,8 @@ def test_parameters_follow_the_units_of_the_inputs(law):
     inputs = inputs_of(law)
     values = noisy(law, truth(law, inputs), size=0.002)
     in_thousandths = tuple(
-        each if name in PURE or CASES[law].schedules else 1000 * each for name, each in zip(CASES[law].columns, inputs, strict=True)
+        each if name in PURE or CASES[law].schedules else 1000 * each
+        for name, each in zip(CASES[law].columns, inputs, strict=True)
     )
     plain, scaled = fit(LAWS[law], inputs, values), fit(LAWS[law], in_thousandths, values)
     for name in LAWS[law].parameters:
