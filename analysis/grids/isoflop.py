@@ -145,19 +145,16 @@ def _around(rows: pd.DataFrame, params: float) -> pd.DataFrame:
 def _smooth(bowls: Collection[pd.DataFrame], target: str, noise: SeedNoise | None) -> tuple[int, float, int]:
     """Degree of the polynomial that follows the bowls, relative scatter around it and its degrees of freedom.
 
-    The degree rises from two as long as that lowers the sum of squares significantly (F test over all budgets).
+    The degree rises from two as long as some higher one lowers the sum of squares significantly (F test over all
+    budgets): bowls that are steep on both sides may be followed by degree four and not by three.
     """
     degree = 2
     squares, degrees = _squares(bowls, target, 2, 2)
-    while degree < _HIGHEST:
-        lower, fewer = _squares(bowls, target, degree, degree + 1)
-        higher, left = _squares(bowls, target, degree + 1, degree + 1)
-        if (
-            left < 1
-            or stats.f.sf((lower - higher) / (fewer - left) / max(higher / left, 1e-300), fewer - left, left) > 0.05
-        ):
-            break
-        degree, squares, degrees = degree + 1, higher, left
+    for higher in range(3, _HIGHEST + 1):
+        lower, fewer = _squares(bowls, target, degree, higher)
+        rest, left = _squares(bowls, target, higher, higher)
+        if left and stats.f.sf((lower - rest) / (fewer - left) / max(rest / left, 1e-300), fewer - left, left) <= 0.05:
+            degree, squares, degrees = higher, rest, left
     if noise is not None:
         squares += noise.degrees_of_freedom * noise.relative**2
         degrees += noise.degrees_of_freedom

@@ -183,8 +183,8 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     likely = loss in targets and all(unit.startswith("nats") for unit in loss_unit(measured).split(_OR))
     apart = kept_apart(measured, targets, loss if likely else "")
     _check_run_ids(apart.frame, options)
-    wanted = dict.fromkeys((*ROLES, *LABELS, RATE_SUM, RATE_LEFT, RATE_SCHEDULE, *targets))
-    kept = [name for name in wanted if name in measured.columns]
+    known = dict.fromkeys((*ROLES, *LABELS, RATE_SUM, RATE_LEFT, RATE_SCHEDULE, *targets))
+    kept = [name for name in known if name in measured.columns]
     repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
     if repeated.any():
         log.notes.append(f"{int(repeated.sum())} {REPEATED}")

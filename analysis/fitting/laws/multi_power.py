@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from analysis.errors import FitRefused
@@ -118,8 +119,9 @@ class MultiPower(LogTerms):
     def shift(self, problem: Problem, name: str, values: dict[str, Array]) -> Array | float:
         """A and C are of sums at their centre, B and C of rates over the highest one."""
         peak, centre = float(np.log(self._peak)), problem.centres[1]
-        shifts = {"A": values["alpha"] * centre, "B": -peak, "C": values["gamma"] * peak - centre}
-        return shifts.get(name, 0.0)
+        if name == "C":
+            return values["gamma"] * peak - centre
+        return values["alpha"] * centre if name == "A" else -peak if name == "B" else 0.0
 
     def bounds(self, problem: Problem, name: str) -> tuple[float, float] | None:
         """Drops take effect within a hundred-millionth of the sum of rates, or within a hundred times that sum.
@@ -179,7 +181,7 @@ class _Drops:
         return np.asarray((self.sums[power] @ values_SM.T).T)
 
 
-def _along(schedule: Schedule, sums_n: Array) -> tuple[Array, tuple[Array, ...]]:
+def _along(schedule: Schedule, sums_n: Array) -> tuple[Array, tuple[NDArray[np.intp], Array, Array, Array]]:
     """Rates at sums of rates, and of each pair with a bin behind them: row, drop, sum since then, rate dropped to.
 
     Bins are even in how far the rate has moved, apart from where it rests. A drop is one to the rate of the row at
@@ -199,4 +201,5 @@ def _along(schedule: Schedule, sums_n: Array) -> tuple[Array, tuple[Array, ...]]
     lag_M = sums_n[row_M] - np.interp(middle_M, moved_m, schedule.sums_m)
     dropped_to_M = schedule.rates_m[np.searchsorted(moved_m, middle_M)]
     dropped_to_M = np.where(dropped_to_M > 0, dropped_to_M, middle_rate_M)
-    return np.interp(moved_n, moved_m, schedule.rates_m), (row_M, start_rate_M - end_rate_M, lag_M, dropped_to_M)
+    rates_n = np.asarray(np.interp(moved_n, moved_m, schedule.rates_m))
+    return rates_n, (row_M, start_rate_M - end_rate_M, lag_M, dropped_to_M)

@@ -116,8 +116,11 @@ def achieved(rows, cells, run, flops):
     return high / low - 1
 
 
-def advised(law):
-    """Of one planted law: widths announced and achieved, by the advised cells and by the plain grid."""
+def advised(law, draws=1):
+    """Of one planted law: widths announced and achieved, by the advised cells and by the plain grid.
+
+    The last one is the advised cells' achieved width again, its mean over several draws of their noise.
+    """
     rng = np.random.default_rng([SEED, law])
     rows, run = planted(rng)
     flops, spend = rows["flops"].max() * rng.uniform(10, 30), rows["flops"].sum() * rng.uniform(0.5, 2)
@@ -125,30 +128,33 @@ def advised(law):
     advice = advise(rows, "loss", table_candidates(rows, spend), Question(flops), spend, trunks=trunks)
     assert advice.plain.flops == pytest.approx(spend, rel=0.01)
     assert advice.flops <= spend
-    found = (achieved(rows, each, run, flops) for each in (advice.cells, advice.plain.cells))
-    return advice.width, advice.expected, advice.plain.width, *found
+    found = [achieved(rows, each, run, flops) for each in (advice.cells, advice.plain.cells)]
+    further = [achieved(rows, advice.cells, run, flops) for _ in range(draws - 1)]
+    return advice.width, advice.expected, advice.plain.width, *found, np.mean([found[0], *further])
 
 
 @pytest.mark.coverage
 @pytest.mark.timeout(7200)
 def test_advice_does_what_it_announces():
-    widths = np.array([advised(law) for law in range(LAWS)])
+    widths = np.array([advised(law, draws=5) for law in range(LAWS)])
     for name, place in (("runs trained apart", 0), ("trunks", 1)):
         print_table(name, widths[place::2])
     print_table("all", widths)
-    _, announced, _, got, plain_got = widths.T
-    assert 0.8 <= np.median(got / announced) <= 1.2
+    _, announced, _, got, plain_got, mean_got = widths.T
+    assert 0.9 <= np.median(mean_got / announced) <= 1.1
+    assert np.mean(np.abs(mean_got / announced - 1) <= 0.2) >= 0.8
     assert np.median(plain_got / got) >= 1.5
 
 
 def print_table(laws, widths):
     """What docs/advice.md says of them."""
-    now, announced, plain_announced, got, plain_got = widths.T
+    now, announced, plain_announced, got, plain_got, mean_got = widths.T
     shown = {
         "before, over advised": now / got,
         "plain, over advised": plain_got / got,
         "the same as announced": plain_announced / announced,
         "advised, over announced": got / announced,
+        "advised, mean over draws of noise, over announced": mean_got / announced,
         "plain, over announced": plain_got / plain_announced,
     }
     print(f"{laws}: {len(widths)} laws; medians, and in brackets the middle eight in ten")
@@ -160,7 +166,7 @@ def print_table(laws, widths):
 
 
 def test_a_planted_law_is_advised():
-    now, announced, plain_announced, got, plain_got = advised(1)
+    now, announced, plain_announced, got, plain_got, _ = advised(1)
     assert announced < plain_announced < now
     assert got < plain_got
     assert got == pytest.approx(announced, rel=0.35)
