@@ -128,7 +128,7 @@ class MultiPower(LogTerms):
 
         Towards a beta of zero what is left is a logarithm, in which B·beta is all that can be told.
         """
-        ends = {"C": (float(np.log(1e-2)), float(np.log(1e8))), "beta": (0.05, 20.0), "gamma": (-5.0, 5.0)}
+        ends = {"C": (float(np.log(1e-2)), float(np.log(1e8))), "beta": (1e-3, 20.0), "gamma": (-5.0, 5.0)}
         return (1e-4, 20.0) if name == "alpha" else ends.get(name)
 
 
