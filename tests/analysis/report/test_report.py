@@ -74,7 +74,7 @@ def test_report_needs_nothing_else_and_repeats_no_id(result, drawings):
     assert len(ids) == len(set(ids))
     assert "Two families &amp; more" in html
     assert "&lt;ar&gt;" in html
-    for word in ("SHA-256", "Objective", "Intervals", "Left out", "Held out", "RateSchedule", "seed 0"):
+    for word in ("SHA-256", "Objective", "Intervals", "Left out", "Held out", "Schedule", "seed 0"):
         assert word in html
 
 
