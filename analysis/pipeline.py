@@ -38,7 +38,7 @@ from analysis.options import FitOptions
 from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
 from analysis.progress import steps
 from analysis.results import FitEntry, LawsResult
-from analysis.tables.annealing import Schedule
+from analysis.tables.annealing import RateSchedule
 from analysis.tables.cells import mixed_rows, with_rows_reduced
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
@@ -249,7 +249,7 @@ def _entry(
     rows: pd.DataFrame,
     grid: TargetGrid | None,
     options: FitOptions,
-    schedules: tuple[Schedule, ...],
+    schedules: tuple[RateSchedule, ...],
 ) -> FitEntry:
     """One fitted law with all that belongs to it: intervals, held-out checks, predictions, warnings."""
     x, law = planned.x, LAWS[planned.law].along(schedules)

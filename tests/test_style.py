@@ -89,3 +89,11 @@ def test_documents_name_files_that_exist() -> None:
     ]
     assert len(named) > 50  # they were found
     assert [(document, path) for document, path in named if not (ROOT / path).exists()] == []
+
+
+def test_no_document_keeps_two_versions_of_a_merge() -> None:
+    """Tools find such lines in code; in documents nothing else does."""
+    documents = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    kept = [str(path.relative_to(ROOT)) for path in documents if re.search(r"^(<{7}|>{7}) ", path.read_text(), re.M)]
+    assert len(documents) > 20
+    assert kept == []

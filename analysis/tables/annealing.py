@@ -32,7 +32,7 @@ _NEEDS = "a law of learning rates needs the rows along each run"
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class RateSchedule:
     """A run's learning rates along their own sum; in warm-up they are the highest one.
 
     Attributes:
@@ -59,7 +59,7 @@ class WithRates:
 
     source: pd.DataFrame
     alone: "pd.Series[bool]"
-    schedules: tuple[Schedule, ...]
+    schedules: tuple[RateSchedule, ...]
     note: str
 
 
@@ -103,7 +103,7 @@ def with_rate_sums(source: pd.DataFrame, columns: dict[str, str], options: FitOp
         values = np.stack([np.where(sums_n > 0, sums_n, np.nan), left_n, np.full_like(sums_n, code)], axis=1)
         by_place = pd.DataFrame(values, index=places_n).reindex(rows["order"].to_numpy(dtype=float))
         sums[source.index.get_indexer(rows.index)] = by_place.to_numpy()
-        schedules.append(Schedule(str(name), sums_n, _held(rates_n)))
+        schedules.append(RateSchedule(str(name), sums_n, _held(rates_n)))
     text = f"sums of the rates in {rate!r} follow {order!r}" + (f" within each {runs!r}" if runs else "")
     text += f", with λ = {1 - 1 / horizon:.6g}" if of_area else ""
     text += "; before its first row a run's rate is taken as the first row's"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import TableError
 from analysis.options import FitOptions
-from analysis.tables.annealing import RATE_LEFT, RATE_SCHEDULE, RATE_SUM, Schedule, with_rate_sums
+from analysis.tables.annealing import RATE_LEFT, RATE_SCHEDULE, RATE_SUM, RateSchedule, with_rate_sums
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, runs
 from analysis.tables.roles import (
@@ -100,7 +100,7 @@ class RunsTable:
     evaluations: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     measured: pd.DataFrame = field(default_factory=pd.DataFrame)
-    schedules: tuple[Schedule, ...] = ()
+    schedules: tuple[RateSchedule, ...] = ()
 
     @property
     def is_sweep(self) -> bool:
@@ -152,7 +152,7 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
         source = _leave_out_unfinished(source, log)
     columns, others = mapping.columns, [name for name in options.x if name not in ROLES]
     source = _with_numbers(source, columns, (*mapping.targets, *others), log)
-    schedules: tuple[Schedule, ...] = ()
+    schedules: tuple[RateSchedule, ...] = ()
     if options.of_rates:
         rates = with_rate_sums(source, columns, options)
         schedules = rates.schedules

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import FitRefused
-from analysis.tables.annealing import Schedule
+from analysis.tables.annealing import RateSchedule
 
 Array = NDArray[np.float64]
 NO_OFFSET = 1e-6
@@ -84,7 +84,7 @@ class Law(ABC):
         """The columns that it takes: its own, such as N and D, or the x chosen."""
         return (x,) if self.is_curve else self.inputs
 
-    def along(self, schedules: tuple[Schedule, ...]) -> "Law":
+    def along(self, schedules: tuple[RateSchedule, ...]) -> "Law":
         """The law of rows of runs with these schedules; itself where it takes none."""
         return self
 

@@ -23,7 +23,7 @@ from analysis.errors import FitRefused
 from analysis.fitting.laws.base import OFFSET, Array, Law, Problem
 from analysis.fitting.laws.log_terms import LogTerms, Slots, named
 from analysis.fitting.laws.power_sums import Term, power_sum
-from analysis.tables.annealing import Schedule
+from analysis.tables.annealing import RateSchedule
 
 _BINS = 64
 _LEAST = 1e-9
@@ -38,14 +38,14 @@ _OF_KNOWN_SHAPE = power_sum("", "", ("left", "rate_sum"), Term("E"), Term("A", "
 class MultiPower(LogTerms):
     """A law of sums of rates whose `rate_schedule` says, by its number, along which of the schedules they were."""
 
-    schedules: tuple[Schedule, ...] = field(default=(), compare=False)
+    schedules: tuple[RateSchedule, ...] = field(default=(), compare=False)
 
     @property
     def levels(self) -> tuple[str, ...]:
         """Of progress and of what is left to anneal."""
         return "A", "B"
 
-    def along(self, schedules: tuple[Schedule, ...]) -> Law:
+    def along(self, schedules: tuple[RateSchedule, ...]) -> Law:
         """The law of runs with these schedules.
 
         Raises:
@@ -149,7 +149,9 @@ class _Drops:
     sums: tuple[csr_array, ...]
 
     @staticmethod
-    def behind(schedules: tuple[Schedule, ...], codes_n: Array, sums_n: Array, peak: float, centre: float) -> "_Drops":
+    def behind(
+        schedules: tuple[RateSchedule, ...], codes_n: Array, sums_n: Array, peak: float, centre: float
+    ) -> "_Drops":
         """Of rows at sums of rates along the schedules of their numbers, from 1."""
         rate_n = np.empty_like(sums_n)
         found = []
@@ -181,7 +183,7 @@ class _Drops:
         return np.asarray((self.sums[power] @ values_SM.T).T)
 
 
-def _along(schedule: Schedule, sums_n: Array) -> tuple[Array, tuple[NDArray[np.intp], Array, Array, Array]]:
+def _along(schedule: RateSchedule, sums_n: Array) -> tuple[Array, tuple[NDArray[np.intp], Array, Array, Array]]:
     """Rates at sums of rates, and of each pair with a bin behind them: row, drop, sum since then, rate dropped to.
 
     Bins are even in how far the rate has moved, apart from where it rests. A drop is one to the rate of the row at

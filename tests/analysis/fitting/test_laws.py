@@ -16,7 +16,7 @@ from analysis.fitting.fit import fit
 from analysis.fitting.laws.base import Law, Problem, is_exponent
 from analysis.fitting.laws.registry import LAWS as REGISTERED
 from analysis.fitting.newton import Objective
-from analysis.tables.annealing import Schedule
+from analysis.tables.annealing import RateSchedule
 
 SURFACE = {"params": np.geomspace(1e7, 1e10, 6), "tokens": np.geomspace(1e9, 1e12, 6)}
 PURE = ("epochs", "active_share")
@@ -31,7 +31,7 @@ class Case:
     formula: Callable[..., np.ndarray]
     true: dict[str, float]
     columns: dict[str, np.ndarray] = field(default_factory=lambda: {"x": np.geomspace(1e6, 1e13, 40)})
-    schedules: tuple[Schedule, ...] = ()
+    schedules: tuple[RateSchedule, ...] = ()
 
 
 def repeated(repetitions, unique, further):
@@ -60,7 +60,7 @@ def staged(stages):
     """The rates' falls are at once: two rows at one sum."""
     ends = [*(place for place, _ in stages[1:]), 30.0]
     rows = [row for (start, rate), end in zip(stages, ends, strict=True) for row in ((start, rate), (end, rate))]
-    return Schedule("", *np.array(rows).T)
+    return RateSchedule("", *np.array(rows).T)
 
 
 def multi_power(p, schedule, summed):
