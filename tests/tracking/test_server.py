@@ -178,7 +178,10 @@ def running_commands() -> Iterator[tuple[int, bytes]]:
 def test_a_dashboard_ends_without_a_traceback_and_leaves_no_process(store: Store, how: signal.Signals) -> None:
     """Ctrl-C, twice from an impatient user, or a request to end; the list of processes shows no URI."""
     port = free_port()
-    program = f"from varscale.tracking import serve_dashboard; exit(serve_dashboard({store.tracking_uri!r}, {port}))"
+    program = (  # as in a terminal: a shell's background job, such as these tests may be, ignores Ctrl-C
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from varscale.tracking import serve_dashboard; exit(serve_dashboard({store.tracking_uri!r}, {port}))"
+    )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True, **pipes)
     try:
