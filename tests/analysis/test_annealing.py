@@ -184,6 +184,17 @@ def test_at_one_rate_the_multi_power_law_is_a_power_of_the_sum():
     np.testing.assert_allclose(np.exp(problem.evaluate(theta_SP)[0]), expected, rtol=1e-9)
 
 
+def test_runs_at_one_sum_of_rates_are_no_mixed_rows():
+    """Both laws of rates at once, of which either takes what the other doesn't."""
+    table = further_curves("constant", "two stages", "three stages")
+    options = FitOptions(
+        law=("annealing", "multi-power"), run_id="run", checkpoints=True, bootstrap_draws=50, holdout=False
+    )
+    result = fit_laws(table, options)
+    assert len(result.fits) == 2
+    assert "mixed-rows" not in {each.code for each in result.warnings}
+
+
 def test_a_multi_power_law_needs_a_rate_that_falls():
     table = further_curves("constant").drop(columns="run")
     with pytest.raises(TableError, match="no run's learning rate falls"):

@@ -1,5 +1,6 @@
 """All laws, by id. The ids and the names of the parameters stand in laws.json, and stay."""
 
+import itertools
 from collections.abc import Sequence
 
 from analysis.fitting.laws.base import Law
@@ -8,6 +9,7 @@ from analysis.fitting.laws.data_constrained import DataConstrained, ExcessParame
 from analysis.fitting.laws.multi_power import MultiPower
 from analysis.fitting.laws.of_losses import OfLoss
 from analysis.fitting.laws.power_sums import Term, power_sum
+from analysis.tables.annealing import RATE_LEFT, RATE_SCHEDULE, RATE_SUM
 
 _E, _A, _RISING = Term("E"), Term("A", "alpha"), Term("A", "alpha", sign=1.0)
 _X, _N_AND_D = ("x",), ("params", "tokens")
@@ -68,6 +70,7 @@ LAWS: dict[str, Law] = {
 
 
 def columns_taken(laws: Sequence[str]) -> list[str]:
-    """The columns that each of these laws takes, or that its inputs follow from."""
+    """The columns that each of these laws takes, or that its inputs follow from; sums of rates if one takes them."""
     each = [{*LAWS[name].inputs, *(below for _, _, below in LAWS[name].ratios)} for name in laws]
-    return sorted(set.intersection(*each)) if each else []
+    of_rates = {RATE_SUM, RATE_LEFT, RATE_SCHEDULE}.intersection(itertools.chain(*each))
+    return sorted(set.intersection(*each) | of_rates) if each else []
