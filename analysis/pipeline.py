@@ -259,11 +259,9 @@ def _entry(
     offset = planned.floor if planned.floor is not None else options.offset if law.has_offset else None
     objective = Objective(options.objective, options.delta)  # type: ignore[arg-type]  # checked in check_options
     if (law.of_losses or law.has_offset) and len(columns) == 1 and len(values) > 1:
-        slope = _slope(inputs[0], values)
-        if slope <= 0 if law.of_losses else slope >= 0:
-            raise FitRefused(
-                f"{law.name}: the target does not {'rise' if law.of_losses else 'fall'} with x over these rows"
-            )
+        way, sign = ("rise", 1) if law.of_losses else ("fall", -1)
+        if sign * _slope(inputs[0], values) <= 0:
+            raise FitRefused(f"{law.name}: the target does not {way} with x over these rows")
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
     draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))
@@ -294,8 +292,7 @@ def _rises(rows: pd.DataFrame, x: str, target: str, options: FitOptions) -> bool
     """Whether a target that may rise does so with x."""
     if not may_rise(target, options) or x not in rows.columns or len(rows) < 2:
         return False
-    logs = np.log(rows[[x, target]].to_numpy(dtype=float))
-    return bool(np.cov(logs.T)[0, 1] > 0)
+    return _slope(rows[x], rows[target]) > 0
 
 
 def _floor(table: RunsTable, target: str) -> tuple[float | None, list[LawWarning]]:
