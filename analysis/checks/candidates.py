@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.checks.design import Compute
 from analysis.errors import TableError
-from analysis.grids.allocation import FlopsPerToken
+from analysis.grids.flops_per_token import FlopsPerToken
 
 COLUMNS = ["params", "tokens", "flops"]
 FIRST_BUDGETS, FURTHER_BUDGETS = range(1, 7), range(1, 4)

@@ -34,13 +34,17 @@ class Line:
         return value, value - half, value + half
 
 
-def line_through(x: Array, y: Array, errors: Array | None = None) -> Line:
-    """The line through three or more points; their own standard errors take the scatter's place if they are larger."""
-    centre = float(x.mean())
-    spread_x = float(((x - centre) ** 2).sum())
-    slope = float(((x - centre) * y).sum() / spread_x)
-    residuals = y - y.mean() - slope * (x - centre)
-    variance = float((residuals**2).sum() / (len(x) - 2))
+def line_through(x: Array, y: Array, errors: Array | None = None, weights: Array | None = None) -> Line:
+    """The line through three or more points; their own standard errors take the scatter's place if they are larger.
+
+    Weights, whose mean is one, make points count more or less.
+    """
+    weights = np.ones_like(x) if weights is None else weights
+    centre, height = float((weights * x).mean()), float((weights * y).mean())
+    spread_x = float((weights * (x - centre) ** 2).sum())
+    slope = float((weights * (x - centre) * y).sum() / spread_x)
+    residuals = y - height - slope * (x - centre)
+    variance = float((weights * residuals**2).sum() / (len(x) - 2))
     if errors is not None:
         variance = max(variance, float((errors**2).mean()))
-    return Line(float(y.mean()), slope, centre, variance, spread_x, len(x))
+    return Line(height, slope, centre, variance, spread_x, len(x))

@@ -15,14 +15,13 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty, t_quantile
 from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
+from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.grids.isoflop import Minimum
 
 LARGEST_EXPONENT_BIAS = 0.01
 LARGEST_SIZE_BIAS = 0.1
-_STEEPEST = 0.5
-"""Exponent of N that the FLOPs a token and parameter have at most, beyond the sizes."""
-_HARDLY = 0.005
 _UNLIKELY = 0.05
+_PAYS = 0.75
 _GRID = 600
 _DRAWS = 500
 
@@ -93,53 +92,6 @@ class Allocation:
     bias: GridBias | None = None
 
 
-class FlopsPerToken:
-    """Training FLOPs a token and parameter, k = C / (N·D), as a smooth function of size.
-
-    A line from each size's own ratio to the next would have a kink at each, where the best size then sticks over a
-    range of budgets. So within the sizes log k is a polynomial in log N: a straight line, or of degree two or three
-    where that follows the sizes' own ratios clearly better. Beyond them it goes on in a straight line, k a power of N.
-
-    Args:
-        rows: with params, tokens and flops.
-        declared: k, where C = k·N·D was declared.
-    """
-
-    def __init__(self, rows: pd.DataFrame, declared: float | None = None) -> None:
-        ratios = np.log(rows["flops"] / (rows["params"] * rows["tokens"])).groupby(rows["params"]).mean()
-        logs, values = np.log(ratios.index.to_numpy(dtype=float)), ratios.to_numpy(dtype=float)
-        self._ends = float(logs.min()), float(logs.max())
-        self._centre = float(logs.mean())
-        if declared is not None or len(logs) == 1:
-            self._law = np.array([np.log(declared) if declared is not None else values[0]])
-            return
-        misses = []
-        for degree in range(1, int(np.clip(len(logs) - 2, 1, 3)) + 1):
-            law = np.polyfit(logs - self._centre, values, degree)
-            misses.append(float(np.abs(np.polyval(law, logs - self._centre) - values).max()))
-            if degree == 1 or misses[-1] < 0.5 * misses[-2]:
-                self._law = law
-            if misses[-1] < _HARDLY:
-                break
-
-    def __call__(self, params: Array) -> Array:
-        """The ratio at sizes given."""
-        logs = np.log(params)
-        inside = np.clip(logs, *self._ends)
-        slope = np.clip(np.polyval(np.polyder(self._law), inside - self._centre), -_STEEPEST, _STEEPEST)
-        return np.asarray(np.exp(np.polyval(self._law, inside - self._centre) + slope * (logs - inside)))
-
-    def beyond(self, params: float) -> float | None:
-        """The ratio of the largest or smallest size for one that is larger or smaller; None among the sizes."""
-        log = float(np.log(params))
-        nearest = float(np.clip(log, *self._ends))
-        return None if abs(log - nearest) < _HARDLY else float(self(np.exp(np.array([nearest])))[0])
-
-    def tokens(self, budget: float, params: Array) -> Array:
-        """D that the budget pays for at each size."""
-        return np.asarray(budget / (self(params) * params))
-
-
 def from_points(
     approach: str,
     budgets: Array,
@@ -147,8 +99,9 @@ def from_points(
     tokens: Array | None,
     at: tuple[float, ...],
     errors: Array | None = None,
+    weights: Array | None = None,
 ) -> Allocation:
-    """Power laws through (budget, best size) and (budget, best tokens), by least squares of logarithms.
+    """Power laws through (budget, best size) and (budget, best tokens), by (weighted) least squares of logarithms.
 
     Their intervals take the points' scatter around the line, or their own standard errors (of log size) if those are
     larger: minima may lie on a line and yet be uncertain, by noise, by the curve chosen, by the steps between sizes.
@@ -160,8 +113,8 @@ def from_points(
         raise FitRefused(f"{len(budgets)} budgets with a best size; three or more are needed")
     if np.ptp(np.log(params)) < 1e-9:
         raise FitRefused("the same size is best at every budget; more sizes are needed")
-    size = line_through(np.log(budgets), np.log(params), errors)
-    data = None if tokens is None else line_through(np.log(budgets), np.log(tokens), errors)
+    size = line_through(np.log(budgets), np.log(params), errors, weights)
+    data = None if tokens is None else line_through(np.log(budgets), np.log(tokens), errors, weights)
     best = []
     for budget in at:
         value, low, high = (float(np.exp(each)) for each in size.at(np.log(budget)))
@@ -205,7 +158,9 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
 
     Intervals hold what noise makes of the minima (`isoflop.Simulated`), and how far the method's exponent is off that
     of the smooth curves through the same bowls. Where the minima lie further from a line than noise would have them,
-    they are the line's own.
+    they are the line's own. Minima count alike. Akima's are weighted by the inverse of each one's variance under that
+    noise where this narrows the exponent's interval to three quarters or less, as where scatter falls with compute:
+    what polynomials miss of a bowl's shape is not noise, and would get more weight.
 
     Raises:
         FitRefused: fewer than three budgets, or one size throughout.
@@ -220,13 +175,22 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
     simulated = [each.simulated for each in usable if each.simulated is not None]
     if len(simulated) < len(usable):
         return lines
-    quantile = t_quantile(simulated[0].degrees_of_freedom)
-    off_BS = np.stack([each.off_S for each in simulated])
     drawn_BS = np.stack([each.log_params_S for each in simulated])
     if _further_than_noise(np.log(budgets), np.log(params), drawn_BS):
         return lines
-    size = _Spread(np.log(budgets), drawn_BS, off_BS, quantile)
-    data = _Spread(np.log(budgets), np.stack([each.log_tokens_S for each in simulated]), off_BS, quantile)
+    size = _Spread(
+        np.log(budgets),
+        np.ones(len(budgets)),
+        drawn_BS,
+        np.stack([each.off_S for each in simulated]),
+        t_quantile(simulated[0].degrees_of_freedom),
+    )
+    weights_B = np.array([decile_spread(drawn_S) ** -2 for drawn_S in drawn_BS])
+    weighted = replace(size, weights_B=weights_B / weights_B.mean())
+    if method == "isoflop-akima" and weighted.half_of_slope() <= _PAYS * size.half_of_slope():
+        size = weighted
+        lines = from_points(method, budgets, params, tokens_B, at, weights=size.weights_B)
+    data = replace(size, drawn_BS=np.stack([each.log_tokens_S for each in simulated]))
     best = tuple(
         replace(
             each,
@@ -248,28 +212,35 @@ class _Spread:
     """How far lines through simulated minima (B budgets, S simulations) differ, in slope and in height."""
 
     logs_B: Array
+    weights_B: Array
     drawn_BS: Array
     off_BS: Array
     quantile: float
 
     def around(self, slope: float | None) -> tuple[float, float] | None:
         """Interval of a slope."""
-        if slope is None:
-            return None
-        half = self._half(self._slopes(self.drawn_BS), self._slopes(self.off_BS))
-        return slope - half, slope + half
+        return None if slope is None else (slope - self.half_of_slope(), slope + self.half_of_slope())
+
+    def half_of_slope(self) -> float:
+        """Half the width of a slope's interval."""
+        return self._half(self._slopes(self.drawn_BS), self._slopes(self.off_BS))
 
     def factor(self, value: float, log: float) -> tuple[float, float]:
         """Interval of the line's value at a place."""
         heights_S, off_S = (
-            each.mean(axis=0) + self._slopes(each) * (log - self.logs_B.mean()) for each in (self.drawn_BS, self.off_BS)
+            np.average(each, axis=0, weights=self.weights_B) + self._slopes(each) * (log - self._centre)
+            for each in (self.drawn_BS, self.off_BS)
         )
         half = self._half(heights_S, off_S)
         return value * float(np.exp(-half)), value * float(np.exp(half))
 
     def _slopes(self, values_B: Array) -> Array:
-        weights_B = self.logs_B - self.logs_B.mean()
-        return np.asarray(weights_B @ values_B / (weights_B**2).sum())
+        off_centre_B = self.logs_B - self._centre
+        return np.asarray(self.weights_B * off_centre_B @ values_B / (self.weights_B * off_centre_B**2).sum())
+
+    @property
+    def _centre(self) -> float:
+        return float(np.average(self.logs_B, weights=self.weights_B))
 
     def _half(self, drawn_S: Array, off_S: Array) -> float:
         # What the method is off beyond twice the deviation that noise alone makes of it.

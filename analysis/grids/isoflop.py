@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.interpolate import Akima1DInterpolator
+from scipy.optimize import minimize_scalar
 
 from analysis.fitting.bootstrap import decile_spread
 from analysis.fitting.intervals import t_quantile
@@ -18,6 +19,8 @@ METHODS = ("parabola", "cubic", "akima")
 _DEGREES = {"parabola": 2, "cubic": 3}
 _HIGHEST = 4
 """Degree of the polynomials that are tried for the bowls' shape."""
+_UNEVEN = 0.01
+"""Significance at which scatter is taken for a power of the budget."""
 _DRAWS = 400
 _GRID, _DRAWS_GRID = 2001, 401
 
@@ -78,21 +81,20 @@ def minima(
     scatter around it, and with them the scatter between seeds where runs were repeated. The smooth curve is the
     parabola unless a polynomial of degree three or four follows the bowls significantly better, so that what a parabola
     misses of the bowls' shape isn't taken for noise. For Akima's curve, which is local, it runs through the six sizes
-    around the minimum only: a wide bowl's far sides say nothing about the scatter near its floor.
+    around the minimum only: a wide bowl's far sides say nothing about the scatter near its floor. There the scatter may
+    be a power of the budget, if that is significantly likelier; around whole bowls it may be their shape.
     """
     usable = grid_cells[grid_cells[target].notna()].sort_values(["budget", "params"])
     bowls = {float(str(budget)): rows for budget, rows in usable.groupby("budget")}
     found = [minimum(rows, target, budget, method) for budget, rows in bowls.items()]
     if method == "akima":
         bowls = {each.budget: _around(bowls[each.budget], each.params) for each in found if each.params is not None}
-    degree, size, degrees = _smooth(bowls.values(), target, noise)
-    if degrees < 1:
+    smooth = _smooth(bowls, target, noise, uneven=method == "akima")
+    if smooth.degrees_of_freedom < 1:
         return found
     generator = np.random.default_rng(seed)
     return [
-        each
-        if each.params is None
-        else _with_interval(each, bowls[each.budget], target, degree, size, degrees, generator)
+        each if each.params is None else _with_interval(each, bowls[each.budget], target, smooth, generator)
         for each in found
     ]
 
@@ -142,34 +144,62 @@ def _around(rows: pd.DataFrame, params: float) -> pd.DataFrame:
     return rows.iloc[first : first + 6]
 
 
-def _smooth(bowls: Collection[pd.DataFrame], target: str, noise: SeedNoise | None) -> tuple[int, float, int]:
-    """Degree of the polynomial that follows the bowls, relative scatter around it and its degrees of freedom.
+@dataclass(frozen=True)
+class _Smooth:
+    """The smooth curves through bowls: their degree, and the relative scatter of cells around them by budget."""
+
+    degree: int
+    scatter: dict[float, float]
+    degrees_of_freedom: int
+
+
+def _smooth(bowls: dict[float, pd.DataFrame], target: str, noise: SeedNoise | None, uneven: bool) -> _Smooth:
+    """Polynomials that follow the bowls, and the scatter around them.
 
     The degree rises from two as long as some higher one lowers the sum of squares significantly (F test over all
     budgets): bowls that are steep on both sides may be followed by degree four and not by three.
     """
     degree = 2
-    squares, degrees = _squares(bowls, target, 2, 2)
+    squares_B, degrees_B = _squares(bowls.values(), target, 2, 2)
     for higher in range(3, _HIGHEST + 1):
-        lower, fewer = _squares(bowls, target, degree, higher)
-        rest, left = _squares(bowls, target, higher, higher)
+        lower, fewer = (each.sum() for each in _squares(bowls.values(), target, degree, higher))
+        rest_B, left_B = _squares(bowls.values(), target, higher, higher)
+        rest, left = rest_B.sum(), left_B.sum()
         if left and stats.f.sf((lower - rest) / (fewer - left) / max(rest / left, 1e-300), fewer - left, left) <= 0.05:
-            degree, squares, degrees = higher, rest, left
-    if noise is not None:
-        squares += noise.degrees_of_freedom * noise.relative**2
-        degrees += noise.degrees_of_freedom
-    return degree, float(np.sqrt(squares / max(degrees, 1))), degrees
+            degree, squares_B, degrees_B = higher, rest_B, left_B
+    logs_B = np.log(np.array(list(bowls), dtype=float))
+    centre = float(np.average(logs_B, weights=degrees_B)) if degrees_B.any() else 0.0
+    if noise is not None:  # known of all budgets together
+        squares_B = np.append(squares_B, noise.degrees_of_freedom * noise.relative**2)
+        degrees_B = np.append(degrees_B, noise.degrees_of_freedom)
+        logs_B = np.append(logs_B, centre)
+    slope = _growth(logs_B - centre, squares_B, degrees_B) if uneven else 0.0
+    grown_B = np.exp(slope * (logs_B - centre))  # the variance, but for a constant
+    scatter_B = np.sqrt(grown_B * (squares_B / grown_B).sum() / max(degrees_B.sum(), 1.0))
+    return _Smooth(degree, dict(zip(bowls, scatter_B.tolist(), strict=False)), int(degrees_B.sum()))
 
 
-def _squares(bowls: Collection[pd.DataFrame], target: str, degree: int, allowing: int) -> tuple[float, int]:
-    """Relative squares around polynomials and their degrees of freedom, of the bowls that allow a certain degree."""
-    squares, degrees = 0.0, 0
-    for rows in bowls:
+def _squares(bowls: Collection[pd.DataFrame], target: str, degree: int, allowing: int) -> tuple[Array, Array]:
+    """Relative squares around each bowl's polynomial, and degrees of freedom; zeros where a degree isn't allowed."""
+    found_B2 = np.zeros((len(bowls), 2))
+    for place, rows in enumerate(bowls):
         if rows["params"].nunique() > allowing + 1:
             _, values, curve = _polynomial(rows, target, degree)
-            squares += float(((values / curve - 1) ** 2).sum())
-            degrees += len(rows) - degree - 1
-    return squares, degrees
+            found_B2[place] = float(((values / curve - 1) ** 2).sum()), len(rows) - degree - 1
+    return found_B2[:, 0], found_B2[:, 1]
+
+
+def _growth(logs_B: Array, squares_B: Array, degrees_B: Array) -> float:
+    """Exponent with which the variance grows with the budget, by maximum likelihood; zero unless clearly likelier."""
+    if np.count_nonzero(degrees_B) < 3 or squares_B.sum() < 1e-24:
+        return 0.0
+
+    def deviance(slope: float) -> float:
+        """Of variances with an exponent, minus that of equal ones, where `logs_B` are centred by `degrees_B`."""
+        return float(degrees_B.sum() * np.log((squares_B * np.exp(-slope * logs_B)).sum() / squares_B.sum()))
+
+    best = minimize_scalar(deviance, bounds=(-3.0, 3.0), method="bounded")
+    return float(best.x) if stats.chi2.sf(-best.fun, 1) <= _UNEVEN else 0.0
 
 
 def _polynomial(rows: pd.DataFrame, target: str, degree: int) -> tuple[Array, Array, Array]:
@@ -184,15 +214,13 @@ def _with_interval(
     found: Minimum,
     rows: pd.DataFrame,
     target: str,
-    degree: int,
-    size: float,
-    degrees: int,
+    smooth: _Smooth,
     generator: np.random.Generator,
 ) -> Minimum:
     """The minimum with its interval and the simulated ones."""
-    degree = min(degree, max(len(rows) - 2, 2))
+    degree, degrees = min(smooth.degree, max(len(rows) - 2, 2)), smooth.degrees_of_freedom
     logs, _, curve = _polynomial(rows, target, degree)
-    errors_nS = size * generator.standard_normal((len(logs), _DRAWS))
+    errors_nS = smooth.scatter[found.budget] * generator.standard_normal((len(logs), _DRAWS))
     errors_nS[:, 0] = 0.0  # the smooth curve itself
     bowls_nS = curve[:, None] * (1 + errors_nS)
     drawn_S = _lowest(*_curves(logs, bowls_nS, found.method, _DRAWS_GRID))

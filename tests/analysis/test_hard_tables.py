@@ -15,7 +15,8 @@ from analysis.fitting.bootstrap import case, resample
 from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws
 from analysis.fitting.newton import Objective
-from analysis.grids.allocation import FlopsPerToken, best_sizes, from_minima
+from analysis.grids.allocation import best_sizes, from_minima
+from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.grids.frontier import FRONTIERS, frontier_of_runs
 from analysis.grids.isoflop import METHODS, minima
 from analysis.options import FitOptions
