@@ -73,7 +73,7 @@ class FitOptions:
     allocate: tuple[float, ...] = ()
     """Budgets in FLOPs for which the best size and data are worked out."""
     compare: tuple[str, ...] = ()
-    """Two groups to compare; all pairs, when there are at most four groups, if empty."""
+    """Groups to compare, all if empty: up to four in pairs, of more the first with each other."""
     published: bool = False
     """Draws VAR's published laws beside ours."""
     holdout: bool = True

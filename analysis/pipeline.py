@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.checks.compare import INPUTS, Comparison, Side, compare
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
 from analysis.checks.questions import questions
@@ -21,6 +19,7 @@ from analysis.checks.warnings import (
     heldout_warnings,
     table_warnings,
 )
+from analysis.comparisons import comparisons
 from analysis.errors import FitRefused, TableError
 from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import fit
@@ -45,8 +44,6 @@ from analysis.tables.evaluations import is_evaluation, measured_floor
 from analysis.tables.repeats import best_rows
 from analysis.tables.roles import ROLES, some
 from analysis.tables.table import RunsTable, prepare
-
-_MOST_GROUPS_PAIRED = 4
 
 
 def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResult:
@@ -99,7 +96,7 @@ def _groups(table: RunsTable) -> dict[str, RunsTable]:
 
 
 def _joined(table: RunsTable, options: FitOptions, parts: dict[str, LawsResult]) -> LawsResult:
-    comparisons, found = _comparisons(table, options, parts)
+    compared, found = comparisons(table, options, parts)
     shared = table_warnings(table, None, options.checkpoints)
     seen = {(warning.code, warning.message) for warning in shared}
     own = [
@@ -118,51 +115,10 @@ def _joined(table: RunsTable, options: FitOptions, parts: dict[str, LawsResult])
         },
         allocations={f"{key} [{name}]": each for name, part in parts.items() for key, each in part.allocations.items()},
         sizes={name: part.sizes[""] for name, part in parts.items() if part.sizes},
-        comparisons=tuple(comparisons),
+        comparisons=tuple(compared),
         warnings=(*shared, *own, *found),
         version=_version(),
     )
-
-
-def _comparisons(
-    table: RunsTable, options: FitOptions, parts: dict[str, LawsResult]
-) -> tuple[list[Comparison], list[LawWarning]]:
-    """Every pair of groups (those named, or all of a few), by power laws of compute."""
-    for name in options.compare:
-        if name not in parts:
-            raise TableError(f"--compare {name!r}: no such group; the groups are {', '.join(parts)}")
-    names = list(options.compare) or (list(parts) if len(parts) <= _MOST_GROUPS_PAIRED else [])
-    found, refused = [], []
-    for target in table.targets:
-        for a, b in combinations(names, 2):
-            try:
-                found.append(_compared(parts[a], parts[b], a, b, target, options))
-            except FitRefused as refusal:
-                refused.append(LawWarning("law-skipped", f"comparison of {a} and {b} by {target}: {refusal}"))
-    return found, refused
-
-
-def _compared(first: LawsResult, second: LawsResult, a: str, b: str, target: str, options: FitOptions) -> Comparison:
-    """Two groups along compute, else along what both have a power law against.
-
-    Raises:
-        FitRefused: there is no such law, or one doesn't fall.
-    """
-    for x in dict.fromkeys((*INPUTS, *options.x)):
-        sides = _side(first, a, target, x), _side(second, b, target, x)
-        if sides[0] is not None and sides[1] is not None:
-            return compare(target, sides[0], sides[1], x)
-    raise FitRefused("no power law of the same input was fitted to both (--law power)")
-
-
-def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
-    entry = part.find("power", target, x)
-    if entry is None:
-        return None
-    flops, values = (entry.rows[each].to_numpy(dtype=float) for each in (x, target))
-    bent = part.find("power-offset", target, x) or part.find("power-floor", target, x)
-    with_offset = (bent.fitted, bent.uncertainty) if bent is not None else None
-    return Side(name, flops, values, entry.fitted, entry.uncertainty, with_offset)
 
 
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:

@@ -14,6 +14,7 @@ from analysis.report.drawing import (
     INK,
     ORANGE,
     PURPLE,
+    SKY,
     VERMILION,
     Drawing,
     label,
@@ -31,7 +32,7 @@ from analysis.results import FitEntry, LawsResult
 from analysis.tables.evaluations import is_evaluation
 from analysis.tables.table import RunsTable
 
-_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, INK)
+_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 _MARKERS = "osD^v"
 _SMALLEST_DRAWN = 1e-4
 """Of ratios of compute, and its inverse the largest: what lies beyond ends there."""

@@ -34,7 +34,7 @@ MOST_NAMED = 2000
 LONGEST_LABEL = 32
 """Characters of an axis label; longer names are cut in the middle."""
 INK = "#16181d"
-ORANGE, BLUE, GREEN, VERMILION, PURPLE = "#e69f00", "#0072b2", "#009e73", "#d55e00", "#cc79a7"
+ORANGE, BLUE, GREEN, VERMILION, PURPLE, SKY = "#e69f00", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 _STYLE: dict[str, Any] = {
     **{"font.size": 8, "font.family": "DejaVu Sans", "axes.titlesize": 8, "axes.labelsize": 8, "lines.linewidth": 1.1},
     **{"xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 6.5, "legend.title_fontsize": 6.5},

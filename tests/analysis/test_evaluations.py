@@ -313,3 +313,11 @@ def test_groups_are_drawn_in_one_figure():
     (figure,) = [drawing for drawing in draw_all(result) if drawing.name == "comparison"]
     assert figure.caption.startswith("FID and MIND of each group's frontier")
     assert "the compute that b needs to match each other group" in figure.caption
+
+
+def test_of_many_groups_the_first_is_compared_with_each_other():
+    table = pd.concat([two_families(0.5).assign(kind=lambda rows, n=n: rows["kind"] + str(n)) for n in range(3)])
+    result = fit_laws(table, FitOptions(flops="C", group="kind", target=("fid",), bootstrap_draws=50, holdout=False))
+    assert [(each.a, each.b) for each in result.comparisons] == [
+        ("a0", name) for name in ("b0", "a1", "b1", "a2", "b2")
+    ]

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from varscale.store.atomic import write_atomically, write_json
+from varscale.store.weights import save_tensors
 
 FULL_DISK = """
 import resource, signal, sys
@@ -57,6 +59,7 @@ def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
 def test_writing_makes_folders_replaces_and_honours_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     path, before = tmp_path / "a" / "b" / "result.json", os.umask(umask)
     try:
+        save_tensors(tmp_path / "weights.safetensors", {"w": torch.zeros(2)}, {})
         write_json(path, {"loss": 1.5})
         write_json(path, {"loss": 0.1 + 0.2})
     finally:
@@ -64,6 +67,7 @@ def test_writing_makes_folders_replaces_and_honours_the_umask(tmp_path: Path, um
     assert path.read_text() == '{\n "loss": 0.30000000000000004\n}\n'
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
     assert path.stat().st_mode & 0o777 == mode
+    assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == mode
 
 
 @given(content=st.binary(max_size=2000))

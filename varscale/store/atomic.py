@@ -33,8 +33,11 @@ def replaced(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:100]}.{token_hex(8)}")
     try:
-        with temporary.open("xb") as file:
-            yield temporary
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        with temporary.open("rb") as file:  # a writer may have put a file of its own there, as safetensors does
+            os.fchmod(file.fileno(), mode & 0o777)
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
