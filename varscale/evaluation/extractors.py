@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from varscale.config import DataSection
 from varscale.data.sources.of_experiment import training_source
 from varscale.errors import CheckpointError, DataError
+from varscale.evaluation.pieces import Tensors, joined
 from varscale.evaluation.plan import INCEPTION, RINGS_CLASSIFIER, RINGS_TRAINING, FidelityPlan, where_from
 from varscale.numerics.device import best_device
 from varscale.store.layout import RunKey, Store
@@ -46,27 +47,31 @@ class Extractor:
     network: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     """From uint8 (b, 3, s, s) to features (b, D) and logits (b, C)."""
 
-    @torch.no_grad()
     def features(self, batches: Iterable[Tensor]) -> FeatureSet:
         """Features of all images of the batches, uint8 (b, 3, s, s).
 
         Raises:
             DataError: There are no images, or they are not of one size, three channels and whole numbers of 8 bits.
         """
-        features, logits, sizes = [], [], set()
-        for images_b3ss in batches:
-            shape = tuple(images_b3ss.shape)
-            if images_b3ss.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-                raise DataError(f"images: expected uint8 (b, 3, s, s), got {images_b3ss.dtype} {shape}")
-            sizes.add(shape[2])
-            features_bD, logits_bC = self.network(images_b3ss.to(best_device()))
-            features.append(features_bD.float().cpu())
-            logits += [] if logits_bC is None else [logits_bC.float().cpu()]
-        if not features:
+        return self.feature_set(joined([self.measured(images_b3ss) for images_b3ss in batches]))
+
+    @torch.no_grad()
+    def measured(self, images_b3ss: Tensor) -> dict[str, Tensor]:
+        """Of one batch: `features` (b, D), `image_size` (1,), and `logits` (b, C) where there is a classifier."""
+        shape = tuple(images_b3ss.shape)
+        if images_b3ss.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+            raise DataError(f"images: expected uint8 (b, 3, s, s), got {images_b3ss.dtype} {shape}")
+        features_bD, logits_bC = self.network(images_b3ss.to(best_device()))
+        logits = {} if logits_bC is None else {"logits": logits_bC.float().cpu()}
+        return {"features": features_bD.float().cpu(), "image_size": torch.tensor([shape[2]]), **logits}
+
+    def feature_set(self, measured: Tensors) -> FeatureSet:
+        """Of all batches, whose tensors are joined; raises as `features` does."""
+        if not measured:
             raise DataError("images: there are none to measure")
-        if len(sizes) > 1:
-            raise DataError(f"images: expected one size, got sides of {sorted(sizes)} pixels")
-        return FeatureSet(torch.cat(features), self.identity, sizes.pop(), torch.cat(logits) if logits else None)
+        if len(sizes := measured["image_size"].unique().tolist()) > 1:
+            raise DataError(f"images: expected one size, got sides of {sizes} pixels")
+        return FeatureSet(measured["features"], self.identity, sizes[0], measured.get("logits"))
 
 
 def open_extractor(plan: FidelityPlan, data: DataSection, store: Store) -> Extractor:

@@ -3,9 +3,8 @@
 Letters: N images, b images of a batch, D features, s side of an image in pixels.
 """
 
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from varscale.errors import CheckpointError
 from varscale.evaluation.agreement import RingsAgreement, retrieval
 from varscale.evaluation.extractors import Extractor, FeatureSet, open_extractor
 from varscale.evaluation.fidelity import measure
+from varscale.evaluation.pieces import Pieces, remove_pieces
 from varscale.evaluation.plan import FidelityPlan, Subject, as_stored, number_of, other
 from varscale.families.base import SamplingOptions
 from varscale.families.storage import load_model
@@ -27,9 +27,10 @@ from varscale.generation.bulk import drawn_batches
 from varscale.generation.rejection import Rejection, open_classifier
 from varscale.numerics.device import best_device
 from varscale.numerics.machine import device_name, versions
+from varscale.store.fingerprint import fingerprint
 from varscale.store.layout import RunFiles, Store, TokenFiles
 from varscale.store.records import Result, RunIdentity, read_result
-from varscale.store.weights import load_tensors, save_tensors
+from varscale.store.weights import load_tensors, save_tensors, stored_metadata
 from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.interruption import Report
 
@@ -67,6 +68,13 @@ class Evaluated:
             return {"latents_fingerprint": self.latents.fingerprint}
         return {"tokenizer_fingerprint": self.tokenizer.fingerprint}
 
+    @property
+    def models(self) -> tuple[RunFiles, ...]:
+        """Those that make the images."""
+        if self.subject == "real":
+            return ()
+        return (self.tokenizer,) if self.cell is None else (self.tokenizer, self.cell)
+
 
 def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store, report: Report) -> None:
     """Measure images, and write the result last.
@@ -77,30 +85,35 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
     """
     with files.locked():
         if read_result(files) is not None:
+            remove_pieces(files)
             return
         started, settings = time.time(), plan.settings
         RunIdentity(name=what.title, role="evaluation", params=_described(plan, what)).write(files.identity)
         extractor = open_extractor(plan, what.data, store)
         reference = reference_features(plan, extractor, what.data, store)
-        rejection, seconds = _rejection(plan, what, store), list[float]()
-        batches = _timed(_batches(plan, what, rejection), seconds)
-        rings = _rings_agreement(what, settings.samples, store)
+        pieces, seconds = _pieces(files, plan, *what.models), list[Tensor]()
+        rejection, rings = _rejection(plan, what, store), _rings_agreement(what, settings.samples, store)
+        batches = _timed(_batches(plan, what, rejection, pieces.images), seconds)
         batches = batches if rings is None else rings.watched(batches)
-        drawn = extractor.features(_reported(batches, settings.samples, report))
+        beside = {"seconds": seconds}
+        beside |= {} if rings is None else {"rings": rings.seen}
+        beside |= {} if rejection is None else {"probabilities": rejection.probabilities}
+        drawn = _measured(extractor, _reported(batches, pieces.images, settings.samples, report), pieces, beside)
         figures = measure(drawn, reference, draws=settings.bootstrap_draws)
         of_text = _retrieval(plan, what, drawn, reference, extractor)
         of_text |= _rings_figures(rings, plan, what) if rings is not None else {}
-        beside = {"seconds_an_image": statistics.median(seconds)} if what.subject == "cell" else {}
-        beside |= rejection.figures if rejection is not None else {}
+        of_drawing = {"seconds_an_image": float(torch.cat(seconds).quantile(0.5))} if what.subject == "cell" else {}
+        of_drawing |= rejection.figures if rejection is not None else {}
         how = plan.columns() if what.subject == "cell" else {}
         Result(
             fingerprint=files.fingerprint,
             status="finished",
             time=time.time(),
-            metrics={**figures, **of_text, **beside, "wall_seconds": time.time() - started},
+            metrics={**figures, **of_text, **of_drawing, "wall_seconds": time.time() - started},
             row={**_columns(what.subject, figures), **of_text, **what.of, **how},
             provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         ).write(files.result)
+        remove_pieces(files)
 
 
 def reference_features(
@@ -111,14 +124,37 @@ def reference_features(
     with files.locked():
         try:
             tensors, _ = load_tensors(files.weights, _FEATURES, files.fingerprint)
-            return FeatureSet(tensors["features"], extractor.identity, int(tensors["image_size"]))
+            made = FeatureSet(tensors["features"], extractor.identity, int(tensors["image_size"]))
         except (CheckpointError, KeyError):
-            images = number_of(plan.reference)
-            real = _real(data, plan.settings.reference, images, plan.settings.batch_size)
-            made = extractor.features(_reported(real, images, report))
+            images, pieces = number_of(plan.reference), _pieces(files, plan)
+            real = _real(data, plan.settings.reference, images, plan.settings.batch_size, pieces.images)
+            made = _measured(extractor, _reported(real, pieces.images, images, report), pieces, {})
             tensors = {"features": made.features_ND, "image_size": torch.tensor(made.image_size)}
             save_tensors(files.weights, tensors, {"kind": _FEATURES, "fingerprint": files.fingerprint})
-            return made
+        remove_pieces(files)
+        return made
+
+
+def _pieces(files: RunFiles, plan: FidelityPlan, *models: RunFiles) -> Pieces:
+    """Of images that these models make. How many pass at once is rounding, but is to be the same in all pieces."""
+    weights = [stored_metadata(each.weights)["checksum"] for each in models]
+    batch_size = plan.settings.batch_size
+    return Pieces(files, fingerprint(kind="pieces", of=files.fingerprint, batch_size=batch_size, weights=weights))
+
+
+def _measured(
+    extractor: Extractor, batches: Iterator[Tensor], pieces: Pieces, beside: Mapping[str, list[Tensor]]
+) -> FeatureSet:
+    """Features of the images in the pieces, and of those of the batches, which follow them and become pieces, too.
+
+    `beside` are lists that get one more tensor with each batch: it is kept in the pieces, and read back from there.
+    """
+    if pieces.images:
+        for name, found in beside.items():
+            found.append(pieces.tensors()[name])
+    for images_b3ss in batches:
+        pieces.add({**extractor.measured(images_b3ss), **{name: found[-1] for name, found in beside.items()}})
+    return extractor.feature_set(pieces.tensors())
 
 
 def _rejection(plan: FidelityPlan, what: Evaluated, store: Store) -> Rejection | None:
@@ -130,11 +166,12 @@ def _rejection(plan: FidelityPlan, what: Evaluated, store: Store) -> Rejection |
     return Rejection(classifier, plan.candidates)
 
 
-def _batches(plan: FidelityPlan, what: Evaluated, rejection: Rejection | None) -> Iterator[Tensor]:
+def _batches(plan: FidelityPlan, what: Evaluated, rejection: Rejection | None, first: int) -> Iterator[Tensor]:
+    """The images from `first` on."""
     settings, device = plan.settings, best_device()
     if what.subject != "cell":
         images = number_of(plan.floor)
-        real = _real(what.data, other(settings.reference), images, settings.batch_size)
+        real = _real(what.data, other(settings.reference), images, settings.batch_size, first)
         return real if what.subject == "real" else _reconstructed(what, real)
     assert what.cell is not None
     tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
@@ -143,7 +180,8 @@ def _batches(plan: FidelityPlan, what: Evaluated, rejection: Rejection | None) -
     options = SamplingOptions(plan.guidance, settings.top_k, settings.top_p, settings.seed)
     if rejection is not None:
         rejection.check(model.config.num_classes, what.data.image_size, labels_N)
-    return drawn_batches(model, tokenizer, labels_N, options, batch_size=settings.batch_size, rejection=rejection)
+    how: dict[str, Any] = {"batch_size": settings.batch_size, "first": first, "rejection": rejection}
+    return drawn_batches(model, tokenizer, labels_N, options, **how)
 
 
 def _told(what: Evaluated, samples: int, classes: int) -> Tensor:
@@ -205,11 +243,13 @@ def _spread(count: int, number: int) -> Tensor:
     return torch.arange(count) * number // count
 
 
-def _real(data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int) -> Iterator[Tensor]:
-    """`count` images of a split, evenly spread, so that data sorted by class stay balanced."""
+def _real(
+    data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int, first: int = 0
+) -> Iterator[Tensor]:
+    """`count` images of a split, evenly spread, so that data sorted by class stay balanced; those from `first` on."""
     source = as_stored(data).open(split, count)
     chosen_N = torch.arange(count) * (count if source.procedural else len(source)) // count
-    batches = chosen_N.split(batch_size)
+    batches = (chosen_N[start : start + batch_size] for start in range(first, count, batch_size))
     loaded = load_ahead(lambda index_b: source.load_batch(index_b.numpy(), [0] * len(index_b))[0], batches, 1)
     return map(torch.from_numpy, loaded)
 
@@ -228,7 +268,7 @@ def _reconstructed(what: Evaluated, real: Iterator[Tensor]) -> Iterator[Tensor]:
         yield ((images_b3ss + 1) / 2).mul(255).round().to(torch.uint8)
 
 
-def _timed(batches: Iterator[Tensor], seconds: list[float]) -> Iterator[Tensor]:
+def _timed(batches: Iterator[Tensor], seconds: list[Tensor]) -> Iterator[Tensor]:
     """The batches as they are; of each, `seconds` gets what an image took to make."""
     while True:
         started = time.perf_counter()
@@ -237,12 +277,13 @@ def _timed(batches: Iterator[Tensor], seconds: list[float]) -> Iterator[Tensor]:
             return
         if images_b3ss.is_cuda:
             torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - started) / len(images_b3ss))
+        of_each = (time.perf_counter() - started) / len(images_b3ss)
+        seconds.append(torch.tensor([of_each], dtype=torch.float64))
         yield images_b3ss
 
 
-def _reported(batches: Iterator[Tensor], total: int, report: Report) -> Iterator[Tensor]:
-    done = 0
+def _reported(batches: Iterator[Tensor], done: int, total: int, report: Report) -> Iterator[Tensor]:
+    report(done, total)
     for images_b3ss in batches:
         yield images_b3ss
         done += len(images_b3ss)

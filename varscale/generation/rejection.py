@@ -48,8 +48,13 @@ class Rejection:
 
     def __init__(self, classifier: Classifier, candidates: int) -> None:
         self.classifier, self.candidates = classifier, candidates
-        self.chosen = 0
-        self._probability = self._probability_of_all = 0.0
+        self.probabilities: list[Tensor] = []
+        """Of each batch, (b, 2): that of an image's own class, of the one that is kept and on average of all."""
+
+    @property
+    def chosen(self) -> int:
+        """Images that were kept."""
+        return sum(map(len, self.probabilities))
 
     def check(self, num_classes: int, image_size: int, labels: Tensor) -> None:
         """Try the classifier.
@@ -88,20 +93,14 @@ class Rejection:
         # logarithms: where the classifier is sure, probabilities are all 1
         logs_b_M = logits_bMC.log_softmax(1).gather(1, labels_bM[:, None]).view(-1, self.candidates)
         best_b = logs_b_M.argmax(1)
-        self.chosen += len(labels_b)
-        self._probability += float(logs_b_M.max(1).values.exp().sum())
-        self._probability_of_all += float(logs_b_M.exp().mean(1).sum())
+        self.probabilities.append(torch.stack([logs_b_M.max(1).values.exp(), logs_b_M.exp().mean(1)], 1).cpu())
         return torch.arange(len(labels_b), device=best_b.device) * self.candidates + best_b
 
     @property
     def figures(self) -> dict[str, float]:
         """The keep rate, and the mean probability of images' own classes among those kept and among all drawn."""
-        kept = max(self.chosen, 1)
-        return {
-            "keep_rate": 1 / self.candidates,
-            "class_probability": self._probability / kept,
-            "class_probability_of_all": self._probability_of_all / kept,
-        }
+        kept, of_all = torch.cat(self.probabilities).double().mean(0).tolist()
+        return {"keep_rate": 1 / self.candidates, "class_probability": kept, "class_probability_of_all": of_all}
 
 
 def open_classifier(

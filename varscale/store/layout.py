@@ -4,7 +4,7 @@
     runs/tokens/<name>-<fingerprint>/       summary.json, and a token store a split: train/, validation/
     runs/trunks/<name>-<fingerprint>/       images-<n>.ckpt, where branches start
     runs/cells/<name>-<fingerprint>/        weights.safetensors, samples.png
-    runs/evaluations/<name>-<fingerprint>/
+    runs/evaluations/<name>-<fingerprint>/  pieces/ while it is under way
     runs/studies/<study>/                   study.json, execution.json, mlflow/, slurm/, laws/{laws.json, …}
     runs/searches/<name>/                   journal.log (Optuna's), search.json, trials.csv, best.yaml, report.md, *.png
     runs/forecasts/                         predictions that were written down before their run
@@ -200,6 +200,8 @@ class RunFiles:
     """What the run printed."""
     weights = _Below("weights.safetensors")
     """The finished model's weights and description."""
+    pieces = _Below("pieces")
+    """Folder of what an evaluation that is under way has measured; see `piece`."""
 
     @property
     def fingerprint(self) -> str:
@@ -224,6 +226,10 @@ class RunFiles:
     def milestone(self, images: int) -> Path:
         """A trunk's checkpoint after `images` images, where a branch starts."""
         return self.folder / f"images-{images}.ckpt"
+
+    def piece(self, first: int) -> Path:
+        """What an evaluation has measured of some images, the first of which has this index."""
+        return self.pieces / f"images-{first}.safetensors"
 
     def picture(self, name: str) -> Path:
         """A PNG that the run made."""
