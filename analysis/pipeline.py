@@ -180,8 +180,9 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             continue
         is_input = target in table.columns.values()  # a best size against compute
         if frame is not None and not is_input:
-            best = best_rows(frame, ["budget", "params"], mixed.columns, target) if mixed else frame
-            grids[target] = build_grid(best, target, table.targets, options.seed)
+            rises = _rises(frame[frame[target].notna()], "flops", target, options)
+            best = best_rows(frame, ["budget", "params"], mixed.columns, target, rises) if mixed else frame
+            grids[target] = build_grid(best, target, table.targets, options.seed, rises)
             forecasts[target] = forecast(grids[target])
             warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
@@ -221,7 +222,7 @@ def _fit_target(
     for planned in plan(table, target, options, grid, floor):
         x, law = planned.x, planned.law
         rows, filters = rows_for(x, law, target, table, grid, options)
-        if _rises(rows, x, target, options):
+        if _rises(rows, x if LAWS[law].is_curve else "flops", target, options):
             if law == "power":
                 planned = replace(planned, law="rising-power")
             elif LAWS[law].has_offset and not options.law:

@@ -205,7 +205,7 @@ def guidance_tables(result: LawsResult) -> list[ReportTable]:
 
 def frontier_tables(result: LawsResult) -> list[ReportTable]:
     """Best cells and IsoFLOP minima, budget by budget."""
-    headings = ("budget (FLOPs)", "sizes", "best value", "its N", "minimum at N", "95%", "value there", "remark")
+    headings = ("budget (FLOPs)", "sizes", "best value", "its N", "optimum at N", "95%", "value there", "remark")
     tables = []
     for name, grid in result.grids.items():
         minima = {found.budget: found for found in grid.minima}
