@@ -1,9 +1,12 @@
 """The summary for the terminal."""
 
+from collections.abc import Iterable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from analysis.checks.warnings import LawWarning
 from analysis.report.answers import answers, best_sizes
 from analysis.report.tables import (
     ReportTable,
@@ -35,13 +38,20 @@ def terminal_summary(result: LawsResult) -> RenderableType:
         *(Text(comparison_sentence(each, result.table.unit_of_data)) for each in result.comparisons),
     ]
     parts += [Text(doubt, style="yellow") for doubt in doubts(result)]
-    by_code: dict[str, list[str]] = {}
-    for warning in result.warnings:
-        by_code.setdefault(warning.code, []).append(warning.message)
-    for code, messages in by_code.items():
-        more = f" (and {len(messages) - 1} more like it, in the report)" if messages[1:] else ""
-        parts.append(Text(f"{code}: {messages[0]}{more}", style="yellow"))
+    parts += [Text(line, style="yellow") for line in first_of_each(result.warnings, "in the report")]
     return Group(*parts)
+
+
+def first_of_each(warnings: Iterable[LawWarning], others: str) -> list[str]:
+    """A line for each code: its first message, and how many more there are; `others` says where."""
+    by_code: dict[str, list[str]] = {}
+    for warning in warnings:
+        by_code.setdefault(warning.code, []).append(warning.message)
+    lines = []
+    for code, messages in by_code.items():
+        more = f" (and {len(messages) - 1} more like it, {others})" if messages[1:] else ""
+        lines.append(f"{code}: {messages[0]}{more}")
+    return lines
 
 
 def _in_columns(table: ReportTable) -> Table:
