@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analysis.checks.compare import INPUTS, Comparison, Side, compare
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
-from analysis.checks.questions import questions
+from analysis.checks.questions import with_questions
 from analysis.checks.requests import check_offset, check_options, points_by_role
 from analysis.checks.warnings import (
     LawWarning,
@@ -72,7 +72,7 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
         reasons = [warning.message for warning in result.warnings if warning.code == "law-skipped"]
         raise TableError("no law could be fitted: " + "; ".join(dict.fromkeys(reasons)))
     effect = _exclusion_effect(runs, options, result)
-    warnings = _with_questions(table, options, result.warnings)
+    warnings = with_questions(table, options, result.warnings)
     return replace(result, warnings=warnings, exclusion_effect=effect, guidance=guidance_curves(table))
 
 
@@ -82,13 +82,6 @@ def _prepared(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
         return table
     rows = with_budgets(table, options.checkpoints)
     return with_rows_reduced(table, table.frame if rows is None else rows, options, columns_taken(options.law))
-
-
-def _with_questions(table: RunsTable, options: FitOptions, warnings: tuple[LawWarning, ...]) -> tuple[LawWarning, ...]:
-    """Questions about the table, then the warnings; logarithms explain why units are unlikely."""
-    asked = [LawWarning(code, text) for code, text in questions(table, options)]
-    logarithms = any(each.code == "logarithms" for each in asked)
-    return (*asked, *(each for each in warnings if not (logarithms and each.code == "unlikely-units")))
 
 
 def _groups(table: RunsTable) -> dict[str, RunsTable]:

@@ -190,7 +190,10 @@ def say(warnings: "Iterable[LawWarning]") -> None:
     """Print the first warning of each code on standard error."""
     from analysis.report.terminal import first_of_each
 
-    for line in first_of_each(warnings, "which fit-laws shows"):
+    lines = first_of_each(warnings, "which fit-laws shows")
+    if re.search("--(checkpoints|reduce|group)", " ".join(lines)):
+        lines.append("--checkpoints, --reduce and --group are fit-laws'; here --where says which rows to take")
+    for line in lines:
         typer.echo(line, err=True)
 
 
