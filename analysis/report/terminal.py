@@ -13,6 +13,7 @@ from analysis.report.tables import (
     check_sentence,
     comparison_sentence,
     doubts,
+    law_text,
     parameter_text,
 )
 from analysis.results import LawsResult
@@ -22,12 +23,12 @@ def terminal_summary(result: LawsResult) -> RenderableType:
     """Fits, what was asked for, held-out predictions and the first warning of each code, for rich's console."""
     table = Table(title=Text(result.options.title), title_justify="left", box=None, pad_edge=False)
     for name, right in (("target", False), ("against", False), ("law", False), ("rows", True)):
-        table.add_column(name, justify="right" if right else "left")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     table.add_column("parameters (95% interval)", overflow="fold")
     for entry in result.fits:
         shown = "\n".join(parameter_text(entry, name) for name in entry.fitted.law.parameters if name not in ("A", "B"))
         name = f"{entry.target} [{entry.group}]" if entry.group else entry.target
-        table.add_row(Text(name), entry.x, entry.fitted.law.name, str(len(entry.rows)), Text(shown))
+        table.add_row(Text(name), entry.x, law_text(entry), str(len(entry.rows)), Text(shown))
     parts: list[RenderableType] = [
         table,
         *map(_in_columns, [*answers(result), *([] if result.options.allocate else best_sizes(result))]),
