@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from command_calls import Call
-from fake_runs import finished_cell, write_study
+from fake_runs import finished_cell, study_cell, write_study
 
 from varscale.store.layout import Store
+from varscale.store.records import StudyRecord
 
 DEPTHS, BUDGETS = (8, 12, 16), (1e9, 2e9, 4e9, 8e9)
 
@@ -35,6 +36,20 @@ def test_forecast_then_train_then_check(call: Call, store: Store) -> None:
     assert checked.code == 0, checked.error
     assert "made after its run" in checked.output  # the made-up cells ended long ago
     assert call("forecast", "rings", "--flops", "1.6e10").error.count("are there already") == 1
+
+
+def test_runs_of_another_recipe_are_no_outcome(call: Call, store: Store) -> None:
+    """Although the study's latest sweep is of that one."""
+    assert call("forecast", "rings", "--flops", "1.6e10").code == 0
+    earlier = StudyRecord.load(store.study("rings").record).cells
+    other = [study_cell(finished_cell(store, 12, 1.6e10), recipe="two", experiment="rings")]
+    write_study(store, "rings", [*earlier, *other], recipe="two")
+    assert "no run of 1.6e+10 FLOPs yet: rings" in call("forecast", "check").output
+    same = [study_cell(finished_cell(store, 16, 1.6e10), experiment="rings")]
+    write_study(store, "rings", [*earlier, *other, *same], recipe="two")
+    checked = call("forecast", "check")
+    assert "no run" not in checked.output
+    assert f"{3 + 30 * 16**-0.4 + 0.08:.4g}" in checked.output
 
 
 def test_of_a_table_and_its_check(call: Call, tmp_path: Path) -> None:
