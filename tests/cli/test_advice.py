@@ -151,6 +151,8 @@ def test_units_conditions_and_what_is_odd_of_a_table(call: Call) -> None:
     assert made.code == 0, made.error
     assert made.output == call("advise", "--runs", "plain.csv", *asked).output
     assert "unlikely-units" not in made.error
+    Path("diverged.csv").write_text("\n".join([*plain, "2e6,4e15,3.3e8,40"]))
+    assert "outlying-rows: rows 13 lie far above the law" in call("advise", "--runs", "diverged.csv", *asked).error
     odd = call("advise", "--runs", "own.csv", *columns, "--predict", "flops=1", "--spend", "1e-3")
     assert "unlikely-units: column 'N (M)' seems to be in M" in odd.error
     tenfold = [f"{line}e1,bits" for line in plain[1:]]

@@ -234,6 +234,8 @@ def _print(advice: "Advice", target: str, prior: str) -> None:
             typer.echo(f"--prior {prior} has no effect: the {advice.runs} runs give a law", err=True)
     else:
         now = f"by the prior and {_count(advice.runs, 'run')}, too few for a law" if advice.runs else "by the prior"
+    if advice.odd:
+        typer.echo(f"outlying-rows: {advice.odd}", err=True)
     these = "this cell" if len(advice.cells) == 1 else f"these {len(advice.cells)} cells"
     lines = [
         f"{of}: {now}, 95% interval {width(advice.width)} wide",
