@@ -89,6 +89,16 @@ def test_a_file_reads_back_and_can_not_be_changed(kept: KeptForecast) -> None:
         read_forecast(json.dumps({**json.loads(text), "values": values}), "f.json")
 
 
+def test_a_forecast_of_an_earlier_version_counts(kept: KeptForecast) -> None:
+    """Which had nothing of how rows are read, nor of the forecast before it."""
+    content = json.loads(kept.as_text())
+    early = {name: content[name] for name in ("study", "made", "flops", "extrapolation", "law", "table", "version")}
+    early["values"] = [{key: each[key] for key in each if key != "settings"} for each in content["values"]]
+    signature = hashlib.sha256(json.dumps(early, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    text = json.dumps({"schema": 1, **early, "signature": signature})
+    assert read_forecast(text, "f.json").kept == kept
+
+
 @pytest.mark.parametrize(
     "change",
     [{"study": 5}, {"flops": "much"}, {"flops": 0}, {"made": None}, {"values": [{"target": "loss", "value": "1"}]}],

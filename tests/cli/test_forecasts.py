@@ -139,6 +139,8 @@ def test_what_is_odd_about_a_table_is_said(call: Call) -> None:
 
 def test_mistakes(call: Call, store: Store) -> None:
     assert "--flops names the budget" in call("forecast", "rings").error
+    several = call("forecast", "studies/families", "--flops", "1e12").error
+    assert "holds several experiments; name one of them, such as studies/families:" in several
     assert "one of them" in call("forecast").error
     assert "no forecasts" in call("forecast", "check").error
     for flops in ("-1", "1e300", "nan"):

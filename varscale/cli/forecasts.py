@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varscale import __version__
-from varscale.cli.laws import study_name, study_results
+from varscale.cli.laws import study_and_members, study_results
 from varscale.cli.options import (
     RUNS,
     RunsDir,
@@ -87,7 +87,9 @@ def _make(store: Store, what: str | None, tables: list[Path], read: "ReadBy", fl
         table = read_runs(tables)
         name = ", ".join(table.attrs["sources"][:3]) + (", …" if len(table.attrs["sources"]) > 3 else "")
     else:
-        name = study_name(str(what), store)
+        name, members = study_and_members(str(what), store)
+        if members:
+            raise ExperimentError(f"{what}: holds several experiments; name one of them, such as {what}:{min(members)}")
         table, recipe = study_results(store, name), StudyRecord.load(store.study(name).record).recipe
     result = fit_laws(table, options)
     ask_about(result)

@@ -168,11 +168,6 @@ def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyF
     return written
 
 
-def study_name(experiment: str, store: Store) -> str:
-    """Name of a study: the one whose results are there, wherever its YAML file is, or a YAML file's."""
-    return study_and_members(experiment, store)[0]
-
-
 def study_and_members(experiment: str, store: Store) -> tuple[str, dict[str, str]]:
     """Name of a study, and of a file with members the name of each one's own study."""
     from varscale.config.yaml import name_of
