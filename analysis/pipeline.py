@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
-from analysis.checks.questions import questions
+from analysis.checks.questions import with_questions
 from analysis.checks.requests import check_offset, check_options, points_by_role
 from analysis.checks.warnings import (
     LawWarning,
@@ -69,7 +69,7 @@ def fit_laws(runs: pd.DataFrame, options: FitOptions | None = None) -> LawsResul
         reasons = [warning.message for warning in result.warnings if warning.code == "law-skipped"]
         raise TableError("no law could be fitted: " + "; ".join(dict.fromkeys(reasons)))
     effect = _exclusion_effect(runs, options, result)
-    warnings = _with_questions(table, options, result.warnings)
+    warnings = with_questions(table, options, result.warnings)
     return replace(result, warnings=warnings, exclusion_effect=effect, guidance=guidance_curves(table))
 
 
@@ -79,13 +79,6 @@ def _prepared(runs: pd.DataFrame, options: FitOptions) -> RunsTable:
         return table
     rows = with_budgets(table, options.checkpoints)
     return with_rows_reduced(table, table.frame if rows is None else rows, options, columns_taken(options.law))
-
-
-def _with_questions(table: RunsTable, options: FitOptions, warnings: tuple[LawWarning, ...]) -> tuple[LawWarning, ...]:
-    """Questions about the table, then the warnings; logarithms explain why units are unlikely."""
-    asked = [LawWarning(code, text) for code, text in questions(table, options)]
-    logarithms = any(each.code == "logarithms" for each in asked)
-    return (*asked, *(each for each in warnings if not (logarithms and each.code == "unlikely-units")))
 
 
 def _groups(table: RunsTable) -> dict[str, RunsTable]:
@@ -136,8 +129,9 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             continue
         is_input = target in table.columns.values()  # a best size against compute
         if frame is not None and not is_input:
-            best = best_rows(frame, ["budget", "params"], mixed.columns, target) if mixed else frame
-            grids[target] = build_grid(best, target, table.targets, options.seed)
+            rises = _rises(frame[frame[target].notna()], "flops", target, options)
+            best = best_rows(frame, ["budget", "params"], mixed.columns, target, rises) if mixed else frame
+            grids[target] = build_grid(best, target, table.targets, options.seed, rises)
             forecasts[target] = forecast(grids[target])
             warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))
         fitted, skipped = _fit_target(table, target, grids.get(target), options, group)
@@ -177,7 +171,7 @@ def _fit_target(
     for planned in plan(table, target, options, grid, floor):
         x, law = planned.x, planned.law
         rows, filters = rows_for(x, law, target, table, grid, options)
-        if _rises(rows, x, target, options):
+        if _rises(rows, x if LAWS[law].is_curve else "flops", target, options):
             if law == "power":
                 planned = replace(planned, law="rising-power")
             elif LAWS[law].has_offset and not options.law:

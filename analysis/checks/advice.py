@@ -14,6 +14,7 @@ from analysis.checks.candidates import COLUMNS, Trunks, check_columns, plain_gri
 from analysis.checks.design import Beliefs, design, log_ratio
 from analysis.checks.forecast import ASSUMED_NOISE
 from analysis.checks.requests import BOUNDS, parse_point
+from analysis.checks.warnings import outlying
 from analysis.errors import FitRefused, TableError
 from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import Fit, fit
@@ -85,6 +86,7 @@ class Advice:
         plain: the plain grid, where one can be afforded.
         noise: standard deviation of a run's logarithm that this rests on.
         laws: averaged over.
+        odd: which of the runs lie far above the law, and so widen its intervals; nothing: none.
     """
 
     question: Question
@@ -97,6 +99,7 @@ class Advice:
     plain: Plain | None
     noise: float
     laws: tuple[str, ...]
+    odd: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def advise(
         plain=min(plain, key=lambda each: each.width, default=None),
         noise=noise,
         laws=tuple(each.fitted.law.name for each in known),
+        odd=outlying(known[0].fitted, rows) if value is not None else "",
     )
 
 

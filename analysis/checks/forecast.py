@@ -197,6 +197,8 @@ class Forecast:
 def forecast(grid: TargetGrid) -> Forecast:
     """Rolls forward along a grid's frontier."""
     x_n, y_n, budgets_n = (grid.frontier[name].to_numpy(dtype=float) for name in ("flops", grid.target, "budget"))
+    if grid.rises:
+        return Forecast(refused="it rises with compute, and what is extrapolated is a law that falls")
     counts = range(min(4, len(x_n)), len(x_n) + 1)
     try:
         checks = (largest_budget_check(x_n[:n], y_n[:n], budgets_n[:n], grid.target, grid.noise) for n in counts)

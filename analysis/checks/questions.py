@@ -5,7 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.checks.warnings import LawWarning, table_warnings
+from analysis.grids.frontier import with_budgets
 from analysis.options import FitOptions
+from analysis.tables.cells import mixed_rows
 from analysis.tables.checkpoints import Curves, recognised
 from analysis.tables.repeats import copies_between_groups
 from analysis.tables.roles import ROLES, plain_name, some
@@ -23,6 +26,22 @@ _UNLIKE, _FAR = 1.5, 2.5
 _ODD = 5.0
 _CONSTANTS = {"log10": np.log10(6.0), "ln": np.log(6.0), "log2": np.log2(6.0)}
 _MOST_KINDS = 12
+
+
+def oddities(table: RunsTable, options: FitOptions) -> tuple[LawWarning, ...]:
+    """What is odd about a table, whatever is made of it."""
+    frame = with_budgets(table, options.checkpoints)
+    mixed = mixed_rows(table, table.frame if frame is None else frame, options)
+    found = table_warnings(table, frame, options.checkpoints)
+    found += [LawWarning("mixed-rows", mixed.message)] if mixed else []
+    return with_questions(table, options, [each for each in found if not each.code.startswith("few-")])
+
+
+def with_questions(table: RunsTable, options: FitOptions, warnings: Sequence[LawWarning]) -> tuple[LawWarning, ...]:
+    """Questions about the table, then the warnings; logarithms explain why units are unlikely."""
+    asked = [LawWarning(code, text) for code, text in questions(table, options)]
+    logarithms = any(each.code == "logarithms" for each in asked)
+    return (*asked, *(each for each in warnings if not (logarithms and each.code == "unlikely-units")))
 
 
 def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:

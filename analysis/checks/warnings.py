@@ -58,6 +58,7 @@ CODES: dict[str, str] = {
     "point-unused": "no law was fitted that takes a point or budget asked for",
     "prediction-failed": "the held-out prediction of the largest budget did not hold",
     "repeated-rows": "rows repeat another row's values",
+    "outlying-rows": "rows lie far above the law, as runs that diverged do",
     "own-column": "the table uses a name for something else than it means here",
     "rows-excluded": "rows were left out",
     "same-column": "two roles have the same values",
@@ -84,6 +85,8 @@ _DECISIVE_ERRORS = 5.0
 _CLEARLY = 0.25
 """Share of an interval's half that a value lies beyond it; in clean tables of few rows one now and then just does."""
 _MOST_ROWS_LEFT_OUT = 300
+_FAR, _FAR_DEVIATIONS = 0.4, 20.0
+"""How far above the law, in logarithms and in median residuals, no noise between runs reaches."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ def fit_warnings(
     if uneven(fitted) < UNEVEN:
         message = f"{name}: the residuals are larger at one end of the data than at the other"
         found.append(LawWarning("uneven-scatter", message, name))
+    if far := outlying(fitted, rows):
+        found.append(LawWarning("outlying-rows", f"{name}: {far}", name))
     found += _correlated(name, fitted, uncertainty)
     found += _decisive(name, fitted, uncertainty, rows)
     if fitted.law.has_offset and fitted.offset is None:
@@ -314,6 +319,20 @@ def _correlated(name: str, fitted: Fit, uncertainty: Uncertainty) -> list[LawWar
     first, second = np.unravel_index(int(worst.argmax()), worst.shape)
     message = f"{name}: {fitted.problem.free[first]} and {fitted.problem.free[second]} are correlated {worst.max():.3f}"
     return [LawWarning("correlated-parameters", message, name)]
+
+
+def outlying(fitted: Fit, rows: pd.DataFrame) -> str:
+    """Which rows lie so far above a law that follows the others that they may have diverged; a line, or nothing."""
+    above_n = fitted.law.linked(fitted.y_n) - fitted.problem.evaluate(fitted.theta_P[None])[0][0]
+    far_n = (above_n > _FAR) & (above_n > _FAR_DEVIATIONS * np.median(np.abs(above_n)))
+    if len(rows) < 2 * fitted.free_count or not far_n.any():
+        return ""
+    label = rows["row"] if "row" in rows.columns else pd.Series(range(1, len(rows) + 1))
+    named, values = some(tuple(label[far_n].astype(str))), fitted.y_n[far_n]
+    return (
+        f"rows {named} lie far above the law that others follow ({values.min():.4g} and more): did they diverge? They "
+        "widen intervals; --where leaves them out"
+    )
 
 
 def _decisive(name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame) -> list[LawWarning]:

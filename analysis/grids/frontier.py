@@ -104,10 +104,11 @@ def seed_noise(frame: pd.DataFrame, target: str) -> SeedNoise | None:
     return SeedNoise(float(np.sqrt((spread**2).sum() / degrees)), degrees)
 
 
-def envelope(grid_cells: pd.DataFrame, target: str) -> pd.DataFrame:
-    """The best cell of each budget, in order of budget: the frontier over cooled branches."""
+def envelope(grid_cells: pd.DataFrame, target: str, rises: bool = False) -> pd.DataFrame:
+    """The best cell of each budget, in order of budget: the frontier over cooled branches; `rises`: more is better."""
     usable = grid_cells[grid_cells[target].notna()]
-    best = usable.loc[usable.groupby("budget")[target].idxmin()]
+    values = usable.groupby("budget")[target]
+    best = usable.loc[values.idxmax() if rises else values.idxmin()]
     return best.sort_values("budget").reset_index(drop=True)
 
 

@@ -1,7 +1,7 @@
 """What the grid of cells says about one target: cells, frontier, minima, and how the best size grows."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -22,9 +22,10 @@ class TargetGrid:
         target: the column.
         cells: one row a (budget, size), averaged over seeds.
         frontier: the best cell of each budget.
-        minima: of the parabola, one a budget.
+        minima: of the parabola, one a budget; maxima where the target rises.
         noise: between seeds, where runs were repeated.
         other_minima: of the other methods.
+        rises: whether more is better, as of an accuracy, so that the best cells are the highest.
     """
 
     target: str
@@ -33,6 +34,7 @@ class TargetGrid:
     minima: tuple[Minimum, ...]
     noise: SeedNoise | None
     other_minima: Mapping[str, tuple[Minimum, ...]] = field(default_factory=dict)
+    rises: bool = False
 
     @property
     def best_end(self) -> str:
@@ -43,13 +45,24 @@ class TargetGrid:
         return "smallest" if (best == sizes.min()).all() else "largest" if (best == sizes.max()).all() else ""
 
 
-def build_grid(frame: pd.DataFrame, target: str, targets: tuple[str, ...], seed: int) -> TargetGrid:
-    """The grid of one target, from rows with budgets (`frontier.with_budgets`)."""
+def build_grid(
+    frame: pd.DataFrame, target: str, targets: tuple[str, ...], seed: int, rises: bool = False
+) -> TargetGrid:
+    """The grid of one target, from rows with budgets (`frontier.with_budgets`); `rises`: more is better."""
     grid_cells = cells(frame, targets)
     noise = seed_noise(frame[frame[target].notna()], target)
-    found = {method: tuple(minima(grid_cells, target, method, noise, seed)) for method in METHODS}
+    hung = grid_cells.assign(**{target: -grid_cells[target]}) if rises else grid_cells
+    found = {method: tuple(minima(hung, target, method, noise, seed)) for method in METHODS}
+    if rises:
+        found = {method: tuple(map(_turned, each)) for method, each in found.items()}
     first = found.pop(METHODS[0])
-    return TargetGrid(target, grid_cells, envelope(grid_cells, target), first, noise, found)
+    return TargetGrid(target, grid_cells, envelope(grid_cells, target, rises), first, noise, found, rises)
+
+
+def _turned(found: Minimum) -> Minimum:
+    """The maximum of values whose negatives have this minimum."""
+    value = None if found.value is None else -found.value
+    return replace(found, value=value, coefficients=tuple(-each for each in found.coefficients))
 
 
 def allocations(

@@ -102,7 +102,8 @@ def rows_for(
         sizes = cells["params"].nunique()
         which = "the largest that all sizes have" if most == sizes else f"the one with most sizes, {most} of {sizes}"
         at = f"one budget, {budget:.6g} FLOPs: {which}"
-        best = chosen["params"].to_numpy(dtype=float)[int(chosen[target].to_numpy(dtype=float).argmin())]
+        heights = chosen[target].to_numpy(dtype=float)
+        best = chosen["params"].to_numpy(dtype=float)[int(heights.argmax() if grid.rises else heights.argmin())]
         falling = chosen[chosen["params"] <= best]
         if 3 <= len(falling) < len(chosen):
             return falling, (at, "sizes up to the best one (larger ones see too little data)")

@@ -2,7 +2,7 @@
 
 from analysis.checks.requests import parse_point
 from analysis.grids.allocation import Allocation
-from analysis.report.tables import ReportTable, data_noun, interval, number, percent, point_text, scaled
+from analysis.report.tables import ReportTable, data_noun, interval, law_text, number, percent, point_text, scaled
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.table import RunsTable
 
@@ -53,7 +53,7 @@ def _held_out(result: LawsResult) -> ReportTable:
 
 def _law(entry: FitEntry) -> str:
     group = f" [{entry.group}]" if entry.group else ""
-    return f"{entry.target}{group}, {entry.fitted.law.name}"
+    return f"{entry.target}{group}, {law_text(entry)}"
 
 
 def _prediction_row(

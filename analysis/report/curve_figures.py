@@ -69,7 +69,7 @@ def against_compute(result: LawsResult, key: str, group: str, target: str, name:
         f"{sentence(result.table, target)} against training compute. Points are runs, joined by size; rings mark the "
         "best run of each budget (the frontier). "
         + ("", "Line: the law fitted to the frontier. ", _HELD_AND_FREE)[len(drawn)]
-        + "Band: 95% interval for a new run, averaged over the offset."
+        + ("" if grid.rises else "Band: 95% interval for a new run, averaged over the offset.")
         + marks_in_words(levels, grid.cells, target)
     )
     if check is not None:
@@ -147,10 +147,10 @@ def isoflop(result: LawsResult, grid: TargetGrid, target: str, name: str) -> Dra
         axes.set(xlabel=label(result.table, "params"), ylabel=label(result.table, target))
         legend_below(figure, axes, title="budget (FLOPs)", columns=4)
 
-    bracketed = sum(each.params is not None for each in grid.minima)
+    bracketed, extreme = sum(each.params is not None for each in grid.minima), "maximum" if grid.rises else "minimum"
     caption = (
         f"IsoFLOP sets: {sentence(result.table, target).lower()} against size at each budget. "
-        f"{bracketed} of {len(grid.minima)} budgets bracket a minimum (star, on a parabola in log N, with its 95% "
+        f"{bracketed} of {len(grid.minima)} budgets bracket a {extreme} (star, on a parabola in log N, with its 95% "
         "interval); the others are joined by dots."
     )
     return render(name, caption, draw, height=3.1)
@@ -167,7 +167,7 @@ def _size_lines(axes: Axes, table: RunsTable, grid: TargetGrid, target: str) -> 
 
 
 def _band(axes: Axes, best: pd.DataFrame, target: str, grid: TargetGrid, reach: Array) -> None:
-    if len(best) < 3:
+    if len(best) < 3 or grid.rises:
         return
     average = OffsetAverage(best["flops"].to_numpy(dtype=float), best[target].to_numpy(dtype=float), grid.noise)
     _, low, high = average.predict(reach)

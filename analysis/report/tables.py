@@ -91,7 +91,7 @@ def laws_table(result: LawsResult) -> ReportTable:
         cells = (
             (entry.target, entry.group) if entry.group else (entry.target,),
             (AXES.get(entry.x, entry.x) if entry.x != "tokens" else f"{result.table.unit_of_data} D",),
-            (law.name, law.formula),
+            (law_text(entry), law.formula),
             (str(len(entry.rows)),),
             tuple(parameter_text(entry, name) for name in law.parameters),
             (f"{entry.pearson_r:.4f}" if entry.pearson_r is not None else "–",),
@@ -205,7 +205,7 @@ def guidance_tables(result: LawsResult) -> list[ReportTable]:
 
 def frontier_tables(result: LawsResult) -> list[ReportTable]:
     """Best cells and IsoFLOP minima, budget by budget."""
-    headings = ("budget (FLOPs)", "sizes", "best value", "its N", "minimum at N", "95%", "value there", "remark")
+    headings = ("budget (FLOPs)", "sizes", "best value", "its N", "optimum at N", "95%", "value there", "remark")
     tables = []
     for name, grid in result.grids.items():
         minima = {found.budget: found for found in grid.minima}
@@ -220,6 +220,12 @@ def frontier_tables(result: LawsResult) -> list[ReportTable]:
             rows.append((*cells, (interval(found.params_ci95),), (there,), (found.refused,)))
         tables.append(ReportTable(headings, rows, name, frozenset(headings[:-1])))
     return tables
+
+
+def law_text(entry: FitEntry) -> str:
+    """A law's id, with what tells its two fits apart where a floor was measured."""
+    name = entry.name.removeprefix(f"{entry.target} against {entry.x}: ")
+    return name.removesuffix(f" [{entry.group}]") if entry.group else name
 
 
 def parameter_text(entry: FitEntry, name: str) -> str:

@@ -1,15 +1,19 @@
 """The summary for the terminal."""
 
+from collections.abc import Iterable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from analysis.checks.warnings import LawWarning
 from analysis.report.answers import answers, best_sizes
 from analysis.report.tables import (
     ReportTable,
     check_sentence,
     comparison_sentence,
     doubts,
+    law_text,
     parameter_text,
 )
 from analysis.results import LawsResult
@@ -19,12 +23,12 @@ def terminal_summary(result: LawsResult) -> RenderableType:
     """Fits, what was asked for, held-out predictions and the first warning of each code, for rich's console."""
     table = Table(title=Text(result.options.title), title_justify="left", box=None, pad_edge=False)
     for name, right in (("target", False), ("against", False), ("law", False), ("rows", True)):
-        table.add_column(name, justify="right" if right else "left")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     table.add_column("parameters (95% interval)", overflow="fold")
     for entry in result.fits:
         shown = "\n".join(parameter_text(entry, name) for name in entry.fitted.law.parameters if name not in ("A", "B"))
         name = f"{entry.target} [{entry.group}]" if entry.group else entry.target
-        table.add_row(Text(name), entry.x, entry.fitted.law.name, str(len(entry.rows)), Text(shown))
+        table.add_row(Text(name), entry.x, law_text(entry), str(len(entry.rows)), Text(shown))
     parts: list[RenderableType] = [
         table,
         *map(_in_columns, [*answers(result), *([] if result.options.allocate else best_sizes(result))]),
@@ -35,13 +39,20 @@ def terminal_summary(result: LawsResult) -> RenderableType:
         *(Text(comparison_sentence(each, result.table.unit_of_data)) for each in result.comparisons),
     ]
     parts += [Text(doubt, style="yellow") for doubt in doubts(result)]
-    by_code: dict[str, list[str]] = {}
-    for warning in result.warnings:
-        by_code.setdefault(warning.code, []).append(warning.message)
-    for code, messages in by_code.items():
-        more = f" (and {len(messages) - 1} more like it, in the report)" if messages[1:] else ""
-        parts.append(Text(f"{code}: {messages[0]}{more}", style="yellow"))
+    parts += [Text(line, style="yellow") for line in first_of_each(result.warnings, "in the report")]
     return Group(*parts)
+
+
+def first_of_each(warnings: Iterable[LawWarning], others: str) -> list[str]:
+    """A line for each code: its first message, and how many more there are; `others` says where."""
+    by_code: dict[str, list[str]] = {}
+    for warning in warnings:
+        by_code.setdefault(warning.code, []).append(warning.message)
+    lines = []
+    for code, messages in by_code.items():
+        more = f" (and {len(messages) - 1} more like it, {others})" if messages[1:] else ""
+        lines.append(f"{code}: {messages[0]}{more}")
+    return lines
 
 
 def _in_columns(table: ReportTable) -> Table:

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.progress import steps
 from analysis.report.figures import draw_all
 from analysis.report.html import render
 from analysis.results import LawsResult
@@ -23,6 +24,7 @@ class WrittenLaws:
 def write(result: LawsResult, out_dir: Path) -> WrittenLaws:
     """Writes laws.json, report.html, runs.csv and the figures; each file appears whole or not at all."""
     out_dir.mkdir(parents=True, exist_ok=True)
+    steps.info("drawing the report's figures")
     drawings = draw_all(result)
     figures = []
     for drawing in drawings:

@@ -183,9 +183,11 @@ class _Found:
         return float(special.fdtrc(first, second, explained / first / max((total - explained) / second, 1e-300)))
 
 
-def best_rows(frame: pd.DataFrame, cell: list[str], columns: Sequence[str], target: str) -> pd.DataFrame:
-    """Of each cell the rows of the setting (values of `columns`) that has the lowest mean of the target."""
-    means = frame[target].groupby(_joint(frame, [*cell, *columns])).transform("mean")
+def best_rows(
+    frame: pd.DataFrame, cell: list[str], columns: Sequence[str], target: str, rises: bool = False
+) -> pd.DataFrame:
+    """Of each cell the rows of the setting (values of `columns`) of the lowest mean of the target, or the highest."""
+    means = frame[target].groupby(_joint(frame, [*cell, *columns])).transform("mean") ** (-1 if rises else 1)
     lowest = means.groupby(_joint(frame, cell)).transform("min")
     return frame[means <= lowest * (1 + 1e-12)]
 

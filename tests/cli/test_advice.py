@@ -135,6 +135,32 @@ def test_of_a_table(call: Call) -> None:
     assert written["flops"].sum() <= 4e16
 
 
+def test_units_conditions_and_what_is_odd_of_a_table(call: Call) -> None:
+    """Millions and PF-days are asked about; with units, and without diverged runs, advice is that of plain numbers."""
+    plain, own = ["params,flops,tokens,loss"], ["N (M),PF-days,D (B),loss"]
+    for at, (n, c) in enumerate((n, c) for n in (1e6, 3e6, 1e7, 3e7) for c in (1e15, 4e15, 2e16)):
+        loss = (1.5 + 30 * n**-0.3 + 60 * (c / 6 / n) ** -0.3) * (1 + 0.002 * ((7 * at) % 5 - 2))
+        plain.append(f"{n},{c},{c / 6 / n},{loss}")
+        own.append(f"{n / 1e6},{c / 8.64e19},{c / 6 / n / 1e9},{loss}")
+    Path("plain.csv").write_text("\n".join(plain))
+    Path("own.csv").write_text("\n".join([*own, "30,1e-5,0.001,inf"]))
+    asked = ("--predict", "flops=1e18", "--spend", "4e16")
+    columns = ("--params", "N (M)", "--flops", "PF-days", "--tokens", "D (B)", "--where", "loss < 20")
+    units = ("--unit", "params=M", "--unit", "flops=PF-days", "--unit", "tokens=B")
+    made = call("advise", "--runs", "own.csv", *columns, *units, *asked)
+    assert made.code == 0, made.error
+    assert made.output == call("advise", "--runs", "plain.csv", *asked).output
+    assert "unlikely-units" not in made.error
+    Path("diverged.csv").write_text("\n".join([*plain, "2e6,4e15,3.3e8,40"]))
+    assert "outlying-rows: rows 13 lie far above the law" in call("advise", "--runs", "diverged.csv", *asked).error
+    odd = call("advise", "--runs", "own.csv", *columns, "--predict", "flops=1", "--spend", "1e-3")
+    assert "unlikely-units: column 'N (M)' seems to be in M" in odd.error
+    tenfold = [f"{line}e1,bits" for line in plain[1:]]
+    mixed = [plain[0] + ",kind", *(f"{line},nats" for line in plain[1:]), *tenfold]
+    Path("mixed.csv").write_text("\n".join(mixed))
+    assert "here --where says which rows to take" in call("advise", "--runs", "mixed.csv", *asked).error
+
+
 def test_mistakes(call: Call, tmp_path: Path) -> None:
     assert "one of them" in call("advise", "--spend", "1e13", "--budget", "1e14").error
     assert "one of them" in call("advise", "rings", "--spend", "1e13").error

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from command_calls import Call
-from fake_runs import finished_cell, write_study
+from fake_runs import finished_cell, study_cell, write_study
 
 from varscale.store.layout import Store
+from varscale.store.records import StudyRecord
 
 DEPTHS, BUDGETS = (8, 12, 16), (1e9, 2e9, 4e9, 8e9)
 
@@ -37,6 +38,20 @@ def test_forecast_then_train_then_check(call: Call, store: Store) -> None:
     assert call("forecast", "rings", "--flops", "1.6e10").error.count("are there already") == 1
 
 
+def test_runs_of_another_recipe_are_no_outcome(call: Call, store: Store) -> None:
+    """Although the study's latest sweep is of that one."""
+    assert call("forecast", "rings", "--flops", "1.6e10").code == 0
+    earlier = StudyRecord.load(store.study("rings").record).cells
+    other = [study_cell(finished_cell(store, 12, 1.6e10), recipe="two", experiment="rings")]
+    write_study(store, "rings", [*earlier, *other], recipe="two")
+    assert "no run of 1.6e+10 FLOPs yet: rings" in call("forecast", "check").output
+    same = [study_cell(finished_cell(store, 16, 1.6e10), experiment="rings")]
+    write_study(store, "rings", [*earlier, *other, *same], recipe="two")
+    checked = call("forecast", "check")
+    assert "no run" not in checked.output
+    assert f"{3 + 30 * 16**-0.4 + 0.08:.4g}" in checked.output
+
+
 def test_of_a_table_and_its_check(call: Call, tmp_path: Path) -> None:
     rows = [
         (n, c, 2 + 100 * c**-0.1 + 1e-3 * abs(n - 2e6) / 1e6)
@@ -58,8 +73,74 @@ def test_of_a_table_and_its_check(call: Call, tmp_path: Path) -> None:
     assert "left out: runs/forecasts/bytes.json: no forecast" in left_out
 
 
+def made_of(call: Call, name: str, *columns: str, header: str = "params,flops,loss") -> Path:
+    """A forecast from a table of three sizes at four budgets."""
+    sizes, budgets = (1e6, 2e6, 4e6), (1e15, 4e15, 1.6e16, 6.4e16)
+    rows = [f"{n},{c},{2 + 100 * c**-0.1 + 1e-9 * abs(n - 2e6)}" for n in sizes for c in budgets]
+    Path(name).write_text("\n".join([header, *rows]))
+    made = call("forecast", "--runs", name, "--flops", "2.56e17", *columns)
+    assert made.code == 0, made.error
+    return Path(made.output.splitlines()[-1])
+
+
+def later_run(name: str, header: str = "flops,loss") -> str:
+    Path(name).write_text(f"{header}\n2.56e17,{2 + 100 * 2.56e17**-0.1}\n")
+    return name
+
+
+def test_names_of_columns_are_remembered(call: Call) -> None:
+    made_of(call, "own.csv", "--params", "N", "--flops-column", "C (FLOP)", "--loss", "nats", header="N,C (FLOP),nats")
+    checked = call("forecast", "check", "--runs", later_run("later.csv", "C (FLOP),nats"))
+    assert "1 of 1 inside their 95% interval" in checked.output
+    assert max(map(len, checked.output.splitlines())) <= 80
+    other = call("forecast", "check", "--runs", later_run("other.csv", "flops,nats"))
+    assert "the table has no column 'C (FLOP)'" in other.error
+    renamed = call("forecast", "check", "--runs", "other.csv", "--flops-column", "flops", "--where", "nats > 1")
+    assert "1 of 1 inside their 95% interval" in renamed.output
+    assert "compared with rows where nats > 1 alone" in renamed.output
+
+
+def test_another_tables_runs_say_nothing_of_this_one(call: Call) -> None:
+    first, _ = made_of(call, "one.csv"), made_of(call, "two.csv")
+    asked = call("forecast", "check", "--runs", later_run("later.csv"))
+    assert "forecasts of one.csv and of two.csv; --of NAME says whose runs later.csv has" in asked.error
+    assert "1 of 1 inside" in call("forecast", "check", "--runs", "later.csv", "--of", "two.csv").output
+    assert "no forecast of it" in call("forecast", "check", "--runs", "later.csv", "--of", "three.csv").error
+    grown = call("forecast", "check", "--runs", later_run("one.csv"))
+    assert "1 of 1 inside" in grown.output
+    assert "of two.csv; --runs FILE names the table" in grown.error
+    first.with_name("again.json").write_bytes(first.read_bytes())
+    copied = call("forecast", "check", "--runs", "one.csv")
+    assert "1 of 1 inside" in copied.output
+    assert "a copy of again.json" in copied.error
+
+
+def test_a_forecast_that_is_gone_is_missed(call: Call) -> None:
+    """A miss can't be left out of the record, nor signed anew."""
+    first, _ = made_of(call, "one.csv"), made_of(call, "two.csv")
+    assert "gone" not in call("forecast", "check").error
+    first.unlink()
+    assert "made before it in this folder is gone, or was changed" in call("forecast", "check").error
+
+
+def test_what_is_odd_about_a_table_is_said(call: Call) -> None:
+    lines = ["params,flops,loss,kind"]
+    for kind, factor in (("nats", 1.0), ("bits", 1.44)):
+        for n in (1e6, 2e6, 4e6):
+            lines += [f"{n},{c},{factor * (2 + 100 * c**-0.1)},{kind}" for c in (1e15, 4e15, 1.6e16, 6.4e16)]
+    Path("mixed.csv").write_text("\n".join(lines))
+    made = call("forecast", "--runs", "mixed.csv", "--flops", "1e18")
+    assert "mixed-rows: " in made.error
+    assert "kind (bits, nats)" in made.error
+    nats = call("forecast", "--runs", "mixed.csv", "--flops", "1e18", "--where", "kind == 'nats'")
+    assert "mixed-rows" not in nats.error
+    assert len(list(Path("runs/forecasts").iterdir())) == 2  # within a second
+
+
 def test_mistakes(call: Call, store: Store) -> None:
     assert "--flops names the budget" in call("forecast", "rings").error
+    several = call("forecast", "studies/families", "--flops", "1e12").error
+    assert "holds several experiments; name one of them, such as studies/families:" in several
     assert "one of them" in call("forecast").error
     assert "no forecasts" in call("forecast", "check").error
     for flops in ("-1", "1e300", "nan"):

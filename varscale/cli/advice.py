@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varscale.cli.options import RUNS, Overrides, RunsDir, check_new_output, load, open_store
+from varscale.cli.options import (
+    RUNS,
+    Overrides,
+    RunsDir,
+    TableParams,
+    TableTokens,
+    TableUnits,
+    TableWhere,
+    TokensFromFlops,
+    check_new_output,
+    load,
+    open_store,
+    say,
+)
 from varscale.errors import ExperimentError
 from varscale.store.atomic import write_atomically
 
@@ -33,10 +46,12 @@ def advise(
     ] = "",
     overrides: Overrides = None,
     runs: Annotated[list[Path] | None, typer.Option(help="A table of runs instead of an experiment's.")] = None,
-    params: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of the table: parameters.")] = None,
+    params: TableParams = None,
     flops: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of the table: training FLOPs.")] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of the table: training tokens.")] = None,
-    tokens_from_flops: Annotated[float | None, typer.Option(help="C = k N D with this k gives the third.")] = None,
+    tokens: TableTokens = None,
+    tokens_from_flops: TokensFromFlops = None,
+    units: TableUnits = None,
+    where: TableWhere = None,
     out: Annotated[
         Path | None, typer.Option(help="Write an experiment with the study's cells and these; of a table, a CSV file.")
     ] = None,
@@ -44,19 +59,21 @@ def advise(
 ) -> None:
     """Say which cells, within a given compute, would narrow a prediction's interval (or a best size's) most."""
     if (experiment is None) == (not runs):
-        raise typer.BadParameter("give an EXPERIMENT or --runs FILE, one of them")
+        raise typer.BadParameter("give an EXPERIMENT or --runs FILE (or --runs 'a*.csv'), one of them")
     if (predict is None) == (budget is None):
         raise typer.BadParameter("--predict flops=1e21 or --budget 1e21 says what is to be known better, one of them")
     if runs and overrides:
         raise typer.BadParameter("--set is of an EXPERIMENT, not of a table, --runs FILE")
-    if experiment is not None and (params or flops or tokens or tokens_from_flops is not None):
-        raise typer.BadParameter("--params, --flops, --tokens and --tokens-from-flops are of a table, --runs FILE")
+    of_table = (params, flops, tokens, tokens_from_flops, *(units or ()), *(where or ()))
+    if experiment is not None and any(each is not None for each in of_table):
+        raise typer.BadParameter("columns, units and --where are of a table, --runs FILE")
     assumed = _exponents(prior)
     if out is not None:
         check_new_output(out)
     from analysis.checks.advice import advise as advise_on
     from analysis.checks.advice import positive, question_of
     from analysis.checks.candidates import table_candidates
+    from analysis.checks.questions import oddities
     from analysis.options import FitOptions
     from analysis.tables.reading import read_runs
     from analysis.tables.table import prepare
@@ -65,9 +82,17 @@ def advise(
     positive("--spend", spend)
     if runs:
         options = FitOptions(
-            params=params, flops=flops, tokens=tokens, target=(target,), tokens_from_flops=tokens_from_flops
+            params=params,
+            flops=flops,
+            tokens=tokens,
+            target=(target,),
+            tokens_from_flops=tokens_from_flops,
+            units=tuple(units or ()),
+            where=tuple(where or ()),
         )
-        rows = prepare(read_runs(runs), options).frame
+        table = prepare(read_runs(runs), options)
+        rows = table.frame
+        say(oddities(table, options))
         advice = advise_on(rows, target, table_candidates(rows, spend), question, spend, prior=assumed)
         _print(advice, target, prior)
         if out is not None:
@@ -209,6 +234,8 @@ def _print(advice: "Advice", target: str, prior: str) -> None:
             typer.echo(f"--prior {prior} has no effect: the {advice.runs} runs give a law", err=True)
     else:
         now = f"by the prior and {_count(advice.runs, 'run')}, too few for a law" if advice.runs else "by the prior"
+    if advice.odd:
+        typer.echo(f"outlying-rows: {advice.odd}", err=True)
     these = "this cell" if len(advice.cells) == 1 else f"these {len(advice.cells)} cells"
     lines = [
         f"{of}: {now}, 95% interval {width(advice.width)} wide",

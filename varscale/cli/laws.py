@@ -168,11 +168,6 @@ def fit_sweep(rows: list[dict[str, Any]], failed: Collection[str], files: StudyF
     return written
 
 
-def study_name(experiment: str, store: Store) -> str:
-    """Name of a study: the one whose results are there, wherever its YAML file is, or a YAML file's."""
-    return study_and_members(experiment, store)[0]
-
-
 def study_and_members(experiment: str, store: Store) -> tuple[str, dict[str, str]]:
     """Name of a study, and of a file with members the name of each one's own study."""
     from varscale.config.yaml import name_of
@@ -202,8 +197,10 @@ def _fitted_laws(fitted: str, folder: Path) -> "FittedLaws":
     return FittedLaws(fitted=fitted, laws={path.name: sha256(path.read_bytes()).hexdigest() for path in paths})
 
 
-def study_results(store: Store, name: str, members: Mapping[str, str] | None = None) -> Any:
+def study_results(store: Store, name: str, members: Mapping[str, str] | None = None, recipe: str = "") -> Any:
     """A study's runs table, or one of all its members' studies, with the cells that are missing from it.
+
+    `recipe` is another one than the study's latest.
 
     Raises:
         ExperimentError: It has none yet.
@@ -213,7 +210,7 @@ def study_results(store: Store, name: str, members: Mapping[str, str] | None = N
     from sweeps.members import members_table
     from sweeps.study import study_table
 
-    found = members_table(store, members) if members else study_table(store, name)
+    found = members_table(store, members) if members else study_table(store, name, recipe)
     if found is None or not found.rows:
         folder = store.study(name).folder
         raise ExperimentError(f"{folder}: no finished cells; run `varscale sweep {name}` first")

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,6 +15,8 @@ from varscale.errors import ExperimentError, UserError
 from varscale.store.layout import DEFAULT_RUNS, Store
 
 if TYPE_CHECKING:
+    from analysis.checks.warnings import LawWarning
+    from analysis.results import LawsResult
     from sweeps.view import SweepView
     from varscale.config import Experiment
 
@@ -51,6 +53,14 @@ ClassifierName = Annotated[
 ClassifierWeights = Annotated[
     Path | None, typer.Option(help="File of its weights; without --classifier a whole model, in TorchScript.")
 ]
+TableParams = Annotated[str | None, typer.Option(metavar="COLUMN", help="Of the table: parameters.")]
+TableTokens = Annotated[str | None, typer.Option(metavar="COLUMN", help="Of the table: training tokens.")]
+TokensFromFlops = Annotated[float | None, typer.Option(help="Of the table: C = k N D with this k gives the third.")]
+TableUnits = Annotated[
+    list[str] | None,
+    typer.Option("--unit", metavar="ROLE=UNIT", help="Of the table: unit of a column, such as flops=PFLOP."),
+]
+TableWhere = Annotated[list[str] | None, typer.Option(help="Of the table: condition on rows, such as 'loss < 5'.")]
 RUNS = str(DEFAULT_RUNS)
 MENDABLE = (UserError, TableError, OSError)
 """What a person who uses varscale can mend; printed as one line."""
@@ -164,6 +174,27 @@ def mistakes_as_one_line() -> Iterator[None]:
         if not re.search("can't allocate memory|out of memory", str(error)):
             raise
         raise ExperimentError(f"out of memory: {textwrap.shorten(str(error), 300, placeholder=' …')}") from error
+
+
+def ask_about(result: "LawsResult") -> None:
+    """Say on standard error what is odd about a table and its grid; what is of single laws is not said."""
+    from analysis.report.tables import doubts
+
+    for doubt in doubts(result):
+        typer.echo(doubt, err=True)
+    of_laws = ("law-skipped", "few-sizes", "isoflop-refused", "parabola-bias", "approaches-disagree", "point-unused")
+    say([each for each in result.warnings if not each.fit and each.code not in of_laws])
+
+
+def say(warnings: "Iterable[LawWarning]") -> None:
+    """Print the first warning of each code on standard error."""
+    from analysis.report.terminal import first_of_each
+
+    lines = first_of_each(warnings, "which fit-laws shows")
+    if re.search("--(checkpoints|reduce|group)", " ".join(lines)):
+        lines.append("--checkpoints, --reduce and --group are fit-laws'; here --where says which rows to take")
+    for line in lines:
+        typer.echo(line, err=True)
 
 
 def patient_view() -> "SweepView":

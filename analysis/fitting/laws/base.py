@@ -136,7 +136,8 @@ class Law(ABC):
 
     def respond(self, u: Array) -> Array:
         """A linked prediction back in the values' own units."""
-        return np.asarray(1.0 / (1.0 + np.exp(-u)) if self.link == "logit" else np.exp(u))
+        with np.errstate(over="ignore"):  # a law far outside its rows is infinite
+            return np.asarray(1.0 / (1.0 + np.exp(-u)) if self.link == "logit" else np.exp(u))
 
     def response_derivatives(self, u_Sn: Array) -> tuple[Array, Array]:
         """First and second derivative of `respond`."""

@@ -1,9 +1,9 @@
-// Tables of two or more rows are sorted by a click on a heading, or by Enter on it: numbers by size, the rest by name.
+// Tables of two or more rows are sorted by a click on a heading, or by Enter on it: numbers by size, intervals by their lower end, the rest by name.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0], headings = [...table.tHead.rows[0].cells];
   if (body.rows.length < 2) continue;
   const text = (row, column) => (row.cells[column].querySelector("span") ?? row.cells[column]).textContent.trim();
-  const number = (shown) => parseFloat(shown.replace(/,/g, "").replace("−", "-").replace("∞", "Infinity"));
+  const number = (shown) => parseFloat(shown.replace(/[[,]/g, "").replace("−", "-").replace("∞", "Infinity"));
   const sort = (column) => {
     const up = headings[column].getAttribute("aria-sort") !== "ascending";
     headings.forEach((each, place) => each.setAttribute("aria-sort", place !== column ? "none" : up ? "ascending" : "descending"));

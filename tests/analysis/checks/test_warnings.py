@@ -129,6 +129,18 @@ def test_one_point_that_decides():
     assert "row 8" in warning.message
 
 
+def test_rows_that_diverged_are_named():
+    """A loss a third above the law is a run's own affair; one three times as high widens every interval."""
+    table = chinchilla_table()
+    options = {"params": "N", "flops": "C", "tokens": "D", "law": ("chinchilla",)}
+    for row, factor in ((4, 3.0), (30, 500.0), (40, 1.3)):
+        table.loc[row, "loss"] *= factor
+    found = fit_laws(table, FitOptions(bootstrap_draws=QUICK, holdout=False, **options)).warnings
+    (far,) = [warning.message for warning in found if warning.code == "outlying-rows"]
+    assert "rows 5, 31 lie far above the law" in far
+    assert "outlying-rows" not in codes(table, where=("loss < 5",), **options)
+
+
 def test_failed_prediction():
     table = sweep_table(depths=(3, 4, 6, 8), budgets=5)
     table.loc[table["budget_flops"] == table["budget_flops"].max(), "loss"] *= 0.9

@@ -1,5 +1,7 @@
 """Minima, frontiers, held-out refits and comparisons, on tables whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -240,3 +242,18 @@ def test_where_scatter_falls_with_compute_the_later_minima_count_more():
         widths.append(np.ptp(found.params_ci95))
     assert np.mean(widths) <= 1.1 * 2 * 1.96 * np.std(exponents, ddof=1)
     assert np.mean(np.abs(np.array(exponents) - 0.5) < np.array(widths) / 2) >= 22 / 24
+
+
+def test_the_best_of_what_rises_is_the_highest():
+    """An accuracy that falls with the loss on a straight line has the same best cells and sizes, upside down."""
+    table = chinchilla_table().assign(accuracy=lambda rows: 1.1 - rows["loss"] / 5)
+    options = FitOptions(params="N", flops="C", tokens="D", bootstrap_draws=50, holdout=False)
+    result = fit_laws(table, replace(options, target=("loss", "accuracy")))
+    loss, accuracy = result.grids["loss"], result.grids["accuracy"]
+    assert accuracy.frontier["params"].tolist() == loss.frontier["params"].tolist()
+    assert (accuracy.frontier["accuracy"] == table.groupby("C")["accuracy"].max().to_numpy()).all()
+    for highest, lowest in zip(accuracy.minima, loss.minima, strict=True):
+        assert highest.params == pytest.approx(lowest.params, rel=1e-6)
+        assert highest.value == pytest.approx(1.1 - lowest.value / 5, rel=1e-6)
+    assert {each.fitted.law.name for each in result.fits if each.target == "accuracy"} == {"rising-power"}
+    assert "it rises" in result.forecasts["accuracy"].refused

@@ -21,6 +21,7 @@ from rich.console import Console
 from analysis.checks.warnings import CODES
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
+from analysis.report.answers import answers
 from analysis.report.drawing import label
 from analysis.report.figures import draw_all
 from analysis.report.html import render
@@ -78,6 +79,11 @@ def test_report_needs_nothing_else_and_repeats_no_id(result, drawings):
         assert word in html
 
 
+ENDS = ("[2.1e3, 4e3]", "[10, 20]", "–", "[−1, 2]", "[9, 11]", "[1,900, 2,000]")
+INTERVALS = f"""<table id="intervals"><thead><tr><th>95%</th></tr></thead>
+<tbody>{"".join(f"<tr><td><span>{each}</span></td></tr>" for each in ENDS)}</tbody></table></main>"""
+
+
 def as_shown(chromium, path):
     """The document as it stands after its scripts ran."""
     command = [
@@ -96,6 +102,9 @@ const orders = [rows()];
 const press = (event) => table.tHead.rows[0].cells[3].dispatchEvent(event);
 press(new MouseEvent("click")); orders.push(rows());
 press(new KeyboardEvent("keydown", { key: "Enter" })); orders.push(rows());
+const intervals = document.querySelector("#intervals");
+intervals.tHead.rows[0].cells[0].click();
+const ends = [...intervals.tBodies[0].rows].map((row) => row.cells[0].textContent);
 const point = document.querySelector("#loss_vs_compute_var title ~ use");
 point.scrollIntoView({ block: "center" });
 const box = point.getBoundingClientRect();
@@ -103,14 +112,15 @@ const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height 
 const title = hit.closest("g").querySelector("title");
 const open = [...document.querySelectorAll("figure")].filter((each) => each.checkVisibility()).length;
 const heading = getComputedStyle(table.tHead.rows[0].cells[3]).display;
-document.title = JSON.stringify({ orders, hit: title && title.textContent, open, heading });
+document.title = JSON.stringify({ orders, hit: title && title.textContent, open, heading, ends });
 </script></body>"""
 
 
 def test_in_a_browser_tables_sort_points_tell_their_runs_and_six_figures_are_open(result, drawings, tmp_path):
     """On a desk and on a phone."""
     chromium = require_program("chromium")
-    (tmp_path / "report.html").write_text(render(result, drawings).replace("</body>", PROBE))
+    html = render(result, drawings).replace("</main>", INTERVALS)
+    (tmp_path / "report.html").write_text(html.replace("</body>", PROBE))
     frames = "".join(
         f'<iframe src="report.html" style="width:{width}px;height:900px"></iframe>' for width in (1280, 390)
     )
@@ -128,11 +138,12 @@ def test_in_a_browser_tables_sort_points_tell_their_runs_and_six_figures_are_ope
         assert re.fullmatch(r"d\d-b\d-s\d: [\d.e+]+, [\d.]+", found["hit"])
         assert found["open"] == 6
         assert found["heading"] != "none"
+        assert found["ends"] == ["[−1, 2]", "[9, 11]", "[10, 20]", "[1,900, 2,000]", "[2.1e3, 4e3]", "–"]
 
 
 def test_report_opens_in_a_browser_without_scrolling_sideways_on_a_phone(result, drawings, tmp_path):
     chromium = require_program("chromium")
-    html = render(result, drawings)
+    html = render(replace(result, options=replace(result.options, title="a_long_name_of_a_table" * 4)), drawings)
     probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
     (tmp_path / "report.html").write_text(html.replace("</body>", probe))
     frame = '<iframe id="f" src="report.html" style="width:390px;height:900px"></iframe>'
@@ -152,6 +163,24 @@ def test_terminal_summary_says_whether_the_prediction_held(result):
     assert "Prediction held" in text or "Prediction did not hold" in text
     assert "[var]" in text
     assert "α = " in text
+
+
+def test_names_of_groups_and_laws_at_a_floor_are_told_apart_in_the_terminal():
+    """No name is cut, and what is predicted above a floor that was measured isn't what is above a free one."""
+    table = sweep_table(depths=(3, 4, 6, 8), budgets=5).drop(columns="run")
+    table = table.assign(fid=8 * table["loss"], fid_floor=2.0)
+    groups = [table.assign(family=f"a-long-name-of-a-family-{place}") for place in (1, 2)]
+    options = FitOptions(group="family", target=("fid",), bootstrap_draws=50, holdout=False, predict=("flops=1e12",))
+    result = fit_laws(pd.concat(groups), options)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(terminal_summary(result))
+    assert "…" not in captured.get().partition("predicted")[0]
+    laws = [row[0][0] for row in answers(result)[0].rows]
+    assert len(set(laws)) == len(laws)
+    for place in (1, 2):
+        for floor in ("held", "free"):
+            assert f"fid [a-long-name-of-a-family-{place}], power-floor, floor {floor}" in laws
 
 
 @pytest.mark.parametrize(("depths", "end"), [((12, 14, 16, 20), "smallest"), ((1, 2), "largest"), ((3, 6, 16), "")])
