@@ -21,8 +21,9 @@ from analysis.grids.grid import TargetGrid
 from analysis.grids.grid_bias import bias_text
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.tables.evaluations import is_evaluation
+from analysis.tables.repeats import REPEATED
 from analysis.tables.roles import plain_name, some
-from analysis.tables.table import REPEATED, RunsTable, mixtures
+from analysis.tables.table import RunsTable, mixtures
 from analysis.tables.units import NOUNS, parse_units, unit_in_name
 
 CODES: dict[str, str] = {

@@ -221,3 +221,15 @@ def test_groups_that_cannot_be_compared_say_why():
     result = fit_laws(table, FitOptions(group="family", law=("power-offset",), **QUICK))
     assert not result.comparisons
     assert any("comparison of a and b by loss: no power law" in each.message for each in result.warnings)
+
+
+@pytest.mark.parametrize(("copies", "said"), [(True, True), (False, False)])
+def test_copies_under_other_seeds_are_named(copies, said):
+    rng, sizes = np.random.default_rng(0), np.geomspace(1e7, 1e10, 8)
+    noise = rng.standard_normal((3, 8)) * (0.0 if copies else 0.003)
+    tables = [
+        pd.DataFrame({"params": sizes, "seed": seed, "loss": 30 * sizes**-0.1 * np.exp(noise[seed])})
+        for seed in range(3)
+    ]
+    notes = prepare(pd.concat(tables), FitOptions()).notes
+    assert ("under other seeds 16 rows repeat another row's values and are kept" in notes) == said
