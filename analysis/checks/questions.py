@@ -51,6 +51,7 @@ def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     found += _same_column(table)
     logarithms = list(_logarithms(table))
     found += [("logarithms", text) for text in logarithms]
+    found += _late_start(table)
     found += _checkpoints(table, options)
     if not logarithms:
         found += [("odd-flops", text) for text in (*_constant(table), *_falling(table), *_unlike(table))]
@@ -72,6 +73,17 @@ def _same_column(table: RunsTable) -> list[tuple[str, str]]:
                 text = f"{which} given for {NOUNS[first]} and for {NOUNS[second]}: is that meant?"
                 found.append(("same-column", text.replace("alike given", "hold the same, given")))
     return found
+
+
+def _late_start(table: RunsTable) -> list[tuple[str, str]]:
+    """Runs whose learning rates are not known from their first step on."""
+    late = tuple(each.name or "the table" for each in table.schedules if each.begins_late)
+    text = (
+        f"rows of {some(late)} begin long after the first step, before which the rate is taken for the first row's: "
+        "after a warm-up or a peak that is missing, sums of rates are wrong; add rows of those steps and rates, "
+        "without losses"
+    )
+    return [("late-start", text)] if late else []
 
 
 def _logarithms(table: RunsTable) -> Iterator[str]:

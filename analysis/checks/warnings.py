@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "frontier-taken": "a law of compute is fitted to those of scattered runs that none of less compute beats",
     "holdout-skipped": "the rows named could not be held out",
     "isoflop-refused": "no IsoFLOP minimum at a budget",
+    "late-start": "runs begin after steps whose learning rates are not known",
     "law-skipped": "a law was not fitted, because columns or rows are missing",
     "logarithms": "values look like logarithms",
     "long-warmup": "the warm-up is longer than a quarter of the shortest run",
