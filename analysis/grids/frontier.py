@@ -114,11 +114,15 @@ def envelope(grid_cells: pd.DataFrame, target: str, rises: bool = False) -> pd.D
     return best.sort_values("budget").reset_index(drop=True)
 
 
-def curve_envelope(frame: pd.DataFrame, target: str) -> pd.DataFrame:
-    """The rows that no row with less or equal compute matches: the lower envelope of whole curves (approach 1)."""
-    ordered = frame.sort_values(["flops", target])
-    lowest = ordered[target].cummin().shift(fill_value=np.inf)
-    return ordered[ordered[target] < lowest].reset_index(drop=True)
+def curve_envelope(frame: pd.DataFrame, target: str, rises: bool = False) -> pd.DataFrame:
+    """The rows that no row with less or equal compute matches: the envelope of whole curves (approach 1).
+
+    It is the lower one, or where more is better (`rises`) the upper one.
+    """
+    ordered = frame.sort_values(["flops", target], ascending=[True, not rises])
+    values = ordered[target] * (-1.0 if rises else 1.0)
+    lowest = values.cummin().shift(fill_value=np.inf)
+    return ordered[values < lowest].reset_index(drop=True)
 
 
 def frontier_of_runs(frame: pd.DataFrame, target: str, rule: str, rises: bool = False) -> pd.DataFrame:

@@ -1,10 +1,13 @@
 """Which laws are fitted to which rows of a table."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from analysis.fitting.laws.base import Array
 from analysis.fitting.laws.registry import LAWS
 from analysis.grids.frontier import ALL_RUNS, FRONTIERS, curve_envelope, frontier_of_runs, fullest_budget, scattered
 from analysis.grids.grid import TargetGrid
@@ -74,6 +77,23 @@ def may_rise(target: str, options: FitOptions) -> bool:
     return target != options.loss and not is_evaluation(target) and not _FALLS_BY_NAME.search(target)
 
 
+def rises_with(rows: pd.DataFrame, x: str, target: str, options: FitOptions) -> bool:
+    """Whether a target that may rise does so with x, or with both of `params, tokens`."""
+    names = x.split(", ")
+    if not may_rise(target, options) or not set(names) <= set(rows.columns):
+        return False
+    return bool((log_slopes([rows[name] for name in names], rows[target]) > 0).all())
+
+
+def log_slopes(inputs: "Sequence[pd.Series[float]]", y: "pd.Series[float]") -> Array:
+    """What y does with each of its inputs, the others held: a plane through the logarithms of rows that have them."""
+    logs = np.log(np.stack([each.to_numpy(dtype=float) for each in (*inputs, y)]))
+    logs = logs[:, np.isfinite(logs).all(axis=0)]
+    logs = logs - logs[:, :1]  # what is constant is nothing now, rather than all but nothing
+    logs = logs - logs.mean(axis=1, keepdims=True) if logs.size else logs
+    return np.asarray(np.linalg.lstsq(logs[:-1].T, logs[-1], rcond=None)[0])
+
+
 def rows_for(
     x: str, law: str, target: str, table: RunsTable, grid: TargetGrid | None, options: FitOptions
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -86,12 +106,13 @@ def rows_for(
                 frame = frame.assign(**{name: frame[above] / (unit.values(values) if unit else values)})
         own = {name: numbers(frame, name) for name in LAWS[law].inputs if name not in ROLES and name in frame.columns}
         return frame.assign(**own), ()
+    rises = x == "flops" and rises_with(frame, x, target, options)
     if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
-        return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
+        side = "upper" if rises else "lower"
+        return curve_envelope(frame, target, rises), (f"frontier: {side} envelope of the curves",)
     if x == "flops" and table.has("flops") and (rule := _rule(frame, target, grid, options)):
         if rule == ALL_RUNS:
             return frame, ("frontier: every run",)
-        rises = may_rise(target, options) and bool(frame["flops"].corr(frame[target], method="spearman") > 0)
         return frontier_of_runs(frame, target, rule, rises), (f"frontier: {FRONTIERS[rule]}",)
     if grid is not None and x == "flops":
         return grid.frontier, ("frontier: best cell of each budget",)
