@@ -86,6 +86,8 @@ _COLLINEAR = 0.99
 _DECISIVE_ERRORS = 5.0
 _CLEARLY = 0.25
 """Share of an interval's half that a value lies beyond it; in clean tables of few rows one now and then just does."""
+_SHOWN = 5e-4
+"""Smaller changes don't show in four digits."""
 _MOST_ROWS_LEFT_OUT = 300
 _FAR, _FAR_DEVIATIONS = 0.4, 20.0
 """How far above the law, in logarithms and in median residuals, no noise between runs reaches."""
@@ -357,7 +359,7 @@ def _decisive(name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFra
             error_n = errors_nP[:, fitted.problem.free.index(parameter)]
             error_n = error_n * values if parameter == OFFSET else error_n  # θ holds its logarithm
             outside_n |= np.abs(values - fitted.parameters[parameter]) > _DECISIVE_ERRORS * error_n
-        outside = np.flatnonzero(outside_n)
+        outside = np.flatnonzero(outside_n & (np.abs(values - fitted.parameters[parameter]) > _SHOWN * np.abs(values)))
         if (parameter == OFFSET or is_exponent(parameter)) and len(outside):
             worst = outside[np.argmax(np.abs(values[outside] - fitted.parameters[parameter]))]
             label = rows["row"].iloc[int(worst)] if "row" in rows.columns else str(int(worst) + 1)

@@ -386,3 +386,10 @@ def test_a_tokenizer_that_was_accepted_against_its_figures_is_a_warning(tmp_path
     for fit in ("", None):
         clean = fit_laws(curve_table(rows=12).assign(tokenizer_faults=[fit] * 12), options)
         assert "unfit-tokenizer" not in {each.code for each in clean.warnings}
+
+
+def test_changes_that_digits_do_not_show_are_no_decisive_points():
+    table = curve_table(rows=10, noise=0.0, E=2.0)
+    table.loc[8, "loss"] *= 1.0002  # without it E changes by less than a thousandth
+    assert "decisive-point" not in codes(table, flops="C", law=("power-offset",))
+    assert "decisive-point" not in codes(curve_table(rows=8, noise=0.0), flops="C", law=("power-offset",))
