@@ -30,6 +30,14 @@ def check_options(options: FitOptions) -> None:
             raise TableError(f"unknown law {law!r}; the laws are {', '.join(LAWS)}")
     if options.compare and options.group is None:
         raise TableError(f"--compare {options.compare[0]} needs --group COLUMN, which names the groups")
+    if len(options.compare) == 1:
+        raise TableError(f"--compare {options.compare[0]} names one group; give it for two or more")
+    if options.offset_source and options.offset is None:
+        raise TableError("--offset-source says where a pinned offset comes from; it needs --offset")
+    if options.delta != FitOptions.delta and options.objective != "huber":
+        raise TableError(
+            f"--delta {options.delta:g} is Huber's, and has no effect with --objective {options.objective}"
+        )
     if options.objective not in OBJECTIVES:
         raise TableError(f"unknown objective {options.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
     if options.reduce and options.reduce not in REDUCTIONS:

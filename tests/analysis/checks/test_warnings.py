@@ -335,6 +335,9 @@ def test_mixed_columns_are_known_by_other_spellings(column, code):
         ({"seed": 10**400}, "--seed must be a whole number"),
         ({"drop_highest": 12}, "--drop-highest 12 leaves none of the 12 rows"),
         ({"drop_highest": 10**30}, "--drop-highest"),
+        ({"compare": ("a",), "group": "C"}, "--compare a names one group"),
+        ({"offset_source": "a paper"}, "--offset-source says where a pinned offset comes from"),
+        ({"delta": 0.1, "objective": "lad"}, "--delta 0.1 is Huber's, and has no effect with --objective lad"),
         ({"holdout_where": "C > 1e20", "holdout": False}, "--holdout-where and --no-holdout contradict each other"),
     ],
 )
