@@ -31,7 +31,7 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.frontier import scattered, with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
-from analysis.grids.rows import PlannedFit, log_slopes, plan, rises_with, rows_for
+from analysis.grids.rows import PlannedFit, check_direction, lacks, log_slopes, plan, rises_with, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
@@ -183,7 +183,7 @@ def _fit_target(
         missing = [each for each in LAWS[law].columns(x) if each not in rows.columns]
         try:
             if missing:
-                raise FitRefused(f"the table has no column for {' and '.join(missing)}")
+                raise FitRefused(lacks(LAWS[law], missing, rows.columns))
             entry = _entry(name, planned, target, rows, grid, options, table.schedules)
         except FitRefused as refusal:
             where = name if missing else f"{target} against {x}"
@@ -209,12 +209,7 @@ def _entry(
     values = rows[target].to_numpy(dtype=float)
     offset = planned.floor if planned.floor is not None else options.offset if law.has_offset else None
     objective = Objective(options.objective, options.delta)  # type: ignore[arg-type]  # checked in check_options
-    along = [each for each in columns if law.is_curve or each in ("params", "tokens")]
-    if (law.of_losses or law.has_offset) and along and len(values) > 1:
-        way, sign = ("rise", 1) if law.of_losses else ("fall", -1)
-        if (sign * log_slopes([rows[each] for each in along], rows[target]) <= 0).all():
-            what = "x" if law.is_curve else " or ".join(along)
-            raise FitRefused(f"{law.name}: the target does not {way} with {what} over these rows")
+    check_direction(law, columns, rows, target)
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
     draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))

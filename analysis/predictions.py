@@ -26,7 +26,8 @@ def predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...
     usable = []
     for point in points:
         if set(point) == set(entry.inputs):
-            usable.append(point)
+            if not _is_beyond_end(entry, point):
+                usable.append(point)
         elif set(point) == {"flops"} and entry.fitted.law.is_surface and "flops" in entry.rows.columns:
             factor = options.tokens_from_flops
             best = from_law(entry.fitted, entry.uncertainty, entry.rows, (point["flops"],), factor).best[0]
@@ -48,8 +49,11 @@ def doubtful_answers(options: FitOptions, fits: list[FitEntry], best_sizes: bool
         point = parse_point(text)
         if not any(point.items() <= each.at.items() for entry in fits for each in entry.predictions):
             shown = ",".join(f"{name}={value:g}" for name, value in point.items())
-            message = f"--predict {shown}: no law was fitted against {' and '.join(point)}"
-            found.append(LawWarning("point-unused", message))
+            why = f"no law was fitted against {' and '.join(point)}"
+            if ended := [entry for entry in fits if set(point) == set(entry.inputs)]:
+                place = ended[0].fitted.law.ends_at(ended[0].fitted.parameters)
+                why = f"{ended[0].fitted.law.name} ends at {place:.4g}, where nothing is left that could be reduced"
+            found.append(LawWarning("point-unused", f"--predict {shown}: {why}"))
     if options.allocate and not best_sizes:
         message = "best sizes take --params and --flops, and a law of N and D or four sizes that share budgets"
         found.append(LawWarning("point-unused", f"--budget {options.allocate[0]:g}: {message}"))
@@ -59,6 +63,12 @@ def doubtful_answers(options: FitOptions, fits: list[FitEntry], best_sizes: bool
             message = f"{entry.name}: reaches {highest:.3g}; if {entry.target} is a share, say --law power-logit"
             found.append(LawWarning("beyond-one", message, entry.name))
     return found
+
+
+def _is_beyond_end(entry: FitEntry, point: dict[str, float]) -> bool:
+    """Whether a law ends before a point."""
+    end = entry.fitted.law.ends_at(entry.fitted.parameters)
+    return end is not None and point[entry.inputs[0]] <= end
 
 
 def _distance(values: "pd.Series[float]", place: float) -> float:

@@ -120,6 +120,9 @@ def points_by_role(table: RunsTable, options: FitOptions) -> FitOptions:
     points = []
     for text in options.predict:
         point = {roles.get(name, name): value for name, value in parse_point(text).items()}
+        for name, above, below in {each for law in options.law for each in LAWS[law].ratios}:
+            if {above, below} <= set(point) and name not in point:
+                point[name] = point[above] / point.pop(below)
         taken = {name for law in options.law for name in LAWS[law].inputs if not LAWS[law].is_curve}
         for name in set(point) - {*ROLES, *taken}:
             column(table.frame, name)

@@ -40,6 +40,10 @@ class OfLoss(LogTerms):
         """All are."""
         return True
 
+    def ends_at(self, parameters: dict[str, float]) -> float | None:
+        """The loss at which nothing is left of the main term, unless that goes on for ever."""
+        return None if self.form == "logistic" else parameters["x0"]
+
     @property
     def levels(self) -> tuple[str, ...]:
         """Of the main term."""
