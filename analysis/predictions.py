@@ -1,5 +1,7 @@
 """What fitted laws say at points: those that were asked for, and ten times the largest compute."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +13,8 @@ from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.options import FitOptions
 from analysis.results import FitEntry, PredictionAt
 
+_SHARE = re.compile(r"acc|score|percent|pct|%|mmlu|exact_match|pass@", re.IGNORECASE)
+"""Names of shares, which may be counted in hundredths."""
 TEN_TIMES = 10.0
 """How far beyond the largest compute fitted the report looks."""
 
@@ -57,10 +61,16 @@ def doubtful_answers(options: FitOptions, fits: list[FitEntry], best_sizes: bool
     if options.allocate and not best_sizes:
         message = "best sizes take --params and --flops, and a law of N and D or four sizes that share budgets"
         found.append(LawWarning("point-unused", f"--budget {options.allocate[0]:g}: {message}"))
+    if options.frontier and not any(entry.x == "flops" for entry in fits):
+        message = f"--frontier {options.frontier} chooses runs for laws of compute, and none was fitted"
+        found.append(LawWarning("point-unused", message))
     for entry in fits:
         highest = max((each.prediction.value for each in entry.predictions), default=0.0)
-        if entry.fitted.law.name == "rising-power" and entry.rows[entry.target].max() <= 1 < highest:
+        top = float(entry.rows[entry.target].max())
+        whole = 1.0 if top <= 1 else 100.0 if top <= 100 and _SHARE.search(entry.target) else np.inf
+        if entry.fitted.law.name == "rising-power" and whole < highest:
             message = f"{entry.name}: reaches {highest:.3g}; if {entry.target} is a share, say --law power-logit"
+            message += " of it divided by 100" if whole > 1 else ""
             found.append(LawWarning("beyond-one", message, entry.name))
     return found
 

@@ -54,6 +54,7 @@ CODES: dict[str, str] = {
     "mixed-rows": "rows alike in N, C and D differ in another column, so they are no repetitions",
     "mixed-tokenizers": "losses come from different tokenizers, or are measured in different units",
     "not-monotone": "the target does not fall with x over the fitted rows",
+    "not-optima": "sizes of runs are fitted as if they were best sizes",
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
     "parabola-bias": "on this grid parabolas would miss the best sizes even without noise",
