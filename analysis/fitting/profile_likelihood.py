@@ -24,7 +24,7 @@ _NONE = NO_OFFSET / 1000
 """Share of the lowest value that stands for no offset, whose logarithm there is none of."""
 _SIMPLE = 5
 """Laws of more parameters have several valleys: a term may stand for the offset, or for another term."""
-_MARKS = 6
+_MARKS, _ROWS_FOR_VALLEYS = 6, 500
 _HALVINGS = 10
 _LINEAR = 3.0
 """Times as far as at the 95% level squares may rise at the end of an ellipsoid's axis."""
@@ -33,7 +33,7 @@ _LINEAR = 3.0
 def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective) -> tuple[Array, float]:
     """The lowest point of the valley that a fit lies in: θ and the objective there."""
     offsets_G = y.min() * np.linspace(_NONE, 0.95, _COARSE)
-    theta_GP, values_G = _lowest_valley(problem, y, weights_n, theta_P, objective, offsets_G)
+    theta_GP, values_G = along(problem, y, weights_n, theta_P, objective, offsets_G)
     best = int(values_G.argmin())
 
     def height(offset: float) -> float:
@@ -151,8 +151,11 @@ def _finely(problem: Problem, y: Array, theta_P: Array, limit: float) -> tuple[A
     finer_G = np.linspace(offsets_G[first], offsets_G[last], _FINE)
     nearest_G = np.abs(finer_G[:, None] - offsets_G).argmin(axis=1)
     one_P = theta_GP[int(squares_G.argmin())]
-    found = [along(problem, y, ones_n, each, squares, finer_G) for each in (one_P, theta_GP[nearest_G])]
-    theta_GP, squares_G = _lower(*(found if len(problem.free) > _SIMPLE else found[:1]))
+    found = along(problem, y, ones_n, one_P, squares, finer_G)
+    if _has_valleys(problem, y):
+        found = _lower(found, along(problem, y, ones_n, theta_GP[nearest_G], squares, finer_G))
+        found = _handed_on(problem, y, ones_n, found, squares, finer_G)
+    theta_GP, squares_G = found
     return theta_GP, np.maximum(squares_G, floor), finer_G
 
 
@@ -161,7 +164,7 @@ def _lowest_valley(
 ) -> tuple[Array, Array]:
     """As `along`; of a law with several valleys the lowest that its own starts lead to at some of the offsets."""
     found = along(problem, y, weights_n, theta_P, objective, offsets_G)
-    if len(problem.free) <= _SIMPLE:
+    if not _has_valleys(problem, y):
         return found
     marks = np.linspace(0, len(offsets_G) - 1, _MARKS).astype(int)
     place, bottoms = problem.free.index(OFFSET), []
@@ -175,6 +178,20 @@ def _lowest_valley(
     for shift in (-1, 0):
         starts_GP = np.array(bottoms)[above_G + shift]
         found = _lower(found, along(problem, y, weights_n, starts_GP, objective, offsets_G))
+    return _handed_on(problem, y, weights_n, found, objective, offsets_G)
+
+
+def _has_valleys(problem: Problem, y: Array) -> bool:
+    """Whether a law has so many parameters, and so few rows that looking for other valleys takes seconds."""
+    return len(problem.free) > _SIMPLE and len(y) <= _ROWS_FOR_VALLEYS
+
+
+def _handed_on(
+    problem: Problem, y: Array, weights_n: Array, found: tuple[Array, Array], objective: Objective, offsets_G: Array
+) -> tuple[Array, Array]:
+    """Fits along offsets, each begun anew from where those of its neighbours ended."""
+    for shift in (1, -1):
+        found = _lower(found, along(problem, y, weights_n, np.roll(found[0], shift, axis=0), objective, offsets_G))
     return found
 
 
