@@ -41,6 +41,8 @@ def _compared(first: LawsResult, second: LawsResult, a: str, b: str, target: str
         sides = _side(first, a, target, x), _side(second, b, target, x)
         if sides[0] is not None and sides[1] is not None:
             return compare(target, sides[0], sides[1], x)
+    if any(part.find("rising-power", target) for part in (first, second)):
+        raise FitRefused("it rises; what is compared are values that fall, such as 1 less an accuracy")
     raise FitRefused("no power law of the same input was fitted to both (--law power)")
 
 
@@ -51,4 +53,5 @@ def _side(part: LawsResult, name: str, target: str, x: str) -> Side | None:
     flops, values = (entry.rows[each].to_numpy(dtype=float) for each in (x, target))
     bent = part.find("power-offset", target, x) or part.find("power-floor", target, x)
     with_offset = (bent.fitted, bent.uncertainty) if bent is not None else None
-    return Side(name, flops, values, entry.fitted, entry.uncertainty, with_offset)
+    others = [each for each in INPUTS if each != x and each in entry.rows.columns]
+    return Side(name, flops, values, entry.fitted, entry.uncertainty, with_offset, entry.rows[others].to_numpy(float).T)

@@ -31,7 +31,7 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.frontier import scattered, with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
-from analysis.grids.rows import PlannedFit, may_rise, plan, rows_for
+from analysis.grids.rows import PlannedFit, check_direction, lacks, log_slopes, plan, rises_with, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
@@ -129,7 +129,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
             continue
         is_input = target in table.columns.values()  # a best size against compute
         if frame is not None and not is_input:
-            rises = _rises(frame[frame[target].notna()], "flops", target, options)
+            rises = rises_with(frame, "flops", target, options)
             best = best_rows(frame, ["budget", "params"], mixed.columns, target, rises) if mixed else frame
             grids[target] = build_grid(best, target, table.targets, options.seed, rises)
             forecasts[target] = forecast(grids[target])
@@ -171,7 +171,8 @@ def _fit_target(
     for planned in plan(table, target, options, grid, floor):
         x, law = planned.x, planned.law
         rows, filters = rows_for(x, law, target, table, grid, options)
-        if _rises(rows, x if LAWS[law].is_curve else "flops", target, options):
+        along = (x,) if LAWS[law].is_curve else (x, "flops")
+        if any(rises_with(rows, each, target, options) for each in along):
             if law == "power":
                 planned = replace(planned, law="rising-power")
             elif LAWS[law].has_offset and not options.law:
@@ -182,7 +183,7 @@ def _fit_target(
         missing = [each for each in LAWS[law].columns(x) if each not in rows.columns]
         try:
             if missing:
-                raise FitRefused(f"the table has no column for {' and '.join(missing)}")
+                raise FitRefused(lacks(LAWS[law], missing, rows.columns))
             entry = _entry(name, planned, target, rows, grid, options, table.schedules)
         except FitRefused as refusal:
             where = name if missing else f"{target} against {x}"
@@ -208,10 +209,7 @@ def _entry(
     values = rows[target].to_numpy(dtype=float)
     offset = planned.floor if planned.floor is not None else options.offset if law.has_offset else None
     objective = Objective(options.objective, options.delta)  # type: ignore[arg-type]  # checked in check_options
-    if (law.of_losses or law.has_offset) and len(columns) == 1 and len(values) > 1:
-        way, sign = ("rise", 1) if law.of_losses else ("fall", -1)
-        if sign * _slope(inputs[0], values) <= 0:
-            raise FitRefused(f"{law.name}: the target does not {way} with x over these rows")
+    check_direction(law, columns, rows, target)
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
     draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))
@@ -236,13 +234,6 @@ def _entry(
         warnings=tuple(warnings),
     )
     return replace(entry, predictions=predictions(entry, options))
-
-
-def _rises(rows: pd.DataFrame, x: str, target: str, options: FitOptions) -> bool:
-    """Whether a target that may rise does so with x."""
-    if not may_rise(target, options) or x not in rows.columns or len(rows) < 2:
-        return False
-    return _slope(rows[x], rows[target]) > 0
 
 
 def _floor(table: RunsTable, target: str) -> tuple[float | None, list[LawWarning]]:
@@ -294,7 +285,7 @@ def _frontier_of_scattered(
     """Which of the runs a law of compute is fitted to that share no budgets, most of them beaten by smaller ones."""
     entry = next((each for each in fits if each.x == "flops"), None)
     runs = table.frame[table.frame[target].notna()]
-    if entry is None or options.frontier or options.checkpoints or _slope(runs["flops"], runs[target]) >= 0:
+    if entry is None or options.frontier or options.checkpoints or log_slopes([runs["flops"]], runs[target])[0] >= 0:
         return []
     if not (scatter := scattered(runs, target)):
         return []
@@ -310,10 +301,6 @@ def _frontier_of_scattered(
         "runs of less compute; --frontier envelope, hull or bins fits the best ones"
     )
     return [LawWarning("frontier-possible", message, entry.name)]
-
-
-def _slope(x: "Array | pd.Series[float]", y: "Array | pd.Series[float]") -> float:
-    return float(np.cov(np.log(x), np.log(y))[0, 1])
 
 
 def _pearson(x: Array, y: Array) -> float | None:

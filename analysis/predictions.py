@@ -1,5 +1,7 @@
 """What fitted laws say at points: those that were asked for, and ten times the largest compute."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +13,8 @@ from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.options import FitOptions
 from analysis.results import FitEntry, PredictionAt
 
+_SHARE = re.compile(r"acc|score|percent|pct|%|mmlu|exact_match|pass@", re.IGNORECASE)
+"""Names of shares, which may be counted in hundredths."""
 TEN_TIMES = 10.0
 """How far beyond the largest compute fitted the report looks."""
 
@@ -26,7 +30,8 @@ def predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...
     usable = []
     for point in points:
         if set(point) == set(entry.inputs):
-            usable.append(point)
+            if not _is_beyond_end(entry, point):
+                usable.append(point)
         elif set(point) == {"flops"} and entry.fitted.law.is_surface and "flops" in entry.rows.columns:
             factor = options.tokens_from_flops
             best = from_law(entry.fitted, entry.uncertainty, entry.rows, (point["flops"],), factor).best[0]
@@ -48,17 +53,32 @@ def doubtful_answers(options: FitOptions, fits: list[FitEntry], best_sizes: bool
         point = parse_point(text)
         if not any(point.items() <= each.at.items() for entry in fits for each in entry.predictions):
             shown = ",".join(f"{name}={value:g}" for name, value in point.items())
-            message = f"--predict {shown}: no law was fitted against {' and '.join(point)}"
-            found.append(LawWarning("point-unused", message))
+            why = f"no law was fitted against {' and '.join(point)}"
+            if ended := [entry for entry in fits if set(point) == set(entry.inputs)]:
+                place = ended[0].fitted.law.ends_at(ended[0].fitted.parameters)
+                why = f"{ended[0].fitted.law.name} ends at {place:.4g}, where nothing is left that could be reduced"
+            found.append(LawWarning("point-unused", f"--predict {shown}: {why}"))
     if options.allocate and not best_sizes:
         message = "best sizes take --params and --flops, and a law of N and D or four sizes that share budgets"
         found.append(LawWarning("point-unused", f"--budget {options.allocate[0]:g}: {message}"))
+    if options.frontier and not any(entry.x == "flops" for entry in fits):
+        message = f"--frontier {options.frontier} chooses runs for laws of compute, and none was fitted"
+        found.append(LawWarning("point-unused", message))
     for entry in fits:
         highest = max((each.prediction.value for each in entry.predictions), default=0.0)
-        if entry.fitted.law.name == "rising-power" and entry.rows[entry.target].max() <= 1 < highest:
+        top = float(entry.rows[entry.target].max())
+        whole = 1.0 if top <= 1 else 100.0 if top <= 100 and _SHARE.search(entry.target) else np.inf
+        if entry.fitted.law.name == "rising-power" and whole < highest:
             message = f"{entry.name}: reaches {highest:.3g}; if {entry.target} is a share, say --law power-logit"
+            message += " of it divided by 100" if whole > 1 else ""
             found.append(LawWarning("beyond-one", message, entry.name))
     return found
+
+
+def _is_beyond_end(entry: FitEntry, point: dict[str, float]) -> bool:
+    """Whether a law ends before a point."""
+    end = entry.fitted.law.ends_at(entry.fitted.parameters)
+    return end is not None and point[entry.inputs[0]] <= end
 
 
 def _distance(values: "pd.Series[float]", place: float) -> float:

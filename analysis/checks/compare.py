@@ -3,7 +3,7 @@
 Groups without compute are compared along parameters or tokens in the same way.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,7 +24,8 @@ INPUTS = {"flops": "compute", "params": "parameters", "tokens": "tokens"}
 class Side:
     """One group: its frontier (compute and target), the power law fitted to it, and the law with an offset if any.
 
-    Where the table has no compute, `flops` holds parameters or tokens.
+    Where the table has no compute, `flops` holds parameters or tokens; `others_In` the rest of N, C and D, as far as
+    rows have them.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Side:
     fitted: Fit
     uncertainty: Uncertainty
     with_offset: tuple[Fit, Uncertainty] | None = None
+    others_In: Array = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def curve(self) -> tuple[Fit, Uncertainty]:
@@ -79,12 +81,18 @@ def compare(target: str, a: Side, b: Side, along: str = "flops") -> Comparison:
     """Compares two groups' frontiers.
 
     Raises:
-        FitRefused: a group's loss doesn't fall with compute, so that no amount of compute is equivalent.
+        FitRefused: a group's loss doesn't fall with compute, so that no amount of compute is equivalent; or their
+            ranges of compute don't meet, so that laws would be compared where one of them has no rows.
     """
+    name = INPUTS.get(along, along)
+    for lower, upper in ((a, b), (b, a)):
+        if lower.flops.max() * (1 + _SAME_COMPUTE) < upper.flops.min():
+            ends = f"{lower.name} ends at {lower.flops.max():.3g}, {upper.name} begins at {upper.flops.min():.3g}"
+            raise FitRefused(f"they have no {name} in common ({ends})")
     alphas = [_alphas(side) for side in (a, b)]
     for side, alpha_S in zip((a, b), alphas, strict=True):
         if alpha_S[0] <= 0:
-            raise FitRefused(f"{side.name}: {target} does not fall with {INPUTS.get(along, along)}")
+            raise FitRefused(f"{side.name}: {target} does not fall with {name}")
     degrees = min(a.uncertainty.degrees_of_freedom, b.uncertainty.degrees_of_freedom)
     difference_S = _paired(alphas[0], alphas[1])
     matched = _matched(a, b)
@@ -190,11 +198,14 @@ def _around(values_S: Array, size: float, degrees: int) -> tuple[float, float]:
 
 
 def _matched(a: Side, b: Side) -> _Matched:
-    """The points whose compute agrees within 5%."""
+    """The points whose compute agrees within 5%, of several those nearest in the other inputs, too."""
     pairs = []
-    for flops, value in zip(a.flops, a.values, strict=True):
-        nearest = int(np.argmin(np.abs(np.log(b.flops / flops))))
-        if abs(np.log(b.flops[nearest] / flops)) < _SAME_COMPUTE:
+    alike = a.others_In.shape[0] == b.others_In.shape[0] > 0
+    for place, (flops, value) in enumerate(zip(a.flops, a.values, strict=True)):
+        apart_n = np.abs(np.log(b.flops / flops))
+        others_n = np.abs(np.log(b.others_In / a.others_In[:, [place]])).sum(axis=0) if alike else 0.0
+        nearest = int(np.argmin(apart_n + np.where(apart_n < _SAME_COMPUTE, others_n, np.inf)))
+        if apart_n[nearest] < _SAME_COMPUTE:
             pairs.append((float(flops), float(np.log(value)), float(np.log(b.values[nearest]))))
     columns = np.array(pairs, dtype=float).reshape(-1, 3).T
     return _Matched(*columns)

@@ -24,6 +24,8 @@ _FALLS = 0.98
 _UNLIKE, _FAR = 1.5, 2.5
 """Factors between groups of the same sizes, and of others, whose attention and embeddings count differently."""
 _ODD = 5.0
+_OPTIMA_APART = 1.5
+"""Optima of one budget, by several methods, lie nearer together."""
 _CONSTANTS = {"log10": np.log10(6.0), "ln": np.log(6.0), "log2": np.log2(6.0)}
 _MOST_KINDS = 12
 
@@ -51,6 +53,8 @@ def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     found += _same_column(table)
     logarithms = list(_logarithms(table))
     found += [("logarithms", text) for text in logarithms]
+    found += _late_start(table)
+    found += [("not-optima", text) for text in _no_optima(table)]
     found += _checkpoints(table, options)
     if not logarithms:
         found += [("odd-flops", text) for text in (*_constant(table), *_falling(table), *_unlike(table))]
@@ -72,6 +76,33 @@ def _same_column(table: RunsTable) -> list[tuple[str, str]]:
                 text = f"{which} given for {NOUNS[first]} and for {NOUNS[second]}: is that meant?"
                 found.append(("same-column", text.replace("alike given", "hold the same, given")))
     return found
+
+
+def _late_start(table: RunsTable) -> list[tuple[str, str]]:
+    """Runs whose learning rates are not known from their first step on."""
+    late = tuple(each.name or "the table" for each in table.schedules if each.begins_late)
+    text = (
+        f"rows of {some(late)} begin long after the first step, before which the rate is taken for the first row's: "
+        "after a warm-up or a peak that is missing, sums of rates are wrong; add rows of those steps and rates, "
+        "without losses"
+    )
+    return [("late-start", text)] if late else []
+
+
+def _no_optima(table: RunsTable) -> Iterator[str]:
+    """Sizes or tokens that are to be fitted against compute, and are those of runs rather than the best ones."""
+    frame = table.frame
+    for role in ("params", "tokens"):
+        if "flops" not in frame.columns or table.columns.get(role) not in table.targets:
+            continue
+        ends = frame.groupby("flops")[role].agg(["min", "max", "size"])
+        several = ends[ends["size"] > 1]
+        apart = float((several["max"] / several["min"]).median()) if len(several) else 1.0
+        if 2 * several["size"].sum() > len(frame) and apart > _OPTIMA_APART:
+            yield (
+                f"column {table.columns[role]!r} has several values at the same compute, typically {apart:.3g} times "
+                "apart: a fit to these is none to best sizes, of which a budget has one; --loss COLUMN finds them"
+            )
 
 
 def _logarithms(table: RunsTable) -> Iterator[str]:

@@ -30,6 +30,14 @@ def check_options(options: FitOptions) -> None:
             raise TableError(f"unknown law {law!r}; the laws are {', '.join(LAWS)}")
     if options.compare and options.group is None:
         raise TableError(f"--compare {options.compare[0]} needs --group COLUMN, which names the groups")
+    if len(options.compare) == 1:
+        raise TableError(f"--compare {options.compare[0]} names one group; give it for two or more")
+    if options.offset_source and options.offset is None:
+        raise TableError("--offset-source says where a pinned offset comes from; it needs --offset")
+    if options.delta != FitOptions.delta and options.objective != "huber":
+        raise TableError(
+            f"--delta {options.delta:g} is Huber's, and has no effect with --objective {options.objective}"
+        )
     if options.objective not in OBJECTIVES:
         raise TableError(f"unknown objective {options.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
     if options.reduce and options.reduce not in REDUCTIONS:
@@ -112,6 +120,9 @@ def points_by_role(table: RunsTable, options: FitOptions) -> FitOptions:
     points = []
     for text in options.predict:
         point = {roles.get(name, name): value for name, value in parse_point(text).items()}
+        for name, above, below in {each for law in options.law for each in LAWS[law].ratios}:
+            if {above, below} <= set(point) and name not in point:
+                point[name] = point[above] / point.pop(below)
         taken = {name for law in options.law for name in LAWS[law].inputs if not LAWS[law].is_curve}
         for name in set(point) - {*ROLES, *taken}:
             column(table.frame, name)

@@ -21,8 +21,9 @@ from analysis.grids.grid import TargetGrid
 from analysis.grids.grid_bias import bias_text
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.tables.evaluations import is_evaluation
+from analysis.tables.repeats import REPEATED
 from analysis.tables.roles import plain_name, some
-from analysis.tables.table import REPEATED, RunsTable, mixtures
+from analysis.tables.table import RunsTable, mixtures
 from analysis.tables.units import NOUNS, parse_units, unit_in_name
 
 CODES: dict[str, str] = {
@@ -41,6 +42,7 @@ CODES: dict[str, str] = {
     "frontier-taken": "a law of compute is fitted to those of scattered runs that none of less compute beats",
     "holdout-skipped": "the rows named could not be held out",
     "isoflop-refused": "no IsoFLOP minimum at a budget",
+    "late-start": "runs begin after steps whose learning rates are not known",
     "law-skipped": "a law was not fitted, because columns or rows are missing",
     "logarithms": "values look like logarithms",
     "long-warmup": "the warm-up is longer than a quarter of the shortest run",
@@ -52,6 +54,7 @@ CODES: dict[str, str] = {
     "mixed-rows": "rows alike in N, C and D differ in another column, so they are no repetitions",
     "mixed-tokenizers": "losses come from different tokenizers, or are measured in different units",
     "not-monotone": "the target does not fall with x over the fitted rows",
+    "not-optima": "sizes of runs are fitted as if they were best sizes",
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
     "parabola-bias": "on this grid parabolas would miss the best sizes even without noise",
@@ -84,6 +87,8 @@ _COLLINEAR = 0.99
 _DECISIVE_ERRORS = 5.0
 _CLEARLY = 0.25
 """Share of an interval's half that a value lies beyond it; in clean tables of few rows one now and then just does."""
+_SHOWN = 5e-4
+"""Smaller changes don't show in four digits."""
 _MOST_ROWS_LEFT_OUT = 300
 _FAR, _FAR_DEVIATIONS = 0.4, 20.0
 """How far above the law, in logarithms and in median residuals, no noise between runs reaches."""
@@ -355,7 +360,7 @@ def _decisive(name: str, fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFra
             error_n = errors_nP[:, fitted.problem.free.index(parameter)]
             error_n = error_n * values if parameter == OFFSET else error_n  # θ holds its logarithm
             outside_n |= np.abs(values - fitted.parameters[parameter]) > _DECISIVE_ERRORS * error_n
-        outside = np.flatnonzero(outside_n)
+        outside = np.flatnonzero(outside_n & (np.abs(values - fitted.parameters[parameter]) > _SHOWN * np.abs(values)))
         if (parameter == OFFSET or is_exponent(parameter)) and len(outside):
             worst = outside[np.argmax(np.abs(values[outside] - fitted.parameters[parameter]))]
             label = rows["row"].iloc[int(worst)] if "row" in rows.columns else str(int(worst) + 1)

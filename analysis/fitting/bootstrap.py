@@ -116,7 +116,7 @@ def resample(
     together = clusters if clusters is not None else repeats
     units = len(fitted.y_n) if together is None else len(np.unique(together))
     hardly = clusters is None and len(fitted.y_n) <= PROFILED_ROWS and offset_error(fitted) > _UNSURE
-    if hardly or _is_small_surface(fitted, clusters):
+    if hardly or _is_skewed(fitted, clusters):
         drawn_SP, region = profile_likelihood.possible(fitted.problem, fitted.y_n, fitted.theta_P, draws, seed)
         return Draws("profile likelihood along the offset", drawn_SP, len(fitted.y_n), region)
     if len(fitted.y_n) > MANY_ROWS and units >= _SMOOTH:
@@ -126,9 +126,12 @@ def resample(
     return parametric(fitted, draws, seed)
 
 
-def _is_small_surface(fitted: Fit, clusters: NDArray[Any] | None) -> bool:
-    """A law of N and D with an offset, fitted to few rows that scatter evenly: its draws are too skewed for t."""
-    few = clusters is None and len(fitted.y_n) < FEW_ROWS and len(fitted.law.inputs) > 1
+def _is_skewed(fitted: Fit, clusters: NDArray[Any] | None) -> bool:
+    """A law of four parameters or more with an offset, fitted to few rows that scatter evenly: its draws are skewed.
+
+    Student's t isn't; and refits near one optimum miss the others that such laws have (a level, a place, a steepness).
+    """
+    few = clusters is None and len(fitted.y_n) < FEW_ROWS and fitted.free_count > 3
     even = few and uneven(fitted) >= _UNEVEN
     return even and OFFSET in fitted.problem.free and not fitted.objective.raw
 

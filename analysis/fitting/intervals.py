@@ -69,6 +69,9 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
         else:
             middle = float(np.log(max(value, 1e-300)))
             low, high = draws.interval(middle, partial(_log_parameter, fitted, place), quantile)
+            if ends := fitted.law.bounds(fitted.problem, name):
+                turned = middle - float(fitted.theta_P[fitted.problem.free.index(name)])
+                low, high = max(low, ends[0] + turned), min(high, ends[1] + turned)
             intervals[name] = (float(np.exp(max(low, -700.0))), float(np.exp(min(high, 700.0))))
         errors[name] = draws.spread(natural_SP[:, place])
     return Uncertainty(

@@ -8,19 +8,26 @@ Letters: G offsets, S draws, n rows, P free parameters, Q those but the offset.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import special
 from scipy.optimize import minimize_scalar
 
 from analysis.fitting.laws.base import NO_OFFSET, OFFSET, Array, Problem
-from analysis.fitting.newton import Objective, minimise
+from analysis.fitting.newton import Objective, minimise, residuals_of
 
 _COARSE, _FINE = 20, 61
 _FAR = 3.0
 """Draws come from offsets so many times further than the 95% level reaches, in standard errors."""
 _NONE = NO_OFFSET / 1000
 """Share of the lowest value that stands for no offset, whose logarithm there is none of."""
+_SIMPLE = 5
+"""Laws of more parameters have several valleys: a term may stand for the offset, or for another term."""
+_MARKS, _ROWS_FOR_VALLEYS = 6, 500
+_HALVINGS = 10
+_LINEAR = 3.0
+"""Times as far as at the 95% level squares may rise at the end of an ellipsoid's axis."""
 
 
 def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective) -> tuple[Array, float]:
@@ -43,26 +50,52 @@ def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objecti
 
 @dataclass(frozen=True)
 class Region:
-    """The θ that the rows leave possible at the 95% level: at each offset an ellipsoid.
+    """The θ that the rows leave possible at the 95% level: at each offset an ellipsoid, as far as the law is linear.
 
     Attributes:
         middles_GP: the fit at each offset.
         axes_GQP: its half axes, as steps in θ; they leave the offset as it is.
+        problem: the law at the rows.
+        y_n: their values.
+        limit: the sum of squares at which steps end.
     """
 
     middles_GP: Array
     axes_GQP: Array
+    problem: Problem
+    y_n: Array
+    limit: float
 
     def range_of(self, of: Callable[[Array], Array]) -> tuple[float, float]:
         """The least and largest value of a quantity, taken for linear within each ellipsoid."""
-        offsets, axes, width = self.axes_GQP.shape
-        ends = np.stack([self.middles_GP[:, None] + sign * self.axes_GQP for sign in (1.0, -1.0)])
-        upper_GQ, lower_GQ = of(ends.reshape(-1, width)).reshape(2, offsets, axes)
-        slope_GQ = (upper_GQ - lower_GQ) / 2
+        offsets, axes, _ = self.axes_GQP.shape
+        (upper, up), (lower, down) = self._ends_of_axes
+        slope_GQ = ((of(upper) - of(lower)) / (up + down)).reshape(offsets, axes)
         slope_GQ = slope_GQ / np.maximum(np.linalg.norm(slope_GQ, axis=1, keepdims=True), 1e-300)
         steepest_GP = np.einsum("gq,gqp->gp", slope_GQ, self.axes_GQP)
-        values = of(np.concatenate([self.middles_GP + steepest_GP, self.middles_GP - steepest_GP]))
+        values = of(
+            np.concatenate([self._ends(self.middles_GP, step_GP)[0] for step_GP in (steepest_GP, -steepest_GP)])
+        )
         return float(values.min()), float(values.max())
+
+    @cached_property
+    def _ends_of_axes(self) -> list[tuple[Array, Array]]:
+        """Where each axis ends either way, and after what share of its length."""
+        width = self.axes_GQP.shape[-1]
+        middles = np.broadcast_to(self.middles_GP[:, None], self.axes_GQP.shape).reshape(-1, width)
+        return [self._ends(middles, sign * self.axes_GQP.reshape(-1, width)) for sign in (1.0, -1.0)]
+
+    def _ends(self, middles: Array, steps: Array) -> tuple[Array, Array]:
+        """Places after steps, within what the law allows, halved where squares rise far more than a parabola's."""
+        box_2P, shares = np.stack(self.problem.bounds(self.y_n)), np.ones(len(steps))
+        for _ in range(_HALVINGS):
+            ends = (middles + shares[:, None] * steps).clip(*box_2P)
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares = (residuals_of(self.problem, self.y_n, ends, raw=False)[0] ** 2).sum(axis=1)
+            if (squares <= self.limit).all():
+                break
+            shares = np.where(squares <= self.limit, shares, shares / 2)
+        return (middles + shares[:, None] * steps).clip(*box_2P), shares
 
 
 def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) -> tuple[Array, Region]:
@@ -94,7 +127,8 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     ends = [_crossing(theta_GP, slack_G, inside[0], -1), _crossing(theta_GP, slack_G, inside[-1], 1)]
     middles_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
     axes_GQP = np.concatenate([axes_GQP[inside] * np.sqrt(slack_G[inside])[:, None, None], np.zeros_like(axes_GQP[:2])])
-    return drawn_SP, Region(middles_GP, axes_GQP)
+    limit = squares_G.min() * (1 + _LINEAR * level)
+    return drawn_SP.clip(*problem.bounds(y)), Region(middles_GP, axes_GQP, problem, y, float(limit))
 
 
 def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
@@ -110,22 +144,82 @@ def _finely(problem: Problem, y: Array, theta_P: Array, limit: float) -> tuple[A
     """θ, sums of squares and offsets along a fine grid over the offsets whose squares stay below a multiple."""
     offsets_G = (1 - np.linspace(1, 0.05, _FINE) ** 2) * y.min() + _NONE * y.min()  # denser near the lowest value
     ones_n, squares = np.ones(len(y)), Objective("lsq-log")
-    theta_GP, squares_G = along(problem, y, ones_n, theta_P, squares, offsets_G)
+    theta_GP, squares_G = _lowest_valley(problem, y, ones_n, theta_P, squares, offsets_G)
     floor = 1e-16
     near = np.flatnonzero(np.maximum(squares_G, floor) <= limit * max(float(squares_G.min()), floor))
     first, last = max(near[0] - 1, 0), min(near[-1] + 1, _FINE - 1)
     finer_G = np.linspace(offsets_G[first], offsets_G[last], _FINE)
-    theta_GP, squares_G = along(problem, y, ones_n, theta_GP[int(squares_G.argmin())], squares, finer_G)
+    nearest_G = np.abs(finer_G[:, None] - offsets_G).argmin(axis=1)
+    one_P = theta_GP[int(squares_G.argmin())]
+    found = along(problem, y, ones_n, one_P, squares, finer_G)
+    if _has_valleys(problem, y):
+        found = _lower(found, along(problem, y, ones_n, theta_GP[nearest_G], squares, finer_G))
+        found = _handed_on(problem, y, ones_n, found, squares, finer_G)
+    theta_GP, squares_G = found
     return theta_GP, np.maximum(squares_G, floor), finer_G
+
+
+def _lowest_valley(
+    problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective, offsets_G: Array
+) -> tuple[Array, Array]:
+    """As `along`; of a law with several valleys the lowest that its own starts lead to at some of the offsets."""
+    found = along(problem, y, weights_n, theta_P, objective, offsets_G)
+    if not _has_valleys(problem, y):
+        return found
+    marks = np.linspace(0, len(offsets_G) - 1, _MARKS).astype(int)
+    place, bottoms = problem.free.index(OFFSET), []
+    starts_SP = problem.law.starts(problem, y, weights_n, objective.raw, few=True)
+    weights_Sn = np.broadcast_to(weights_n, (len(starts_SP), len(y)))
+    for offset in offsets_G[marks]:
+        starts_SP[:, place] = np.log(offset)
+        ends_SP, values_S = minimise(problem, y, weights_Sn, starts_SP, objective, held=place)
+        bottoms.append(ends_SP[values_S.argmin()])
+    above_G = np.searchsorted(marks, np.arange(len(offsets_G))).clip(1, _MARKS - 1)
+    for shift in (-1, 0):
+        starts_GP = np.array(bottoms)[above_G + shift]
+        found = _lower(found, along(problem, y, weights_n, starts_GP, objective, offsets_G))
+    return _handed_on(problem, y, weights_n, found, objective, offsets_G)
+
+
+def _has_valleys(problem: Problem, y: Array) -> bool:
+    """Whether a law has so many parameters, and so few rows that looking for other valleys takes seconds."""
+    return len(problem.free) > _SIMPLE and len(y) <= _ROWS_FOR_VALLEYS
+
+
+def _handed_on(
+    problem: Problem, y: Array, weights_n: Array, found: tuple[Array, Array], objective: Objective, offsets_G: Array
+) -> tuple[Array, Array]:
+    """Fits along offsets, each begun anew from where those of its neighbours ended."""
+    for shift in (1, -1):
+        found = _lower(found, along(problem, y, weights_n, np.roll(found[0], shift, axis=0), objective, offsets_G))
+    return found
+
+
+def _lower(first: tuple[Array, Array], *others: tuple[Array, Array]) -> tuple[Array, Array]:
+    """At each offset the lowest of several fits."""
+    theta_GP, values_G = first
+    for theirs_GP, heights_G in others:
+        better_G = heights_G < values_G
+        theta_GP, values_G = np.where(better_G[:, None], theirs_GP, theta_GP), np.minimum(heights_G, values_G)
+    return theta_GP, values_G
 
 
 def along(
     problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective, offsets_G: Array
 ) -> tuple[Array, Array]:
-    """θ (G, P) and objectives (G,) of the fits with E held at each offset, begun at θ with its other terms rescaled."""
-    starts_GP = np.tile(theta_P, (len(offsets_G), 1))
+    """θ (G, P) and objectives (G,) of the fits with E held at each offset, begun at θ with its other terms rescaled.
+
+    Args:
+        problem: the law at the rows.
+        y: their values.
+        weights_n: how often each counts.
+        theta_P: where to begin, or (G, P), from where at each offset.
+        objective: what to minimise.
+        offsets_G: the offsets.
+    """
+    starts_GP = np.array(np.broadcast_to(theta_P, (len(offsets_G), len(problem.free))))
     place, middle = problem.free.index(OFFSET), float(np.median(y))
-    left_G = np.log((middle - offsets_G) / max(middle - np.exp(theta_P[place]), 1e-3 * middle))
+    left_G = np.log((middle - offsets_G) / np.maximum(middle - np.exp(starts_GP[:, place]), 1e-3 * middle))
     for other, name in enumerate(problem.free):
         if name in problem.law.levels:
             starts_GP[:, other] += left_G

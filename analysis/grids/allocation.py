@@ -357,7 +357,7 @@ def _interval(values_S: Array, uncertainty: Uncertainty, log: bool = False) -> t
     drawn_S = values_S[1:]
     if uncertainty.draws.region is not None or uncertainty.draws.method.startswith("case"):
         low, high = np.quantile(drawn_S, [0.025, 0.975])
-        return float(low), float(high)
+        return min(float(low), float(values_S[0])), max(float(high), float(values_S[0]))
     quantile = t_quantile(uncertainty.degrees_of_freedom)
     if log:
         half = quantile * uncertainty.draws.spread(np.log(drawn_S))

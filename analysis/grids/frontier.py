@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.fitting.laws.base import Array
 from analysis.tables.evaluations import LIKELIHOOD, companions
@@ -26,6 +27,7 @@ _MOST_SCATTERED = 1000
 _SAME_BUDGET = 0.02
 _WIDEST_BUDGET = 0.05
 _BUDGETS_APART = 0.1
+_CLEARLY_APART = 0.3
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,15 @@ def envelope(grid_cells: pd.DataFrame, target: str, rises: bool = False) -> pd.D
     return best.sort_values("budget").reset_index(drop=True)
 
 
-def curve_envelope(frame: pd.DataFrame, target: str) -> pd.DataFrame:
-    """The rows that no row with less or equal compute matches: the lower envelope of whole curves (approach 1)."""
-    ordered = frame.sort_values(["flops", target])
-    lowest = ordered[target].cummin().shift(fill_value=np.inf)
-    return ordered[ordered[target] < lowest].reset_index(drop=True)
+def curve_envelope(frame: pd.DataFrame, target: str, rises: bool = False) -> pd.DataFrame:
+    """The rows that no row with less or equal compute matches: the envelope of whole curves (approach 1).
+
+    It is the lower one, or where more is better (`rises`) the upper one.
+    """
+    ordered = frame.sort_values(["flops", target], ascending=[True, not rises])
+    values = ordered[target] * (-1.0 if rises else 1.0)
+    lowest = values.cummin().shift(fill_value=np.inf)
+    return ordered[values < lowest].reset_index(drop=True)
 
 
 def frontier_of_runs(frame: pd.DataFrame, target: str, rule: str, rises: bool = False) -> pd.DataFrame:
@@ -186,11 +192,23 @@ def _hull(x_m: Array, y_m: Array, at_n: Array) -> Array:
 
 
 def _cluster(flops: Array) -> Array:
-    """Gives FLOPs that follow each other within 2% the same budget, their geometric mean."""
+    """Gives FLOPs that follow each other within 2% the same budget, their geometric mean.
+
+    Within 10%, where budgets lie so far apart that it is clear which FLOPs were meant for one.
+    """
     order = np.argsort(flops, kind="stable")
     logs = np.log(flops[order])
-    labels = np.concatenate([[0], np.cumsum(np.diff(logs) > _SAME_BUDGET)])
-    means = np.bincount(labels, weights=logs) / np.bincount(labels)
+    gaps = np.diff(logs)
+    means = _means(logs, gaps > _BUDGETS_APART)
+    apart = gaps[gaps > _BUDGETS_APART].min(initial=np.inf)
+    if apart < _CLEARLY_APART or np.abs(logs - means).max() > _WIDEST_BUDGET:
+        means = _means(logs, gaps > _SAME_BUDGET)
     budgets = np.empty_like(flops)
-    budgets[order] = np.exp(means[labels])
+    budgets[order] = np.exp(means)
     return budgets
+
+
+def _means(logs: Array, begins: NDArray[np.bool_]) -> Array:
+    """Of each value the mean of its group; groups begin after the places given."""
+    labels = np.concatenate([[0], np.cumsum(begins)])
+    return np.asarray((np.bincount(labels, weights=logs) / np.bincount(labels))[labels])

@@ -1,10 +1,14 @@
 """Which laws are fitted to which rows of a table."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from analysis.errors import FitRefused
+from analysis.fitting.laws.base import Array, Law
 from analysis.fitting.laws.registry import LAWS
 from analysis.grids.frontier import ALL_RUNS, FRONTIERS, curve_envelope, frontier_of_runs, fullest_budget, scattered
 from analysis.grids.grid import TargetGrid
@@ -12,9 +16,11 @@ from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
 from analysis.tables.checkpoints import last_rows
 from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
-from analysis.tables.roles import ROLES, numbers
+from analysis.tables.roles import ROLES, numbers, plain_name
 from analysis.tables.table import RunsTable
 
+_LOSSES_TELL = 0.5
+"""Correlation of the ranks of errors and losses, below which one says little of the other."""
 _FALLS_BY_NAME = re.compile(r"loss|error|perplexity|ppl|bpb|bits|nats|nll|entropy", re.IGNORECASE)
 
 
@@ -74,6 +80,51 @@ def may_rise(target: str, options: FitOptions) -> bool:
     return target != options.loss and not is_evaluation(target) and not _FALLS_BY_NAME.search(target)
 
 
+def rises_with(rows: pd.DataFrame, x: str, target: str, options: FitOptions) -> bool:
+    """Whether a target that may rise does so with x, or with both of `params, tokens`."""
+    names = x.split(", ")
+    if not may_rise(target, options) or not set(names) <= set(rows.columns):
+        return False
+    return bool((log_slopes([rows[name] for name in names], rows[target]) > 0).all())
+
+
+def log_slopes(inputs: "Sequence[pd.Series[float]]", y: "pd.Series[float]") -> Array:
+    """What y does with each of its inputs, the others held: a plane through the logarithms of rows that have them."""
+    logs = np.log(np.stack([each.to_numpy(dtype=float) for each in (*inputs, y)]))
+    logs = logs[:, np.isfinite(logs).all(axis=0)]
+    logs = logs - logs[:, :1]  # what is constant is nothing now, rather than all but nothing
+    logs = logs - logs.mean(axis=1, keepdims=True) if logs.size else logs
+    return np.asarray(np.linalg.lstsq(logs[:-1].T, logs[-1], rcond=None)[0])
+
+
+def lacks(law: Law, missing: Sequence[str], columns: Iterable[str]) -> str:
+    """That a table has no columns for some of a law's inputs, what else they follow from, and what is spelled so."""
+    others = {name: (above, below) for name, above, below in law.ratios if name in missing}
+    text = f"the table has no column for {' and '.join(missing)}"
+    text += "".join(f", nor {below} beside {above}" for above, below in others.values())
+    wanted = {*missing, *(below for _, below in others.values())}
+    near = [f"{name!r} to {plain_name(name)}" for name in columns if name not in wanted and plain_name(name) in wanted]
+    return text + (f"; rename {' and '.join(near)}" if near else "")
+
+
+def check_direction(law: Law, columns: Sequence[str], rows: pd.DataFrame, target: str) -> None:
+    """Refuses a target that goes the other way than a law: one with an offset falls, one of losses rises.
+
+    Raises:
+        FitRefused: saying so.
+    """
+    along = [each for each in columns if law.is_curve or each in ("params", "tokens")]
+    if not (law.of_losses or law.has_offset) or not along or len(rows) < 2:
+        return
+    way, sign = ("rise", 1) if law.of_losses else ("fall", -1)
+    if (sign * log_slopes([rows[each] for each in along], rows[target]) <= 0).all():
+        what = "x" if law.is_curve else " or ".join(along)
+        hint = "; laws of a loss take errors, such as 1 less an accuracy" if law.of_losses else ""
+        raise FitRefused(f"{law.name}: the target does not {way} with {what} over these rows{hint}")
+    if law.of_losses and rows[along[0]].corr(rows[target], method="spearman") < _LOSSES_TELL:
+        raise FitRefused(f"{law.name}: over these rows the target hardly follows {along[0]}")
+
+
 def rows_for(
     x: str, law: str, target: str, table: RunsTable, grid: TargetGrid | None, options: FitOptions
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -86,12 +137,13 @@ def rows_for(
                 frame = frame.assign(**{name: frame[above] / (unit.values(values) if unit else values)})
         own = {name: numbers(frame, name) for name in LAWS[law].inputs if name not in ROLES and name in frame.columns}
         return frame.assign(**own), ()
+    rises = x == "flops" and rises_with(frame, x, target, options)
     if x == "flops" and options.checkpoints and not options.frontier and table.has("flops"):
-        return curve_envelope(frame, target), ("frontier: lower envelope of the curves",)
+        side = "upper" if rises else "lower"
+        return curve_envelope(frame, target, rises), (f"frontier: {side} envelope of the curves",)
     if x == "flops" and table.has("flops") and (rule := _rule(frame, target, grid, options)):
         if rule == ALL_RUNS:
             return frame, ("frontier: every run",)
-        rises = may_rise(target, options) and bool(frame["flops"].corr(frame[target], method="spearman") > 0)
         return frontier_of_runs(frame, target, rule, rises), (f"frontier: {FRONTIERS[rule]}",)
     if grid is not None and x == "flops":
         return grid.frontier, ("frontier: best cell of each budget",)

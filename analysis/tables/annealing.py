@@ -28,6 +28,7 @@ _HORIZON = 1000.0
 """Steps over which a fall of the rate takes effect, 1 / (1 - λ), in the paper."""
 _LEAST = 1e-9
 """Of the highest rate: where rates stay at zero, little is left to anneal, but not nothing."""
+_LATE = 3.0
 _NEEDS = "a law of learning rates needs the rows along each run"
 
 
@@ -44,6 +45,12 @@ class RateSchedule:
     name: str
     sums_m: _Array
     rates_m: _Array
+
+    @property
+    def begins_late(self) -> bool:
+        """Whether the first row lies several rows' distance after the first step: what was before is not known."""
+        gaps_m = np.diff(self.sums_m) / np.maximum(self.rates_m[1:], _LEAST * self.rates_m.max())
+        return len(gaps_m) > 0 and bool(self.sums_m[0] > _LATE * np.median(gaps_m) * self.rates_m[0])
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,8 @@ def with_rate_sums(source: pd.DataFrame, columns: dict[str, str], options: FitOp
     if MULTI_POWER in options.law and runs:
         numbered = (f"{code} {each.name!r}" for code, each in enumerate(schedules, start=1))
         text += f"; {RATE_SCHEDULE} is {some(tuple(numbered))}"
-    filled = {RATE_SUM: sums[:, 0], RATE_SCHEDULE: sums[:, 2]} | ({RATE_LEFT: sums[:, 1]} if of_area else {})
+    filled = {RATE_SUM: sums[:, 0]} | ({RATE_LEFT: sums[:, 1]} if of_area else {})
+    filled |= {RATE_SCHEDULE: sums[:, 2]} if MULTI_POWER in options.law else {}
     return WithRates(source.assign(**filled), alone, tuple(schedules), text)
 
 

@@ -18,6 +18,7 @@ from scipy import special
 from analysis.tables.evaluations import setting_columns
 from analysis.tables.roles import LABELS, ROLES, plain_name, some
 
+REPEATED = "rows repeat another row's values and are kept"
 REDUCTIONS = ("min", "mean", "median", "last")
 SWEEP_RECIPE = ("variant", "family", "width", "heads", "batch_size", "lr", "warmup_images", "precision", "compiled")
 """Columns of a sweep's table in which cells of one size, compute and data may differ; all others are measured."""
@@ -190,6 +191,25 @@ def best_rows(
     means = frame[target].groupby(_joint(frame, [*cell, *columns])).transform("mean") ** (-1 if rises else 1)
     lowest = means.groupby(_joint(frame, cell)).transform("min")
     return frame[means <= lowest * (1 + 1e-12)]
+
+
+def copies(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Notes of rows that repeat another row's values, in all of the columns given or in all but the seed.
+
+    The latter where that is so of most rows that differ in the seed: values of few digits agree now and then.
+    """
+    values = [name for name in names if name != "run_id"]
+    unlike = frame.drop_duplicates(values)
+    counts = [len(frame) - len(unlike)]
+    if "seed" in values:
+        values.remove("seed")
+        places = [name for name in values if name in (*ROLES, *LABELS)]
+        several = unlike.duplicated(places).sum() if places else len(unlike)
+        copied = int(unlike.duplicated(values).sum())
+        counts.append(copied if 2 * copied > several else 0)
+    return [
+        f"{where}{count} {REPEATED}" for where, count in zip(("", "under other seeds "), counts, strict=False) if count
+    ]
 
 
 def reduced(

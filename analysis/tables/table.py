@@ -20,6 +20,7 @@ from analysis.options import FitOptions
 from analysis.tables.annealing import RATE_LEFT, RATE_SCHEDULE, RATE_SUM, RateSchedule, with_rate_sums
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import EVALUATORS, GUIDANCES, companions, kept_apart, runs
+from analysis.tables.repeats import copies
 from analysis.tables.roles import (
     LABELS,
     ROLES,
@@ -35,7 +36,6 @@ from analysis.tables.roles import (
 from analysis.tables.units import NOUNS, Unit
 
 BASE_VARIANTS = ("", "base", "default", "none")
-REPEATED = "rows repeat another row's values and are kept"
 NATS = "nats a token"
 _OR = " or "
 _APART = "column {name} has {count} values; values that differ in it don't compare"
@@ -185,9 +185,7 @@ def prepare(given: pd.DataFrame, options: FitOptions) -> RunsTable:
     _check_run_ids(apart.frame, options)
     known = dict.fromkeys((*ROLES, *LABELS, RATE_SUM, RATE_LEFT, RATE_SCHEDULE, *targets))
     kept = [name for name in known if name in measured.columns]
-    repeated = apart.frame.duplicated(subset=[name for name in kept if name != "run_id"])
-    if repeated.any():
-        log.notes.append(f"{int(repeated.sum())} {REPEATED}")
+    log.notes += copies(apart.frame, kept)
     if further := len(measured) - len(apart.frame):
         log.notes.append(f"{further} rows are further evaluations of runs that other rows have")
     log.notes += [text for code, text in mixtures(apart.frame) if not code]

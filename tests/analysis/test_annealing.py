@@ -1,6 +1,7 @@
 """Learning curves of several schedules: sums of rates against the paper's double sum, and one schedule from others."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -259,3 +260,13 @@ def test_what_is_missing_is_asked_for(changed, options, question):
     table = changed(curves("constant", "cosine"))
     with pytest.raises(TableError, match=question):
         fit_laws(table, FitOptions(**({"law": ("annealing",)} | options)))
+
+
+def test_rates_before_the_first_rows_are_asked_for():
+    late = fit_laws(curves("constant", "wsd"), replace(OPTIONS, run_id="run", checkpoints=True))
+    assert any(each.code == "late-start" and "rows of constant, wsd" in each.message for each in late.warnings)
+    assert "mixed-rows" not in {each.code for each in late.warnings}  # runs are alike up to where one of them decays
+    early = pd.DataFrame({"step": STEP, "lr": PEAK}).query("step % 50 == 0 and step < 300")
+    whole = pd.concat([curves("constant", "wsd"), *(early.assign(run=name) for name in ("constant", "wsd"))])
+    whole = fit_laws(whole, replace(OPTIONS, run_id="run", checkpoints=True))
+    assert "late-start" not in {each.code for each in whole.warnings}

@@ -192,3 +192,37 @@ def test_what_falls_with_loss_is_no_error(law):
     options = replace(QUICK, law=(law,), target=("error",), x=("loss",))
     with pytest.raises(TableError, match="the target does not rise with x"):
         fit_laws(table, options)
+
+
+def task_errors(seed=0, rows=15):
+    """Errors by a law of the loss, and those of a task on which every model guesses."""
+    loss, rng = np.linspace(2.0, 4.0, rows), np.random.default_rng(seed)
+    error = 0.75 * (1 - np.exp(-(loss - 1.7))) * (1 + 0.005 * rng.standard_normal(rows))
+    return pd.DataFrame({"loss": loss, "error": error, "guesses": 0.75 + 0.003 * rng.standard_normal(rows)})
+
+
+def test_guesses_follow_no_law_of_losses():
+    options = replace(QUICK, law=("loss-to-error",), x=("loss",), target=("error", "guesses"))
+    result = fit_laws(task_errors(3), options)
+    assert {each.target for each in result.fits} == {"error"}
+    assert any("the target hardly follows loss" in each.message for each in result.warnings)
+    with pytest.raises(TableError, match="take errors, such as 1 less an accuracy"):
+        fit_laws(task_errors().assign(accuracy=lambda t: 1 - t["error"]), replace(options, target=("accuracy",)))
+
+
+def test_nothing_is_predicted_below_the_loss_at_which_a_law_ends():
+    options = replace(QUICK, law=("loss-to-error",), x=("loss",), target=("error",), predict=("loss=1.5", "loss=1.8"))
+    result = fit_laws(task_errors(), options)
+    (prediction,) = result.find("loss-to-error").predictions
+    assert prediction.prediction.value == pytest.approx(0.75 * (1 - np.exp(-0.1)), rel=0.1)
+    assert any("--predict loss=1.5: loss-to-error ends at 1.7" in each.message for each in result.warnings)
+
+
+def test_points_and_columns_of_unique_tokens():
+    """Epochs follow from unique tokens in points, too; a column spelled otherwise is named."""
+    options = replace(QUICK, law=("data-constrained",), predict=("params=1e9,tokens=1e11,unique_tokens=1e10",))
+    result = fit_laws(repeated_data(), options)
+    assert result.find("data-constrained").predictions[0].at["epochs"] == pytest.approx(10)
+    other = repeated_data().drop(columns="epochs").rename(columns={"unique_tokens": "Unique Tokens"})
+    with pytest.raises(TableError, match="nor unique_tokens beside tokens; rename 'Unique Tokens' to unique_tokens"):
+        fit_laws(other, options)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from planted_tables import sweep_table
+from planted_tables import chinchilla_table, sweep_table
 
 from analysis.checks.forecast import LargestBudgetCheck, largest_budget_check
 from analysis.errors import TableError
@@ -167,3 +167,18 @@ def test_values_that_do_not_vary_have_no_law():
     assert check.held
     assert "held" in check_sentence(check)
     assert "off by +0.0000, no change would be exact." in check_sentence(check)
+
+
+def test_frontier_without_a_law_of_compute_is_said():
+    table = chinchilla_table()[["N", "D", "loss"]]
+    options = FitOptions(params="N", tokens="D", law=("chinchilla",), frontier="hull", bootstrap_draws=50)
+    assert any("--frontier hull chooses runs" in each.message for each in fit_laws(table, options).warnings)
+
+
+def test_percentages_beyond_a_hundred():
+    """Of a score that is counted in hundredths; a batch size below a hundred may well grow beyond."""
+    values = np.geomspace(20, 80, 8)
+    table = pd.DataFrame({"C": np.geomspace(1e18, 1e22, 8), "mmlu": values, "batch": values})
+    options = FitOptions(flops="C", target=("mmlu", "batch"), predict=("flops=1e24",), bootstrap_draws=50)
+    (warning,) = [each for each in fit_laws(table, options).warnings if each.code == "beyond-one"]
+    assert warning.message.startswith("mmlu against flops: rising-power: reaches 160")

@@ -75,6 +75,10 @@ class Law(ABC):
         """Whether its input is a loss: values rise with it, and predictions are made for lower ones."""
         return False
 
+    def ends_at(self, parameters: dict[str, float]) -> float | None:
+        """The x at and below which there is no law, of a fit's parameters; None where it is one everywhere."""
+        return None
+
     @property
     def levels(self) -> tuple[str, ...]:
         """Coefficients that terms beside an offset are multiplied by."""

@@ -21,6 +21,8 @@ from analysis.fitting.laws.log_terms import LogTerms, Slots, named
 
 _LEAST = 1e-9
 """Stands for x - x0 where that isn't positive, which makes such θ hopeless rather than undefined."""
+_LARGEST = 300.0
+"""Logarithm beyond which a place or steepness is no number that can be squared."""
 _STEEP = np.array([0.5, 1.5, 4.0, 8.0, 16.0])
 _BELOW = np.array([0.4, 0.65, 0.8, 0.9, 0.97])
 
@@ -39,6 +41,10 @@ class OfLoss(LogTerms):
     def of_losses(self) -> bool:
         """All are."""
         return True
+
+    def ends_at(self, parameters: dict[str, float]) -> float | None:
+        """The loss at which nothing is left of the main term, unless that goes on for ever."""
+        return None if self.form == "logistic" else parameters["x0"]
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -75,7 +81,7 @@ class OfLoss(LogTerms):
 
         z is k·(x - x0), or log(x - x0) for the power.
         """
-        t_n, b_S1 = problem.log_inputs_In[0], values["x0"]
+        t_n, b_S1 = problem.log_inputs_In[0], np.minimum(values["x0"], _LARGEST)
         apart_Sn = np.exp(t_n) - np.exp(b_S1)
         if self.form == "power":
             inside_Sn = np.maximum(apart_Sn, _LEAST)
@@ -89,7 +95,7 @@ class OfLoss(LogTerms):
                 z_Sn,
                 place_Sn,
             )
-        k_S1 = np.exp(values["k"])
+        k_S1 = np.exp(np.minimum(values["k"], _LARGEST))
         z_Sn, place_Sn = k_S1 * apart_Sn, -k_S1 * np.exp(b_S1) * np.ones_like(apart_Sn)
         if self.form == "logistic":
             upper_Sn = expit(-z_Sn)

@@ -145,3 +145,12 @@ def test_blank_run_ids_are_left_out_where_rows_are_checkpoints():
     assert [(each.reason, each.rows) for each in kept.exclusions] == [("no value in run_id", ("3",))]
     with pytest.raises(TableError, match="run ids must be unique"):
         prepare(table, FitOptions(run_id="run"))
+
+
+def test_sizes_of_runs_are_no_best_sizes():
+    assert (
+        "'params' has several values at the same compute" in asked(GRID, target=("params",), x=("flops",))["not-optima"]
+    )
+    best = GRID.groupby("flops", as_index=False)["params"].median()
+    twice = pd.concat([best, best.assign(params=1.2 * best["params"])])  # by two methods
+    assert not asked(twice, target=("params",), x=("flops",))

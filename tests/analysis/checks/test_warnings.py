@@ -335,6 +335,9 @@ def test_mixed_columns_are_known_by_other_spellings(column, code):
         ({"seed": 10**400}, "--seed must be a whole number"),
         ({"drop_highest": 12}, "--drop-highest 12 leaves none of the 12 rows"),
         ({"drop_highest": 10**30}, "--drop-highest"),
+        ({"compare": ("a",), "group": "C"}, "--compare a names one group"),
+        ({"offset_source": "a paper"}, "--offset-source says where a pinned offset comes from"),
+        ({"delta": 0.1, "objective": "lad"}, "--delta 0.1 is Huber's, and has no effect with --objective lad"),
         ({"holdout_where": "C > 1e20", "holdout": False}, "--holdout-where and --no-holdout contradict each other"),
     ],
 )
@@ -386,3 +389,10 @@ def test_a_tokenizer_that_was_accepted_against_its_figures_is_a_warning(tmp_path
     for fit in ("", None):
         clean = fit_laws(curve_table(rows=12).assign(tokenizer_faults=[fit] * 12), options)
         assert "unfit-tokenizer" not in {each.code for each in clean.warnings}
+
+
+def test_changes_that_digits_do_not_show_are_no_decisive_points():
+    table = curve_table(rows=10, noise=0.0, E=2.0)
+    table.loc[8, "loss"] *= 1.0002  # without it E changes by less than a thousandth
+    assert "decisive-point" not in codes(table, flops="C", law=("power-offset",))
+    assert "decisive-point" not in codes(curve_table(rows=8, noise=0.0), flops="C", law=("power-offset",))

@@ -184,3 +184,17 @@ def test_a_hardly_falling_target_is_fitted_to_the_bottom_of_its_valley(objective
         pinned = [fit("power-offset", (x,), y, objective=goal, offset=share * y.min()).value
                   for share in np.linspace(0.02, 0.99, 20)]  # fmt: skip
         assert found <= min(*pinned, fit("power", (x,), y, objective=goal).value) * (1 + 1e-6)
+
+
+def test_intervals_of_small_laws_of_losses_hold_the_truth():
+    """Refits from one optimum missed the others of a law with a level and a place: 0.72 to 0.85 of 40 tables."""
+    inside = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = rng.uniform(2.2, 4.0, 20)
+        y = (1.5 + 0.9 * (x - 1.8) ** 1.1) * np.exp(0.002 * rng.standard_normal(20))
+        fitted = fit("loss-to-loss", (x,), y, few_starts=True)
+        intervals = from_draws(fitted, resample(fitted, 50, 0)).ci95
+        assert intervals["x0"][1] <= x.min()
+        inside += [low <= truth <= high for (low, high), truth in ((intervals["E"], 1.5), (intervals["x0"], 1.8))]
+    assert np.mean(inside) > 0.9

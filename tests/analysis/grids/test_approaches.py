@@ -10,10 +10,11 @@ from requirements import shared_path
 
 from analysis.errors import TableError
 from analysis.grids.allocation import from_minima
-from analysis.grids.frontier import curve_envelope
+from analysis.grids.frontier import curve_envelope, with_budgets
 from analysis.grids.isoflop import METHODS, minima
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
+from analysis.tables.table import prepare
 
 QUICK = {"bootstrap_draws": 100, "target": ("loss",)}
 
@@ -257,3 +258,40 @@ def test_the_best_of_what_rises_is_the_highest():
         assert highest.value == pytest.approx(1.1 - lowest.value / 5, rel=1e-6)
     assert {each.fitted.law.name for each in result.fits if each.target == "accuracy"} == {"rising-power"}
     assert "it rises" in result.forecasts["accuracy"].refused
+
+
+def test_no_surface_that_falls_is_fitted_to_what_rises_with_size_and_data():
+    """Neither unasked where there is no compute, nor when it is asked for."""
+    table = chinchilla_table()[["N", "D", "loss"]].assign(accuracy=lambda rows: 1.1 - rows["loss"] / 5)
+    options = FitOptions(params="N", tokens="D", target=("accuracy",), bootstrap_draws=50, holdout=False)
+    assert {each.fitted.law.name for each in fit_laws(table, options).fits} == {"rising-power"}
+    with pytest.raises(TableError, match="does not fall with params or tokens"):
+        fit_laws(table, replace(options, law=("chinchilla",)))
+
+
+def test_envelope_of_curves_of_an_accuracy_is_the_upper_one():
+    steps = np.geomspace(1, 100, 8)
+    curves = [
+        pd.DataFrame({"run": f"{size:g}", "N": size, "C": 6 * size * steps, "accuracy": (0.3 - 1 / size) * steps**0.1})
+        for size in (5.0, 10.0, 20.0)
+    ]
+    options = FitOptions(run_id="run", params="N", flops="C", checkpoints=True, target=("accuracy",), x=("flops",))
+    (entry,) = fit_laws(pd.concat(curves), replace(options, bootstrap_draws=50, holdout=False)).fits
+    best = pd.concat(curves).sort_values(["C", "accuracy"], ascending=[True, False])["accuracy"].cummax().unique()
+    assert entry.filters[-1] == "frontier: upper envelope of the curves"
+    assert entry.rows["accuracy"].tolist() == best.tolist()
+
+
+@pytest.mark.parametrize(("apart", "budgets"), [(10**0.5, 6), (1.12, None)])
+def test_flops_around_nominal_budgets(apart, budgets):
+    """FLOPs that miss their budget by up to 4% belong to it where the next one is far off."""
+    rng = np.random.default_rng(9)
+    table = pd.DataFrame(
+        [
+            {"flops": budget * rng.uniform(0.96, 1.04), "params": params, "loss": 3.0}
+            for budget in 1e18 * apart ** np.arange(6)
+            for params in np.geomspace(1e7, 1e8, 7)
+        ]
+    )
+    found = with_budgets(prepare(table, FitOptions(params="params", flops="flops")))
+    assert (None if found is None else found["budget"].nunique()) == budgets

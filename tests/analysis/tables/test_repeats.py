@@ -221,3 +221,45 @@ def test_groups_that_cannot_be_compared_say_why():
     result = fit_laws(table, FitOptions(group="family", law=("power-offset",), **QUICK))
     assert not result.comparisons
     assert any("comparison of a and b by loss: no power law" in each.message for each in result.warnings)
+
+
+def two_sets(ratio, sizes=(1e7, 1e8, 1e9), tokens=(1e9, 1e10, 1e11)):
+    grid = pd.MultiIndex.from_product([sizes, tokens], names=["params", "tokens"]).to_frame(index=False)
+    loss = 1.7 + 400 * grid["params"] ** -0.34 + 410 * grid["tokens"] ** -0.28
+    return pd.concat([grid.assign(loss=loss * each, family=name) for name, each in (("a", 1.0), ("b", ratio))])
+
+
+def test_groups_are_paired_at_the_same_tokens():
+    """Of rows of one size that nearest in tokens is the pair, not the first."""
+    options = FitOptions(group="family", x=("params",), law=("power",), **QUICK)
+    table = pd.concat([rows if name == "a" else rows[::-1] for name, rows in two_sets(0.9).groupby("family")])
+    (comparison,) = fit_laws(table, options).comparisons
+    assert comparison.loss_ratio == pytest.approx(1 / 0.9)
+
+
+def test_groups_without_compute_in_common_are_not_compared():
+    curve = pd.DataFrame({"flops": np.geomspace(1e17, 1e22, 16)})
+    curve["loss"] = 1.7 + 2 * (curve["flops"] / 1e17) ** -0.2
+    curve["family"] = ["a"] * 8 + ["b"] * 8
+    result = fit_laws(curve, FitOptions(group="family", law=("power",), **QUICK))
+    assert not result.comparisons
+    assert any("no compute in common (a ends at" in each.message for each in result.warnings)
+
+
+def test_groups_whose_values_rise_say_that_they_are_not_compared():
+    curve = pd.DataFrame({"flops": np.geomspace(1e17, 1e22, 8), "share": np.geomspace(0.1, 0.5, 8)})
+    two = pd.concat([curve.assign(family=name) for name in "ab"])
+    result = fit_laws(two, FitOptions(group="family", target=("share",), **QUICK))
+    assert any("it rises; what is compared are values that fall" in each.message for each in result.warnings)
+
+
+@pytest.mark.parametrize(("copies", "said"), [(True, True), (False, False)])
+def test_copies_under_other_seeds_are_named(copies, said):
+    rng, sizes = np.random.default_rng(0), np.geomspace(1e7, 1e10, 8)
+    noise = rng.standard_normal((3, 8)) * (0.0 if copies else 0.003)
+    tables = [
+        pd.DataFrame({"params": sizes, "seed": seed, "loss": 30 * sizes**-0.1 * np.exp(noise[seed])})
+        for seed in range(3)
+    ]
+    notes = prepare(pd.concat(tables), FitOptions()).notes
+    assert ("under other seeds 16 rows repeat another row's values and are kept" in notes) == said
