@@ -86,7 +86,13 @@ class Region:
         return [self._ends(middles, sign * self.axes_GQP.reshape(-1, width)) for sign in (1.0, -1.0)]
 
     def _ends(self, middles: Array, steps: Array) -> tuple[Array, Array]:
-        """Places after steps, within what the law allows, halved where squares rise far more than a parabola's."""
+        """Places after steps, and what share of each was taken.
+
+        Of laws with several valleys they are within what the law allows, and halved where squares rise far more than
+        a parabola's. Simpler laws are all but parabolas there, and halving would make their intervals too narrow.
+        """
+        if len(self.problem.free) <= _SIMPLE:
+            return middles + steps, np.ones(len(steps))
         box_2P, shares = np.stack(self.problem.bounds(self.y_n)), np.ones(len(steps))
         for _ in range(_HALVINGS):
             ends = (middles + shares[:, None] * steps).clip(*box_2P)
@@ -128,7 +134,9 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     middles_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
     axes_GQP = np.concatenate([axes_GQP[inside] * np.sqrt(slack_G[inside])[:, None, None], np.zeros_like(axes_GQP[:2])])
     limit = squares_G.min() * (1 + _LINEAR * level)
-    return drawn_SP.clip(*problem.bounds(y)), Region(middles_GP, axes_GQP, problem, y, float(limit))
+    if len(problem.free) > _SIMPLE:
+        drawn_SP = drawn_SP.clip(*problem.bounds(y))
+    return drawn_SP, Region(middles_GP, axes_GQP, problem, y, float(limit))
 
 
 def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:

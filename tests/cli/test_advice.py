@@ -179,16 +179,9 @@ def test_mistakes(call: Call, tmp_path: Path) -> None:
     assert Path("mine.yaml").read_text() == "name: mine\nextends: rings\n"
 
 
-def interval(output: str) -> float:
-    """The width of today's interval in per cent."""
-    (width,) = re.findall(r"95% interval (\S+)% wide", output)
-    return float(width)
-
-
 def test_diverged_cells_and_other_recipes(call: Call, trained: set[str]) -> None:
     """A cell that diverged isn't advised again, and a study that has nothing but variants has no results yet."""
     store = Store(Path("runs"))
-    of_all = interval(call("advise", "rings", *OVER).output)
     folders = sorted(Path("runs/cells").glob("d12-*"))
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
@@ -198,7 +191,7 @@ def test_diverged_cells_and_other_recipes(call: Call, trained: set[str]) -> None
     assert made.code == 0, made.error
     assert "with these " in made.output
     assert not any(label in made.output for label in trained)
-    assert interval(made.output) > 1.5 * of_all  # two sizes tell less than three
+    assert "95% interval more than a factor of 1000 wide" in made.output  # two sizes tell next to nothing
     recipe = StudyRecord.load(store.study("rings").record).recipe
     only = study_cell(RunFiles(folders[0]), recipe=recipe, variant="slow", experiment="rings")
     write_study(store, "rings", [only], recipe=recipe)
