@@ -22,6 +22,7 @@ LARGEST_EXPONENT_BIAS = 0.01
 LARGEST_SIZE_BIAS = 0.1
 _UNLIKELY = 0.05
 _PAYS = 0.75
+"""Share of the interval of unweighted minima, down to which weights have to narrow it."""
 _GRID = 600
 _DRAWS = 500
 

@@ -204,45 +204,41 @@ def test_without_flops_the_most_data_are_held_out_once():
     assert names == ["largest tokens", "largest params"]
 
 
+def akima_exponents(seeds, budgets, factors, far_side, noise):
+    """Exponents of planted bowls (0.5 in truth), and the widths of their intervals, over tables of one law."""
+    exponents, widths = [], []
+    for seed in range(seeds):
+        rng, rows = np.random.default_rng(seed), []
+        for budget in budgets:
+            for off in factors:
+                params = 0.6 * off * np.sqrt(budget / 6)
+                tokens = budget / (6 * params)
+                loss = (1.7 + 400 * params**-0.34 + 410 * tokens**-0.34) * (1 + far_side * off**1.5)
+                noisy = loss * (1 + noise(budget) * rng.standard_normal())
+                rows.append({"budget": budget, "params": params, "tokens": tokens, "loss": noisy})
+        found = from_minima(minima(pd.DataFrame(rows), "loss", "akima", seed=seed), ())
+        exponents.append(found.params_exponent)
+        widths.append(np.ptp(found.params_ci95))
+    return np.array(exponents), np.array(widths)
+
+
 def test_the_far_sides_of_wide_bowls_do_not_widen_what_akima_finds():
     """Large models that have hardly begun to learn make a side that no polynomial follows; Akima's curve never sees it.
 
     The estimates' own spread, over tables of the same law, is what the interval should have.
     """
-    exponents, widths = [], []
-    for seed in range(12):
-        rng, rows = np.random.default_rng(seed), []
-        for budget in np.geomspace(1e17, 1e20, 6):
-            for off in np.geomspace(1 / 40, 40, 10):
-                params = 0.6 * off * np.sqrt(budget / 6)
-                tokens = budget / (6 * params)
-                loss = (1.7 + 400 * params**-0.34 + 410 * tokens**-0.34) * (1 + 0.001 * off**1.5)
-                noisy = loss * (1 + 0.002 * rng.standard_normal())
-                rows.append({"budget": budget, "params": params, "tokens": tokens, "loss": noisy})
-        found = from_minima(minima(pd.DataFrame(rows), "loss", "akima", seed=seed), ())
-        exponents.append(found.params_exponent)
-        widths.append(np.ptp(found.params_ci95))
+    budgets, factors = np.geomspace(1e17, 1e20, 6), np.geomspace(1 / 40, 40, 10)
+    exponents, widths = akima_exponents(12, budgets, factors, 0.001, lambda _: 0.002)
     assert np.mean(widths) <= 2 * 2 * 1.96 * np.std(exponents, ddof=1)
-    assert np.mean(np.abs(np.array(exponents) - 0.5) < np.array(widths) / 2) >= 10 / 12
+    assert np.mean(np.abs(exponents - 0.5) < widths / 2) >= 10 / 12
 
 
 def test_where_scatter_falls_with_compute_the_later_minima_count_more():
-    """Akima's exponents of planted bowls, whose noise falls from 2% to 0.06%, against their own spread over tables."""
-    exponents, widths = [], []
-    for seed in range(24):
-        rng, rows = np.random.default_rng(seed), []
-        for budget in np.geomspace(1e17, 1e20, 9):
-            for off in np.geomspace(1 / 6, 6, 8):
-                params = 0.6 * off * np.sqrt(budget / 6)
-                tokens = budget / (6 * params)
-                loss = 1.7 + 400 * params**-0.34 + 410 * tokens**-0.34
-                noisy = loss * (1 + 0.02 * (budget / 1e17) ** -0.5 * rng.standard_normal())
-                rows.append({"budget": budget, "params": params, "tokens": tokens, "loss": noisy})
-        found = from_minima(minima(pd.DataFrame(rows), "loss", "akima", seed=seed), ())
-        exponents.append(found.params_exponent)
-        widths.append(np.ptp(found.params_ci95))
+    """Akima's exponents of bowls whose noise falls from 2% to 0.06%, against their own spread over tables."""
+    budgets, factors = np.geomspace(1e17, 1e20, 9), np.geomspace(1 / 6, 6, 8)
+    exponents, widths = akima_exponents(24, budgets, factors, 0.0, lambda budget: 0.02 * (budget / 1e17) ** -0.5)
     assert np.mean(widths) <= 1.1 * 2 * 1.96 * np.std(exponents, ddof=1)
-    assert np.mean(np.abs(np.array(exponents) - 0.5) < np.array(widths) / 2) >= 22 / 24
+    assert np.mean(np.abs(exponents - 0.5) < widths / 2) >= 22 / 24
 
 
 def test_the_best_of_what_rises_is_the_highest():
