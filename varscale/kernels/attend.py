@@ -79,9 +79,9 @@ def attend(
     Returns:
         (B, M, C), in the precision of `joint_BMJ`.
     """
-    if scale_H is not None and _fits_native(joint_BMJ, heads):
+    if _fits_native(joint_BMJ, heads, normalised=scale_H is not None):
         # float32 inside, and even with bfloat16 around it faster than PyTorch's kernel with its slow backward pass
-        return _by_native_kernel(joint_BMJ.float(), scale_H, ends, cache).to(joint_BMJ.dtype)
+        return _by_native_kernel(joint_BMJ.float(), scale_H, heads, ends, cache, logit_factor).to(joint_BMJ.dtype)
     joint_BM3Hd = joint_BMJ.unflatten(2, (3, heads, -1))
     scaled_BM2Hd = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H, logit_factor)
     queries_BMHd, keys_BNHd = scaled_BM2Hd.to(joint_BMJ.dtype).unbind(2)
@@ -156,12 +156,23 @@ def query_slices(ends: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return ((0, together), *itertools.pairwise(finer))
 
 
-def _fits_native(joint_BMJ: Tensor, heads: int) -> bool:
+def _fits_native(joint_BMJ: Tensor, heads: int, *, normalised: bool) -> bool:
     on_cpu = joint_BMJ.device.type == "cpu" and joint_BMJ.dtype in (torch.float32, torch.bfloat16)
-    return on_cpu and available(joint_BMJ.shape[2] // (3 * heads))
+    return on_cpu and available(joint_BMJ.shape[2] // (3 * heads), normalised=normalised)
 
 
-def _by_native_kernel(joint_BMJ: Tensor, scale_H: Tensor, ends: Sequence[int], cache: KeyValueCache | None) -> Tensor:
+def _by_native_kernel(
+    joint_BMJ: Tensor,
+    scale_H: Tensor | None,
+    heads: int,
+    ends: Sequence[int],
+    cache: KeyValueCache | None,
+    logit_factor: float,
+) -> Tensor:
+    tokens, channels = joint_BMJ.shape[1:]
+    normalised = scale_H is not None
+    if scale_H is None:
+        scale_H = joint_BMJ.new_full((heads,), logit_factor / math.sqrt(channels // (3 * heads)))
     if cache is not None:
-        return native_attention_to_all(cache.append(joint_BMJ), scale_H, queries=joint_BMJ.shape[1])
-    return native_attention(joint_BMJ, scale_H, [end for end in ends if end <= joint_BMJ.shape[1]])
+        return native_attention_to_all(cache.append(joint_BMJ), scale_H, queries=tokens, normalised=normalised)
+    return native_attention(joint_BMJ, scale_H, [end for end in ends if end <= tokens], normalised=normalised)

@@ -41,7 +41,7 @@ def load(source: Path, definitions: dict[str, int]) -> ctypes.CDLL | None:
     if compiler is None:
         logger.info("no C++ compiler on Linux: PyTorch's own kernels are used instead of %s", source.name)
         return None
-    flags = [*FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
+    flags = [*FLAGS, *(f"-D{name}={value:d}" for name, value in definitions.items())]
     try:
         sources = (source, *sorted(path for path in source.parent.iterdir() if path.suffix in (".cpp", ".h")))
         identity = "\n".join((*(path.read_text() for path in sources), *flags, _version(compiler), _processor()))

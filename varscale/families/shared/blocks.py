@@ -84,23 +84,18 @@ class Block(nn.Module):
         branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:], centred=self.centred))
         return add_projected(x_BLC, gates_B2C[:, 1:], branch_BLC, self.feedforward.contract)
 
-    @property
-    def plain(self) -> bool:
-        """Whether a call does what `forward` says and nothing else: no compilation, no sharding, no hook."""
-        return self._compiled_call_impl is None and not (self._forward_hooks or self._forward_pre_hooks)
-
     def weights(self) -> list[Tensor]:
-        """All but the modulation's, as `native_blocks` takes them; only with normalised queries and keys."""
+        """All but the modulation's, as `native_blocks` takes them."""
         attention, feedforward = self.attention, self.feedforward
         layers = (attention.projection, feedforward.expand, feedforward.contract)
-        assert attention.log_scale_H is not None
-        return [
-            attention.queries_keys_values.weight,
-            attention.query_bias_C,
-            attention.value_bias_C,
-            attention.log_scale_H,
-            *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
-        ]
+        joint, log_scale_H = attention.queries_keys_values.weight, attention.log_scale_H
+        if log_scale_H is None:
+            factor = attention.logit_factor / math.sqrt(joint.shape[1] / attention.heads)
+            logarithms_H: Tensor = joint.new_full((attention.heads,), math.log(factor))
+        else:
+            logarithms_H = log_scale_H
+        rest = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
+        return [joint, attention.query_bias_C, attention.value_bias_C, logarithms_H, *rest]
 
 
 class Attention(nn.Module):

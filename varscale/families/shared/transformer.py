@@ -19,8 +19,9 @@ from varscale.families.models import FamilyModel, condition_embedding
 from varscale.families.shared.attention import block_causal_mask, level_of_tokens, rotary_angles, scale_bounds
 from varscale.families.shared.blocks import INITIAL_SCALE, LARGEST_SCALE, Block, modulate
 from varscale.families.shared.description import TransformerDescription
+from varscale.families.shared.native import modulations, run_as_one
 from varscale.kernels.attend import KeyValueCache
-from varscale.kernels.blocks import fits, native_blocks
+from varscale.kernels.blocks import native_blocks
 from varscale.numerics.precision import without_autocast
 
 
@@ -195,7 +196,10 @@ class TokenTransformer(FamilyModel):
         Returns:
             The residual stream (B, M, C), float32, for `logits`.
         """
-        if self._fits_native(x_BMC) and not (caches and torch.is_grad_enabled()):
+        config, layers = self.config, self._layers
+        natively = not config.modern and not (caches and torch.is_grad_enabled())
+        normalised = config.normalise_queries_keys
+        if natively and run_as_one(x_BMC, layers, config.heads, config.hidden, normalised=normalised):
             return self._by_native_kernel(x_BMC, modulation, keep_D2B, caches or ())
         mask_MM, angles_2Mr, tokens = None, None, x_BMC.shape[1]
         if caches is None and len(self.config.pass_sides) > 1:
@@ -215,15 +219,6 @@ class TokenTransformer(FamilyModel):
     def _layers(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 
-    def _fits_native(self, x_BMC: Tensor) -> bool:
-        """Whether all blocks can run as one operator, and nothing else is to happen at their calls."""
-        config = self.config
-        if x_BMC.device.type != "cpu" or x_BMC.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return False
-        if torch.compiler.is_compiling() or config.modern or not config.normalise_queries_keys:
-            return False
-        return fits(config.width, config.hidden, config.heads) and all(block.plain for block in self._layers)
-
     def _by_native_kernel(
         self, x_BMC: Tensor, modulation: Tensor, keep_D2B: Tensor | None, caches: Sequence[KeyValueCache]
     ) -> Tensor:
@@ -231,11 +226,8 @@ class TokenTransformer(FamilyModel):
         if modulation.ndim == 4:
             modulation_DB6C = modulation
         elif self.shared_modulation is None:
-            weight_DJC = torch.stack([block.modulation.weight for block in blocks if block.modulation is not None])
-            bias_DJ = torch.stack([block.modulation.bias for block in blocks if block.modulation is not None])
-            rows_DBC = modulation.expand(len(blocks), -1, -1)
-            modulation_DBJ = torch.baddbmm(bias_DJ.unsqueeze(1), rows_DBC, weight_DJC.transpose(1, 2))
-            modulation_DB6C = modulation_DBJ.unflatten(2, (6, -1))
+            projections = [block.modulation for block in blocks if block.modulation is not None]
+            modulation_DB6C = modulations(projections, modulation)
         else:
             modulation_DB6C = modulation + torch.stack([block.modulation_offset_6C for block in blocks]).unsqueeze(1)
         if keep_D2B is not None:
@@ -245,7 +237,9 @@ class TokenTransformer(FamilyModel):
         tokens = x_BMC.shape[1]
         ends = [tokens] if caches else [end for _, end in self.scale_bounds if end <= tokens]
         weights = [weight for block in blocks for weight in block.weights()]
-        return native_blocks(x_BMC, modulation_DB6C, math.log(LARGEST_SCALE), ends, weights, caches)
+        normalised = self.config.normalise_queries_keys
+        log_limit = math.log(LARGEST_SCALE)
+        return native_blocks(x_BMC, modulation_DB6C, log_limit, ends, weights, caches, normalised=normalised)
 
 
 def _gated(modulation_DB6C: Tensor, factor_DB21: Tensor | float) -> Tensor:
