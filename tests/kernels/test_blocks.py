@@ -109,11 +109,12 @@ def test_a_sample_is_the_same_in_any_batch() -> None:
             assert all(torch.equal(each, alone[0]) for each in whole[sample::3])
 
 
-def test_the_same_bits_on_any_number_of_threads() -> None:
+@pytest.mark.parametrize(("width", "hidden", "heads"), [(24, 96, 3), (32, 128, 2)])
+def test_the_same_bits_on_any_number_of_threads(width: int, hidden: int, heads: int) -> None:
     before, results = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        inputs = [tensor.requires_grad_() for tensor in arguments(24, 96, 3)]
+        inputs = [tensor.requires_grad_() for tensor in arguments(width, hidden, heads)]
         out = ours(*inputs)
         results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     torch.set_num_threads(before)

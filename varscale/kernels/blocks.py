@@ -22,13 +22,15 @@ MOST_CHANNELS = 128
 """Width up to which the block's own products, which keep no panels in cache, are faster than the library's."""
 ROWS_AT_ONCE = 512
 """Tokens that a thread takes through all blocks at a time where nothing is kept: they stay in its cache."""
-_LANES = 8
+_LEAST_LANES, _MOST_LANES = 8, 16
+"""Numbers of a vector: as many as the processor has, where rows are whole vectors of so many."""
 
 
 def fits(width: int, hidden: int, heads: int, *, normalised: bool = True) -> bool:
     """Whether the operator can be used for blocks of this shape on this machine: asked for every pass."""
-    whole = width % _LANES == 0 and hidden % _LANES == 0
-    return whole and width <= MOST_CHANNELS and building.enabled() and _library(width // heads, normalised) is not None
+    if width > MOST_CHANNELS or width % _LEAST_LANES or hidden % _LEAST_LANES or not building.enabled():
+        return False
+    return _library(width, hidden, heads, normalised) is not None
 
 
 def native_blocks(
@@ -120,7 +122,7 @@ def _forward(
     memory = x_BLC.new_empty(blocks * rows * _kept_floats(width, hidden, heads))
     space = x_BLC.new_empty(_matrix_floats(width, hidden) + rows * (width + hidden + 2))
     outputs_DBLC = x_BLC.new_empty(blocks, *x_BLC.shape)
-    _library_of(width // heads, normalised).blocks_forward(
+    _library_of(width, hidden, heads, normalised).blocks_forward(
         *_pointers(x_BLC, modulation_DB6C),
         _array(weights),
         *_pointers(memory, space, outputs_DBLC),
@@ -146,7 +148,7 @@ def _without_gradients(
     prepared = x_BLC.new_empty(len(modulation_DB6C) * _matrix_floats(width, hidden))
     space, output_BLC = x_BLC.new_empty(threads * floats), torch.empty_like(x_BLC)
     integers = map(ctypes.c_int64, (begin, caches[0].shape[1] if caches else 0, at_once))
-    _library_of(width // heads, normalised).blocks_without_gradients(
+    _library_of(width, hidden, heads, normalised).blocks_without_gradients(
         *_pointers(x_BLC, modulation_DB6C),
         _array(weights),
         _array(caches) if caches else None,
@@ -183,7 +185,7 @@ def _backward(
     x_gradient_BLC = gradient_BLC.clone(memory_format=torch.contiguous_format)
     modulation_gradient_DB6C = torch.empty_like(modulation_DB6C)
     gradients = [torch.empty_like(weight) for weight in weights]
-    _library_of(width // heads, normalised).blocks_backward(
+    _library_of(width, hidden, heads, normalised).blocks_backward(
         *_pointers(x_BLC, modulation_DB6C),
         _array(weights),
         *_pointers(memory, space, outputs_DBLC, x_gradient_BLC, modulation_gradient_DB6C),
@@ -223,15 +225,21 @@ def _backward_flops(*shapes: Any, **_: object) -> int:
     return 2 * _forward_flops(*shapes)
 
 
-@functools.lru_cache(maxsize=16)
-def _library(head_channels: int, normalised: bool) -> ctypes.CDLL | None:
+@functools.lru_cache(maxsize=64)
+def _library(width: int, hidden: int, heads: int, normalised: bool) -> ctypes.CDLL | None:
     """To be asked only where kernels are enabled: what it says is kept."""
-    source = Path(__file__).with_name("blocks.cpp")
-    return building.load(source, {"HEAD_CHANNELS": head_channels, "NORMALISED": normalised, "MOST_LANES": _LANES})
+    lanes = _MOST_LANES if width % _MOST_LANES == 0 and hidden % _MOST_LANES == 0 else _LEAST_LANES
+    return _compiled(width // heads, normalised, lanes)
 
 
-def _library_of(head_channels: int, normalised: bool) -> ctypes.CDLL:
-    library = _library(head_channels, normalised)
+@functools.lru_cache(maxsize=64)
+def _compiled(head_channels: int, normalised: bool, lanes: int) -> ctypes.CDLL | None:
+    definitions = {"HEAD_CHANNELS": head_channels, "NORMALISED": normalised, "MOST_LANES": lanes}
+    return building.load(Path(__file__).with_name("blocks.cpp"), definitions)
+
+
+def _library_of(width: int, hidden: int, heads: int, normalised: bool) -> ctypes.CDLL:
+    library = _library(width, hidden, heads, normalised)
     assert library is not None, "ask fits() first"
     return library
 
