@@ -20,6 +20,7 @@ from varscale.families.shared.blocks import FeedForward, add_projected, modulate
 from varscale.families.shared.native import modulations, run_as_one
 from varscale.kernels.attend import attend
 from varscale.kernels.blocks import native_blocks
+from varscale.kernels.linear import Linear
 from varscale.numerics.precision import without_autocast
 
 LONGEST_WAVE = 10_000
@@ -33,12 +34,12 @@ class DiT(LatentModel):
         super().__init__(config.latent_channels)
         self.config: DiTConfig = config
         width = config.width
-        self.patch_embedding = nn.Linear(config.outputs, width)
-        self.time_embedding = nn.Sequential(nn.Linear(TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width))
+        self.patch_embedding = Linear(config.outputs, width)
+        self.time_embedding = nn.Sequential(Linear(TIME_WAVES, width), nn.SiLU(), Linear(width, width))
         self.class_embedding = condition_embedding(config, width)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.outputs)
+        self.head_modulation = Linear(width, 2 * width)
+        self.head = Linear(width, config.outputs)
         self._initialise()
 
     @torch.no_grad()
@@ -97,9 +98,9 @@ class DiTBlock(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
-        self.modulation = nn.Linear(width, 6 * width)
-        self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.modulation = Linear(width, 6 * width)
+        self.queries_keys_values = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
         self.feedforward = FeedForward(width, config.hidden)
 
     def forward(self, x_BLC: Tensor, activated_BC: Tensor) -> Tensor:

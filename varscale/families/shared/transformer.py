@@ -22,6 +22,7 @@ from varscale.families.shared.description import TransformerDescription
 from varscale.families.shared.native import modulations, run_as_one
 from varscale.kernels.attend import KeyValueCache
 from varscale.kernels.blocks import native_blocks
+from varscale.kernels.linear import Linear, linear
 from varscale.numerics.precision import without_autocast
 
 
@@ -39,15 +40,15 @@ class TokenTransformer(FamilyModel):
         self.scale_bounds = scale_bounds(config.pass_sides)
         self.first_tokens = self.scale_bounds[0][1]
         width = config.width
-        self.word_embedding = nn.Linear(config.latent_channels, width)
+        self.word_embedding = Linear(config.latent_channels, width)
         self.class_embedding = condition_embedding(config, width)
         self.start_MC = nn.Parameter(torch.empty(self.first_tokens, width))
         self.position_LC = None if config.modern else nn.Parameter(torch.empty(config.tokens, width))
         self.level_KC = nn.Parameter(torch.empty(len(config.patch_nums), width))
-        self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
+        self.shared_modulation = Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.outputs)
+        self.head_modulation = Linear(width, 2 * width)
+        self.head = Linear(width, config.outputs)
         self.initialise()
 
     @torch.no_grad()
@@ -162,7 +163,7 @@ class TokenTransformer(FamilyModel):
         """
         with without_autocast(x_BMC.device):
             # .float() does nothing unless sharding keeps the weights themselves in lower precision
-            modulation_BC = F.linear(F.silu(condition_BC.float()), *_float32(self.head_modulation))
+            modulation_BC = linear(F.silu(condition_BC.float()), *_float32(self.head_modulation))
             scale_BC, shift_BC = modulation_BC.chunk(2, dim=1)
             centred = not self.config.modern
             normalised_BMC = modulate(x_BMC.float(), scale_BC.unsqueeze(1), shift_BC.unsqueeze(1), centred=centred)
@@ -171,7 +172,7 @@ class TokenTransformer(FamilyModel):
                 normalised_BMC = torch.lerp(unconditional_BMC, conditional_BMC, 1 + guidance)
             if self.config.growth.width != 1:
                 normalised_BMC = normalised_BMC / self.config.growth.width
-            return F.linear(normalised_BMC, *_float32(self.head))
+            return linear(normalised_BMC, *_float32(self.head))
 
     def new_caches(self) -> list[KeyValueCache]:
         """Empty key-value caches for `transform`, one a block."""
@@ -247,5 +248,5 @@ def _gated(modulation_DB6C: Tensor, factor_DB21: Tensor | float) -> Tensor:
     return torch.cat((modulation_DB6C[:, :, :2] * factor_DB21, modulation_DB6C[:, :, 2:]), dim=2)
 
 
-def _float32(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    return linear.weight.float(), linear.bias.float()
+def _float32(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight.float(), layer.bias.float()
