@@ -23,7 +23,7 @@ RECONSTRUCTIONS = "rfid"
 """Column with the FID of the tokenizer's reconstructions."""
 EVALUATORS = (
     *("evaluator", "extractor", "reference_set", "samples", "sample_count", "n_samples", "num_samples"),
-    *("top_k", "top_p", "sampling_seed", "images_kept"),
+    *("guidance_schedule", "top_k", "top_p", "sampling_seed", "images_kept"),
 )
 GUIDANCES = ("guidance", "cfg", "cfg_scale")
 _EVALUATORS = (*EVALUATORS, "evaluation_extractor", "evaluation_reference", "evaluation_samples")

@@ -70,3 +70,20 @@ def test_retrieval_finds_captions_by_features() -> None:
     nothing = retrieval(rows(400, 40), drawn_ND, real, choices=100)
     assert nothing["text_retrieval"] < 0.05
     assert retrieval(rows(4, 40), drawn_ND[:4], real) == {}  # fewer captions than there are to choose from
+
+
+def test_retrieval_is_as_sure_as_real_pairs_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many features as images, and much noise: of all strengths the one that serves images that it never saw."""
+    random = np.random.default_rng(0)
+    embeddings_ND = torch.nn.functional.normalize(torch.from_numpy(random.normal(size=(900, 16))))
+    signal_NF = embeddings_ND.numpy() @ random.normal(size=(16, 500))
+    features_NF = torch.from_numpy(signal_NF + 5 * random.normal(size=(900, 500)))
+    pairs, others = (features_NF[:500], embeddings_ND[:500]), (features_NF[500:], embeddings_ND[500:])
+    found = retrieval(*others, pairs)["text_retrieval"]
+    shares = []
+    for strength in agreement.RIDGES:
+        with monkeypatch.context() as context:
+            context.setattr(agreement, "RIDGES", np.array([strength]))
+            shares.append(retrieval(*others, pairs)["text_retrieval"])
+    assert min(shares) < 0.6 * max(shares)
+    assert found > 0.9 * max(shares)

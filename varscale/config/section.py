@@ -202,6 +202,10 @@ FeatureExtractor = Literal[
 ]
 
 
+GuidanceSchedule = Literal["ramp", "constant"]
+"""Guidance grows linearly from 0 at the first scale (the reference), or is the same at all scales."""
+
+
 class FidelityConfig(Section):
     """How far a cell's images are from real ones: FID, MIND, KID, precision and recall."""
 
@@ -217,9 +221,11 @@ class FidelityConfig(Section):
     reference_images: Annotated[Whole, Field(ge=100, le=2**24)] | None = 10_000
     """How many of them, spread evenly; None: all (procedural images: a number is needed)."""
     guidance: Guidances = (0.0,)
-    """Classifier-free guidance of the last scale, ramped up from 0: one number, or a list of those at which each cell
-    is measured, the first of which is in a cell's own row of the runs table. At 0 images are of the distribution that
-    was learnt, as the loss is."""
+    """Classifier-free guidance of the last scale: one number, or a list of those at which each cell is measured, the
+    first of which is in a cell's own row of the runs table. At 0 images are of the distribution that was learnt, as the
+    loss is."""
+    guidance_schedule: GuidanceSchedule = "ramp"
+    """`ramp`: guidance grows from 0 at the first scale, as in the reference; `constant`: it is the same at all."""
     top_k: Annotated[Whole, Field(ge=0, le=2**24)] = 0
     """Sample among the k likeliest tokens; 0: all."""
     top_p: Fraction = 0.0

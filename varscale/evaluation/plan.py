@@ -22,6 +22,8 @@ RINGS_TRAINING = {"images": 12_800, "batch_size": 64, "lr": 2e-3, "width": 32, "
 """Of the classifier of rings: part of its identity."""
 ALL_KEPT = "all"
 """Said of images that no classifier chose."""
+USUAL = {"guidance_schedule": "ramp", "images_kept": ALL_KEPT}
+"""Columns of what can be chosen since there are evaluations: what is usual is no part of their identity."""
 _LAST_LAYERS = {INCEPTION: b"Mixed_7c.branch_pool.conv.weight", "vgg16": b"classifier.6.weight"}
 """Of extractors whose files are looked at beforehand: the name of a tensor that these hold."""
 FEWEST_IMAGES, FEW_IMAGES = 100, 2048
@@ -112,8 +114,7 @@ class FidelityPlan:
         """Identity of an evaluation, `run` being the cell or the tokenizer; None for real images."""
         of, how = run.fingerprint if run else "", self.columns()
         measured = {name: how.pop(name) for name in ("evaluator", "extractor", "reference_set")}
-        if how["images_kept"] == ALL_KEPT:  # as it was before there was rejection
-            del how["images_kept"]
+        how = {name: value for name, value in how.items() if USUAL.get(name) != value}
         images = how if subject == "cell" else {"images": self.floor}
         draws = self.settings.bootstrap_draws
         identity = fingerprint(kind="evaluation", subject=subject, of=of, draws=draws, **measured, **images)
@@ -134,6 +135,7 @@ class FidelityPlan:
             "reference_set": self.reference,
             "samples": self.settings.samples,
             "guidance": self.guidance,
+            "guidance_schedule": self.settings.guidance_schedule,
             "top_k": self.settings.top_k,
             "top_p": self.settings.top_p,
             "sampling_seed": self.settings.seed,

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from varscale.config.section import FidelityConfig
-from varscale.evaluation.plan import ALL_KEPT, Subject
+from varscale.evaluation.plan import ALL_KEPT, USUAL, Subject
 from varscale.store.layout import RunFiles, Store
 from varscale.store.records import Result, Row, RunIdentity, read_result
 
 SETTINGS = (
     *("evaluator", "extractor", "reference_set", "samples", "guidance", "top_k", "top_p", "sampling_seed"),
-    "images_kept",
+    *USUAL,
 )
 """Columns of the runs table that say how images were drawn and measured."""
 _OF_FLOORS = ("evaluator", "extractor", "reference_set", "samples", "floor")
@@ -131,7 +131,7 @@ def _read(files: RunFiles) -> StoredEvaluation | None:
         return None
     how: Any = identity.params
     try:
-        how = {"images_kept": ALL_KEPT, **how}  # earlier versions kept all, and don't say so
+        how = {**USUAL, **how}  # earlier versions drew no other way, and don't say so
         wanted = {name: how[name] for name in (*SETTINGS, "floor")}
         return StoredEvaluation(files.folder.name, str(how["subject"]), str(how["of"]), wanted, result)
     except (LookupError, TypeError, ValueError) as error:

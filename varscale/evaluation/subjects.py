@@ -177,7 +177,13 @@ def _batches(plan: FidelityPlan, what: Evaluated, rejection: Rejection | None, f
     tokenizer = load_tokenizer(what.tokenizer.weights, what.tokenizer.fingerprint).to(device)
     model = load_model(what.cell.weights, what.cell.fingerprint).to(device)
     labels_N = _told(what, settings.samples, model.config.num_classes).to(device)
-    options = SamplingOptions(plan.guidance, settings.top_k, settings.top_p, settings.seed)
+    options = SamplingOptions(
+        plan.guidance,
+        settings.top_k,
+        settings.top_p,
+        settings.seed,
+        guidance_schedule=settings.guidance_schedule,
+    )
     if rejection is not None:
         rejection.check(model.config.num_classes, what.data.image_size, labels_N)
     how: dict[str, Any] = {"batch_size": settings.batch_size, "first": first, "rejection": rejection}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import Field
 
 from varscale.config.kinds import Kinds
-from varscale.config.section import Quantizer, Section
+from varscale.config.section import GuidanceSchedule, Quantizer, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -236,10 +236,6 @@ class TokenLosses(NamedTuple):
         assert self.logits_BLV is not None, "only a family with a likelihood predicts tokens"
         assert self.tokens_BL is not None
         return self.logits_BLV.detach().argmax(-1).ne(self.tokens_BL)
-
-
-GuidanceSchedule = Literal["ramp", "constant"]
-"""Guidance grows linearly from 0 at the first scale (the reference), or is the same at all scales."""
 
 
 def cut_without_meaning(draws: Draws, top_k: int, top_p: float) -> str:

@@ -10,7 +10,8 @@ Letters in tensor names: B batch, M tokens of one scale, C width, c latent chann
 import torch
 from torch import Tensor
 
-from varscale.families.base import GuidanceSchedule, SamplingOptions
+from varscale.config.section import GuidanceSchedule
+from varscale.families.base import SamplingOptions
 from varscale.families.models import with_unconditional
 from varscale.families.shared.transformer import TokenTransformer
 
