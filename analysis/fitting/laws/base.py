@@ -126,6 +126,10 @@ class Law(ABC):
             few: a coarser choice, for refits of rows that have been fitted before.
         """
 
+    def traded(self, problem: "Problem", theta_GP: Array, offsets_G: Array) -> list[Array]:
+        """θ at other offsets, each time with another term in the place of what the offset loses, or gains."""
+        return []
+
     @abstractmethod
     def shift(self, problem: "Problem", name: str, values: dict[str, Array]) -> Array | float:
         """What turns a coefficient's logarithm at the centre into the one for inputs in their own units."""

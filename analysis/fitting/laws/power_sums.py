@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from analysis.fitting.laws.base import Array, Law, Problem, is_exponent
+from analysis.fitting.laws.base import OFFSET, Array, Law, Problem, is_exponent
 
 SOME_EXPONENTS = 0.2, 0.5
 """Where fits begin of laws with three exponents or more, of which a finer grid would have too many points."""
+_LEFT, _STEEPEST = 1e-3, 2.0
+"""What is left at least of a term that gives to the offset, and its largest exponent where it is refitted from there."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,23 @@ class PowerSum(Law):
             by_name = {term.coefficient: value for term, value in zip(terms, logs, strict=True)} | chosen
             starts.append([by_name[name] for name in problem.free])
         return np.array(starts)
+
+    def traded(self, problem: Problem, theta_GP: Array, offsets_G: Array) -> list[Array]:
+        """A product of powers that hardly varies is a second offset: it takes the difference, its slopes kept."""
+        found = []
+        for term in self.terms:
+            if not term.times:
+                continue
+            traded_GP, place = theta_GP.copy(), problem.free.index(OFFSET)
+            level = problem.free.index(term.coefficient)
+            before_G = np.exp(theta_GP[:, level])
+            after_G = np.maximum(before_G + np.exp(theta_GP[:, place]) - offsets_G, _LEFT * before_G)
+            for name, *_ in term.powers:
+                exponent = problem.free.index(name)
+                traded_GP[:, exponent] = np.minimum(theta_GP[:, exponent] * before_G / after_G, _STEEPEST)
+            traded_GP[:, level], traded_GP[:, place] = np.log(after_G), np.log(offsets_G)
+            found.append(traded_GP)
+        return found
 
     def shift(self, problem: Problem, name: str, values: dict[str, Array]) -> Array | float:
         """The centre of the term's input times its exponent."""
