@@ -61,12 +61,13 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
     errors, intervals = {}, {}
     for place, (name, value) in enumerate(fitted.parameters.items()):
         plain = name == OFFSET or is_exponent(name)
+        of = partial(_parameter if plain else _log_parameter, fitted, place)
         middle = value if plain else float(np.log(max(value, 1e-300)))
         if draws.region is not None:
             low, high = draws.region.of_parameter(name)
             low, high = min(low, middle), max(high, middle)
         else:
-            low, high = draws.interval(middle, partial(_parameter if plain else _log_parameter, fitted, place), quantile)
+            low, high = draws.interval(middle, of, quantile)
         if name == OFFSET:
             none = low < NO_OFFSET * fitted.y_n.min()
             low, high = 0.0 if none else low, max(min(high, float(fitted.y_n.min())), value)

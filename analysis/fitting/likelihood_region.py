@@ -15,10 +15,11 @@ import numpy as np
 from analysis.fitting.laws.base import OFFSET, Array, Problem, is_exponent
 from analysis.fitting.newton import Objective, minimise, residuals_of
 
-ROWS_FOR_VALLEYS = 500
-"""With more rows, looking for other valleys takes seconds."""
+SIMPLE, ROWS_FOR_VALLEYS = 5, 500
+"""Laws of more parameters have several valleys: a term may stand for the offset, or for another term. With more rows,
+looking for them takes seconds."""
 _STARTS = 5
-"""Ways to each side begin at so many of the offsets, and where the quantity is largest among all offsets' fits."""
+"""Of laws with several valleys, ways to each side begin at so many of the offsets, too."""
 _POINTS = 12
 """Predictions that ways are gone for; of more at once, the others' ranges are those of the laws found on the ways."""
 _HEAVY = 100.0
@@ -64,9 +65,7 @@ class Region:
             held_KP = starts_KP.copy()
             held_KP[:, place] = values_K.clip(lower_P[place], upper_P[place])
             weights_Kn = np.ones((len(held_KP), len(self.y_n)))
-            held_KP, _ = minimise(
-                problem, self.y_n, weights_Kn, held_KP, _SQUARES, iterations=_ITERATIONS, held=place
-            )
+            held_KP, _ = minimise(problem, self.y_n, weights_Kn, held_KP, _SQUARES, iterations=_ITERATIONS, held=place)
             return held_KP, held_KP[:, place]
 
         best_P = theta_GP[self.squares_G.argmin()]
@@ -115,9 +114,13 @@ class Region:
         return low_M, high_M
 
     def _starts(self, values_GM: Array) -> tuple[np.ndarray, Array]:
-        """Which of the offsets' fits ways begin at, (starts, M), first all those upwards, and their signs."""
-        offsets = len(self.theta_GP)
-        some = np.unique(np.linspace(0, offsets - 1, _STARTS if len(self.y_n) <= ROWS_FOR_VALLEYS else 0).astype(int))
+        """Which of the offsets' fits ways begin at, (starts, M), first all those upwards, and their signs.
+
+        The fit in which the quantity is already furthest is always one of them.
+        """
+        several = self.problem.law.of_losses or len(self.problem.free) > SIMPLE
+        starts = _STARTS if several and len(self.y_n) <= ROWS_FOR_VALLEYS else 0
+        some = np.unique(np.linspace(0, len(self.theta_GP) - 1, starts).astype(int))
         everywhere = np.broadcast_to(some[:, None], (len(some), values_GM.shape[1]))
         upwards, downwards = (np.vstack([each, everywhere]) for each in (values_GM.argmax(0), values_GM.argmin(0)))
         return np.vstack([upwards, downwards]), np.repeat([1.0, -1.0], len(upwards))

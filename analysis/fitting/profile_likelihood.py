@@ -11,17 +11,15 @@ from scipy import special
 from scipy.optimize import minimize_scalar
 
 from analysis.fitting.laws.base import NO_OFFSET, OFFSET, Array, Problem
-from analysis.fitting.likelihood_region import ROWS_FOR_VALLEYS, Region
+from analysis.fitting.likelihood_region import ROWS_FOR_VALLEYS, SIMPLE, Region
 from analysis.fitting.newton import Objective, minimise
 
-_COARSE, _FINE = 20, 61
+_COARSE, _FINE, _FINE_OF_VALLEYS = 20, 61, 31
 _FAR = 3.0
 """Draws come from offsets so many times further than the 95% level reaches, in standard errors."""
 _NONE = NO_OFFSET / 1000
 """Share of the lowest value that stands for no offset, whose logarithm there is none of."""
-_SIMPLE = 5
-"""Laws of more parameters have several valleys: a term may stand for the offset, or for another term."""
-_MARKS = 6
+_MARKS = 3
 
 
 def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective) -> tuple[Array, float]:
@@ -72,7 +70,7 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     edge_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
     limit = float(squares_G.min() * (1 + level))
     region = Region(problem, y, edge_GP, np.append(squares_G[inside], [limit, limit]), limit)
-    if len(problem.free) > _SIMPLE:
+    if len(problem.free) > SIMPLE:
         drawn_SP = drawn_SP.clip(*problem.bounds(y))
     return drawn_SP, region
 
@@ -88,13 +86,14 @@ def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
 
 def _finely(problem: Problem, y: Array, theta_P: Array, limit: float) -> tuple[Array, Array, Array]:
     """θ, sums of squares and offsets along a fine grid over the offsets whose squares stay below a multiple."""
-    offsets_G = (1 - np.linspace(1, 0.05, _FINE) ** 2) * y.min() + _NONE * y.min()  # denser near the lowest value
+    fine = _FINE_OF_VALLEYS if _has_valleys(problem, y) else _FINE
+    offsets_G = (1 - np.linspace(1, 0.05, fine) ** 2) * y.min() + _NONE * y.min()  # denser near the lowest value
     ones_n, squares = np.ones(len(y)), Objective("lsq-log")
     theta_GP, squares_G = _lowest_valley(problem, y, ones_n, theta_P, squares, offsets_G)
     floor = 1e-16
     near = np.flatnonzero(np.maximum(squares_G, floor) <= limit * max(float(squares_G.min()), floor))
-    first, last = max(near[0] - 1, 0), min(near[-1] + 1, _FINE - 1)
-    finer_G = np.linspace(offsets_G[first], offsets_G[last], _FINE)
+    first, last = max(near[0] - 1, 0), min(near[-1] + 1, fine - 1)
+    finer_G = np.linspace(offsets_G[first], offsets_G[last], fine)
     nearest_G = np.abs(finer_G[:, None] - offsets_G).argmin(axis=1)
     one_P = theta_GP[int(squares_G.argmin())]
     found = along(problem, y, ones_n, one_P, squares, finer_G)
@@ -129,7 +128,7 @@ def _lowest_valley(
 
 def _has_valleys(problem: Problem, y: Array) -> bool:
     """Whether a law has so many parameters, and so few rows that looking for other valleys takes seconds."""
-    return len(problem.free) > _SIMPLE and len(y) <= ROWS_FOR_VALLEYS
+    return len(problem.free) > SIMPLE and len(y) <= ROWS_FOR_VALLEYS
 
 
 def _handed_on(
@@ -139,9 +138,10 @@ def _handed_on(
     place, weights_Gn = problem.free.index(OFFSET), np.broadcast_to(weights_n, (len(offsets_G), len(y)))
 
     def traded(found: tuple[Array, Array], theta_GP: Array) -> tuple[Array, Array]:
-        for starts_GP in problem.law.traded(problem, theta_GP, offsets_G):
-            found = _lower(found, minimise(problem, y, weights_Gn, starts_GP, objective, held=place))
-        return found
+        starts_GP = problem.law.traded(problem, theta_GP, offsets_G)
+        if starts_GP is None:
+            return found
+        return _lower(found, minimise(problem, y, weights_Gn, starts_GP, objective, held=place))
 
     found = traded(found, np.tile(found[0][found[1].argmin()], (len(offsets_G), 1)))
     for shift in (1, -1):
