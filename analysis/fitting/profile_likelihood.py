@@ -20,6 +20,8 @@ _FAR = 3.0
 _NONE = NO_OFFSET / 1000
 """Share of the lowest value that stands for no offset, whose logarithm there is none of."""
 _MARKS = 3
+_ALMOST_NOTHING = 1e-4
+"""Share of the lowest value that a term has in a law without it."""
 
 
 def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective) -> tuple[Array, float]:
@@ -123,6 +125,12 @@ def _lowest_valley(
     for shift in (-1, 0):
         starts_GP = np.array(bottoms)[above_G + shift]
         found = _lower(found, along(problem, y, weights_n, starts_GP, objective, offsets_G))
+    if term := problem.law.like_an_offset:  # the law without it is a valley of its own
+        starts_1P = found[0][[found[1].argmin()]]
+        level = problem.free.index(term)
+        starts_1P[:, level] = np.log(_ALMOST_NOTHING * y.min())
+        without_1P, _ = minimise(problem, y, weights_n[None], starts_1P, objective, held=level)
+        found = _lower(found, along(problem, y, weights_n, without_1P[0], objective, offsets_G))
     return _handed_on(problem, y, weights_n, found, objective, offsets_G)
 
 
