@@ -40,9 +40,10 @@ class Region:
     Attributes:
         problem: the law at the rows.
         y_n: their values.
-        theta_GP: fits at offsets held fixed, in the region; the outermost ones at its edge.
+        theta_GP: fits at offsets held fixed, in the region.
         squares_G: their sums of squares.
         limit: the largest sum of squares in it.
+        offsets: the least and the largest offset in it.
     """
 
     problem: Problem
@@ -50,15 +51,16 @@ class Region:
     theta_GP: Array
     squares_G: Array
     limit: float
+    offsets: tuple[float, float]
 
     def of_parameter(self, name: str) -> tuple[float, float]:
         """The least and largest value of a parameter; of the logarithm, where it is neither offset nor exponent."""
+        if name == OFFSET:
+            return self.offsets
         problem, theta_GP = self.problem, self.theta_GP
         if name in problem.law.levels:
             problem, theta_GP = _uncentred(problem, theta_GP)
         place = problem.free.index(name)
-        if name == OFFSET:
-            return float(np.exp(theta_GP[:, place].min())), float(np.exp(theta_GP[:, place].max()))
         lower_P, upper_P = problem.bounds(self.y_n)
 
         def hold(values_K: Array, starts_KP: Array) -> tuple[Array, Array]:
@@ -158,7 +160,9 @@ class _Ways:
         The height, the root of the share of the level that is used up, is all but linear in the quantity: 0 at the
         best fit and 1 at the end, which false position finds.
         """
-        theta_KP, value_K = self.hold(value_K, theta_KP)
+        held_KP, reached_K = self.hold(value_K, theta_KP)
+        lower_K = self._heights(held_KP) <= self._heights(theta_KP)
+        theta_KP, value_K = np.where(lower_K[:, None], held_KP, theta_KP), np.where(lower_K, reached_K, value_K)
         sign_K, height_K = np.sign(self.step_K), self._heights(theta_KP)
         beyond_K, above_K = np.full(len(value_K), np.nan), np.full(len(value_K), np.nan)
         for _ in range(_ROUNDS):
