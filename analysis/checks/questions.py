@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.checks.warnings import LawWarning, table_warnings
 from analysis.grids.frontier import with_budgets
 from analysis.options import FitOptions
+from analysis.tables.annealing import RATE_SCHEDULE
 from analysis.tables.cells import mixed_rows
 from analysis.tables.checkpoints import Curves, recognised
 from analysis.tables.repeats import copies_between_groups
@@ -28,6 +29,7 @@ _OPTIMA_APART = 1.5
 """Optima of one budget, by several methods, lie nearer together."""
 _CONSTANTS = {"log10": np.log10(6.0), "ln": np.log(6.0), "log2": np.log2(6.0)}
 _MOST_KINDS = 12
+_ONE_PEAK = 1.05
 
 
 def oddities(table: RunsTable, options: FitOptions) -> tuple[LawWarning, ...]:
@@ -54,6 +56,7 @@ def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     logarithms = list(_logarithms(table))
     found += [("logarithms", text) for text in logarithms]
     found += _late_start(table)
+    found += _several_peaks(table)
     found += [("not-optima", text) for text in _no_optima(table)]
     found += _checkpoints(table, options)
     if not logarithms:
@@ -87,6 +90,22 @@ def _late_start(table: RunsTable) -> list[tuple[str, str]]:
         "without losses"
     )
     return [("late-start", text)] if late else []
+
+
+def _several_peaks(table: RunsTable) -> list[tuple[str, str]]:
+    """Runs fitted together that anneal from rates of several heights, for which the laws' forms are not the papers'."""
+    if not table.schedules:
+        return []
+    peaks = table.frame[RATE_SCHEDULE].map(lambda number: table.schedules[int(number) - 1].peak)
+    of_group = peaks.groupby(table.frame["group"] if table.has("group") else np.zeros(len(peaks)))
+    if (of_group.max() <= _ONE_PEAK * of_group.min()).all():
+        return []
+    text = (
+        f"rates fall from peaks of {peaks.min():.3g} to {peaks.max():.3g}: the law takes a loss to be higher by a "
+        "constant times its peak, where the papers take runs of any peak to start alike; --where or --group takes "
+        "runs of one peak together"
+    )
+    return [("several-peaks", text)]
 
 
 def _no_optima(table: RunsTable) -> Iterator[str]:

@@ -68,6 +68,7 @@ CODES: dict[str, str] = {
     "uneven-scatter": "rows scatter around the law more at one end than at the other",
     "unlikely-units": "FLOPs a parameter and token are far from the usual 6",
     "unfit-tokenizer": "runs were trained on a tokenizer whose own figures speak against it",
+    "several-peaks": "runs under a law of learning rates anneal from several peak rates",
     "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
     "worse-than-baseline": "held out, a simple baseline predicts better than the law",
 }

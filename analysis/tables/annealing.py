@@ -47,6 +47,11 @@ class RateSchedule:
     rates_m: _Array
 
     @property
+    def peak(self) -> float:
+        """The rate at which its warm-up ends, from which annealing is counted."""
+        return float(self.rates_m[0])
+
+    @property
     def begins_late(self) -> bool:
         """Whether the first row lies several rows' distance after the first step: what was before is not known."""
         gaps_m = np.diff(self.sums_m) / np.maximum(self.rates_m[1:], _LEAST * self.rates_m.max())
@@ -58,7 +63,8 @@ class WithRates:
     """A table with sums of rates.
 
     Attributes:
-        source: its rows with `rate_sum` (S1), `rate_schedule` (the schedule's number, from 1) and `rate_left`.
+        source: its rows with `rate_sum` (S1), `rate_schedule` (the schedule's number, from 1) and, if it is taken,
+            `rate_left`.
         alone: which of them are alone in their run.
         schedules: of the other runs.
         note: how that was worked out.
@@ -117,8 +123,7 @@ def with_rate_sums(source: pd.DataFrame, columns: dict[str, str], options: FitOp
     if MULTI_POWER in options.law and runs:
         numbered = (f"{code} {each.name!r}" for code, each in enumerate(schedules, start=1))
         text += f"; {RATE_SCHEDULE} is {some(tuple(numbered))}"
-    filled = {RATE_SUM: sums[:, 0]} | ({RATE_LEFT: sums[:, 1]} if of_area else {})
-    filled |= {RATE_SCHEDULE: sums[:, 2]} if MULTI_POWER in options.law else {}
+    filled = {RATE_SUM: sums[:, 0], RATE_SCHEDULE: sums[:, 2]} | ({RATE_LEFT: sums[:, 1]} if of_area else {})
     return WithRates(source.assign(**filled), alone, tuple(schedules), text)
 
 

@@ -270,3 +270,14 @@ def test_rates_before_the_first_rows_are_asked_for():
     whole = pd.concat([curves("constant", "wsd"), *(early.assign(run=name) for name in ("constant", "wsd"))])
     whole = fit_laws(whole, replace(OPTIONS, run_id="run", checkpoints=True))
     assert "late-start" not in {each.code for each in whole.warnings}
+
+
+@pytest.mark.parametrize("law", ["annealing", "multi-power"])
+def test_several_peak_rates_are_said(law):
+    high = curves("constant", "cosine").assign(lr=lambda rows: 3 * rows["lr"], run=lambda rows: "high " + rows["run"])
+    both = pd.concat([curves("constant", "cosine"), high]).assign(peak=lambda rows: rows["run"].str.len() > 8)
+    options = replace(OPTIONS, law=(law,), run_id="run", checkpoints=True)
+    (text,) = (each.message for each in fit_laws(both, options).warnings if each.code == "several-peaks")
+    assert "to 0.0009: " in text
+    for chosen in ({"group": "peak"}, {"where": ("peak == False",)}):
+        assert "several-peaks" not in {each.code for each in fit_laws(both, replace(options, **chosen)).warnings}
