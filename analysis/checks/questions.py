@@ -11,6 +11,7 @@ from analysis.options import FitOptions
 from analysis.tables.annealing import RATE_SCHEDULE
 from analysis.tables.cells import mixed_rows
 from analysis.tables.checkpoints import Curves, recognised
+from analysis.tables.experts import active_params
 from analysis.tables.repeats import copies_between_groups
 from analysis.tables.roles import ROLES, plain_name, some
 from analysis.tables.table import RunsTable
@@ -204,7 +205,8 @@ def _falling(table: RunsTable) -> Iterator[str]:
     if not table.has("flops", "tokens"):
         return
     runs = _runs(table)
-    keys = [each for each in (runs, frame.get("params"), frame.get("group")) if each is not None]
+    sizes = (runs, frame.get("params"), active_params(table), frame.get("group"))
+    keys = [each for each in sizes if each is not None]
     if not keys:
         return
     ordered = frame.sort_values("tokens", kind="stable")
@@ -222,10 +224,20 @@ def _falling(table: RunsTable) -> Iterator[str]:
 
 def _unlike(table: RunsTable) -> Iterator[str]:
     """FLOPs a parameter and token that differ between groups, or at a few rows, beyond what size explains."""
-    frame, data = table.frame, table.unit_of_data
+    frame = table.frame
     if table.is_sweep or not table.has("params", "flops", "tokens") or len(frame) < 4:
         return
-    sizes = np.log(frame["params"])
+    found, active = _unlike_at(table, frame["params"]), active_params(table)
+    if found and active is not None:
+        found = _unlike_at(table, active).replace("C / (N·D)", "C / (N·D), N the active parameters,")
+    if found:
+        yield found
+
+
+def _unlike_at(table: RunsTable, params: "pd.Series[float]") -> str:
+    """The same, where these are the parameters that FLOPs are counted with."""
+    frame, data = table.frame, table.unit_of_data
+    sizes = np.log(params)
     ratios = np.log(frame["flops"]) - sizes - np.log(frame["tokens"])
     for name in _kinds(table):
         kinds = frame[name].map(str)
@@ -234,15 +246,15 @@ def _unlike(table: RunsTable) -> Iterator[str]:
         overlapping = sizes.groupby(kinds).min().max() <= sizes.groupby(kinds).max().min()
         if np.ptp(medians) > max(np.log(_UNLIKE if overlapping else _FAR), 4 * within):
             each = ", ".join(f"{np.exp(value):.3g} in {kind[:40]}" for kind, value in list(medians.items())[:4])
-            yield f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and {data} counted alike?"
-            return
+            return f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and {data} counted alike?"
     odd = (ratios - ratios.median()).abs() > np.log(_ODD)
-    if odd.any() and 4 * odd.sum() <= len(frame):
-        rows = some(tuple(frame["row"][odd].map(str)))
-        yield (
-            f"C / (N·D) is {np.exp(ratios.median()):.3g} at most rows, but {np.exp(ratios[odd].iloc[0]):.3g} at "
-            f"{int(odd.sum())} of them (rows {rows}): are their FLOPs counted alike?"
-        )
+    if not odd.any() or 4 * odd.sum() > len(frame):
+        return ""
+    rows = some(tuple(frame["row"][odd].map(str)))
+    return (
+        f"C / (N·D) is {np.exp(ratios.median()):.3g} at most rows, but {np.exp(ratios[odd].iloc[0]):.3g} at "
+        f"{int(odd.sum())} of them (rows {rows}): are their FLOPs counted alike?"
+    )
 
 
 def _kinds(table: RunsTable) -> Sequence[str]:

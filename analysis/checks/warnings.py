@@ -21,6 +21,7 @@ from analysis.grids.grid import TargetGrid
 from analysis.grids.grid_bias import bias_text
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.tables.evaluations import is_evaluation
+from analysis.tables.experts import active_params
 from analysis.tables.repeats import REPEATED
 from analysis.tables.roles import plain_name, some
 from analysis.tables.table import RunsTable, mixtures
@@ -243,7 +244,8 @@ def _units(table: RunsTable) -> list[LawWarning]:
         and frame[role].max() < max(_SMALL, parse_units((f"{role}={unit}",))[role].factor)
     ]
     if not found and {"params", "flops"} <= set(frame.columns):
-        of_six = frame["flops"] / frame["params"] / 6
+        active = active_params(table)
+        of_six = frame["flops"] / (frame["params"] if active is None else active) / 6
         tokens = frame["tokens"] if "tokens" in frame.columns else of_six
         ratio, per_size = float((6 * of_six / tokens).median()), float((tokens / frame["params"]).median())
         if not LEAST_RATIO < ratio < MOST_RATIO:
