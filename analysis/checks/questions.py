@@ -237,7 +237,7 @@ def _unlike(table: RunsTable) -> Iterator[str]:
 def _unlike_at(table: RunsTable, params: "pd.Series[float]") -> str:
     """The same, where these are the parameters that FLOPs are counted with."""
     frame, data = table.frame, table.unit_of_data
-    sizes = np.log(params)
+    sizes = params.map(np.log)
     ratios = np.log(frame["flops"]) - sizes - np.log(frame["tokens"])
     for name in _kinds(table):
         kinds = frame[name].map(str)

@@ -54,7 +54,7 @@ CODES: dict[str, str] = {
     "mixed-precision": "values come from runs of different numerical precision",
     "mixed-rows": "rows alike in N, C and D differ in another column, so they are no repetitions",
     "mixed-tokenizers": "losses come from different tokenizers, or are measured in different units",
-    "not-monotone": "the target does not fall with x over the fitted rows",
+    "not-monotone": "the target goes the other way over the fitted rows than a power law does",
     "not-optima": "sizes of runs are fitted as if they were best sizes",
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
@@ -150,8 +150,10 @@ def fit_warnings(
     rising_share = values.max() < 1 and not (
         name.startswith(("loss", "error")) or is_evaluation(name)
     )  # accuracies are to rise
-    if len(inputs) == 1 and fitted.law.name == "power" and fitted.parameters["alpha"] <= _FLAT and not rising_share:
-        found.append(LawWarning("not-monotone", f"{name}: the target doesn't fall with x over these rows", name))
+    way = {"rising-power": "rise"} | ({} if rising_share else {"power": "fall"})
+    if fitted.law.name in way and fitted.parameters["alpha"] <= _FLAT:
+        message = f"{name}: the target doesn't {way[fitted.law.name]} with x over these rows"
+        found.append(LawWarning("not-monotone", message, name))
     if uneven(fitted) < UNEVEN:
         message = f"{name}: the residuals are larger at one end of the data than at the other"
         found.append(LawWarning("uneven-scatter", message, name))
