@@ -8,8 +8,8 @@ import pandas as pd
 from analysis.checks.requests import parse_point
 from analysis.checks.warnings import LawWarning
 from analysis.fitting.intervals import predict
-from analysis.grids.allocation import from_law
 from analysis.grids.flops_per_token import FlopsPerToken
+from analysis.grids.parametric import from_law
 from analysis.options import FitOptions
 from analysis.results import FitEntry, PredictionAt
 

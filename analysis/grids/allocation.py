@@ -1,7 +1,7 @@
-"""The best size and data for a budget, three ways: along the frontier, from IsoFLOP minima, from the parametric law.
+"""The best size and data for a budget, along the frontier and from IsoFLOP minima.
 
-Hoffmann et al. 2022 call them approaches 1, 2 and 3. The exponents a and b say how the best size and the best number of
-tokens grow with compute, N_opt ∝ C^a and D_opt ∝ C^b.
+Hoffmann et al. 2022 call these approaches 1 and 2; `parametric` is approach 3. The exponents a and b say how the best
+size and the best number of tokens grow with compute, N_opt ∝ C^a and D_opt ∝ C^b.
 """
 
 from dataclasses import dataclass, replace
@@ -11,11 +11,9 @@ import pandas as pd
 
 from analysis.errors import FitRefused
 from analysis.fitting.bootstrap import decile_spread
-from analysis.fitting.fit import Fit
-from analysis.fitting.intervals import Uncertainty, t_quantile
+from analysis.fitting.intervals import t_quantile
 from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
-from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.grids.isoflop import Minimum
 
 LARGEST_EXPONENT_BIAS = 0.01
@@ -23,8 +21,6 @@ LARGEST_SIZE_BIAS = 0.1
 _UNLIKELY = 0.05
 _PAYS = 0.75
 """Share of the interval of unweighted minima, down to which weights have to narrow it."""
-_GRID = 600
-_DRAWS = 500
 
 
 @dataclass(frozen=True)
@@ -256,112 +252,3 @@ def _further_than_noise(logs_B: Array, minima_B: Array, drawn_BS: Array) -> bool
     apart_BB = np.eye(len(logs_B)) - design_B2 @ np.linalg.pinv(design_B2)
     seen, simulated_S = (((apart_BB @ each) ** 2).sum(axis=0) for each in (minima_B, noise_BS))
     return bool((simulated_S >= seen).mean() < _UNLIKELY)
-
-
-def from_law(
-    fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame, at: tuple[float, ...], declared: float | None = None
-) -> Allocation:
-    """Approach 3: the law minimised at each budget over sizes, with a smooth law of FLOPs a token.
-
-    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used. Otherwise k as a function of size
-    is known among the sizes only; where the best size lies beyond them, intervals also hold what a constant k gives.
-    """
-    per_token, last = FlopsPerToken(rows, declared), 1.0
-    theta_SP = np.vstack([fitted.theta_P, uncertainty.draws.theta_SP])
-    if declared is not None:
-        exponents_S = _closed_form(fitted, theta_SP)
-        tokens_exponents_S = 1 - exponents_S
-    else:
-        theta_SP = theta_SP[: _DRAWS + 1]
-        exponents_S, tokens_exponents_S, last = _exponents(fitted, theta_SP, rows, per_token)
-    intervals = [_interval(exponents_S, uncertainty), _interval(tokens_exponents_S, uncertainty)]
-    if declared is None and (level := per_token.beyond(last)) is not None:
-        other_S, other_tokens_S, _ = _exponents(fitted, theta_SP, rows, FlopsPerToken(rows, level))
-        others = _interval(other_S, uncertainty), _interval(other_tokens_S, uncertainty)
-        intervals = [_both(*pair) for pair in zip(intervals, others, strict=True)]
-    return Allocation(
-        f"parametric {fitted.law.name}",
-        len(fitted.y_n),
-        float(exponents_S[0]),
-        intervals[0],
-        float(tokens_exponents_S[0]),
-        intervals[1],
-        tuple(_best_at(fitted, theta_SP[: _DRAWS + 1], uncertainty, rows, per_token, budget) for budget in at),
-    )
-
-
-def best_sizes(fitted: Fit, rows: pd.DataFrame, budgets: Array, declared: float | None = None) -> tuple[Array, Array]:
-    """N_opt and D_opt of a law of N and D at budgets, without intervals."""
-    per_token = FlopsPerToken(rows, declared)
-    theta_1P = fitted.theta_P[None]
-    found = [minimise_over_sizes(fitted, theta_1P, rows, per_token, float(each))[0] for each in budgets]
-    sizes = np.concatenate(found)
-    return sizes, np.asarray(budgets / (per_token(sizes) * sizes))
-
-
-def _exponents(
-    fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken
-) -> tuple[Array, Array, float]:
-    """A and b between the least and most compute of the rows, for each θ, and the best size at the most."""
-    low, high = float(rows["flops"].min()), float(rows["flops"].max())
-    first_S, last_S = (minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
-    span = np.log(high / low) if high > low else np.nan
-    tokens_S = per_token.tokens(high, last_S) / per_token.tokens(low, first_S)
-    return np.log(last_S / first_S) / span, np.log(tokens_S) / span, float(last_S[0])
-
-
-def _best_at(
-    fitted: Fit, theta_SP: Array, uncertainty: Uncertainty, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
-) -> Best:
-    """The best size and data at one budget, with intervals."""
-    sizes_S, values_S = minimise_over_sizes(fitted, theta_SP, rows, per_token, budget)
-    tokens_S = per_token.tokens(budget, sizes_S)
-    sizes, tokens = _interval(sizes_S, uncertainty, log=True), _interval(tokens_S, uncertainty, log=True)
-    if (level := per_token.beyond(float(sizes_S[0]))) is not None:
-        flat = FlopsPerToken(rows, level)
-        other_S = minimise_over_sizes(fitted, theta_SP, rows, flat, budget)[0]
-        sizes = _both(sizes, _interval(other_S, uncertainty, log=True))
-        tokens = _both(tokens, _interval(flat.tokens(budget, other_S), uncertainty, log=True))
-    return Best(budget, float(sizes_S[0]), sizes, float(tokens_S[0]), tokens, float(values_S[0]))
-
-
-def _both(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
-    return min(one[0], other[0]), max(one[1], other[1])
-
-
-def _closed_form(fitted: Fit, theta_SP: Array) -> Array:
-    free = fitted.problem.free
-    alpha_S = theta_SP[:, free.index("alpha")]
-    beta_S = theta_SP[:, free.index("beta")] if "beta" in free else alpha_S
-    return np.asarray(beta_S / (alpha_S + beta_S))
-
-
-def minimise_over_sizes(
-    fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
-) -> tuple[Array, Array]:
-    """The best size at a budget and the value there, for each θ."""
-    sizes = np.geomspace(rows["params"].min() / 300, rows["params"].max() * 3000, _GRID)
-    problem = fitted.at(sizes, per_token.tokens(budget, sizes))
-    u_Sn, _ = problem.evaluate(theta_SP)
-    best_S = np.clip(u_Sn.argmin(axis=1), 1, _GRID - 2)
-    every = np.arange(len(theta_SP))
-    left, middle, right = (u_Sn[every, best_S + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift_S = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0)
-    step = np.log(sizes[1] / sizes[0])
-    lowest_S = middle - 0.25 * (left - right) * shift_S
-    return np.exp(np.log(sizes[best_S]) + step * np.clip(shift_S, -1, 1)), fitted.law.respond(lowest_S)
-
-
-def _interval(values_S: Array, uncertainty: Uncertainty, log: bool = False) -> tuple[float, float]:
-    """Percentiles of case draws; the estimate ± t times the spread of parametric ones."""
-    drawn_S = values_S[1:]
-    if uncertainty.draws.region is not None or uncertainty.draws.method.startswith("case"):
-        low, high = np.quantile(drawn_S, [0.025, 0.975])
-        return min(float(low), float(values_S[0])), max(float(high), float(values_S[0]))
-    quantile = t_quantile(uncertainty.degrees_of_freedom)
-    if log:
-        half = quantile * uncertainty.draws.spread(np.log(drawn_S))
-        return float(values_S[0] * np.exp(-half)), float(values_S[0] * np.exp(half))
-    half = quantile * uncertainty.draws.spread(drawn_S)
-    return float(values_S[0] - half), float(values_S[0] + half)

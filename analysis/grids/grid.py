@@ -8,10 +8,11 @@ import pandas as pd
 from analysis.errors import FitRefused
 from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty
-from analysis.grids.allocation import Allocation, from_frontier, from_law, from_minima
+from analysis.grids.allocation import Allocation, from_frontier, from_minima
 from analysis.grids.frontier import SeedNoise, cells, envelope, seed_noise
 from analysis.grids.grid_bias import grid_bias, holding
 from analysis.grids.isoflop import METHODS, Minimum, minima
+from analysis.grids.parametric import from_law
 
 
 @dataclass(frozen=True)
