@@ -182,11 +182,12 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
         np.stack([each.off_S for each in simulated]),
         t_quantile(simulated[0].degrees_of_freedom),
     )
-    weights_B = np.array([decile_spread(drawn_S) ** -2 for drawn_S in drawn_BS])
-    weighted = replace(size, weights_B=weights_B / weights_B.mean())
-    if method == "isoflop-akima" and weighted.half_of_slope() <= _PAYS * size.half_of_slope():
-        size = weighted
-        lines = from_points(method, budgets, params, tokens_B, at, weights=size.weights_B)
+    spreads_B = np.array([decile_spread(drawn_S) for drawn_S in drawn_BS])
+    if method == "isoflop-akima" and spreads_B.all():
+        weighted = replace(size, weights_B=spreads_B**-2 / (spreads_B**-2).mean())
+        if weighted.half_of_slope() <= _PAYS * size.half_of_slope():
+            size = weighted
+            lines = from_points(method, budgets, params, tokens_B, at, weights=size.weights_B)
     data = replace(size, drawn_BS=np.stack([each.log_tokens_S for each in simulated]))
     best = tuple(
         replace(

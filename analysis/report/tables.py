@@ -215,8 +215,8 @@ def frontier_tables(result: LawsResult) -> list[ReportTable]:
             found = minima[budget]
             shown = (budget, None, None, size, found.params)
             cells = [(number(each),) for each in shown]
-            cells[1], cells[2] = (str(found.sizes),), (f"{value:.4f}",)
-            there = f"{found.value:.4f}" if found.value is not None else "–"
+            cells[1], cells[2] = (str(found.sizes),), (measured(value),)
+            there = measured(found.value)
             rows.append((*cells, (interval(found.params_ci95),), (there,), (found.refused,)))
         tables.append(ReportTable(headings, rows, name, frozenset(headings[:-1])))
     return tables
@@ -266,12 +266,12 @@ def check_sentence(check: LargestBudgetCheck, name: str = "") -> str:
     no_change = "no change would be exact"
     if check.baseline_error:
         share = abs(check.error) / abs(check.baseline_error)
-        no_change = f"{share:.0%} of the error of no change ({check.baseline_error:+.4f})"
+        no_change = f"{share:.0%} of the error of no change ({_signed(check.baseline_error)})"
     return (
         f"Prediction {verdict}: best {name or check.target} at {number(check.budget)} FLOPs, "
-        f"from {check.n_budgets} smaller budgets, {check.predicted:.4f} "
-        f"[{check.ci95[0]:.4f}, {check.ci95[1]:.4f}]; observed {check.observed:.4f} ({place}), "
-        f"off by {check.error:+.4f}, {no_change}."
+        f"from {check.n_budgets} smaller budgets, {measured(check.predicted)} "
+        f"[{measured(check.ci95[0])}, {measured(check.ci95[1])}]; observed {measured(check.observed)} ({place}), "
+        f"off by {_signed(check.error)}, {no_change}."
     )
 
 
@@ -318,6 +318,15 @@ def number(value: float | None) -> str:
         mantissa, exponent = f"{value:.3e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def measured(value: float | None) -> str:
+    """A value that was measured or is to be: four decimals; of small ones, or large ones, four significant digits."""
+    return f"{value:.4f}" if value is not None and 1 <= abs(value) < 1e4 else number(value)
+
+
+def _signed(error: float) -> str:
+    return ("+" if error > 0 else "") + measured(error)
 
 
 def percent(value: float | None) -> str:
