@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.checks.warnings import LawWarning, table_warnings
 from analysis.grids.frontier import with_budgets
 from analysis.options import FitOptions
-from analysis.tables.annealing import RATE_SCHEDULE
+from analysis.tables.annealing import RATE_SCHEDULE, RATE_SUM
 from analysis.tables.cells import mixed_rows
 from analysis.tables.checkpoints import Curves, recognised
 from analysis.tables.experts import active_params
@@ -58,6 +58,7 @@ def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     found += [("logarithms", text) for text in logarithms]
     found += _late_start(table)
     found += _several_peaks(table)
+    found += _warming_up(table)
     found += [("not-optima", text) for text in _no_optima(table)]
     found += _checkpoints(table, options)
     if not logarithms:
@@ -107,6 +108,19 @@ def _several_peaks(table: RunsTable) -> list[tuple[str, str]]:
         "runs of one peak together"
     )
     return [("several-peaks", text)]
+
+
+def _warming_up(table: RunsTable) -> list[tuple[str, str]]:
+    """Rows of warm-ups, whose losses no law of learning rates describes."""
+    if not table.schedules:
+        return []
+    ends = table.frame[RATE_SCHEDULE].map(lambda number: table.schedules[int(number) - 1].warm_sum)
+    warming = table.frame["row"][table.frame[RATE_SUM] < ends].map(str)
+    text = (
+        f"{len(warming)} of {len(table.frame)} rows are of a warm-up (rows {some(tuple(warming))}): the law doesn't "
+        "describe their losses; --where leaves them out, and their rates still count"
+    )
+    return [("warm-up-rows", text)] if len(warming) else []
 
 
 def _no_optima(table: RunsTable) -> Iterator[str]:

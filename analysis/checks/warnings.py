@@ -71,6 +71,7 @@ CODES: dict[str, str] = {
     "unfit-tokenizer": "runs were trained on a tokenizer whose own figures speak against it",
     "several-peaks": "runs under a law of learning rates anneal from several peak rates",
     "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
+    "warm-up-rows": "rows of a warm-up are fitted by a law of learning rates",
     "worse-than-baseline": "held out, a simple baseline predicts better than the law",
 }
 LONGEST_WARMUP = 0.25
@@ -83,6 +84,7 @@ _SMALL = 1e6
 LEAST_RATIO, MOST_RATIO = 0.05, 1e6
 """C / (N·D): a mixture of experts has less than 6, images instead of tokens give thousands."""
 UNEVEN = 0.003
+_FEW_RUNS = 5
 _DRIFT = 0.1
 _FLAT = 1e-9
 _COLLINEAR = 0.99
@@ -129,6 +131,8 @@ def table_warnings(table: RunsTable, grid: pd.DataFrame | None, checkpoints: boo
         )
     if checkpoints:
         message = "rows are checkpoints of runs: their rate hadn't decayed, and they aren't independent"
+        if (runs := frame["run_id"].nunique()) < _FEW_RUNS:
+            message += f"; draws of {runs} runs say little of how sure anything is"
         found.append(LawWarning("checkpoints", message))
     found += [LawWarning(code, text) for code, text in mixtures(frame) if code]
     found += _unfit_tokenizer(frame)

@@ -29,6 +29,8 @@ _HORIZON = 1000.0
 _LEAST = 1e-9
 """Of the highest rate: where rates stay at zero, little is left to anneal, but not nothing."""
 _LATE = 3.0
+_WARM = 0.9
+"""Of the peak, from which on a run counts as warmed up."""
 _NEEDS = "a law of learning rates needs the rows along each run"
 
 
@@ -40,11 +42,13 @@ class RateSchedule:
         name: the run's.
         sums_m: of all rates so far, at each of its rows.
         rates_m: there.
+        warm_sum: the sum where the warm-up ends; 0 where there is none.
     """
 
     name: str
     sums_m: _Array
     rates_m: _Array
+    warm_sum: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -116,7 +120,9 @@ def with_rate_sums(source: pd.DataFrame, columns: dict[str, str], options: FitOp
         values = np.stack([np.where(sums_n > 0, sums_n, np.nan), left_n, np.full_like(sums_n, code)], axis=1)
         by_place = pd.DataFrame(values, index=places_n).reindex(rows["order"].to_numpy(dtype=float))
         sums[source.index.get_indexer(rows.index)] = by_place.to_numpy()
-        schedules.append(RateSchedule(str(name), sums_n, _held(rates_n)))
+        held_n = _held(rates_n)
+        warm = int(np.argmax(rates_n >= _WARM * held_n[0]))
+        schedules.append(RateSchedule(str(name), sums_n, held_n, float(sums_n[warm]) if warm else 0.0))
     text = f"sums of the rates in {rate!r} follow {order!r}" + (f" within each {runs!r}" if runs else "")
     text += f", with λ = {1 - 1 / horizon:.6g}" if of_area else ""
     text += "; before its first row a run's rate is taken as the first row's"
@@ -209,8 +215,8 @@ def _first(source: pd.DataFrame, names: re.Pattern[str]) -> str | None:
 
 
 def _short(name: object) -> str:
-    """Of a nested record's columns (`metrics.lr`) the last part."""
-    return plain_name(str(name).rpartition(".")[2])
+    """Of a nested record's columns (`metrics.lr`, `train/lr`) the last part."""
+    return plain_name(re.split("[./]", str(name))[-1])
 
 
 def _has(source: pd.DataFrame) -> str:
