@@ -31,7 +31,7 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.frontier import scattered, with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
-from analysis.grids.rows import PlannedFit, check_direction, lacks, log_slopes, plan, rises_with, rows_for
+from analysis.grids.rows import PlannedFit, check_direction, check_inputs, lacks, log_slopes, plan, rises_with, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
@@ -205,6 +205,7 @@ def _entry(
     """One fitted law with all that belongs to it: intervals, held-out checks, predictions, warnings."""
     x, law = planned.x, LAWS[planned.law].along(schedules)
     columns = law.columns(x)
+    check_inputs(law, columns, rows)
     inputs = tuple(rows[each].to_numpy(dtype=float) for each in columns)
     values = rows[target].to_numpy(dtype=float)
     offset = planned.floor if planned.floor is not None else options.offset if law.has_offset else None

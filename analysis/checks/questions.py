@@ -11,6 +11,7 @@ from analysis.options import FitOptions
 from analysis.tables.annealing import RATE_SCHEDULE, RATE_SUM
 from analysis.tables.cells import mixed_rows
 from analysis.tables.checkpoints import Curves, recognised
+from analysis.tables.epochs import contradiction
 from analysis.tables.experts import active_params
 from analysis.tables.repeats import copies_between_groups
 from analysis.tables.roles import ROLES, plain_name, some
@@ -56,6 +57,7 @@ def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     found += _same_column(table)
     logarithms = list(_logarithms(table))
     found += [("logarithms", text) for text in logarithms]
+    found += [("odd-epochs", text)] if (text := contradiction(table)) else []
     found += _late_start(table)
     found += _several_peaks(table)
     found += _warming_up(table)

@@ -20,6 +20,7 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
 from analysis.grids.grid_bias import bias_text
 from analysis.grids.isoflop import MINIMUM_SIZES
+from analysis.tables.epochs import epochs
 from analysis.tables.evaluations import is_evaluation
 from analysis.tables.experts import active_params
 from analysis.tables.repeats import REPEATED
@@ -56,6 +57,7 @@ CODES: dict[str, str] = {
     "mixed-tokenizers": "losses come from different tokenizers, or are measured in different units",
     "not-monotone": "the target goes the other way over the fitted rows than a power law does",
     "not-optima": "sizes of runs are fitted as if they were best sizes",
+    "odd-epochs": "epochs are not tokens over unique tokens",
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
     "parabola-bias": "on this grid parabolas would miss the best sizes even without noise",
@@ -272,15 +274,6 @@ def _unfit_tokenizer(frame: pd.DataFrame) -> list[LawWarning]:
     ]
 
 
-def _epochs(table: RunsTable) -> "pd.Series[float]":
-    """How often runs saw their data, as far as the table says."""
-    frame, unit = table.frame, table.units.get("tokens")
-    if "epochs" in frame.columns or not {"tokens", "unique_tokens"} <= set(frame.columns):
-        return pd.to_numeric(frame.get("epochs", pd.Series(dtype=float)), errors="coerce")
-    unique = pd.to_numeric(frame["unique_tokens"], errors="coerce")
-    return frame["tokens"] / (unit.values(unique) if unit else unique)
-
-
 def _schedule(table: RunsTable) -> list[LawWarning]:
     found, frame = [], table.frame
     named = {plain_name(name): name for name in frame.columns}
@@ -291,7 +284,7 @@ def _schedule(table: RunsTable) -> list[LawWarning]:
         share = float((warmup / length).max())
         if share > LONGEST_WARMUP:
             found.append(LawWarning("long-warmup", f"the warm-up is {share:.0%} of the shortest run"))
-    if (most := float(_epochs(table).max())) > MOST_EPOCHS:
+    if (most := float(epochs(table).max())) > MOST_EPOCHS:
         found.append(LawWarning("many-epochs", f"a run saw its data {most:.1f} times; new data count for more"))
     return found
 
