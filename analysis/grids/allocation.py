@@ -25,7 +25,17 @@ _PAYS = 0.75
 
 @dataclass(frozen=True)
 class Best:
-    """The best size and data at one budget."""
+    """The best size and data at one budget.
+
+    Attributes:
+        budget: FLOPs.
+        params: N_opt.
+        params_ci95: its interval.
+        tokens: D_opt.
+        tokens_ci95: its interval.
+        value: the target there, by a law.
+        beyond: the size over the largest of the runs, or over the smallest where it is smaller; 1 among them.
+    """
 
     budget: float
     params: float
@@ -33,6 +43,7 @@ class Best:
     tokens: float | None = None
     tokens_ci95: tuple[float, float] | None = None
     value: float | None = None
+    beyond: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,13 @@ class Allocation:
     best: tuple[Best, ...] = ()
     refused: str = ""
     bias: GridBias | None = None
+
+
+def beyond_sizes(allocation: Allocation, sizes: Array) -> Allocation:
+    """The allocation with how far its best sizes lie beyond those of the runs."""
+    low, high = float(sizes.min()), float(sizes.max())
+    best = tuple(replace(each, beyond=each.params / min(max(each.params, low), high)) for each in allocation.best)
+    return replace(allocation, best=best)
 
 
 def from_points(

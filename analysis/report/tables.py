@@ -397,5 +397,12 @@ def _allocation_row(each: Allocation, of_each: float) -> tuple[tuple[str, ...], 
         ]
     )
     lines = [tuple(line for pair in column for line in pair) for column in columns]
-    remark = f"without noise on the surface off by: {bias_text(each.bias)}" if each.bias is not None else ""
-    return (each.approach,), *exponents, *lines, (remark,)
+    remarks = [f"{number(best.budget)} FLOPs: {beyond_text(best.beyond)}" for best in each.best if best.beyond != 1]
+    if each.bias is not None:
+        remarks.append(f"without noise on the surface off by: {bias_text(each.bias)}")
+    return (each.approach,), *exponents, *lines, tuple(remarks) or ("",)
+
+
+def beyond_text(factor: float) -> str:
+    """How far a best size lies beyond those of the runs."""
+    return f"{number(factor)} × the {'largest' if factor > 1 else 'smallest'} run"

@@ -61,6 +61,10 @@ TABLES = {
     ),
     "pinned": (lambda: curve_table(noise=0.02), FitOptions(flops="C", offset=1.6, predict=("C=1e24",), **QUICK)),
     "accuracy": (accuracies, FitOptions(target=("accuracy",), allocate=(1e22,), predict=("flops=1e30",), **QUICK)),
+    "unanswered": (
+        lambda: curve_table().rename(columns={"C": "flops"}),
+        FitOptions(predict=("params=1e9", "tokens=1e10"), allocate=(1e22,), **QUICK),
+    ),
     "scattered": (scattered, FitOptions(where=("flops > 2e18",), **QUICK)),
     "published": (
         lambda: pd.read_csv(shared_path("laws/epoch_chinchilla.csv")),
@@ -169,6 +173,12 @@ def test_best_sizes(outputs):
                 for best, interval in zip(sizes[::2], sizes[1::2], strict=True):
                     assert best in terminal
                     assert interval in terminal
+            far = [best for best in each["best"] if best["beyond"] != 1]
+            for best, said in zip(far, remark, strict=False):
+                end = "largest" if best["beyond"] > 1 else "smallest"
+                assert re.fullmatch(rf"(\S+) FLOPs: (\S+) × the {end} run", said)
+                assert same(said, [best["budget"], best["beyond"]])
+                assert name != first or said.partition(": ")[2] in terminal
             if tokens != ["–", "–"]:
                 values = [number for best in each["best"] for number in (best["tokens"], *best["tokens_ci95"])]
                 assert same(" ".join(tokens), [of_each * number for number in values])
@@ -216,7 +226,12 @@ def test_warnings_and_rows(outputs):
     for each in laws["warnings"]:
         assert f"{each['code']} {each['message']}" in text
     lines = [line for line in terminal.splitlines() if line.partition(":")[0] in codes]
-    assert [line.partition(":")[0] for line in lines] == list(dict.fromkeys(codes))
+    unanswered = [each["message"] for each in laws["warnings"] if each["code"] == "point-unused"]
+    assert [line.partition(": ")[2] for line in lines if line.startswith("point-unused")] == unanswered
+    lines = [line for line in lines if not line.startswith("point-unused")]
+    assert [line.partition(":")[0] for line in lines] == [
+        each for each in dict.fromkeys(codes) if each != "point-unused"
+    ]
     for line in lines:
         code, _, message = line.partition(": ")
         more = re.search(r" \(and (\d+) more like it", message)
