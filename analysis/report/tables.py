@@ -405,4 +405,4 @@ def _allocation_row(each: Allocation, of_each: float) -> tuple[tuple[str, ...], 
 
 def beyond_text(factor: float) -> str:
     """How far a best size lies beyond those of the runs."""
-    return f"{number(factor)} × the {'largest' if factor > 1 else 'smallest'} run"
+    return f"{number(factor)} × the {'largest' if factor > 1 else 'smallest'} size"

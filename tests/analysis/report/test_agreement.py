@@ -176,7 +176,7 @@ def test_best_sizes(outputs):
             far = [best for best in each["best"] if best["beyond"] != 1]
             for best, said in zip(far, remark, strict=False):
                 end = "largest" if best["beyond"] > 1 else "smallest"
-                assert re.fullmatch(rf"(\S+) FLOPs: (\S+) × the {end} run", said)
+                assert re.fullmatch(rf"(\S+) FLOPs: (\S+) × the {end} size", said)
                 assert same(said, [best["budget"], best["beyond"]])
                 assert name != first or said.partition(": ")[2] in terminal
             if tokens != ["–", "–"]:
