@@ -117,8 +117,10 @@ def _joined(table: RunsTable, options: FitOptions, parts: dict[str, LawsResult])
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
     warnings = table_warnings(table, frame, options.checkpoints)
-    mixed = mixed_rows(table, table.frame if frame is None else frame, options, columns_taken(options.law))
+    taken = columns_taken(options.law)
+    mixed = mixed_rows(table, table.frame if frame is None else frame, options, taken)
     warnings += [LawWarning("mixed-rows", mixed.message)] if mixed else []
+    apart = mixed_rows(table, frame, options) if taken and frame is not None else mixed  # for a grid, which takes none
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
     forecasts: dict[str, Forecast] = {}
@@ -130,7 +132,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         is_input = target in table.columns.values()  # a best size against compute
         if frame is not None and not is_input:
             rises = rises_with(frame, "flops", target, options)
-            best = best_rows(frame, ["budget", "params"], mixed.columns, target, rises) if mixed else frame
+            best = best_rows(frame, ["budget", "params"], apart.columns, target, rises) if apart else frame
             grids[target] = build_grid(best, target, table.targets, options.seed, rises)
             forecasts[target] = forecast(grids[target])
             warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))

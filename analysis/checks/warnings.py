@@ -207,13 +207,13 @@ def grid_warnings(grid: TargetGrid, forecast: Forecast, first: bool) -> list[Law
     found = []
     target, refused = grid.target, [each for each in grid.minima if each.refused]
     if refused and first:
-        budgets = ", ".join(f"{each.budget:.3g}" for each in refused)
+        budgets = some(tuple(f"{each.budget:.3g}" for each in refused))
         message = f"{target}: no IsoFLOP minimum at {len(refused)} of {len(grid.minima)} budgets ({budgets} FLOPs)"
         found.append(LawWarning("isoflop-refused", f"{message}; {refused[-1].refused}"))
     sizes = grid.cells["params"]
     edge = grid.frontier[grid.frontier["params"].isin([sizes.min(), sizes.max()])]
     if len(edge) and sizes.nunique() > 1 and first:
-        budgets = ", ".join(f"{each:.3g}" for each in edge["budget"])
+        budgets = some(tuple(f"{each:.3g}" for each in edge["budget"]))
         message = f"{target}: the best size is at the edge of the grid at {budgets} FLOPs"
         found.append(LawWarning("edge-optimum", message))
     if forecast.check and not forecast.check.held:

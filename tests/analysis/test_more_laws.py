@@ -150,6 +150,17 @@ def test_sparse_mixtures():
         fit_laws(sparse_mixtures().drop(columns="active_share"), replace(QUICK, law=("sparse-mixture",)))
 
 
+def test_best_sizes_of_mixtures_are_those_of_their_best_shares():
+    """Cells were means over the shares, which the law takes and a grid doesn't."""
+    table = sparse_mixtures().drop(columns="tokens")
+    flops = np.geomspace(1e19, 1e21, 3)
+    table = pd.concat([table.assign(flops=each, tokens=each / 6 / table["params"]) for each in flops])
+    table = table.drop_duplicates(["params", "active_share", "flops"]).assign(loss=published_loss)
+    result = fit_laws(table, replace(QUICK, law=("sparse-mixture",)))
+    lowest = table.groupby(["flops", "params"])["loss"].min()
+    np.testing.assert_allclose(result.grids["loss"].cells["loss"], lowest)
+
+
 def test_what_a_law_takes_is_no_setting_that_mixes_rows():
     table, of_mixtures = sparse_mixtures(), FitOptions(law=("sparse-mixture",))
     for law, differing in (("sparse-mixture",), None), (("sparse-mixture", "chinchilla"), ("active_share",)):
