@@ -227,7 +227,7 @@ def _frontier_json(frontier: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _minima_json(grid: TargetGrid) -> list[dict[str, Any]]:
     every = (each for found in (grid.minima, *grid.other_minima.values()) for each in found)
-    return [{key: value for key, value in vars(each).items() if key != "simulated"} for each in every]
+    return [{key: value for key, value in vars(each).items() if key not in ("simulated", "sought")} for each in every]
 
 
 def _check_json(check: LargestBudgetCheck) -> dict[str, Any]:

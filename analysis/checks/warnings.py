@@ -209,7 +209,11 @@ def grid_warnings(grid: TargetGrid, forecast: Forecast, first: bool) -> list[Law
     if refused and first:
         budgets = some(tuple(f"{each.budget:.3g}" for each in refused))
         message = f"{target}: no IsoFLOP minimum at {len(refused)} of {len(grid.minima)} budgets ({budgets} FLOPs)"
-        found.append(LawWarning("isoflop-refused", f"{message}; {refused[-1].refused}"))
+        end = refused[-1].end
+        flat = (
+            f"; a line through the others tends to sizes too {'small' if end == 'largest' else 'large'}" if end else ""
+        )
+        found.append(LawWarning("isoflop-refused", f"{message}; {refused[-1].refused}{flat}"))
     sizes = grid.cells["params"]
     edge = grid.frontier[grid.frontier["params"].isin([sizes.min(), sizes.max()])]
     if len(edge) and sizes.nunique() > 1 and first:

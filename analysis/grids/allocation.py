@@ -14,6 +14,7 @@ from analysis.fitting.bootstrap import decile_spread
 from analysis.fitting.intervals import t_quantile
 from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
+from analysis.grids.edges import likely_lines
 from analysis.grids.isoflop import Minimum
 
 LARGEST_EXPONENT_BIAS = 0.01
@@ -87,6 +88,7 @@ class Allocation:
         best: N_opt and D_opt at the budgets asked for.
         refused: why there is no answer.
         bias: what IsoFLOP minima miss on this grid even without noise, where a surface was fitted.
+        lost: budgets without a minimum because their best size is an end of the sizes.
     """
 
     approach: str
@@ -98,6 +100,7 @@ class Allocation:
     best: tuple[Best, ...] = ()
     refused: str = ""
     bias: GridBias | None = None
+    lost: int = 0
 
 
 def beyond_sizes(allocation: Allocation, sizes: Array) -> Allocation:
@@ -186,7 +189,7 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
     params = np.array([each.params for each in usable], dtype=float)
     tokens = [each.tokens for each in usable if each.tokens is not None]
     tokens_B = np.array(tokens) if len(tokens) == len(usable) else None
-    lines = from_points(method, budgets, params, tokens_B, at)
+    lines = replace(from_points(method, budgets, params, tokens_B, at), lost=sum(bool(each.end) for each in found))
     simulated = [each.simulated for each in usable if each.simulated is not None]
     if len(simulated) < len(usable):
         return lines
@@ -205,7 +208,8 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
         weighted = replace(size, weights_B=spreads_B**-2 / (spreads_B**-2).mean())
         if weighted.half_of_slope() <= _PAYS * size.half_of_slope():
             size = weighted
-            lines = from_points(method, budgets, params, tokens_B, at, weights=size.weights_B)
+            weighted_lines = from_points(method, budgets, params, tokens_B, at, weights=size.weights_B)
+            lines = replace(weighted_lines, lost=lines.lost)
     data = replace(size, drawn_BS=np.stack([each.log_tokens_S for each in simulated]))
     best = tuple(
         replace(
@@ -215,12 +219,37 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
         )
         for each in lines.best
     )
+    around = size.around(lines.params_exponent), data.around(lines.tokens_exponent)
+    return _reaching(replace(lines, params_ci95=around[0], tokens_ci95=around[1], best=best), found, size.quantile)
+
+
+def _reaching(lines: Allocation, found: list[Minimum], quantile: float) -> Allocation:
+    """The lines with intervals that also hold the lines that are likely given where nothing was found (`edges`)."""
+    known = [(each, each.sought) for each in found if each.sought is not None]
+    if not known:
+        return lines
+    minima_B = [None if each.params is None else float(np.log(each.params)) for each, _ in known]
+    likely = likely_lines(np.log([each.budget for each, _ in known]), minima_B, [of for _, of in known], quantile)
+
+    def at(each: Best) -> Best:
+        low, high = np.array(likely.at(float(np.log(each.budget)))) - np.log(each.params)
+        tokens = each.tokens and each.tokens_ci95 and _holding(each.tokens_ci95, each.tokens * np.exp([-high, -low]))
+        return replace(
+            each, params_ci95=_holding(each.params_ci95, each.params * np.exp([low, high])), tokens_ci95=tokens or None
+        )
+
+    a, b = lines.params_exponent, lines.tokens_exponent
+    slopes = np.array([likely.slopes_L.min(), likely.slopes_L.max()])
     return replace(
         lines,
-        params_ci95=size.around(lines.params_exponent),
-        tokens_ci95=data.around(lines.tokens_exponent),
-        best=best,
+        params_ci95=lines.params_ci95 and _holding(lines.params_ci95, slopes),
+        tokens_ci95=lines.tokens_ci95 and _holding(lines.tokens_ci95, (b or 0.0) + (a or 0.0) - slopes[::-1]),
+        best=tuple(map(at, lines.best)),
     )
+
+
+def _holding(interval: tuple[float, float], other: Array) -> tuple[float, float]:
+    return min(interval[0], float(other[0])), max(interval[1], float(other[1]))
 
 
 @dataclass(frozen=True)

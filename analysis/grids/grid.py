@@ -9,9 +9,10 @@ from analysis.errors import FitRefused
 from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty
 from analysis.grids.allocation import Allocation, beyond_sizes, from_frontier, from_minima
+from analysis.grids.bowls import METHODS
 from analysis.grids.frontier import SeedNoise, cells, envelope, seed_noise
 from analysis.grids.grid_bias import grid_bias, holding
-from analysis.grids.isoflop import METHODS, Minimum, minima
+from analysis.grids.isoflop import Minimum, minima
 from analysis.grids.parametric import from_law
 
 

@@ -96,5 +96,6 @@ def _best(table: RunsTable, key: str, found: tuple[Allocation, ...]) -> ReportTa
                 data = (number(best.tokens / of_each), interval(scaled(best.tokens_ci95, of_each)))
             far = (beyond_text(best.beyond),) if best.beyond != 1 else ()
             size = (number(best.params), interval(best.params_ci95), *far)
-            rows.append(((approach.approach,), (number(best.budget),), size, data))
+            without = (f"{approach.n_points} of {approach.n_points + approach.lost} budgets",) if approach.lost else ()
+            rows.append(((approach.approach, *without), (number(best.budget),), size, data))
     return ReportTable(headings, rows, f"best size by {key}", frozenset(headings[1:]))

@@ -18,7 +18,8 @@ from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws, predict
 from analysis.fitting.laws.registry import LAWS
 from analysis.grids.allocation import from_minima
-from analysis.grids.isoflop import METHODS, minima
+from analysis.grids.bowls import METHODS
+from analysis.grids.isoflop import minima
 from analysis.grids.parametric import from_law
 
 SEED = 20260101

@@ -10,8 +10,9 @@ from requirements import shared_path
 
 from analysis.errors import TableError
 from analysis.grids.allocation import from_minima
+from analysis.grids.bowls import METHODS
 from analysis.grids.frontier import curve_envelope, with_budgets
-from analysis.grids.isoflop import METHODS, minima
+from analysis.grids.isoflop import minima
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.tables.table import prepare
