@@ -172,6 +172,8 @@ def fit_warnings(
         offset = fitted.parameters[OFFSET]
         if fitted.law.name != "power-floor" and (offset < 1e-3 * values.min() or (high - low) / 2 > _DRIFT * offset):
             message = f"{name}: E = {offset:.4g} [{low:.4g}, {high:.4g}] is not identified by {len(values)} rows"
+            if term := fitted.law.like_an_offset:
+                message += f": the term with {term} may stand for it"
             found.append(LawWarning("offset-not-identified", message, name))
     return found
 

@@ -20,6 +20,7 @@ from scipy import stats
 from analysis.fitting import profile_likelihood
 from analysis.fitting.fit import Fit
 from analysis.fitting.laws.base import OFFSET, Array
+from analysis.fitting.likelihood_region import Region
 from analysis.fitting.newton import Objective, minimise
 
 FEW_ROWS = 100
@@ -55,7 +56,7 @@ class Draws:
     method: str
     theta_SP: Array
     units: int
-    region: profile_likelihood.Region | None = None
+    region: Region | None = None
 
     @property
     def of_runs(self) -> bool:
@@ -63,7 +64,7 @@ class Draws:
         return self.method == BY_RUN
 
     def interval(self, estimate: float, of: Callable[[Array], Array], quantile: float) -> tuple[float, float]:
-        """The 95% interval of a quantity: the estimate ± `quantile` times the draws' spread, or its range in a region.
+        """The 95% interval of a quantity: the estimate ± `quantile` times the draws' spread.
 
         Draws of runs are few values drawn again and again, far from normal: there it is the draws' own 2.5% and 97.5%
         quantiles.
@@ -73,9 +74,6 @@ class Draws:
             of: its values at many θ.
             quantile: Student's t.
         """
-        if self.region is not None:
-            low, high = self.region.range_of(of)
-            return min(low, estimate), max(high, estimate)
         if self.of_runs:
             low, high = np.quantile(of(self.theta_SP), [0.025, 0.975])
             return min(float(low), estimate), max(float(high), estimate)

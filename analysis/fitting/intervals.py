@@ -60,19 +60,23 @@ def from_draws(fitted: Fit, draws: Draws) -> Uncertainty:
     natural_SP = fitted.problem.natural(draws.theta_SP)
     errors, intervals = {}, {}
     for place, (name, value) in enumerate(fitted.parameters.items()):
-        if name == OFFSET or is_exponent(name):
-            low, high = draws.interval(value, partial(_parameter, fitted, place), quantile)
-            none = name == OFFSET and low < NO_OFFSET * fitted.y_n.min()
-            if name == OFFSET:
-                low, high = 0.0 if none else low, max(min(high, float(fitted.y_n.min())), value)
-            intervals[name] = (low, high)
+        plain = name == OFFSET or is_exponent(name)
+        of = partial(_parameter if plain else _log_parameter, fitted, place)
+        middle = value if plain else float(np.log(max(value, 1e-300)))
+        if draws.region is not None:
+            low, high = draws.region.of_parameter(name)
+            low, high = min(low, middle), max(high, middle)
         else:
-            middle = float(np.log(max(value, 1e-300)))
-            low, high = draws.interval(middle, partial(_log_parameter, fitted, place), quantile)
+            low, high = draws.interval(middle, of, quantile)
+        if name == OFFSET:
+            none = low < NO_OFFSET * fitted.y_n.min()
+            low, high = 0.0 if none else low, max(min(high, float(fitted.y_n.min())), value)
+        if not plain:
             if ends := fitted.law.bounds(fitted.problem, name):
                 turned = middle - float(fitted.theta_P[fitted.problem.free.index(name)])
                 low, high = max(low, ends[0] + turned), min(high, ends[1] + turned)
-            intervals[name] = (float(np.exp(max(low, -700.0))), float(np.exp(min(high, 700.0))))
+            low, high = float(np.exp(max(low, -700.0))), float(np.exp(min(high, 700.0)))
+        intervals[name] = (low, high)
         errors[name] = draws.spread(natural_SP[:, place])
     return Uncertainty(
         method=draws.method,
@@ -91,10 +95,15 @@ def predict(fitted: Fit, uncertainty: Uncertainty, *inputs: Array) -> list[Predi
     problem = fitted.at(*inputs)
     u_m = problem.evaluate(fitted.theta_P[None])[0][0]
     quantile = t_quantile(uncertainty.degrees_of_freedom)
+    region = uncertainty.draws.region
+    ends_mm = None if region is None else region.of_predictions(problem)
     found = []
     for place, u in enumerate(u_m):
-        alone = replace(problem, log_inputs_In=problem.log_inputs_In[:, [place]])
-        below, above = uncertainty.draws.interval(float(u), partial(_linked, alone), quantile)
+        if ends_mm is None:
+            alone = replace(problem, log_inputs_In=problem.log_inputs_In[:, [place]])
+            below, above = uncertainty.draws.interval(float(u), partial(_linked, alone), quantile)
+        else:
+            below, above = min(ends_mm[0][place], u), max(ends_mm[1][place], u)
         value = float(fitted.law.respond(u))
         # Raw residuals have the values' unit; relative to the value they are a scatter of the logarithm.
         around = uncertainty.scatter / value if fitted.objective.raw else uncertainty.scatter

@@ -6,28 +6,20 @@ and refits that begin at its end, where the derivative by log E vanishes, don't 
 Letters: G offsets, S draws, n rows, P free parameters, Q those but the offset.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 from scipy import special
 from scipy.optimize import minimize_scalar
 
 from analysis.fitting.laws.base import NO_OFFSET, OFFSET, Array, Problem
-from analysis.fitting.newton import Objective, minimise, residuals_of
+from analysis.fitting.likelihood_region import ROWS_FOR_VALLEYS, SIMPLE, Region
+from analysis.fitting.newton import Objective, minimise
 
-_COARSE, _FINE = 20, 61
+_COARSE, _FINE, _FINE_OF_VALLEYS = 20, 61, 31
 _FAR = 3.0
 """Draws come from offsets so many times further than the 95% level reaches, in standard errors."""
 _NONE = NO_OFFSET / 1000
 """Share of the lowest value that stands for no offset, whose logarithm there is none of."""
-_SIMPLE = 5
-"""Laws of more parameters have several valleys: a term may stand for the offset, or for another term."""
-_MARKS, _ROWS_FOR_VALLEYS = 6, 500
-_HALVINGS = 10
-_LINEAR = 3.0
-"""Times as far as at the 95% level squares may rise at the end of an ellipsoid's axis."""
+_MARKS = 3
 
 
 def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objective: Objective) -> tuple[Array, float]:
@@ -46,62 +38,6 @@ def bottom(problem: Problem, y: Array, weights_n: Array, theta_P: Array, objecti
     ends_2P, values_2 = minimise(problem, y, np.stack([weights_n] * 2), starts_2P, objective, smooth=False)
     lowest = int(values_2.argmin())
     return ends_2P[lowest], float(values_2[lowest])
-
-
-@dataclass(frozen=True)
-class Region:
-    """The θ that the rows leave possible at the 95% level: at each offset an ellipsoid, as far as the law is linear.
-
-    Attributes:
-        middles_GP: the fit at each offset.
-        axes_GQP: its half axes, as steps in θ; they leave the offset as it is.
-        problem: the law at the rows.
-        y_n: their values.
-        limit: the sum of squares at which steps end.
-    """
-
-    middles_GP: Array
-    axes_GQP: Array
-    problem: Problem
-    y_n: Array
-    limit: float
-
-    def range_of(self, of: Callable[[Array], Array]) -> tuple[float, float]:
-        """The least and largest value of a quantity, taken for linear within each ellipsoid."""
-        offsets, axes, _ = self.axes_GQP.shape
-        (upper, up), (lower, down) = self._ends_of_axes
-        slope_GQ = ((of(upper) - of(lower)) / (up + down)).reshape(offsets, axes)
-        slope_GQ = slope_GQ / np.maximum(np.linalg.norm(slope_GQ, axis=1, keepdims=True), 1e-300)
-        steepest_GP = np.einsum("gq,gqp->gp", slope_GQ, self.axes_GQP)
-        values = of(
-            np.concatenate([self._ends(self.middles_GP, step_GP)[0] for step_GP in (steepest_GP, -steepest_GP)])
-        )
-        return float(values.min()), float(values.max())
-
-    @cached_property
-    def _ends_of_axes(self) -> list[tuple[Array, Array]]:
-        """Where each axis ends either way, and after what share of its length."""
-        width = self.axes_GQP.shape[-1]
-        middles = np.broadcast_to(self.middles_GP[:, None], self.axes_GQP.shape).reshape(-1, width)
-        return [self._ends(middles, sign * self.axes_GQP.reshape(-1, width)) for sign in (1.0, -1.0)]
-
-    def _ends(self, middles: Array, steps: Array) -> tuple[Array, Array]:
-        """Places after steps, and what share of each was taken.
-
-        Of laws with several valleys they are within what the law allows, and halved where squares rise far more than
-        a parabola's. Simpler laws are all but parabolas there, and halving would make their intervals too narrow.
-        """
-        if len(self.problem.free) <= _SIMPLE:
-            return middles + steps, np.ones(len(steps))
-        box_2P, shares = np.stack(self.problem.bounds(self.y_n)), np.ones(len(steps))
-        for _ in range(_HALVINGS):
-            ends = (middles + shares[:, None] * steps).clip(*box_2P)
-            with np.errstate(over="ignore", invalid="ignore"):
-                squares = (residuals_of(self.problem, self.y_n, ends, raw=False)[0] ** 2).sum(axis=1)
-            if (squares <= self.limit).all():
-                break
-            shares = np.where(squares <= self.limit, shares, shares / 2)
-        return (middles + shares[:, None] * steps).clip(*box_2P), shares
 
 
 def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) -> tuple[Array, Region]:
@@ -131,12 +67,12 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     slack_G = squares_G.min() * (1 + level) - squares_G
     inside = np.flatnonzero(slack_G >= 0)
     ends = [_crossing(theta_GP, slack_G, inside[0], -1), _crossing(theta_GP, slack_G, inside[-1], 1)]
-    middles_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
-    axes_GQP = np.concatenate([axes_GQP[inside] * np.sqrt(slack_G[inside])[:, None, None], np.zeros_like(axes_GQP[:2])])
-    limit = squares_G.min() * (1 + _LINEAR * level)
-    if len(problem.free) > _SIMPLE:
+    edge_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
+    limit = float(squares_G.min() * (1 + level))
+    region = Region(problem, y, edge_GP, np.append(squares_G[inside], [limit, limit]), limit)
+    if len(problem.free) > SIMPLE:
         drawn_SP = drawn_SP.clip(*problem.bounds(y))
-    return drawn_SP, Region(middles_GP, axes_GQP, problem, y, float(limit))
+    return drawn_SP, region
 
 
 def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
@@ -150,13 +86,14 @@ def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
 
 def _finely(problem: Problem, y: Array, theta_P: Array, limit: float) -> tuple[Array, Array, Array]:
     """θ, sums of squares and offsets along a fine grid over the offsets whose squares stay below a multiple."""
-    offsets_G = (1 - np.linspace(1, 0.05, _FINE) ** 2) * y.min() + _NONE * y.min()  # denser near the lowest value
+    fine = _FINE_OF_VALLEYS if _has_valleys(problem, y) else _FINE
+    offsets_G = (1 - np.linspace(1, 0.05, fine) ** 2) * y.min() + _NONE * y.min()  # denser near the lowest value
     ones_n, squares = np.ones(len(y)), Objective("lsq-log")
     theta_GP, squares_G = _lowest_valley(problem, y, ones_n, theta_P, squares, offsets_G)
     floor = 1e-16
     near = np.flatnonzero(np.maximum(squares_G, floor) <= limit * max(float(squares_G.min()), floor))
-    first, last = max(near[0] - 1, 0), min(near[-1] + 1, _FINE - 1)
-    finer_G = np.linspace(offsets_G[first], offsets_G[last], _FINE)
+    first, last = max(near[0] - 1, 0), min(near[-1] + 1, fine - 1)
+    finer_G = np.linspace(offsets_G[first], offsets_G[last], fine)
     nearest_G = np.abs(finer_G[:, None] - offsets_G).argmin(axis=1)
     one_P = theta_GP[int(squares_G.argmin())]
     found = along(problem, y, ones_n, one_P, squares, finer_G)
@@ -191,15 +128,26 @@ def _lowest_valley(
 
 def _has_valleys(problem: Problem, y: Array) -> bool:
     """Whether a law has so many parameters, and so few rows that looking for other valleys takes seconds."""
-    return len(problem.free) > _SIMPLE and len(y) <= _ROWS_FOR_VALLEYS
+    return len(problem.free) > SIMPLE and len(y) <= ROWS_FOR_VALLEYS
 
 
 def _handed_on(
     problem: Problem, y: Array, weights_n: Array, found: tuple[Array, Array], objective: Objective, offsets_G: Array
 ) -> tuple[Array, Array]:
-    """Fits along offsets, each begun anew from where those of its neighbours ended."""
+    """Fits along offsets, each begun anew from where those of its neighbours ended, and from the lowest of all."""
+    place, weights_Gn = problem.free.index(OFFSET), np.broadcast_to(weights_n, (len(offsets_G), len(y)))
+
+    def traded(found: tuple[Array, Array], theta_GP: Array) -> tuple[Array, Array]:
+        starts_GP = problem.law.traded(problem, theta_GP, offsets_G)
+        if starts_GP is None:
+            return found
+        return _lower(found, minimise(problem, y, weights_Gn, starts_GP, objective, held=place))
+
+    found = traded(found, np.tile(found[0][found[1].argmin()], (len(offsets_G), 1)))
     for shift in (1, -1):
-        found = _lower(found, along(problem, y, weights_n, np.roll(found[0], shift, axis=0), objective, offsets_G))
+        neighbours_GP = np.roll(found[0], shift, axis=0)
+        found = _lower(found, along(problem, y, weights_n, neighbours_GP, objective, offsets_G))
+        found = traded(found, neighbours_GP)
     return found
 
 

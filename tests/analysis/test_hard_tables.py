@@ -354,7 +354,7 @@ def test_the_region_of_a_profile_likelihood_is_where_pinned_fits_reach_its_level
     y = (1.5 + 2 * x**-0.3) * np.exp(0.01 * rng.standard_normal(14))
     fitted = fit("power-offset", (x,), y, objective=Objective("lsq-log"))
     _, region = profile_likelihood.possible(fitted.problem, y, fitted.theta_P, 100, seed=0)
-    low, high = region.range_of(lambda theta_SP: theta_SP[:, fitted.problem.free.index("alpha")])
+    low, high = region.of_parameter("alpha")
 
     def excess(alpha):
         power = x**-alpha

@@ -84,6 +84,11 @@ class Law(ABC):
         """Coefficients that terms beside an offset are multiplied by."""
         return ()
 
+    @property
+    def like_an_offset(self) -> str | None:
+        """The coefficient of a term that is all but constant where its exponents are small, if there is one."""
+        return None
+
     def columns(self, x: str) -> tuple[str, ...]:
         """The columns that it takes: its own, such as N and D, or the x chosen."""
         return (x,) if self.is_curve else self.inputs
@@ -125,6 +130,10 @@ class Law(ABC):
             raw: whether residuals are of the values rather than of their logarithms.
             few: a coarser choice, for refits of rows that have been fitted before.
         """
+
+    def traded(self, problem: "Problem", theta_GP: Array, offsets_G: Array) -> Array | None:
+        """θ at other offsets, (G, P), where the term like an offset takes what that loses; None without such a term."""
+        return None
 
     @abstractmethod
     def shift(self, problem: "Problem", name: str, values: dict[str, Array]) -> Array | float:

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from analysis.fitting.laws.base import Array, Law, Problem, is_exponent
+from analysis.fitting.laws.base import OFFSET, Array, Law, Problem, is_exponent
 
 SOME_EXPONENTS = 0.2, 0.5
 """Where fits begin of laws with three exponents or more, of which a finer grid would have too many points."""
+_LEFT, _STEEPEST = 1e-3, 2.0
+"""The least that is left of a term that gives to the offset, and its largest exponent to begin from."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class PowerSum(Law):
     def levels(self) -> tuple[str, ...]:
         """Of the powers."""
         return tuple(term.coefficient for term in self.terms if not term.is_offset)
+
+    @property
+    def like_an_offset(self) -> str | None:
+        """Of a product of powers: inputs of several kinds rarely tell it from a constant."""
+        return next((term.coefficient for term in self.terms if term.times), None)
 
     def prepare(self, problem: Problem) -> "_Derivatives":
         """The terms' derivatives, which don't depend on θ."""
@@ -131,6 +138,20 @@ class PowerSum(Law):
             by_name = {term.coefficient: value for term, value in zip(terms, logs, strict=True)} | chosen
             starts.append([by_name[name] for name in problem.free])
         return np.array(starts)
+
+    def traded(self, problem: Problem, theta_GP: Array, offsets_G: Array) -> Array | None:
+        """A product of powers that hardly varies is a second offset: it takes the difference, its slopes kept."""
+        taking = next((term for term in self.terms if term.coefficient == self.like_an_offset), None)
+        if taking is None:
+            return None
+        traded_GP, place, level = theta_GP.copy(), problem.free.index(OFFSET), problem.free.index(taking.coefficient)
+        before_G = np.exp(theta_GP[:, level])
+        after_G = np.maximum(before_G + np.exp(theta_GP[:, place]) - offsets_G, _LEFT * before_G)
+        for name, *_ in taking.powers:
+            exponent = problem.free.index(name)
+            traded_GP[:, exponent] = np.minimum(theta_GP[:, exponent] * before_G / after_G, _STEEPEST)
+        traded_GP[:, level], traded_GP[:, place] = np.log(after_G), np.log(offsets_G)
+        return traded_GP
 
     def shift(self, problem: Problem, name: str, values: dict[str, Array]) -> Array | float:
         """The centre of the term's input times its exponent."""

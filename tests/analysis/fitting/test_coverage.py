@@ -143,6 +143,12 @@ class Found:
         spread = 2 * 1.96 * np.sqrt(np.mean(np.square(np.array(self.estimates) - self.truths)))
         return float(np.diff(self.intervals, axis=1).mean() / spread)
 
+    @property
+    def median_width(self):
+        """Median width over that of 95% of the estimates' own deviations."""
+        spread = 2 * 1.96 * np.std(self.estimates, ddof=1)
+        return float(np.median(np.diff(self.intervals, axis=1)) / spread)
+
 
 def random_surface(rng, draws, table, found):
     """Four to seven budgets of four to seven sizes around the best ones, off them by up to a factor of two."""
@@ -262,6 +268,45 @@ def test_intervals_of_few_runs_are_those_of_their_draws():
     for name, each in study(random_runs, FIRST, TABLES, draws=200).items():
         assert each.hits >= 0.9, name
         assert each.width <= 1.5, name
+
+
+def sigmoid(x, low, high, steepness, middle):
+    return low + high / (1 + np.exp(-steepness * (x - middle)))
+
+
+def shifted_power(x, offset, scale, place, exponent):
+    return offset + scale * (x - place).clip(0) ** exponent
+
+
+OF_LOSSES = {
+    "loss-to-loss, .2%": ("loss-to-loss", shifted_power, (1.5, 0.9, 1.8, 1.1), (2.2, 4.0), 0.002),
+    "loss-to-loss, .3%": ("loss-to-loss", shifted_power, (0.5, 1.2, 1.5, 0.6), (1.8, 5.0), 0.003),
+    "loss-to-loss, 1%": ("loss-to-loss", shifted_power, (1.2, 1.1, 1.4, 1.0), (2.0, 3.2), 0.01),
+    "sigmoid, a fifth of its bend, 1.5%": ("loss-to-error-sigmoid", sigmoid, (0.05, 0.7, 6, 0.75), (0.55, 0.7), 0.015),
+    "sigmoid, 1%": ("loss-to-error-sigmoid", sigmoid, (0.05, 0.7, 6, 0.75), (0.5, 1.1), 0.01),
+    "sigmoid, .5%": ("loss-to-error-sigmoid", sigmoid, (0.1, 0.65, 2.0, 3.4), (2.8, 4.6), 0.005),
+}
+
+
+@pytest.mark.coverage
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("design", OF_LOSSES)
+def test_predictions_of_twenty_losses(design):
+    """Inside the rows, and by a twentieth beyond either end; medians of widths, since some tables tell no end."""
+    law, function, parameters, (low, high), noise = OF_LOSSES[design]
+    at, found = np.array([0.95 * low, (low + high) / 2, 1.05 * high]), defaultdict(Found)
+    for table in range(100):
+        rng = np.random.default_rng(table)
+        x = rng.uniform(low, high, 20)
+        y = function(x, *parameters) * np.exp(noise * rng.standard_normal(20))
+        fitted = fit(law, (x,), y, few_starts=True)
+        predictions = predict(fitted, from_draws(fitted, resample(fitted, 100, 0)), at)
+        for name, each, truth in zip(("below", "inside", "above"), predictions, function(at, *parameters), strict=True):
+            found[name].add(each.value, each.curve_ci95, truth)
+    for name, each in found.items():
+        print(f"{design}, {name}: {each.hits:.2f}, median width {each.median_width:.2f}")
+        assert each.hits >= 0.9, name
+        assert each.median_width <= (WIDEST if name == "inside" else 1.5), name
 
 
 def test_a_few_bowls_and_a_surface_drawn_at_random_are_held():

@@ -198,3 +198,59 @@ def test_intervals_of_small_laws_of_losses_hold_the_truth():
         assert intervals["x0"][1] <= x.min()
         inside += [low <= truth <= high for (low, high), truth in ((intervals["E"], 1.5), (intervals["x0"], 1.8))]
     assert np.mean(inside) > 0.9
+
+
+def test_predictions_of_another_loss_reach_as_far_as_a_grid_of_laws_that_fit_finds():
+    """At each place and exponent of a grid the law is linear in E and A, so that its range there is an ellipse's."""
+    rng = np.random.default_rng(5)
+    x = rng.uniform(2.2, 4.0, 20)
+    y = (1.5 + 0.9 * (x - 1.9) ** 1.3) * np.exp(0.001 * rng.standard_normal(20))
+    fitted = fit("loss-to-loss", (x,), y)
+    at = np.array([2.09, 3.1, 4.2])
+    found = predict(fitted, from_draws(fitted, resample(fitted, 50, 0)), at)
+    places, exponents = np.meshgrid(np.linspace(1.6, 2.1, 400), np.linspace(1.2, 1.45, 201), indexing="ij")
+
+    def shape(points):
+        return (points - places.ravel()[:, None]).clip(0) ** exponents.ravel()[:, None]
+
+    main = shape(x)
+    products = [(each / y**2).sum(axis=1) for each in (np.ones_like(main), main, main**2)]
+    right = [(each / y).sum(axis=1) for each in (np.ones_like(main), main)]
+    determinant = products[0] * products[2] - products[1] ** 2
+    offset = (products[2] * right[0] - products[1] * right[1]) / determinant
+    scale = (products[0] * right[1] - products[1] * right[0]) / determinant
+    squares = ((1 - (offset[:, None] + scale[:, None] * main) / y) ** 2).sum(axis=1)
+    slack = squares.min() * (1 + stats.t.ppf(0.975, 16) ** 2 / 16) - squares
+    inside = slack > 0
+    for place, each in enumerate(found):
+        there = shape(at)[:, place]
+        variance = (products[2] - 2 * there * products[1] + there**2 * products[0]) / determinant
+        reach = np.sqrt(slack[inside] * variance[inside])
+        middle = (offset + scale * there)[inside]
+        low, high = float((middle - reach).min()), float((middle + reach).max())
+        assert each.curve_ci95 == pytest.approx((low, high), abs=0.02 * (high - low))
+
+
+def planted_mixtures(seed, sizes=3, shares=(0.02, 0.1, 0.3, 1.0)):
+    """Runs by the law of sparse mixtures without an interaction, and the law."""
+    grid = np.meshgrid(np.geomspace(2e8, 6e9, sizes), shares, np.geomspace(2e9, 6e10, sizes), indexing="ij")
+    inputs = tuple(each.ravel() for each in grid)
+
+    def law(n, x, d):
+        return 1.5 + 400 * n**-0.34 + 410 * d**-0.28 + 0.3 * x**0.17
+
+    rng = np.random.default_rng(seed)
+    return inputs, law(*inputs) * np.exp(0.002 * rng.standard_normal(inputs[0].size)), law
+
+
+def test_an_interaction_that_rows_do_not_show_may_stand_for_the_offset():
+    """F·X^-δ·N^-γ of vanishing exponents is a second offset: no E from 0 to the law's without it is refused."""
+    inputs, y, law = planted_mixtures(seed=1)
+    fitted = fit("sparse-mixture", inputs, y, few_starts=True)
+    region = resample(fitted, 50, 0).region
+    low, high = region.of_parameter("E")
+    assert low == pytest.approx(0.0, abs=1e-3)
+    assert 1.5 < high < y.min()
+    point = [np.array([value]) for value in (2e10, 0.1, 2e11)]
+    below, above = (float(np.exp(each[0])) for each in region.of_predictions(fitted.at(*point)))
+    assert below < float(law(*point)[0]) < above < 1.1 * below
