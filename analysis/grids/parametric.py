@@ -12,7 +12,8 @@ import pandas as pd
 
 from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty, t_quantile
-from analysis.fitting.laws.base import Array
+from analysis.fitting.laws.base import OFFSET, Array
+from analysis.fitting.likelihood_region import Region
 from analysis.grids.allocation import Allocation, Best
 from analysis.grids.flops_per_token import FlopsPerToken
 
@@ -105,10 +106,13 @@ class _Minimised:
         return Best(budget, best, ends_of_sizes, tokens, ends_of_tokens, float(values[0]))
 
     def interval(self, of: Callable[[Array], Array]) -> tuple[float, tuple[float, float]]:
-        """What follows from θ at the fit, and its interval: found as a parameter's is, percentiles of case draws."""
+        """What follows from θ at the fit, and its interval: its range in the likelihood's region, or from the draws."""
         draws = replace(self.uncertainty.draws, theta_SP=self.uncertainty.draws.theta_SP[:_DRAWS])
         value = float(of(self.fitted.theta_P[None])[0])
-        if draws.region is None and draws.method.startswith("case"):
+        if draws.region is not None:
+            low, high = _range(draws.region, of)
+            return value, (min(low, value), max(high, value))
+        if draws.method.startswith("case"):
             low, high = np.quantile(of(draws.theta_SP), [0.025, 0.975])
             return value, (min(float(low), value), max(float(high), value))
         return value, draws.interval(value, of, t_quantile(self.uncertainty.degrees_of_freedom))
@@ -121,6 +125,29 @@ class _Minimised:
 
     def _log_sizes(self, per_token: FlopsPerToken, budget: float, theta_SP: Array) -> Array:
         return np.log(minimise_over_sizes(self.fitted, theta_SP, self.rows, per_token, budget)[0])
+
+
+def _range(region: Region, of: Callable[[Array], Array]) -> tuple[float, float]:
+    """The least and largest value in a region, taken for linear in the ellipsoid around the fit at each offset."""
+    problem, fits_GP = region.problem, region.theta_GP
+    place = problem.free.index(OFFSET)
+    jacobian_GnQ = np.delete(problem.jacobian(fits_GP, problem.evaluate(fits_GP)[1]), place, axis=2)
+    covariance_GQQ = np.linalg.pinv(np.einsum("gnp,gnq->gpq", jacobian_GnQ, jacobian_GnQ), hermitian=True)
+    variances_GQ, axes_GQQ = np.linalg.eigh(covariance_GQQ)
+    reach_G = np.sqrt(np.maximum(region.limit - region.squares_G, 0.0))
+    steps_GQQ = (axes_GQQ * np.sqrt(variances_GQ.clip(0.0))[:, None]).swapaxes(1, 2) * reach_G[:, None, None]
+    steps_GQP = np.insert(steps_GQQ, place, 0.0, axis=2)
+    box_2P = problem.bounds(region.y_n)
+
+    def at(each_GQP: Array) -> Array:
+        theta_GQP = (fits_GP[:, None] + each_GQP).clip(*box_2P)
+        return of(theta_GQP.reshape(-1, theta_GQP.shape[-1])).reshape(theta_GQP.shape[:2])
+
+    slopes_GQ = at(steps_GQP) - at(-steps_GQP)
+    slopes_GQ /= np.maximum(np.linalg.norm(slopes_GQ, axis=1, keepdims=True), 1e-300)
+    steepest_G1P = np.einsum("gq,gqp->gp", slopes_GQ, steps_GQP)[:, None]
+    values_2G = np.stack([at(steepest_G1P), at(-steepest_G1P)])
+    return float(values_2G.min()), float(values_2G.max())
 
 
 def _closed_form(fitted: Fit, theta_SP: Array) -> Array:
