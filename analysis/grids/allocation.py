@@ -88,7 +88,7 @@ class Allocation:
         best: N_opt and D_opt at the budgets asked for.
         refused: why there is no answer.
         bias: what IsoFLOP minima miss on this grid even without noise, where a surface was fitted.
-        lost: budgets without a minimum because their best size is an end of the sizes.
+        lost: budgets without a minimum because it would be an end of the sizes.
     """
 
     approach: str

@@ -57,7 +57,7 @@ class Minimum:
         params_ci95: interval of N_opt.
         coefficients: of the polynomial in log(N / geometric mean), highest power first.
         simulated: what noise makes of it.
-        end: where there is none because the best size is an end of the sizes: "smallest" or "largest".
+        end: where there is none because it would be an end of the sizes: "smallest" or "largest".
         sought: how the method finds best sizes there, where at some budget the best is an end.
     """
 

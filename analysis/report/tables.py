@@ -399,7 +399,8 @@ def _allocation_row(each: Allocation, of_each: float) -> tuple[tuple[str, ...], 
     lines = [tuple(line for pair in column for line in pair) for column in columns]
     remarks = [f"{number(best.budget)} FLOPs: {beyond_text(best.beyond)}" for best in each.best if best.beyond != 1]
     if each.lost:
-        remarks.append(f"no minimum at {each.lost} of {each.lost + each.n_points} budgets, whose best size is an end")
+        of = each.lost + each.n_points
+        remarks.append(f"no minimum at {each.lost} of {of} budgets: it would be an end of the sizes")
     if each.bias is not None:
         remarks.append(f"without noise on the surface off by: {bias_text(each.bias)}")
     return (each.approach,), *exponents, *lines, tuple(remarks) or ("",)
