@@ -96,14 +96,14 @@ def predict(fitted: Fit, uncertainty: Uncertainty, *inputs: Array) -> list[Predi
     u_m = problem.evaluate(fitted.theta_P[None])[0][0]
     quantile = t_quantile(uncertainty.degrees_of_freedom)
     region = uncertainty.draws.region
-    ends_mm = None if region is None else region.of_predictions(problem)
+    ends_m2 = None if region is None else np.stack(region.of_predictions(problem), axis=1)
     found = []
     for place, u in enumerate(u_m):
-        if ends_mm is None:
+        if ends_m2 is None:
             alone = replace(problem, log_inputs_In=problem.log_inputs_In[:, [place]])
             below, above = uncertainty.draws.interval(float(u), partial(_linked, alone), quantile)
         else:
-            below, above = min(ends_mm[0][place], u), max(ends_mm[1][place], u)
+            below, above = min(ends_m2[place, 0], u), max(ends_m2[place, 1], u)
         value = float(fitted.law.respond(u))
         # Raw residuals have the values' unit; relative to the value they are a scatter of the logarithm.
         around = uncertainty.scatter / value if fitted.objective.raw else uncertainty.scatter

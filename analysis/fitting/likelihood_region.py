@@ -72,7 +72,7 @@ class Region:
         size = float(np.sqrt(problem.covariance(best_P[None], np.ones((1, len(self.y_n))))[0, place, place]))
         starts, signs_K = self._starts(theta_GP[:, [place]])
         ways = _Ways(problem, self, hold, best_P[place], signs_K * self._step(size))
-        ends_K, held_KP = ways.ends(theta_GP[starts[:, 0]], theta_GP[starts[:, 0], place], self.squares_G[starts[:, 0]])
+        ends_K, held_KP = ways.ends(theta_GP[starts[:, 0], place], theta_GP[starts[:, 0]])
         natural_K = problem.natural(held_KP)[:, problem.law.parameters.index(name)]
         last_K = ends_K - held_KP[:, place]
         reported_K = (natural_K if is_exponent(name) else np.log(np.maximum(natural_K, 1e-300))) + last_K
@@ -106,7 +106,7 @@ class Region:
         sizes_M = np.sqrt(np.maximum(np.einsum("mp,pq,mq->m", slopes_MP, covariance_PP, slopes_MP), 0.0))
         ways = _Ways(self.problem, self, hold, best_1M[0, point_K], sign_K * self._step(sizes_M)[point_K])
         began_K = some.evaluate(self.theta_GP)[0][start_K, point_K]
-        ends_K, theta_KP = ways.ends(self.theta_GP[start_K], began_K, self.squares_G[start_K])
+        ends_K, theta_KP = ways.ends(began_K, self.theta_GP[start_K])
         found_M = at.evaluate(np.concatenate([self.theta_GP, theta_KP]))[0]
         low_M, high_M = found_M.min(axis=0), found_M.max(axis=0)
         np.minimum.at(low_M, chosen[point_K], ends_K)
@@ -152,18 +152,19 @@ class _Ways:
     middle: Array | float
     step_K: Array
 
-    def ends(self, theta_KP: Array, value_K: Array, squares_K: Array) -> tuple[Array, Array]:
+    def ends(self, value_K: Array, theta_KP: Array) -> tuple[Array, Array]:
         """Where each way leaves the region, or the last place found in it, and θ there.
 
         The height, the root of the share of the level that is used up, is all but linear in the quantity: 0 at the
         best fit and 1 at the end, which false position finds.
         """
-        sign_K, height_K = np.sign(self.step_K), self._heights(squares_K)
+        theta_KP, value_K = self.hold(value_K, theta_KP)
+        sign_K, height_K = np.sign(self.step_K), self._heights(theta_KP)
         beyond_K, above_K = np.full(len(value_K), np.nan), np.full(len(value_K), np.nan)
         for _ in range(_ROUNDS):
             ahead_K = self._ahead(value_K, height_K, beyond_K, above_K)
             held_KP, reached_K = self.hold(ahead_K, theta_KP)
-            tried_K = self._heights(self._squares(held_KP))
+            tried_K = self._heights(held_KP)
             forward_K = sign_K * (reached_K - value_K)
             inside_K, outside_K = (tried_K <= 1) & (forward_K >= 0), tried_K > 1
             closer_K = outside_K & ~(sign_K * (reached_K - beyond_K) >= 0)
@@ -189,14 +190,12 @@ class _Ways:
         share_K = np.clip((1 - height_K) / np.maximum(above_K - height_K, 1e-9), 0.05, 0.95)
         return np.where(between_K, value_K + share_K * (beyond_K - value_K), onwards_K)
 
-    def _heights(self, squares_K: Array) -> Array:
-        lowest = self.region.squares_G.min()
-        return np.asarray(np.sqrt(np.maximum(squares_K - lowest, 0.0) / (self.region.limit - lowest)))
-
-    def _squares(self, theta_KP: Array) -> Array:
+    def _heights(self, theta_KP: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             residuals_Kn = residuals_of(self.problem, self.region.y_n, theta_KP, raw=False)[0]
-            return np.asarray(np.nan_to_num((residuals_Kn**2).sum(axis=1), nan=np.inf))
+            squares_K = np.nan_to_num((residuals_Kn**2).sum(axis=1), nan=np.inf)
+        lowest = self.region.squares_G.min()
+        return np.asarray(np.sqrt(np.maximum(squares_K - lowest, 0.0) / (self.region.limit - lowest)))
 
 
 def _uncentred(problem: Problem, theta_GP: Array) -> tuple[Problem, Array]:

@@ -67,9 +67,9 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     slack_G = squares_G.min() * (1 + level) - squares_G
     inside = np.flatnonzero(slack_G >= 0)
     ends = [_crossing(theta_GP, slack_G, inside[0], -1), _crossing(theta_GP, slack_G, inside[-1], 1)]
-    edge_GP = np.concatenate([theta_GP[inside], np.stack(ends)])
-    limit = float(squares_G.min() * (1 + level))
-    region = Region(problem, y, edge_GP, np.append(squares_G[inside], [limit, limit]), limit)
+    edges_2P, edges_2 = minimise(problem, y, np.ones((2, rows)), np.stack(ends), Objective("lsq-log"), held=place)
+    inside_GP, inside_G = np.concatenate([theta_GP[inside], edges_2P]), np.append(squares_G[inside], edges_2)
+    region = Region(problem, y, inside_GP, inside_G, float(squares_G.min() * (1 + level)))
     if len(problem.free) > SIMPLE:
         drawn_SP = drawn_SP.clip(*problem.bounds(y))
     return drawn_SP, region

@@ -72,7 +72,7 @@ def test_looking_changes_nothing(models: tuple[VAR, MultiScaleTokenizer], tokens
     before = models[0](LABELS, inputs)
     attention_shares(*models, tokens, LABELS)
     assert torch.equal(models[0](LABELS, inputs), before)
-    assert all(block.plain for block in models[0].blocks)
+    assert not any(block._forward_pre_hooks for block in models[0].blocks)
 
 
 def test_no_scale_sees_a_later_one_or_itself(models: tuple[VAR, MultiScaleTokenizer], tokens: list[Tensor]) -> None:
@@ -86,6 +86,5 @@ def test_a_model_that_sees_later_scales_is_found_out(
 ) -> None:
     size = sum(SIZES)
     monkeypatch.setattr("varscale.families.shared.transformer.block_causal_mask", lambda *_: torch.zeros(size, size))
-    monkeypatch.setattr("varscale.kernels.attend.available", lambda _: False)
-    monkeypatch.setattr(VAR, "_fits_native", lambda *_: False)
+    monkeypatch.setenv("VARSCALE_NATIVE", "0")
     assert dependence(*models, tokens, LABELS).tril().max() > 1e-3

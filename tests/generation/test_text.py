@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from tiny_training import cell_of_steps, files_of, ignore, little_experiment, make_inputs
 from typer.testing import CliRunner
 
@@ -112,6 +113,25 @@ def test_text_decides_what_is_drawn(cells: dict[str, RunFiles], tmp_path: Path) 
     assert (tmp_path / "a.png").exists()
 
 
+def test_a_text_decides_what_is_drawn_into_a_picture(cells: dict[str, RunFiles], tmp_path: Path) -> None:
+    """With everything masked it is what `sample` draws for that text, and none is another picture."""
+    drawable = Drawable.load(cells["text"].folder)
+    side = drawable.tokenizer.image_size
+    Image.new("RGB", (side, side)).save(tmp_path / "source.png")
+    pictures = {}
+    for text in ("two red rings", "none", None):
+        out = tmp_path / f"{text}.png"
+        command = ["edit", str(cells["text"].folder), str(tmp_path / "source.png"), "--box", f"0,0,{side},{side}"]
+        command += ["--text", text] if text is not None else []
+        told = CliRunner().invoke(app, [*command, "--count", "1", "--seed", "7", "--guidance", "99", "--out", str(out)])
+        assert told.exit_code == 0, told.output
+        pictures[text] = np.array(Image.open(out.with_name(f"{text}-0.png")))
+    assert np.array_equal(pictures[None], pictures["none"])
+    assert not np.array_equal(pictures[None], pictures["two red rings"])
+    drawn = sample(drawable.model, drawable.tokenizer, drawable.embedded(["two red rings"]), 99, seed=7).images
+    assert np.array_equal(pictures["two red rings"], (drawn[0] * 255).round().byte().permute(1, 2, 0).numpy())
+
+
 def test_many_images_say_what_they_were_drawn_for(cells: dict[str, RunFiles], tmp_path: Path) -> None:
     texts = ["two red rings, on green", "one blue ring"]
     options = [part for text in texts for part in ("--text", text)]
@@ -174,12 +194,15 @@ def test_mistakes(cells: dict[str, RunFiles], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--text: an empty text"):
         text.embedded(["a", " "])
     for arguments, message in {
-        ("text", "--labels", "0"): "was told captions, not classes; say by --text what to draw",
-        ("class", "--text", "a"): "was told classes, not captions; name classes by --labels",
-        ("text", "--candidates", "4"): "--candidates: classifiers choose by class",
+        ("text", "sample", "--labels", "0"): "was told captions, not classes; say by --text what to draw",
+        ("class", "sample", "--text", "a"): "was told classes, not captions; name classes by --labels",
+        ("text", "sample", "--candidates", "4"): "--candidates: classifiers choose by class",
+        ("text", "edit", "--label", "0"): "was told captions, not classes; say by --text what to draw",
+        ("class", "edit", "--text", "a"): "was told classes, not captions; name a class by --label",
     }.items():
-        name, *options = arguments
-        command = ["sample", str(cells[name].folder), *options, "--out", str(tmp_path / "a.png")]
+        name, verb, *options = arguments
+        picture = ["never-read.png", "--box", "0,0,4,4"] if verb == "edit" else []
+        command = [verb, str(cells[name].folder), *picture, *options, "--out", str(tmp_path / "a.png")]
         error = CliRunner().invoke(app, command).exception
         assert isinstance(error, ExperimentError)
         assert message in str(error)

@@ -64,11 +64,12 @@ def test_library_kernels_equal_the_definition(patch_nums: tuple[int, ...]) -> No
         torch.testing.assert_close(prefix, expected[:, :, :end], atol=1e-5, rtol=1e-5)
 
 
-def normalised(joint: Tensor, scale: Tensor, patch_nums: tuple[int, ...]) -> Tensor:
+def defined(joint: Tensor, scale: Tensor, patch_nums: tuple[int, ...], *, normalised: bool) -> Tensor:
     batch, tokens, _ = joint.shape
     queries, keys, values = joint.view(batch, tokens, 3, len(scale), -1).permute(2, 0, 3, 1, 4)
-    queries = torch.nn.functional.normalize(queries, dim=-1) * scale[:, None, None]
-    out = naive(queries, torch.nn.functional.normalize(keys, dim=-1), values, patch_nums)
+    if normalised:
+        queries, keys = (torch.nn.functional.normalize(each, dim=-1) for each in (queries, keys))
+    out = naive(queries * scale[:, None, None], keys, values, patch_nums)
     return out.transpose(1, 2).reshape(batch, tokens, -1)
 
 
@@ -88,20 +89,25 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     + [(channels, older) for channels in (8, 64) for older in OLDER_PROCESSORS],
     indirect=["processor"],
 )
-@pytest.mark.parametrize("patch_nums", [PATCH_NUMS, (4,)])
+@pytest.mark.parametrize(("patch_nums", "normalised"), [(PATCH_NUMS, True), ((4,), True), (PATCH_NUMS, False)])
 @pytest.mark.usefixtures("processor")
-def test_native_kernel_equals_the_definition(head_channels: int, patch_nums: tuple[int, ...]) -> None:
+def test_native_kernel_equals_the_definition(head_channels: int, patch_nums: tuple[int, ...], normalised: bool) -> None:
     heads = 3
     ends = ends_of(patch_nums)
     torch.manual_seed(0)  # one channel near zero has a direction that float32 knows badly
     joint = torch.randn(2, ends[-1], 3 * heads * head_channels, dtype=torch.float64)
     scale = torch.tensor([0.5, 4.0, 100.0], dtype=torch.float64)
+    if not normalised:
+        scale = scale / 100  # of products of lengths near √d
     weights = torch.randn(2, ends[-1], heads * head_channels, dtype=torch.float64)
     results = []
     for dtype in (torch.float64, torch.float32):
         inputs = (joint.to(dtype).requires_grad_(), scale.to(dtype).requires_grad_())
         exact = dtype == torch.float64
-        out = normalised(*inputs, patch_nums) if exact else native.native_attention(*inputs, ends)
+        if exact:
+            out = defined(*inputs, patch_nums, normalised=normalised)
+        else:
+            out = native.native_attention(*inputs, ends, normalised=normalised)
         gradients = torch.autograd.grad((out * weights.to(dtype)).sum(), inputs)
         results.append([out, *gradients])
     for name, exact, ours in zip(("output", "joint gradient", "scale gradient"), *results, strict=True):

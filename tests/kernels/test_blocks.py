@@ -33,39 +33,45 @@ def arguments(width: int, hidden: int, heads: int) -> list[Tensor]:
     return [torch.randn(3, ENDS[-1], width), torch.randn(2, 3, 6, width), *weights]
 
 
-def plain(x: Tensor, modulation: Tensor, *weights: Tensor) -> Tensor:
+def plain(x: Tensor, modulation: Tensor, *weights: Tensor, normalised: bool = True) -> Tensor:
     for index in range(2):
-        x = plain_block(x, modulation[index], *weights[10 * index : 10 * index + 10])
+        x = plain_block(x, modulation[index], *weights[10 * index : 10 * index + 10], normalised=normalised)
     return x
 
 
-def plain_block(x: Tensor, modulation: Tensor, *weights: Tensor) -> Tensor:
+def plain_block(x: Tensor, modulation: Tensor, *weights: Tensor, normalised: bool) -> Tensor:
     joint_weight, query_bias, value_bias, log_scale, *layers = weights
     gates, scales, shifts = modulation.split(2, dim=1)
     mask = block_causal_mask(PATCH_NUMS, torch.device("cpu")).to(x.dtype)
     normal = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scales[:, :1]) + shifts[:, :1]
     bias = torch.cat((query_bias, torch.zeros_like(query_bias), value_bias))
     joint = F.linear(normal, joint_weight, bias).unflatten(2, (3, len(log_scale), -1)).permute(2, 0, 3, 1, 4)
-    queries = F.normalize(joint[0], dim=-1) * log_scale.clamp_max(LOG_LIMIT).exp()[:, None, None]
-    attention = torch.softmax(queries @ F.normalize(joint[1], dim=-1).transpose(2, 3) + mask, dim=-1) @ joint[2]
+    queries, keys = (F.normalize(each, dim=-1) if normalised else each for each in joint[:2])
+    factors = log_scale.clamp_max(LOG_LIMIT).exp()[:, None, None]
+    attention = torch.softmax(factors * queries @ keys.transpose(2, 3) + mask, dim=-1) @ joint[2]
     x = x + gates[:, :1] * F.linear(attention.transpose(1, 2).flatten(2), *layers[:2])
     normal = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scales[:, 1:]) + shifts[:, 1:]
     hidden = F.gelu(F.linear(normal, *layers[2:4]), approximate="tanh")
     return x + gates[:, 1:] * F.linear(hidden, *layers[4:])
 
 
-def ours(x: Tensor, modulation: Tensor, *weights: Tensor) -> Tensor:
-    return blocks.native_blocks(x, modulation, LOG_LIMIT, ENDS, weights)
+def ours(x: Tensor, modulation: Tensor, *weights: Tensor, normalised: bool = True) -> Tensor:
+    return blocks.native_blocks(x, modulation, LOG_LIMIT, ENDS, weights, normalised=normalised)
 
 
+@pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize(("width", "hidden", "heads"), [(8, 16, 1), (24, 96, 3), (40, 80, 5), (32, 128, 2)])
-def test_equal_to_plain_operators(width: int, hidden: int, heads: int) -> None:
-    inputs = [tensor.requires_grad_() for tensor in arguments(width, hidden, heads)]
+def test_equal_to_plain_operators(width: int, hidden: int, heads: int, normalised: bool) -> None:
+    x, modulation, *weights = arguments(width, hidden, heads)
+    if not normalised:
+        for log_scale in weights[3::10]:
+            log_scale.sub_(math.log(100))  # of products of lengths near √d
+    inputs = [tensor.requires_grad_() for tensor in (x, modulation, *weights)]
     exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    out, exact = ours(*inputs), plain(*exact_inputs)
+    out, exact = ours(*inputs, normalised=normalised), plain(*exact_inputs, normalised=normalised)
     torch.testing.assert_close(out.double(), exact, atol=1e-4, rtol=1e-4)
     with torch.no_grad():  # keeps nothing for a backward pass
-        assert torch.equal(ours(*inputs), out)
+        assert torch.equal(ours(*inputs, normalised=normalised), out)
     weights = torch.randn_like(out)
     gradients = torch.autograd.grad((out * weights).sum(), inputs)
     exact_gradients = torch.autograd.grad((exact * weights).sum(), exact_inputs)
@@ -103,11 +109,12 @@ def test_a_sample_is_the_same_in_any_batch() -> None:
             assert all(torch.equal(each, alone[0]) for each in whole[sample::3])
 
 
-def test_the_same_bits_on_any_number_of_threads() -> None:
+@pytest.mark.parametrize(("width", "hidden", "heads"), [(24, 96, 3), (32, 128, 2)])
+def test_the_same_bits_on_any_number_of_threads(width: int, hidden: int, heads: int) -> None:
     before, results = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        inputs = [tensor.requires_grad_() for tensor in arguments(24, 96, 3)]
+        inputs = [tensor.requires_grad_() for tensor in arguments(width, hidden, heads)]
         out = ours(*inputs)
         results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     torch.set_num_threads(before)

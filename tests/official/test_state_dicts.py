@@ -76,7 +76,7 @@ def test_tokenizer(reference: SimpleNamespace) -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_transformer(reference: SimpleNamespace, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr("varscale.kernels.attend.available", lambda _: False)
+        monkeypatch.setenv("VARSCALE_NATIVE", "0")
     var: VAR = reference.var_model
     assert sum(p.numel() for p in var.parameters()) == int(reference.n_params_var)
     with torch.no_grad():

@@ -34,7 +34,12 @@ def edit(
         str | None, typer.Option(help="left,top,right,bottom in pixels, drawn anew, in place of a mask.")
     ] = None,
     outside: Annotated[bool, typer.Option("--outside", help="Draw all but that anew: out-painting.")] = False,
-    label: Annotated[str, typer.Option(help="The class that is drawn, by its number or name, or none.")] = "none",
+    label: Annotated[
+        str | None, typer.Option(help="The class that is drawn, by its number or name; none is the default.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="What is drawn, in words, by a cell that is told captions; none is the default.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=64, help="How many edits, each with its own noise.")] = 4,
     source_scales: Annotated[
         int, typer.Option(min=0, help="First scales that are all the source's; 1: as in the reference.")
@@ -54,7 +59,7 @@ def edit(
         "edit.png"
     ),
 ) -> None:
-    """Draw a part of a picture anew, as none or another class (in-painting, out-painting, class-conditional editing).
+    """Draw a part of a picture anew, as none or another class or text: in- and out-painting, conditional editing.
 
     Beside the picture, each edit has a file of its own, and a .csv says how alike source and edits are by distance.
     """
@@ -73,7 +78,7 @@ def edit(
     with mistakes_as_one_line():
         options = SamplingOptions(guidance, top_k, top_p, seed, True, guidance_schedule, temperature, smooth)
         region = EditRegion(mask, (corners[0], corners[1], corners[2], corners[3]) if corners else None, outside)
-        request = EditRequest(image, region, label, count, source_scales, composite, show_scales)
+        request = EditRequest(image, region, label, text, count, source_scales, composite, show_scales)
         bands = edit_files(DrawableFiles.find(run, tokenizer), request, options, out)
     _print_bands(bands)
     typer.echo(out)

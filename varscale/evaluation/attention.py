@@ -81,8 +81,8 @@ def _recorded(var: VAR) -> Iterator[list[Tensor]]:
     def record(module: nn.Module, arguments: tuple[Any, ...], _: Tensor) -> None:
         attention, x_BLC = cast(Attention, module), cast(Tensor, arguments[0])
         joint_BL2Hd = attention.joint(x_BLC, arguments[3]).unflatten(2, (3, attention.heads, -1))[:, :, :2]
-        scaled_BL2Hd = scaled_queries_keys(joint_BL2Hd, attention.scale(), attention.logit_factor)
-        queries_BHLd, keys_BHLd = scaled_BL2Hd.permute(2, 0, 3, 1, 4)
+        scaled = scaled_queries_keys(joint_BL2Hd, attention.scale(), attention.logit_factor)
+        queries_BHLd, keys_BHLd = (x_BLHd.transpose(1, 2) for x_BLHd in scaled)
         weights_HLL = (queries_BHLd @ keys_BHLd.transpose(-1, -2) + mask_LL).softmax(-1).mean(0)
         shares.append((member_LK / member_LK.sum(0)).T @ weights_HLL @ member_LK)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varscale.families.base import ModelDescription, TokenSpace
+from varscale.kernels.linear import Linear
 from varscale.numerics.randomness import gumbel, uniform
 from varscale.tokenizer.autoencoder import MultiScaleTokenizer
 
@@ -123,7 +124,7 @@ def condition_embedding(space: TokenSpace, width: int) -> nn.Embedding | nn.Line
     "No caption" is zeros, and so becomes the projection's bias: a vector that is learned, as that of "no class" is.
     """
     if space.text_width is not None:
-        return nn.Linear(space.text_width, width)
+        return Linear(space.text_width, width)
     return nn.Embedding(space.num_classes + 1, width)
 
 

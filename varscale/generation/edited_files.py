@@ -20,8 +20,8 @@ from varscale.families.base import SamplingOptions
 from varscale.families.storage import stored_description
 from varscale.families.var.config import VARConfig
 from varscale.generation.editing import DistanceBand, edit, kept_tokens, psnr_by_distance
-from varscale.generation.from_files import DrawableFiles, tokenizer_file
-from varscale.generation.labels import labels_of
+from varscale.generation.from_files import DrawableFiles, embedded, tokenizer_file
+from varscale.generation.labels import NO_CLASS, labels_of
 from varscale.generation.pictures import opened_picture, read_picture, save_picture, save_pictures, scale_pictures
 from varscale.numerics.device import best_device
 from varscale.store.atomic import write_atomically
@@ -80,8 +80,10 @@ class EditRequest:
 
     image: Path
     region: EditRegion
-    label: str
-    """The class, by its number or name; `none`: no class."""
+    label: str | None
+    """The class, by its number or name; None or `none`: no class."""
+    text: str | None
+    """The caption, for a model that is told captions; None or `none`: no caption."""
     count: int
     """How many edits."""
     source_scales: int
@@ -89,31 +91,41 @@ class EditRequest:
     """Paste the source's pixels over what is not masked."""
     show_scales: bool
 
-    def checked(self, files: DrawableFiles) -> tuple[Tensor, Tensor, int]:
-        """The image (1, 3, S, S) in [0, 1], the mask (S, S), and the label.
+    def checked(self, files: DrawableFiles) -> tuple[Tensor, Tensor, Tensor]:
+        """The image (1, 3, S, S) in [0, 1], the mask (S, S), and the label (1,) or the caption's embedding (1, D).
 
         Raises:
-            DataError: A picture can't be read, has another size, or the mask is empty.
-            ExperimentError: An option is out of range for this model.
+            DataError: A picture can't be read, has another size, or the mask or the text is empty.
+            ExperimentError: An option is out of range for this model, or not for such models.
             CheckpointError: A file of weights is missing or foreign.
         """
         description, architecture = stored_description(files.model), stored_architecture(files.tokenizer)
         if not isinstance(description, VARConfig):
             raise ExperimentError(f"{files.place}: models of family {description.family} can't edit images")
-        if description.text_width is not None:
-            raise ExperimentError(f"{files.place}: it was told captions, and images are edited by classes so far")
         if not 0 <= self.source_scales < len(description.patch_nums):
             raise ExperimentError(
                 f"--source-scales {self.source_scales}: the model has {len(description.patch_nums)} scales, of which "
                 "one at least has to be drawn"
             )
-        labels = labels_of("--label", self.label, description.num_classes, files.class_names)
-        if len(labels) != 1:
-            raise ExperimentError(f"--label {self.label[:100]}: expected one class")
+        label = self._label(files, description)
         image_13SS, mask_SS = read_picture(self.image, architecture.image_size), self.region.of(architecture.image_size)
         if all(kept.all() for kept in kept_tokens(mask_SS, description.patch_nums, self.source_scales)):
             raise ExperimentError("the mask covers less than half of every token, so nothing is drawn; enlarge it")
-        return image_13SS, mask_SS, labels[0]
+        return image_13SS, mask_SS, label
+
+    def _label(self, files: DrawableFiles, description: VARConfig) -> Tensor:
+        if description.text_width is not None:
+            if self.label is not None:
+                raise ExperimentError(
+                    f"--label: {files.place} was told captions, not classes; say by --text what to draw"
+                )
+            return embedded([self.text or NO_CLASS], files.captions, files.place)
+        if self.text is not None:
+            raise ExperimentError(f"--text: {files.place} was told classes, not captions; name a class by --label")
+        labels = labels_of("--label", self.label or NO_CLASS, description.num_classes, files.class_names)
+        if len(labels) != 1:
+            raise ExperimentError(f"--label {self.label!s:.100}: expected one class")
+        return torch.tensor(labels)
 
 
 def edit_files(files: DrawableFiles, request: EditRequest, options: SamplingOptions, out: Path) -> list[DistanceBand]:
@@ -131,7 +143,7 @@ def edit_files(files: DrawableFiles, request: EditRequest, options: SamplingOpti
     """
     source_13SS, mask_SS, label = request.checked(files)
     drawable, device = files.load(), best_device()
-    labels_B = torch.full((request.count,), label, device=device)
+    labels_B = label.to(device).repeat_interleave(request.count, dim=0)
     edited = edit(
         drawable.model,
         drawable.tokenizer,

@@ -68,6 +68,8 @@ def edit(
 ) -> Edited:
     """Draw what is masked anew: with a class it becomes that, with num_classes ("no class") it is in- or out-painted.
 
+    A model that is told captions takes a caption in place of the class.
+
     With everything masked it is plain sampling: the same tokens from the same seed. With nothing masked it is the
     source's reconstruction. An image depends on its source, label, seed and index, not on its batch (to rounding).
 
@@ -76,7 +78,7 @@ def edit(
         tokenizer: The tokenizer whose tokens it was trained on.
         images: The sources, (B, 3, H, W) in [-1, 1], or one for all labels.
         mask: bool (H, W): what is drawn anew.
-        labels: int64 (B,), each 0 … num_classes.
+        labels: int64 (B,), each 0 … num_classes; or embeddings of captions (B, D), zeros for none.
         options: How tokens are drawn.
         source_scales: How many of the first scales are the source's everywhere; 1 is the reference's choice.
         sample_indices: int64 (B,), each image's number for the noise; 0 … B - 1 unless given.

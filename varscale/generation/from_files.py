@@ -102,20 +102,7 @@ class Drawable:
         """
         if self.model.config.text_width is None:
             raise ExperimentError(f"--text: {self.place} was told classes, not captions; name classes by --labels")
-        if self.captions is None:
-            raise ExperimentError(
-                f"--text: {self.place} does not say what embedded its captions; name the cell's folder"
-            )
-        encoder = open_encoder(CaptionsSection.model_validate(self.captions.settings))
-        if encoder.identity != self.captions.identity:
-            raise ExperimentError(
-                f"--text: {self.place} was told captions by {self.captions.identity}, and here is {encoder.identity}: "
-                "other weights give other embeddings"
-            )
-        try:
-            return torch.stack([_no_caption(encoder) if text == NO_CLASS else _one(encoder, text) for text in texts])
-        except DataError as error:
-            raise DataError(f"--text: {error}") from None
+        return embedded(texts, self.captions, self.place)
 
 
 @dataclass(frozen=True)
@@ -190,6 +177,22 @@ def draw(
         save_pictures(scale_pictures(drawable.tokenizer, drawn.tokens), out, len(drawn.tokens))
     else:
         save_pictures(drawn.images, out, count)
+
+
+def embedded(texts: Sequence[str], captions: CaptionsRecord | None, place: Path) -> Tensor:
+    """Embeddings (B, D) of texts for the model of `place` that was told such captions; see `Drawable.embedded`."""
+    if captions is None:
+        raise ExperimentError(f"--text: {place} does not say what embedded its captions; name the cell's folder")
+    encoder = open_encoder(CaptionsSection.model_validate(captions.settings))
+    if encoder.identity != captions.identity:
+        raise ExperimentError(
+            f"--text: {place} was told captions by {captions.identity}, and here is {encoder.identity}: "
+            "other weights give other embeddings"
+        )
+    try:
+        return torch.stack([_no_caption(encoder) if text == NO_CLASS else _one(encoder, text) for text in texts])
+    except DataError as error:
+        raise DataError(f"--text: {error}") from None
 
 
 def _one(encoder: TextEncoder, text: str) -> Tensor:

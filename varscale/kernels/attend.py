@@ -79,12 +79,12 @@ def attend(
     Returns:
         (B, M, C), in the precision of `joint_BMJ`.
     """
-    if scale_H is not None and _fits_native(joint_BMJ, heads):
+    if _fits_native(joint_BMJ, heads, normalised=scale_H is not None):
         # float32 inside, and even with bfloat16 around it faster than PyTorch's kernel with its slow backward pass
-        return _by_native_kernel(joint_BMJ.float(), scale_H, ends, cache).to(joint_BMJ.dtype)
+        return _by_native_kernel(joint_BMJ.float(), scale_H, heads, ends, cache, logit_factor).to(joint_BMJ.dtype)
     joint_BM3Hd = joint_BMJ.unflatten(2, (3, heads, -1))
-    scaled_BM2Hd = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H, logit_factor)
-    queries_BMHd, keys_BNHd = scaled_BM2Hd.to(joint_BMJ.dtype).unbind(2)
+    scaled = scaled_queries_keys(joint_BM3Hd[:, :, :2], scale_H, logit_factor)
+    queries_BMHd, keys_BNHd = (x.to(joint_BMJ.dtype) for x in scaled)
     values_BNHd = joint_BM3Hd[:, :, 2]
     if cache is not None:
         rows_BNX = cache.append(torch.stack((keys_BNHd, values_BNHd), dim=2).flatten(2))
@@ -136,16 +136,19 @@ def sliced_attention(
     return torch.cat(outputs[::-1], dim=2)
 
 
-def scaled_queries_keys(queries_keys_BM2Hd: Tensor, scale_H: Tensor | None, logit_factor: float) -> Tensor:
-    """Queries and keys whose products are the logits; see `attend`."""
+def scaled_queries_keys(
+    queries_keys_BM2Hd: Tensor, scale_H: Tensor | None, logit_factor: float
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys (B, M, H, d) whose products are the logits; see `attend`."""
     if scale_H is None:
-        factor_2 = queries_keys_BM2Hd.new_tensor([logit_factor / math.sqrt(queries_keys_BM2Hd.shape[-1]), 1.0])
-        return queries_keys_BM2Hd * factor_2[:, None, None]
+        queries_BMHd, keys_BMHd = queries_keys_BM2Hd.unbind(2)
+        return queries_BMHd * (logit_factor / math.sqrt(queries_BMHd.shape[-1])), keys_BMHd
     # float32 also under autocast: a scale of up to 100 magnifies rounding of the directions
     queries_keys_BM2Hd = queries_keys_BM2Hd.float()
     factor_2H1 = torch.stack((scale_H, torch.ones_like(scale_H))).unsqueeze(2)
     inverse_BM2H1 = queries_keys_BM2Hd.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
-    return queries_keys_BM2Hd * (inverse_BM2H1 * factor_2H1)
+    queries_BMHd, keys_BMHd = (queries_keys_BM2Hd * (inverse_BM2H1 * factor_2H1)).unbind(2)
+    return queries_BMHd, keys_BMHd
 
 
 @functools.lru_cache(maxsize=32)
@@ -156,12 +159,23 @@ def query_slices(ends: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return ((0, together), *itertools.pairwise(finer))
 
 
-def _fits_native(joint_BMJ: Tensor, heads: int) -> bool:
+def _fits_native(joint_BMJ: Tensor, heads: int, *, normalised: bool) -> bool:
     on_cpu = joint_BMJ.device.type == "cpu" and joint_BMJ.dtype in (torch.float32, torch.bfloat16)
-    return on_cpu and available(joint_BMJ.shape[2] // (3 * heads))
+    return on_cpu and available(joint_BMJ.shape[2] // (3 * heads), normalised=normalised)
 
 
-def _by_native_kernel(joint_BMJ: Tensor, scale_H: Tensor, ends: Sequence[int], cache: KeyValueCache | None) -> Tensor:
+def _by_native_kernel(
+    joint_BMJ: Tensor,
+    scale_H: Tensor | None,
+    heads: int,
+    ends: Sequence[int],
+    cache: KeyValueCache | None,
+    logit_factor: float,
+) -> Tensor:
+    tokens, channels = joint_BMJ.shape[1:]
+    normalised = scale_H is not None
+    if scale_H is None:
+        scale_H = joint_BMJ.new_full((heads,), logit_factor / math.sqrt(channels // (3 * heads)))
     if cache is not None:
-        return native_attention_to_all(cache.append(joint_BMJ), scale_H, queries=joint_BMJ.shape[1])
-    return native_attention(joint_BMJ, scale_H, [end for end in ends if end <= joint_BMJ.shape[1]])
+        return native_attention_to_all(cache.append(joint_BMJ), scale_H, queries=tokens, normalised=normalised)
+    return native_attention(joint_BMJ, scale_H, [end for end in ends if end <= tokens], normalised=normalised)

@@ -2,9 +2,9 @@
 //
 // PyTorch's kernels spend most of their time around the arithmetic when a head has 4 to 32 channels. Here one (sample, head)
 // stays in the first-level cache: keys and values are laid out channel by channel, so that a vector holds one channel of
-// neighbouring tokens, and several queries share what is loaded. Pairs that the mask hides are never computed. Queries and
-// keys are given length 1 on the way in, and the gradient of that is taken on the way out. Heads of 32 or 64 channels leave
-// that cache; they are summed up over tokens row by row, since a row is whole vectors.
+// neighbouring tokens, and several queries share what is loaded. Pairs that the mask hides are never computed. Where NORMALISED
+// says so, queries and keys are given length 1 on the way in, and the gradient of that is taken on the way out. Heads of 32
+// or 64 channels leave that cache; they are summed up over tokens row by row, since a row is whole vectors.
 //
 // Layouts, row-major: joint (batch, tokens, 3, heads, CHANNELS) holds queries, keys and values; output and its gradient
 // (batch, tokens, heads, CHANNELS); log_sum (batch, heads, tokens); scale (heads); scale_gradient (batch, heads).
@@ -19,7 +19,8 @@
 
 #include "vectors.h"
 
-constexpr int CHANNELS = HEAD_CHANNELS;  // given on the compiler's command line
+constexpr int CHANNELS = HEAD_CHANNELS;  // these two are given on the compiler's command line
+constexpr bool UNIT_LENGTH = NORMALISED;
 constexpr float SMALLEST_SQUARE = 1e-24f;
 constexpr int CHUNK = 8;   // sums that fit into the registers beside what is added to them
 constexpr bool WIDE = CHANNELS >= 32 && CHANNELS % (2 * LANES) == 0;  // a row is pairs of whole vectors
@@ -33,7 +34,9 @@ inline Integers hidden_lanes(int64_t block, int64_t visible) {
     return index + (int32_t)(block * LANES) >= (int32_t)visible;
 }
 
+// What a query or key is multiplied by before all else.
 inline float inverse_length(const float *row) {
+    if constexpr (!UNIT_LENGTH) return 1.0f;
     float square = 0;
 #pragma omp simd reduction(+ : square)
     for (int c = 0; c < CHANNELS; c++) square += row[c] * row[c];
@@ -90,13 +93,17 @@ struct Scratch {
     }
     ~Scratch() { free(keys); }
 
-    // keys are normalised, values are not
+    // keys may be normalised, values are not
     void load(const float *key_rows, const float *value_rows, int64_t stride, int64_t tokens) {
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t first = b * LANES, count = tokens - first < LANES ? tokens - first : LANES;
             Vector *key = keys + b * CHANNELS, square = all(0), inverse;
             to_columns(key_rows + first * stride, stride, count, key);
             to_columns(value_rows + first * stride, stride, count, values + b * CHANNELS);
+            if constexpr (!UNIT_LENGTH) {
+                key_inverse_length[b] = all(1);
+                continue;
+            }
             for (int c = 0; c < CHANNELS; c++) square += key[c] * key[c];
             square = square > SMALLEST_SQUARE ? square : all(SMALLEST_SQUARE);
             for (int i = 0; i < LANES; i++) inverse[i] = 1.0f / std::sqrt(square[i]);
@@ -118,7 +125,7 @@ struct Scratch {
             const int64_t first = b * LANES, count = tokens - first < LANES ? tokens - first : LANES;
             const Vector *key = keys + b * CHANNELS, *gradient = key_gradient + b * CHANNELS;
             Vector key_result[CHANNELS], along = all(0);
-            for (int c = 0; c < CHANNELS; c++) along += gradient[c] * key[c];
+            for (int c = 0; c < CHANNELS && UNIT_LENGTH; c++) along += gradient[c] * key[c];
             for (int c = 0; c < CHANNELS; c++) key_result[c] = key_inverse_length[b] * (gradient[c] - along * key[c]);
             to_rows(key_result, key_rows + first * stride, stride, count);
             to_rows(value_gradient + b * CHANNELS, value_rows + first * stride, stride, count);
@@ -295,8 +302,9 @@ template <int ROWS>
 #pragma omp simd reduction(+ : along)
         for (int c = 0; c < CHANNELS; c++) along += flat[r][c] * raw[c] * inverse[r];
         scale_gradient += along;
+        const float lengthwise = UNIT_LENGTH ? along * inverse[r] : 0;
         for (int c = 0; c < CHANNELS; c++)
-            query_gradient[r * stride + c] = scale * inverse[r] * (flat[r][c] - along * inverse[r] * raw[c]);
+            query_gradient[r * stride + c] = scale * inverse[r] * (flat[r][c] - lengthwise * raw[c]);
     }
     return scale_gradient;
 }

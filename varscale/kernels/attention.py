@@ -1,4 +1,4 @@
-"""Block-causal attention with normalised queries and keys as one operator on a CPU, for few channels a head.
+"""Block-causal attention as one operator on a CPU, for few channels a head.
 
 Forward and backward, batch 32, 130 tokens, against normalisation and `scaled_dot_product_attention` with a mask
 (milliseconds on one core with AVX-512, torch 2.13): 12 heads of 4 channels 10 against 49, 8 of 8 10 against 38, 3 of 16
@@ -25,46 +25,49 @@ MOST_HEAD_CHANNELS = 64
 
 
 @torch.compiler.assume_constant_result
-def available(head_channels: int) -> bool:
+def available(head_channels: int, *, normalised: bool = True) -> bool:
     """Whether the operator can be used: a C++ compiler is there, and a head is not too wide."""
-    return head_channels <= MOST_HEAD_CHANNELS and building.enabled() and _library(head_channels) is not None
+    fits = head_channels <= MOST_HEAD_CHANNELS and building.enabled()
+    return fits and _library(head_channels, normalised) is not None
 
 
-def native_attention(joint_BLJ: Tensor, scale_H: Tensor, ends: Sequence[int]) -> Tensor:
+def native_attention(joint_BLJ: Tensor, scale_H: Tensor, ends: Sequence[int], *, normalised: bool = True) -> Tensor:
     """Attention among the tokens of one image, each seeing all up to the end of its own scale.
 
     Args:
-        joint_BLJ: float32 (B, L, 3·C): queries, keys and values; the first two are given length 1 here.
+        joint_BLJ: float32 (B, L, 3·C): queries, keys and values.
         scale_H: Factor on the logits of each head.
         ends: Where each scale ends; the last is L.
+        normalised: Whether queries and keys are given length 1 here.
 
     Returns:
         (B, L, C).
     """
-    result: tuple[Tensor, Tensor] = _forward(joint_BLJ, scale_H, list(ends))
+    result: tuple[Tensor, Tensor] = _forward(joint_BLJ, scale_H, list(ends), normalised)
     return result[0]
 
 
-def native_attention_to_all(joint_BLJ: Tensor, scale_H: Tensor, *, queries: int) -> Tensor:
+def native_attention_to_all(joint_BLJ: Tensor, scale_H: Tensor, *, queries: int, normalised: bool = True) -> Tensor:
     """Attention of the last tokens to all tokens, without gradients: a step of cached sampling.
 
     Args:
         joint_BLJ: float32 (B, L, 3·C), a prefix of a contiguous cache of more tokens.
         scale_H: Factor on the logits of each head.
         queries: How many tokens at the end ask.
+        normalised: Whether queries and keys are given length 1 here.
 
     Returns:
         (B, queries, C).
     """
-    out_BMC: Tensor = _to_all(joint_BLJ, scale_H, queries)
+    out_BMC: Tensor = _to_all(joint_BLJ, scale_H, queries, normalised)
     return out_BMC
 
 
 @torch.library.custom_op("varscale::attention_to_all", mutates_args=(), device_types="cpu")
-def _to_all(joint_BLJ: Tensor, scale_H: Tensor, queries: int) -> Tensor:
+def _to_all(joint_BLJ: Tensor, scale_H: Tensor, queries: int, normalised: bool) -> Tensor:
     batch, tokens, channels = joint_BLJ.shape
     out_BMC, log_sum_BHM = _empty_results(joint_BLJ[:, :queries], scale_H)
-    _loaded(joint_BLJ, len(scale_H)).attention_forward(
+    _loaded(joint_BLJ, len(scale_H), normalised).attention_forward(
         *_pointers(joint_BLJ, scale_H.contiguous(), out_BMC, log_sum_BHM),
         *_sizes(batch, len(scale_H), [tokens]),
         ctypes.c_int64(tokens - queries),
@@ -74,11 +77,11 @@ def _to_all(joint_BLJ: Tensor, scale_H: Tensor, queries: int) -> Tensor:
 
 
 @torch.library.custom_op("varscale::block_causal_attention", mutates_args=(), device_types="cpu")
-def _forward(joint_BLJ: Tensor, scale_H: Tensor, ends: list[int]) -> tuple[Tensor, Tensor]:
+def _forward(joint_BLJ: Tensor, scale_H: Tensor, ends: list[int], normalised: bool) -> tuple[Tensor, Tensor]:
     joint_BLJ, scale_H = joint_BLJ.contiguous(), scale_H.contiguous()
     out_BLC, log_sum_BHL = _empty_results(joint_BLJ, scale_H)
     batch, heads = len(joint_BLJ), len(scale_H)
-    _loaded(joint_BLJ, heads).attention_forward(
+    _loaded(joint_BLJ, heads, normalised).attention_forward(
         *_pointers(joint_BLJ, scale_H, out_BLC, log_sum_BHL),
         *_sizes(batch, heads, ends),
         ctypes.c_int64(0),
@@ -89,37 +92,41 @@ def _forward(joint_BLJ: Tensor, scale_H: Tensor, ends: list[int]) -> tuple[Tenso
 
 @torch.library.custom_op("varscale::block_causal_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    joint_BLJ: Tensor, scale_H: Tensor, out_BLC: Tensor, log_sum_BHL: Tensor, gradient_BLC: Tensor, ends: list[int]
+    joint_BLJ: Tensor,
+    scale_H: Tensor,
+    out_BLC: Tensor,
+    log_sum_BHL: Tensor,
+    gradient_BLC: Tensor,
+    ends: list[int],
+    normalised: bool,
 ) -> tuple[Tensor, Tensor]:
     joint_BLJ, scale_H, gradient_BLC = joint_BLJ.contiguous(), scale_H.contiguous(), gradient_BLC.contiguous()
     batch, heads = len(joint_BLJ), len(scale_H)
     joint_gradient_BLJ = torch.empty_like(joint_BLJ)
     scale_gradient_BH = scale_H.new_empty(batch, heads)
     tensors = (joint_BLJ, scale_H, out_BLC, log_sum_BHL, gradient_BLC, joint_gradient_BLJ, scale_gradient_BH)
-    _loaded(joint_BLJ, heads).attention_backward(*_pointers(*tensors), *_sizes(batch, heads, ends))
+    _loaded(joint_BLJ, heads, normalised).attention_backward(*_pointers(*tensors), *_sizes(batch, heads, ends))
     return joint_gradient_BLJ, scale_gradient_BH.sum(0)
 
 
 @_forward.register_fake
-def _(joint_BLJ: Tensor, scale_H: Tensor, ends: list[int]) -> tuple[Tensor, Tensor]:
+def _(joint_BLJ: Tensor, scale_H: Tensor, ends: list[int], normalised: bool) -> tuple[Tensor, Tensor]:
     return _empty_results(joint_BLJ, scale_H)
 
 
 @_backward.register_fake
-def _(
-    joint_BLJ: Tensor, scale_H: Tensor, out_BLC: Tensor, log_sum_BHL: Tensor, gradient_BLC: Tensor, ends: list[int]
-) -> tuple[Tensor, Tensor]:
+def _(joint_BLJ: Tensor, scale_H: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return joint_BLJ.new_empty(joint_BLJ.shape), scale_H.new_empty(scale_H.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, list[int]], output: tuple[Tensor, Tensor]) -> None:
-    joint_BLJ, scale_H, ctx.ends = inputs
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, list[int], bool], output: tuple[Tensor, Tensor]) -> None:
+    joint_BLJ, scale_H, ctx.ends, ctx.normalised = inputs
     ctx.save_for_backward(joint_BLJ, scale_H, *output)
 
 
-def _gradients(ctx: Any, gradient_BLC: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None]:
-    joint_gradient_BLJ, scale_gradient_H = _backward(*ctx.saved_tensors, gradient_BLC, ctx.ends)
-    return joint_gradient_BLJ, scale_gradient_H, None
+def _gradients(ctx: Any, gradient_BLC: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
+    joint_gradient_BLJ, scale_gradient_H = _backward(*ctx.saved_tensors, gradient_BLC, ctx.ends, ctx.normalised)
+    return joint_gradient_BLJ, scale_gradient_H, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
@@ -138,20 +145,20 @@ def _backward_flops(joint_shape: Sequence[int], *_: object, **__: object) -> int
 
 
 @register_flop_formula(torch.ops.varscale.attention_to_all)
-def _to_all_flops(joint_shape: Sequence[int], _: object, queries: int, **__: object) -> int:
+def _to_all_flops(joint_shape: Sequence[int], _: object, queries: int, *__: object, **___: object) -> int:
     batch, tokens, channels = joint_shape
     return 4 * batch * queries * tokens * (channels // 3)
 
 
 @functools.lru_cache(maxsize=16)
-def _library(head_channels: int) -> ctypes.CDLL | None:
+def _library(head_channels: int, normalised: bool) -> ctypes.CDLL | None:
     """To be asked only where kernels are enabled: what it says is kept."""
     source = Path(__file__).with_name("attention.cpp")
-    return building.load(source, {"HEAD_CHANNELS": head_channels})
+    return building.load(source, {"HEAD_CHANNELS": head_channels, "NORMALISED": normalised})
 
 
-def _loaded(joint_BLJ: Tensor, heads: int) -> ctypes.CDLL:
-    library = _library(joint_BLJ.shape[2] // (3 * heads))
+def _loaded(joint_BLJ: Tensor, heads: int, normalised: bool) -> ctypes.CDLL:
+    library = _library(joint_BLJ.shape[2] // (3 * heads), normalised)
     if library is None:
         raise RuntimeError("the native attention kernel is not available on this machine; ask available() first")
     return library

@@ -12,7 +12,7 @@
 namespace {
 
 constexpr float EPSILON = 1e-6f;
-constexpr int ROWS = 4;     // with three vectors of columns, the sums fill the registers
+constexpr int ROWS = LANES == 16 ? 8 : 4;  // with three vectors of columns, the sums fill the registers
 constexpr int COLUMNS = 3;
 constexpr int64_t DEPTH = 64;  // rows that are summed up at a time: they stay in the first-level cache
 

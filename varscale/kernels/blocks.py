@@ -22,13 +22,15 @@ MOST_CHANNELS = 128
 """Width up to which the block's own products, which keep no panels in cache, are faster than the library's."""
 ROWS_AT_ONCE = 512
 """Tokens that a thread takes through all blocks at a time where nothing is kept: they stay in its cache."""
-_LANES = 8
+_LEAST_LANES, _MOST_LANES = 8, 16
+"""Numbers of a vector: as many as the processor has, where rows are whole vectors of so many."""
 
 
-def fits(width: int, hidden: int, heads: int) -> bool:
+def fits(width: int, hidden: int, heads: int, *, normalised: bool = True) -> bool:
     """Whether the operator can be used for blocks of this shape on this machine: asked for every pass."""
-    whole = width % _LANES == 0 and hidden % _LANES == 0
-    return whole and width <= MOST_CHANNELS and building.enabled() and _library(width // heads) is not None
+    if width > MOST_CHANNELS or width % _LEAST_LANES or hidden % _LEAST_LANES or not building.enabled():
+        return False
+    return _library(width, hidden, heads, normalised) is not None
 
 
 def native_blocks(
@@ -38,6 +40,8 @@ def native_blocks(
     ends: Sequence[int],
     weights: Sequence[Tensor],
     caches: Sequence[KeyValueCache] = (),
+    *,
+    normalised: bool = True,
 ) -> Tensor:
     """The residual stream after all D blocks (B, L, C).
 
@@ -47,65 +51,78 @@ def native_blocks(
         log_limit: Largest logarithm of a head's factor on logits; beyond, no gradient passes.
         ends: Where each scale ends; the last is L.
         weights: Ten tensors a block: of queries, keys and values (3·C, C), the biases of queries and of values, the
-            logarithms of the heads' factors on logits of queries and keys of length 1; and weight and bias of the
-            projection and of the two feed-forward layers.
+            logarithms of the heads' factors on logits; and weight and bias of the projection and of the two
+            feed-forward layers.
         caches: One a block, only without gradients: the L tokens are one scale that sees all that was cached, and
             are added to it.
+        normalised: Whether queries and keys are given length 1.
     """
     if torch.is_grad_enabled():
         assert not caches, "a cache is for sampling"
-        return cast(Tensor, _Blocks.apply(x_BLC, modulation_DB6C, log_limit, tuple(ends), *weights))
+        return cast(Tensor, _Blocks.apply(x_BLC, modulation_DB6C, log_limit, tuple(ends), normalised, *weights))
     batch, tokens, width = x_BLC.shape
     begin = caches[0].length if caches else 0
     rows = [cache.reserve(batch, tokens, 3 * width, x_BLC) for cache in caches]
-    inputs = (x_BLC.contiguous(), modulation_DB6C.contiguous())
-    return cast(Tensor, torch.ops.varscale.blocks_without_gradients(*inputs, weights, rows, log_limit, ends, begin))
+    inputs = (x_BLC.contiguous(), modulation_DB6C.contiguous(), weights, rows, log_limit, ends, begin, normalised)
+    return cast(Tensor, torch.ops.varscale.blocks_without_gradients(*inputs))
 
 
 class _Blocks(Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BLC: Tensor, modulation_DB6C: Tensor, log_limit: float, ends: tuple[int, ...], *weights: Tensor
+        ctx: Any,
+        x_BLC: Tensor,
+        modulation_DB6C: Tensor,
+        log_limit: float,
+        ends: tuple[int, ...],
+        normalised: bool,
+        *weights: Tensor,
     ) -> Tensor:
         inputs = (x_BLC.contiguous(), modulation_DB6C.contiguous())
-        outputs_DBLC, memory = torch.ops.varscale.blocks(*inputs, weights, log_limit, ends)
+        ctx.settings = (log_limit, ends, normalised)
+        outputs_DBLC, memory = torch.ops.varscale.blocks(*inputs, weights, *ctx.settings)
         ctx.save_for_backward(*inputs, outputs_DBLC, memory, *weights)
-        ctx.log_limit, ctx.ends = log_limit, ends
         return cast(Tensor, outputs_DBLC[-1])
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BLC, modulation_DB6C, outputs_DBLC, memory, *weights = ctx.saved_tensors
         x_gradient_BLC, modulation_gradient_DB6C, *gradients = torch.ops.varscale.blocks_backward(
-            x_BLC, modulation_DB6C, weights, memory, outputs_DBLC, output_gradients[0], ctx.log_limit, ctx.ends
+            x_BLC, modulation_DB6C, weights, memory, outputs_DBLC, output_gradients[0], *ctx.settings
         )
-        return (x_gradient_BLC, modulation_gradient_DB6C, None, None, *gradients)
+        return (x_gradient_BLC, modulation_gradient_DB6C, None, None, None, *gradients)
 
 
 # operators make FLOPs countable; without the wrapping of torch.library.custom_op, which costs more than a narrow block
 _operators = torch.library.Library("varscale", "FRAGMENT")
 _operators.define(
-    "blocks(Tensor x, Tensor modulation, Tensor[] weights, float log_limit, int[] ends) -> (Tensor, Tensor)"
+    "blocks(Tensor x, Tensor modulation, Tensor[] weights, float log_limit, int[] ends, bool normalised) "
+    "-> (Tensor, Tensor)"
 )
 _operators.define(
     "blocks_without_gradients(Tensor x, Tensor modulation, Tensor[] weights, Tensor(a!)[] caches, float log_limit, "
-    "int[] ends, int begin) -> Tensor"
+    "int[] ends, int begin, bool normalised) -> Tensor"
 )
 _operators.define(
     "blocks_backward(Tensor x, Tensor modulation, Tensor[] weights, Tensor memory, Tensor outputs, Tensor gradient, "
-    "float log_limit, int[] ends) -> Tensor[]"
+    "float log_limit, int[] ends, bool normalised) -> Tensor[]"
 )
 
 
 def _forward(
-    x_BLC: Tensor, modulation_DB6C: Tensor, weights: list[Tensor], log_limit: float, ends: list[int]
+    x_BLC: Tensor,
+    modulation_DB6C: Tensor,
+    weights: list[Tensor],
+    log_limit: float,
+    ends: list[int],
+    normalised: bool,
 ) -> tuple[Tensor, Tensor]:
     (rows, width), hidden, heads = x_BLC.flatten(0, 1).shape, len(weights[7]), len(weights[3])
     blocks = len(modulation_DB6C)
     memory = x_BLC.new_empty(blocks * rows * _kept_floats(width, hidden, heads))
     space = x_BLC.new_empty(_matrix_floats(width, hidden) + rows * (width + hidden + 2))
     outputs_DBLC = x_BLC.new_empty(blocks, *x_BLC.shape)
-    _library_of(width // heads).blocks_forward(
+    _library_of(width, hidden, heads, normalised).blocks_forward(
         *_pointers(x_BLC, modulation_DB6C),
         _array(weights),
         *_pointers(memory, space, outputs_DBLC),
@@ -122,6 +139,7 @@ def _without_gradients(
     log_limit: float,
     ends: list[int],
     begin: int,
+    normalised: bool,
 ) -> Tensor:
     (batch, tokens, width), hidden, heads = x_BLC.shape, len(weights[7]), len(weights[3])
     threads = torch.get_num_threads()
@@ -130,7 +148,7 @@ def _without_gradients(
     prepared = x_BLC.new_empty(len(modulation_DB6C) * _matrix_floats(width, hidden))
     space, output_BLC = x_BLC.new_empty(threads * floats), torch.empty_like(x_BLC)
     integers = map(ctypes.c_int64, (begin, caches[0].shape[1] if caches else 0, at_once))
-    _library_of(width // heads).blocks_without_gradients(
+    _library_of(width, hidden, heads, normalised).blocks_without_gradients(
         *_pointers(x_BLC, modulation_DB6C),
         _array(weights),
         _array(caches) if caches else None,
@@ -160,13 +178,14 @@ def _backward(
     gradient_BLC: Tensor,
     log_limit: float,
     ends: list[int],
+    normalised: bool,
 ) -> list[Tensor]:
     (rows, width), hidden, heads = x_BLC.flatten(0, 1).shape, len(weights[7]), len(weights[3])
     space = x_BLC.new_empty(rows * (6 * width + 3 * hidden + 2) + 3 * width + (len(x_BLC) + 1) * heads)
     x_gradient_BLC = gradient_BLC.clone(memory_format=torch.contiguous_format)
     modulation_gradient_DB6C = torch.empty_like(modulation_DB6C)
     gradients = [torch.empty_like(weight) for weight in weights]
-    _library_of(width // heads).blocks_backward(
+    _library_of(width, hidden, heads, normalised).blocks_backward(
         *_pointers(x_BLC, modulation_DB6C),
         _array(weights),
         *_pointers(memory, space, outputs_DBLC, x_gradient_BLC, modulation_gradient_DB6C),
@@ -196,7 +215,7 @@ def _flops_without_gradients(
     x_shape: Sequence[int], modulation_shape: Sequence[int], weights: Any, *others: Any, **_: object
 ) -> int:
     batch, tokens, width = x_shape
-    begin: int = others[-1]
+    begin: int = others[-2]
     cached = 4 * batch * modulation_shape[0] * tokens * begin * width  # pairs with the tokens before these
     return _forward_flops(x_shape, modulation_shape, weights) + cached
 
@@ -206,15 +225,21 @@ def _backward_flops(*shapes: Any, **_: object) -> int:
     return 2 * _forward_flops(*shapes)
 
 
-@functools.lru_cache(maxsize=16)
-def _library(head_channels: int) -> ctypes.CDLL | None:
+@functools.lru_cache(maxsize=64)
+def _library(width: int, hidden: int, heads: int, normalised: bool) -> ctypes.CDLL | None:
     """To be asked only where kernels are enabled: what it says is kept."""
-    source = Path(__file__).with_name("blocks.cpp")
-    return building.load(source, {"HEAD_CHANNELS": head_channels, "MOST_LANES": _LANES})
+    lanes = _MOST_LANES if width % _MOST_LANES == 0 and hidden % _MOST_LANES == 0 else _LEAST_LANES
+    return _compiled(width // heads, normalised, lanes)
 
 
-def _library_of(head_channels: int) -> ctypes.CDLL:
-    library = _library(head_channels)
+@functools.lru_cache(maxsize=64)
+def _compiled(head_channels: int, normalised: bool, lanes: int) -> ctypes.CDLL | None:
+    definitions = {"HEAD_CHANNELS": head_channels, "NORMALISED": normalised, "MOST_LANES": lanes}
+    return building.load(Path(__file__).with_name("blocks.cpp"), definitions)
+
+
+def _library_of(width: int, hidden: int, heads: int, normalised: bool) -> ctypes.CDLL:
+    library = _library(width, hidden, heads, normalised)
     assert library is not None, "ask fits() first"
     return library
 

@@ -9,6 +9,7 @@ from pydantic import Field, FiniteFloat
 from varscale.config import RuntimeConfig
 from varscale.errors import ExperimentError
 from varscale.families.models import random_batch
+from varscale.kernels.linear import linear
 from varscale.numerics.device import best_device, deterministic
 from varscale.numerics.machine import Share, device_name, machine_bytes
 from varscale.store.records import Record
@@ -68,7 +69,7 @@ def measure_matmul_peak(precision: str) -> float:
     side = _PEAK_SIDES[device.type]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / min(timings(lambda: a @ b, repeats=5))
+    return 2 * side**3 / min(timings(lambda: linear(a, b), repeats=5))
 
 
 def check_memory(needed: float, key: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from requirements import require_program
 from small_models import counted_by_module, tokenizer_for
 from tiny_training import assert_same_run, cell_of_steps, files_of, ignore, little_experiment, make_inputs
 from torch import Tensor
@@ -105,7 +106,9 @@ def plain_forward(model: DiT, noisy_BChw: Tensor, moments_B: Tensor, labels_B: T
     return whole
 
 
-def test_the_transformer_is_dit() -> None:
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_the_transformer_is_dit(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VARSCALE_NATIVE", native)
     model = lively(description())
     noisy_BChw, moments_B, labels_B = (
         torch.randn(3, 4, 4, 4),
@@ -113,7 +116,22 @@ def test_the_transformer_is_dit() -> None:
         torch.tensor([0, 3, 1]),
     )
     expected = plain_forward(model, noisy_BChw, moments_B, labels_B)
+    with torch.no_grad():
+        torch.testing.assert_close(model(noisy_BChw, moments_B, labels_B), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model(noisy_BChw, moments_B, labels_B), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_native_blocks_and_the_library_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_program("c++")
+    model, noisy_BChw = lively(description()), torch.randn(3, 4, 4, 4)
+    results = []
+    for native in ("0", "1"):
+        monkeypatch.setenv("VARSCALE_NATIVE", native)
+        model.zero_grad()
+        model(noisy_BChw, torch.tensor([0.0, 417.5, 999.0]), torch.tensor([0, 3, 1])).square().sum().backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(("prediction", "variance"), [("flow", 2), ("ddpm", 1)])

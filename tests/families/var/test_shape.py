@@ -59,7 +59,7 @@ def test_parameters_of_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", VARS)
 def test_forward_flops_of_transformers(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr("varscale.kernels.attend.available", lambda _: False)
+        monkeypatch.setenv("VARSCALE_NATIVE", "0")
     var = var_of(name)
     inputs = torch.randn(3, var.config.tokens - var.first_tokens, 6)
     labels = torch.tensor([0, 1, 5])

@@ -120,13 +120,17 @@ def test_cached_passes_equal_one_teacher_forced_pass(settings: dict[str, object]
             torch.testing.assert_close(var.logits(x, condition), expected[:, begin:end], atol=1e-5, rtol=1e-5)
 
 
-def test_library_and_native_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    var = small()
+@pytest.mark.parametrize(
+    "width", [12, 16]
+)  # of which only the latter is whole vectors, so that blocks are one operator
+@pytest.mark.parametrize("normalised", [True, False])
+def test_library_and_native_kernels_agree(width: int, normalised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_program("c++")
+    var = small(width=width, normalise_queries_keys=normalised)
     labels, inputs = var_inputs(var)
     results = []
-    for usable in (True, False):
-        if not usable:
-            monkeypatch.setattr("varscale.kernels.attend.available", lambda _: False)
+    for native in ("0", "1"):
+        monkeypatch.setenv("VARSCALE_NATIVE", native)
         var.zero_grad()
         logits = var(labels, inputs)
         logits.square().sum().backward()

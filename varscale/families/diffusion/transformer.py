@@ -8,6 +8,7 @@ of the latents; in BChw, C is the latents' channels.
 
 import functools
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from torch.nn import functional as F
 from varscale.families.diffusion.config import TIME_WAVES, DiTConfig
 from varscale.families.models import LatentModel, condition_embedding
 from varscale.families.shared.blocks import FeedForward, add_projected, modulate
+from varscale.families.shared.native import modulations, run_as_one
+from varscale.kernels.attend import attend
+from varscale.kernels.blocks import native_blocks
+from varscale.kernels.linear import Linear
 from varscale.numerics.precision import without_autocast
 
 LONGEST_WAVE = 10_000
@@ -29,12 +34,12 @@ class DiT(LatentModel):
         super().__init__(config.latent_channels)
         self.config: DiTConfig = config
         width = config.width
-        self.patch_embedding = nn.Linear(config.outputs, width)
-        self.time_embedding = nn.Sequential(nn.Linear(TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width))
+        self.patch_embedding = Linear(config.outputs, width)
+        self.time_embedding = nn.Sequential(Linear(TIME_WAVES, width), nn.SiLU(), Linear(width, width))
         self.class_embedding = condition_embedding(config, width)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.outputs)
+        self.head_modulation = Linear(width, 2 * width)
+        self.head = Linear(width, config.outputs)
         self._initialise()
 
     @torch.no_grad()
@@ -68,12 +73,22 @@ class DiT(LatentModel):
         with without_autocast(noisy_BChw.device):
             x_BLC = self.patch_embedding(patches(noisy_BChw.float(), config.patch_size))
         x_BLC = x_BLC + _position_embedding(config.side, config.width, noisy_BChw.device)
-        for block in self.blocks:
-            x_BLC = block(x_BLC, activated_BC)
+        x_BLC = self._transform(x_BLC, activated_BC)
         with without_autocast(noisy_BChw.device):
             scale_BC, shift_BC = self.head_modulation(activated_BC.float()).chunk(2, dim=1)
             out_BLP = self.head(modulate(x_BLC.float(), scale_BC.unsqueeze(1), shift_BC.unsqueeze(1)))
         return unpatched(out_BLP, config.patch_size, noisy_BChw.shape[1])
+
+    def _transform(self, x_BLC: Tensor, activated_BC: Tensor) -> Tensor:
+        """Pass embedded patches through all blocks."""
+        blocks = cast(list[DiTBlock], list(self.blocks))
+        if run_as_one(x_BLC, blocks, self.config.heads, self.config.hidden, normalised=False):
+            modulation_DB6C = modulations([block.modulation for block in blocks], activated_BC)
+            weights = [weight for block in blocks for weight in block.weights()]
+            return native_blocks(x_BLC, modulation_DB6C, math.inf, [x_BLC.shape[1]], weights, normalised=False)
+        for block in blocks:
+            x_BLC = block(x_BLC, activated_BC)
+        return x_BLC
 
 
 class DiTBlock(nn.Module):
@@ -83,9 +98,9 @@ class DiTBlock(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
-        self.modulation = nn.Linear(width, 6 * width)
-        self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.modulation = Linear(width, 6 * width)
+        self.queries_keys_values = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
         self.feedforward = FeedForward(width, config.hidden)
 
     def forward(self, x_BLC: Tensor, activated_BC: Tensor) -> Tensor:
@@ -98,8 +113,17 @@ class DiTBlock(nn.Module):
 
     def _attention(self, x_BLC: Tensor) -> Tensor:
         """All tokens see each other; the block applies the last projection."""
-        joint = self.queries_keys_values(x_BLC).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(*joint.unbind(0)).transpose(1, 2).flatten(2)
+        joint_BLJ = self.queries_keys_values(x_BLC)
+        return attend(joint_BLJ, None, self.heads, (x_BLC.shape[1],), None, logit_factor=1.0)
+
+    def weights(self) -> list[Tensor]:
+        """All but the modulation's, as `native_blocks` takes them: without the bias of keys, which changes nothing."""
+        joint, layers = self.queries_keys_values, (self.projection, self.feedforward.expand, self.feedforward.contract)
+        width = joint.in_features
+        query_bias_C, _, value_bias_C = joint.bias.split(width)
+        log_scale_H = joint.bias.new_full((self.heads,), -0.5 * math.log(width / self.heads))
+        rest = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
+        return [joint.weight, query_bias_C, value_bias_C, log_scale_H, *rest]
 
 
 def patches(x_BChw: Tensor, size: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from varscale.families.shared.attention import rotated, scale_bounds
 from varscale.families.shared.description import TransformerDescription
 from varscale.kernels.attend import KeyValueCache, attend
+from varscale.kernels.linear import Linear, linear
 
 NORM_EPSILON = 1e-6
 INITIAL_SCALE = 4.0
@@ -42,7 +43,7 @@ class Block(nn.Module):
             self.modulation_offset_6C = nn.Parameter(torch.empty(6, width))
             self.modulation = None
         else:
-            self.modulation = nn.Linear(width, 6 * width)
+            self.modulation = Linear(width, 6 * width)
 
     def forward(
         self,
@@ -84,23 +85,18 @@ class Block(nn.Module):
         branch_BLC = self.feedforward(modulate(x_BLC, scales_B2C[:, 1:], shifts_B2C[:, 1:], centred=self.centred))
         return add_projected(x_BLC, gates_B2C[:, 1:], branch_BLC, self.feedforward.contract)
 
-    @property
-    def plain(self) -> bool:
-        """Whether a call does what `forward` says and nothing else: no compilation, no sharding, no hook."""
-        return self._compiled_call_impl is None and not (self._forward_hooks or self._forward_pre_hooks)
-
     def weights(self) -> list[Tensor]:
-        """All but the modulation's, as `native_blocks` takes them; only with normalised queries and keys."""
+        """All but the modulation's, as `native_blocks` takes them."""
         attention, feedforward = self.attention, self.feedforward
         layers = (attention.projection, feedforward.expand, feedforward.contract)
-        assert attention.log_scale_H is not None
-        return [
-            attention.queries_keys_values.weight,
-            attention.query_bias_C,
-            attention.value_bias_C,
-            attention.log_scale_H,
-            *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
-        ]
+        joint, log_scale_H = attention.queries_keys_values.weight, attention.log_scale_H
+        if log_scale_H is None:
+            factor = attention.logit_factor / math.sqrt(joint.shape[1] / attention.heads)
+            logarithms_H: Tensor = joint.new_full((attention.heads,), math.log(factor))
+        else:
+            logarithms_H = log_scale_H
+        rest = (parameter for layer in layers for parameter in (layer.weight, layer.bias))
+        return [joint, attention.query_bias_C, attention.value_bias_C, logarithms_H, *rest]
 
 
 class Attention(nn.Module):
@@ -111,11 +107,11 @@ class Attention(nn.Module):
         width, heads = config.width, config.heads
         self.heads, self.logit_factor = heads, config.logit_factor
         self.ends = tuple(end for _, end in scale_bounds(config.pass_sides))
-        self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
+        self.queries_keys_values = Linear(width, 3 * width, bias=False)
         self.query_bias_C = nn.Parameter(torch.empty(width))
         self.value_bias_C = nn.Parameter(torch.empty(width))
         self.log_scale_H = nn.Parameter(torch.empty(heads)) if config.normalise_queries_keys else None
-        self.projection = nn.Linear(width, width)
+        self.projection = Linear(width, width)
 
     def forward(
         self, x_BLC: Tensor, mask_LL: Tensor | None, cache: KeyValueCache | None, angles_2Lr: Tensor | None = None
@@ -126,7 +122,7 @@ class Attention(nn.Module):
 
     def joint(self, x_BLC: Tensor, angles_2Lr: Tensor | None) -> Tensor:
         """Queries, keys and values (B, L, J) of the tokens, in their places."""
-        joint_BLJ = F.linear(x_BLC, self.queries_keys_values.weight, self.joint_bias())
+        joint_BLJ = linear(x_BLC, self.queries_keys_values.weight, self.joint_bias())
         return joint_BLJ if angles_2Lr is None else rotated(joint_BLJ, self.heads, angles_2Lr)
 
     def scale(self) -> Tensor | None:
@@ -143,8 +139,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.contract = nn.Linear(hidden, width)
+        self.expand = Linear(width, hidden)
+        self.contract = Linear(hidden, width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) to the hidden channels; the block applies the second layer."""
@@ -159,8 +155,8 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, 2 * hidden, bias=False)
-        self.contract = nn.Linear(hidden, width, bias=False)
+        self.expand = Linear(width, 2 * hidden, bias=False)
+        self.contract = Linear(hidden, width, bias=False)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) to the hidden channels; the block applies the last layer."""

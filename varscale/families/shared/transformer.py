@@ -19,8 +19,10 @@ from varscale.families.models import FamilyModel, condition_embedding
 from varscale.families.shared.attention import block_causal_mask, level_of_tokens, rotary_angles, scale_bounds
 from varscale.families.shared.blocks import INITIAL_SCALE, LARGEST_SCALE, Block, modulate
 from varscale.families.shared.description import TransformerDescription
+from varscale.families.shared.native import modulations, run_as_one
 from varscale.kernels.attend import KeyValueCache
-from varscale.kernels.blocks import fits, native_blocks
+from varscale.kernels.blocks import native_blocks
+from varscale.kernels.linear import Linear, linear
 from varscale.numerics.precision import without_autocast
 
 
@@ -38,15 +40,15 @@ class TokenTransformer(FamilyModel):
         self.scale_bounds = scale_bounds(config.pass_sides)
         self.first_tokens = self.scale_bounds[0][1]
         width = config.width
-        self.word_embedding = nn.Linear(config.latent_channels, width)
+        self.word_embedding = Linear(config.latent_channels, width)
         self.class_embedding = condition_embedding(config, width)
         self.start_MC = nn.Parameter(torch.empty(self.first_tokens, width))
         self.position_LC = None if config.modern else nn.Parameter(torch.empty(config.tokens, width))
         self.level_KC = nn.Parameter(torch.empty(len(config.patch_nums), width))
-        self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
+        self.shared_modulation = Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.outputs)
+        self.head_modulation = Linear(width, 2 * width)
+        self.head = Linear(width, config.outputs)
         self.initialise()
 
     @torch.no_grad()
@@ -161,7 +163,7 @@ class TokenTransformer(FamilyModel):
         """
         with without_autocast(x_BMC.device):
             # .float() does nothing unless sharding keeps the weights themselves in lower precision
-            modulation_BC = F.linear(F.silu(condition_BC.float()), *_float32(self.head_modulation))
+            modulation_BC = linear(F.silu(condition_BC.float()), *_float32(self.head_modulation))
             scale_BC, shift_BC = modulation_BC.chunk(2, dim=1)
             centred = not self.config.modern
             normalised_BMC = modulate(x_BMC.float(), scale_BC.unsqueeze(1), shift_BC.unsqueeze(1), centred=centred)
@@ -170,7 +172,7 @@ class TokenTransformer(FamilyModel):
                 normalised_BMC = torch.lerp(unconditional_BMC, conditional_BMC, 1 + guidance)
             if self.config.growth.width != 1:
                 normalised_BMC = normalised_BMC / self.config.growth.width
-            return F.linear(normalised_BMC, *_float32(self.head))
+            return linear(normalised_BMC, *_float32(self.head))
 
     def new_caches(self) -> list[KeyValueCache]:
         """Empty key-value caches for `transform`, one a block."""
@@ -195,7 +197,10 @@ class TokenTransformer(FamilyModel):
         Returns:
             The residual stream (B, M, C), float32, for `logits`.
         """
-        if self._fits_native(x_BMC) and not (caches and torch.is_grad_enabled()):
+        config, layers = self.config, self._layers
+        natively = not config.modern and not (caches and torch.is_grad_enabled())
+        normalised = config.normalise_queries_keys
+        if natively and run_as_one(x_BMC, layers, config.heads, config.hidden, normalised=normalised):
             return self._by_native_kernel(x_BMC, modulation, keep_D2B, caches or ())
         mask_MM, angles_2Mr, tokens = None, None, x_BMC.shape[1]
         if caches is None and len(self.config.pass_sides) > 1:
@@ -215,15 +220,6 @@ class TokenTransformer(FamilyModel):
     def _layers(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 
-    def _fits_native(self, x_BMC: Tensor) -> bool:
-        """Whether all blocks can run as one operator, and nothing else is to happen at their calls."""
-        config = self.config
-        if x_BMC.device.type != "cpu" or x_BMC.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return False
-        if torch.compiler.is_compiling() or config.modern or not config.normalise_queries_keys:
-            return False
-        return fits(config.width, config.hidden, config.heads) and all(block.plain for block in self._layers)
-
     def _by_native_kernel(
         self, x_BMC: Tensor, modulation: Tensor, keep_D2B: Tensor | None, caches: Sequence[KeyValueCache]
     ) -> Tensor:
@@ -231,11 +227,8 @@ class TokenTransformer(FamilyModel):
         if modulation.ndim == 4:
             modulation_DB6C = modulation
         elif self.shared_modulation is None:
-            weight_DJC = torch.stack([block.modulation.weight for block in blocks if block.modulation is not None])
-            bias_DJ = torch.stack([block.modulation.bias for block in blocks if block.modulation is not None])
-            rows_DBC = modulation.expand(len(blocks), -1, -1)
-            modulation_DBJ = torch.baddbmm(bias_DJ.unsqueeze(1), rows_DBC, weight_DJC.transpose(1, 2))
-            modulation_DB6C = modulation_DBJ.unflatten(2, (6, -1))
+            projections = [block.modulation for block in blocks if block.modulation is not None]
+            modulation_DB6C = modulations(projections, modulation)
         else:
             modulation_DB6C = modulation + torch.stack([block.modulation_offset_6C for block in blocks]).unsqueeze(1)
         if keep_D2B is not None:
@@ -245,7 +238,9 @@ class TokenTransformer(FamilyModel):
         tokens = x_BMC.shape[1]
         ends = [tokens] if caches else [end for _, end in self.scale_bounds if end <= tokens]
         weights = [weight for block in blocks for weight in block.weights()]
-        return native_blocks(x_BMC, modulation_DB6C, math.log(LARGEST_SCALE), ends, weights, caches)
+        normalised = self.config.normalise_queries_keys
+        log_limit = math.log(LARGEST_SCALE)
+        return native_blocks(x_BMC, modulation_DB6C, log_limit, ends, weights, caches, normalised=normalised)
 
 
 def _gated(modulation_DB6C: Tensor, factor_DB21: Tensor | float) -> Tensor:
@@ -253,5 +248,5 @@ def _gated(modulation_DB6C: Tensor, factor_DB21: Tensor | float) -> Tensor:
     return torch.cat((modulation_DB6C[:, :, :2] * factor_DB21, modulation_DB6C[:, :, 2:]), dim=2)
 
 
-def _float32(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    return linear.weight.float(), linear.bias.float()
+def _float32(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight.float(), layer.bias.float()
