@@ -31,7 +31,7 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.frontier import scattered, with_budgets
 from analysis.grids.grid import TargetGrid, allocations, build_grid
 from analysis.grids.guidance import guidance_curves
-from analysis.grids.rows import PlannedFit, check_direction, lacks, log_slopes, plan, rises_with, rows_for
+from analysis.grids.rows import PlannedFit, check_direction, check_inputs, lacks, log_slopes, plan, rises_with, rows_for
 from analysis.grids.side_by_side import side_by_side
 from analysis.options import FitOptions
 from analysis.predictions import TEN_TIMES, doubtful_answers, predictions
@@ -117,8 +117,10 @@ def _joined(table: RunsTable, options: FitOptions, parts: dict[str, LawsResult])
 def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
     frame = with_budgets(table, options.checkpoints)
     warnings = table_warnings(table, frame, options.checkpoints)
-    mixed = mixed_rows(table, table.frame if frame is None else frame, options, columns_taken(options.law))
+    taken = columns_taken(options.law)
+    mixed = mixed_rows(table, table.frame if frame is None else frame, options, taken)
     warnings += [LawWarning("mixed-rows", mixed.message)] if mixed else []
+    apart = mixed_rows(table, frame, options) if taken and frame is not None else mixed  # for a grid, which takes none
     fits: list[FitEntry] = []
     grids: dict[str, TargetGrid] = {}
     forecasts: dict[str, Forecast] = {}
@@ -130,7 +132,7 @@ def _fit_group(table: RunsTable, options: FitOptions, group: str) -> LawsResult:
         is_input = target in table.columns.values()  # a best size against compute
         if frame is not None and not is_input:
             rises = rises_with(frame, "flops", target, options)
-            best = best_rows(frame, ["budget", "params"], mixed.columns, target, rises) if mixed else frame
+            best = best_rows(frame, ["budget", "params"], apart.columns, target, rises) if apart else frame
             grids[target] = build_grid(best, target, table.targets, options.seed, rises)
             forecasts[target] = forecast(grids[target])
             warnings += grid_warnings(grids[target], forecasts[target], target in _sized(table))
@@ -205,6 +207,7 @@ def _entry(
     """One fitted law with all that belongs to it: intervals, held-out checks, predictions, warnings."""
     x, law = planned.x, LAWS[planned.law].along(schedules)
     columns = law.columns(x)
+    check_inputs(law, columns, rows)
     inputs = tuple(rows[each].to_numpy(dtype=float) for each in columns)
     values = rows[target].to_numpy(dtype=float)
     offset = planned.floor if planned.floor is not None else options.offset if law.has_offset else None

@@ -8,10 +8,11 @@ import pandas as pd
 from analysis.checks.requests import parse_point
 from analysis.checks.warnings import LawWarning
 from analysis.fitting.intervals import predict
-from analysis.grids.allocation import from_law
 from analysis.grids.flops_per_token import FlopsPerToken
+from analysis.grids.parametric import from_law
 from analysis.options import FitOptions
 from analysis.results import FitEntry, PredictionAt
+from analysis.tables.annealing import RATE_SCHEDULE
 
 _SHARE = re.compile(r"acc|score|percent|pct|%|mmlu|exact_match|pass@", re.IGNORECASE)
 """Names of shares, which may be counted in hundredths."""
@@ -41,7 +42,11 @@ def predictions(entry: FitEntry, options: FitOptions) -> tuple[PredictionAt, ...
         return ()
     inputs = tuple(np.array([point[name] for point in usable]) for name in entry.inputs)
     return tuple(
-        PredictionAt(point, prediction, {name: _distance(entry.rows[name], point[name]) for name in point})
+        PredictionAt(
+            point,
+            prediction,
+            {name: _distance(entry.rows[name], point[name]) for name in point if name != RATE_SCHEDULE},
+        )
         for point, prediction in zip(usable, predict(entry.fitted, entry.uncertainty, *inputs), strict=True)
     )
 

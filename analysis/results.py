@@ -66,7 +66,7 @@ class FitEntry:
         return self.fitted.law.columns(self.x)
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as laws.json holds it."""
+        """The entry as laws.json holds it, but for its warnings, some of which are of all fits together."""
         law, uncertainty = self.fitted.law, self.uncertainty
         return {
             "name": self.name,
@@ -98,7 +98,6 @@ class FitEntry:
             "scatter": uncertainty.scatter,
             "holdout": [asdict(check) for check in self.holdout],
             "predictions": [_prediction_json(each) for each in self.predictions],
-            "warnings": sorted({warning.code for warning in self.warnings}),
         }
 
 
@@ -159,6 +158,10 @@ class LawsResult:
                     return entry
         return entries[0]
 
+    def _codes(self, entry: FitEntry) -> list[str]:
+        """Codes of the warnings of a fit."""
+        return sorted({warning.code for warning in self.warnings if warning.fit == entry.name})
+
     def as_json(self) -> dict[str, Any]:
         """The content of laws.json."""
         content: dict[str, Any] = finite(
@@ -179,7 +182,8 @@ class LawsResult:
                     "notes": list(self.table.notes),
                     "evaluations": self.table.settings,
                 },
-                "fits": [entry.as_json() for entry in self.fits],
+                "exclusion_effect": self.exclusion_effect,
+                "fits": [entry.as_json() | {"warnings": self._codes(entry)} for entry in self.fits],
                 "frontier": {name: _frontier_json(grid.frontier) for name, grid in self.grids.items()},
                 "isoflop": {name: _minima_json(grid) for name, grid in self.grids.items()},
                 "allocation": {name: [asdict(each) for each in found] for name, found in self.allocations.items()},
@@ -187,7 +191,7 @@ class LawsResult:
                     {"group": group or None, **asdict(each)} for group, found in self.sizes.items() for each in found
                 ],
                 "guidance": [asdict(each) for each in self.guidance],
-                "predictions": [_check_json(check) for check in self.checks.values()],
+                "predictions": [{"name": name, **_check_json(check)} for name, check in self.checks.items()],
                 "seed_noise": {name: asdict(grid.noise) for name, grid in self.grids.items() if grid.noise},
                 "comparisons": [asdict(each) for each in self.comparisons],
                 "warnings": [asdict(each) for each in self.warnings],
@@ -223,7 +227,7 @@ def _frontier_json(frontier: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _minima_json(grid: TargetGrid) -> list[dict[str, Any]]:
     every = (each for found in (grid.minima, *grid.other_minima.values()) for each in found)
-    return [{key: value for key, value in vars(each).items() if key != "simulated"} for each in every]
+    return [{key: value for key, value in vars(each).items() if key not in ("simulated", "sought")} for each in every]
 
 
 def _check_json(check: LargestBudgetCheck) -> dict[str, Any]:

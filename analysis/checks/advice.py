@@ -22,9 +22,9 @@ from analysis.fitting.intervals import Uncertainty, from_draws, predict, t_quant
 from analysis.fitting.laws.base import OFFSET, Array, Problem, is_exponent
 from analysis.fitting.laws.registry import LAWS
 from analysis.fitting.newton import Objective
-from analysis.grids.allocation import from_law, minimise_over_sizes
 from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.grids.frontier import seed_noise
+from analysis.grids.parametric import from_law, minimise_over_sizes
 from analysis.options import DEFAULT_TARGETS
 
 LAWS_AVERAGED = ("chinchilla", "chinchilla-tied")

@@ -8,8 +8,11 @@ import pandas as pd
 from analysis.checks.warnings import LawWarning, table_warnings
 from analysis.grids.frontier import with_budgets
 from analysis.options import FitOptions
+from analysis.tables.annealing import RATE_SCHEDULE, RATE_SUM
 from analysis.tables.cells import mixed_rows
 from analysis.tables.checkpoints import Curves, recognised
+from analysis.tables.epochs import contradiction
+from analysis.tables.experts import active_params
 from analysis.tables.repeats import copies_between_groups
 from analysis.tables.roles import ROLES, plain_name, some
 from analysis.tables.table import RunsTable
@@ -28,6 +31,7 @@ _OPTIMA_APART = 1.5
 """Optima of one budget, by several methods, lie nearer together."""
 _CONSTANTS = {"log10": np.log10(6.0), "ln": np.log(6.0), "log2": np.log2(6.0)}
 _MOST_KINDS = 12
+_ONE_PEAK = 1.05
 
 
 def oddities(table: RunsTable, options: FitOptions) -> tuple[LawWarning, ...]:
@@ -53,7 +57,10 @@ def questions(table: RunsTable, options: FitOptions) -> list[tuple[str, str]]:
     found += _same_column(table)
     logarithms = list(_logarithms(table))
     found += [("logarithms", text) for text in logarithms]
+    found += [("odd-epochs", text)] if (text := contradiction(table)) else []
     found += _late_start(table)
+    found += _several_peaks(table)
+    found += _warming_up(table)
     found += [("not-optima", text) for text in _no_optima(table)]
     found += _checkpoints(table, options)
     if not logarithms:
@@ -87,6 +94,35 @@ def _late_start(table: RunsTable) -> list[tuple[str, str]]:
         "without losses"
     )
     return [("late-start", text)] if late else []
+
+
+def _several_peaks(table: RunsTable) -> list[tuple[str, str]]:
+    """Runs fitted together that anneal from rates of several heights, for which the laws' forms are not the papers'."""
+    if not table.schedules:
+        return []
+    peaks = table.frame[RATE_SCHEDULE].map(lambda number: table.schedules[int(number) - 1].peak)
+    of_group = peaks.groupby(table.frame["group"] if table.has("group") else np.zeros(len(peaks)))
+    if (of_group.max() <= _ONE_PEAK * of_group.min()).all():
+        return []
+    text = (
+        f"rates fall from peaks of {peaks.min():.3g} to {peaks.max():.3g}: the law takes a loss to be higher by a "
+        "constant times its peak, where the papers take runs of any peak to start alike; --where or --group takes "
+        "runs of one peak together"
+    )
+    return [("several-peaks", text)]
+
+
+def _warming_up(table: RunsTable) -> list[tuple[str, str]]:
+    """Rows of warm-ups, whose losses no law of learning rates describes."""
+    if not table.schedules:
+        return []
+    ends = table.frame[RATE_SCHEDULE].map(lambda number: table.schedules[int(number) - 1].warm_sum)
+    warming = table.frame["row"][table.frame[RATE_SUM] < ends].map(str)
+    text = (
+        f"{len(warming)} of {len(table.frame)} rows are of a warm-up (rows {some(tuple(warming))}): the law doesn't "
+        "describe their losses; --where leaves them out, and their rates still count"
+    )
+    return [("warm-up-rows", text)] if len(warming) else []
 
 
 def _no_optima(table: RunsTable) -> Iterator[str]:
@@ -185,7 +221,8 @@ def _falling(table: RunsTable) -> Iterator[str]:
     if not table.has("flops", "tokens"):
         return
     runs = _runs(table)
-    keys = [each for each in (runs, frame.get("params"), frame.get("group")) if each is not None]
+    sizes = (runs, frame.get("params"), active_params(table), frame.get("group"))
+    keys = [each for each in sizes if each is not None]
     if not keys:
         return
     ordered = frame.sort_values("tokens", kind="stable")
@@ -203,10 +240,20 @@ def _falling(table: RunsTable) -> Iterator[str]:
 
 def _unlike(table: RunsTable) -> Iterator[str]:
     """FLOPs a parameter and token that differ between groups, or at a few rows, beyond what size explains."""
-    frame, data = table.frame, table.unit_of_data
+    frame = table.frame
     if table.is_sweep or not table.has("params", "flops", "tokens") or len(frame) < 4:
         return
-    sizes = np.log(frame["params"])
+    found, active = _unlike_at(table, frame["params"]), active_params(table)
+    if found and active is not None:
+        found = _unlike_at(table, active).replace("C / (N·D)", "C / (N·D), N the active parameters,")
+    if found:
+        yield found
+
+
+def _unlike_at(table: RunsTable, params: "pd.Series[float]") -> str:
+    """The same, where these are the parameters that FLOPs are counted with."""
+    frame, data = table.frame, table.unit_of_data
+    sizes = params.map(np.log)
     ratios = np.log(frame["flops"]) - sizes - np.log(frame["tokens"])
     for name in _kinds(table):
         kinds = frame[name].map(str)
@@ -215,15 +262,15 @@ def _unlike(table: RunsTable) -> Iterator[str]:
         overlapping = sizes.groupby(kinds).min().max() <= sizes.groupby(kinds).max().min()
         if np.ptp(medians) > max(np.log(_UNLIKE if overlapping else _FAR), 4 * within):
             each = ", ".join(f"{np.exp(value):.3g} in {kind[:40]}" for kind, value in list(medians.items())[:4])
-            yield f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and {data} counted alike?"
-            return
+            return f"C / (N·D) is {each} (column {name!r}): are FLOPs, parameters and {data} counted alike?"
     odd = (ratios - ratios.median()).abs() > np.log(_ODD)
-    if odd.any() and 4 * odd.sum() <= len(frame):
-        rows = some(tuple(frame["row"][odd].map(str)))
-        yield (
-            f"C / (N·D) is {np.exp(ratios.median()):.3g} at most rows, but {np.exp(ratios[odd].iloc[0]):.3g} at "
-            f"{int(odd.sum())} of them (rows {rows}): are their FLOPs counted alike?"
-        )
+    if not odd.any() or 4 * odd.sum() > len(frame):
+        return ""
+    rows = some(tuple(frame["row"][odd].map(str)))
+    return (
+        f"C / (N·D) is {np.exp(ratios.median()):.3g} at most rows, but {np.exp(ratios[odd].iloc[0]):.3g} at "
+        f"{int(odd.sum())} of them (rows {rows}): are their FLOPs counted alike?"
+    )
 
 
 def _kinds(table: RunsTable) -> Sequence[str]:

@@ -20,7 +20,9 @@ from analysis.grids.allocation import Allocation
 from analysis.grids.grid import TargetGrid
 from analysis.grids.grid_bias import bias_text
 from analysis.grids.isoflop import MINIMUM_SIZES
+from analysis.tables.epochs import epochs
 from analysis.tables.evaluations import is_evaluation
+from analysis.tables.experts import active_params
 from analysis.tables.repeats import REPEATED
 from analysis.tables.roles import plain_name, some
 from analysis.tables.table import RunsTable, mixtures
@@ -53,8 +55,9 @@ CODES: dict[str, str] = {
     "mixed-precision": "values come from runs of different numerical precision",
     "mixed-rows": "rows alike in N, C and D differ in another column, so they are no repetitions",
     "mixed-tokenizers": "losses come from different tokenizers, or are measured in different units",
-    "not-monotone": "the target does not fall with x over the fitted rows",
+    "not-monotone": "the target goes the other way over the fitted rows than a power law does",
     "not-optima": "sizes of runs are fitted as if they were best sizes",
+    "odd-epochs": "epochs are not tokens over unique tokens",
     "odd-flops": "FLOPs don't behave like training FLOPs",
     "offset-not-identified": "the data don't tell the offset E within 10%, or it drifts as budgets are added",
     "parabola-bias": "on this grid parabolas would miss the best sizes even without noise",
@@ -68,7 +71,9 @@ CODES: dict[str, str] = {
     "uneven-scatter": "rows scatter around the law more at one end than at the other",
     "unlikely-units": "FLOPs a parameter and token are far from the usual 6",
     "unfit-tokenizer": "runs were trained on a tokenizer whose own figures speak against it",
+    "several-peaks": "runs under a law of learning rates anneal from several peak rates",
     "undertrained-sizes": "a size saw far less data for its parameters than the best ones, at every budget",
+    "warm-up-rows": "rows of a warm-up are fitted by a law of learning rates",
     "worse-than-baseline": "held out, a simple baseline predicts better than the law",
 }
 LONGEST_WARMUP = 0.25
@@ -81,6 +86,7 @@ _SMALL = 1e6
 LEAST_RATIO, MOST_RATIO = 0.05, 1e6
 """C / (N·D): a mixture of experts has less than 6, images instead of tokens give thousands."""
 UNEVEN = 0.003
+_FEW_RUNS = 5
 _DRIFT = 0.1
 _FLAT = 1e-9
 _COLLINEAR = 0.99
@@ -127,6 +133,8 @@ def table_warnings(table: RunsTable, grid: pd.DataFrame | None, checkpoints: boo
         )
     if checkpoints:
         message = "rows are checkpoints of runs: their rate hadn't decayed, and they aren't independent"
+        if (runs := frame["run_id"].nunique()) < _FEW_RUNS:
+            message += f"; draws of {runs} runs say little of how sure anything is"
         found.append(LawWarning("checkpoints", message))
     found += [LawWarning(code, text) for code, text in mixtures(frame) if code]
     found += _unfit_tokenizer(frame)
@@ -148,8 +156,10 @@ def fit_warnings(
     rising_share = values.max() < 1 and not (
         name.startswith(("loss", "error")) or is_evaluation(name)
     )  # accuracies are to rise
-    if len(inputs) == 1 and fitted.law.name == "power" and fitted.parameters["alpha"] <= _FLAT and not rising_share:
-        found.append(LawWarning("not-monotone", f"{name}: the target doesn't fall with x over these rows", name))
+    way = {"rising-power": "rise"} | ({} if rising_share else {"power": "fall"})
+    if fitted.law.name in way and fitted.parameters["alpha"] <= _FLAT:
+        message = f"{name}: the target doesn't {way[fitted.law.name]} with x over these rows"
+        found.append(LawWarning("not-monotone", message, name))
     if uneven(fitted) < UNEVEN:
         message = f"{name}: the residuals are larger at one end of the data than at the other"
         found.append(LawWarning("uneven-scatter", message, name))
@@ -199,13 +209,17 @@ def grid_warnings(grid: TargetGrid, forecast: Forecast, first: bool) -> list[Law
     found = []
     target, refused = grid.target, [each for each in grid.minima if each.refused]
     if refused and first:
-        budgets = ", ".join(f"{each.budget:.3g}" for each in refused)
+        budgets = some(tuple(f"{each.budget:.3g}" for each in refused))
         message = f"{target}: no IsoFLOP minimum at {len(refused)} of {len(grid.minima)} budgets ({budgets} FLOPs)"
-        found.append(LawWarning("isoflop-refused", f"{message}; {refused[-1].refused}"))
+        end = refused[-1].end
+        flat = (
+            f"; a line through the others tends to sizes too {'small' if end == 'largest' else 'large'}" if end else ""
+        )
+        found.append(LawWarning("isoflop-refused", f"{message}; {refused[-1].refused}{flat}"))
     sizes = grid.cells["params"]
     edge = grid.frontier[grid.frontier["params"].isin([sizes.min(), sizes.max()])]
     if len(edge) and sizes.nunique() > 1 and first:
-        budgets = ", ".join(f"{each:.3g}" for each in edge["budget"])
+        budgets = some(tuple(f"{each:.3g}" for each in edge["budget"]))
         message = f"{target}: the best size is at the edge of the grid at {budgets} FLOPs"
         found.append(LawWarning("edge-optimum", message))
     if forecast.check and not forecast.check.held:
@@ -244,7 +258,8 @@ def _units(table: RunsTable) -> list[LawWarning]:
         and frame[role].max() < max(_SMALL, parse_units((f"{role}={unit}",))[role].factor)
     ]
     if not found and {"params", "flops"} <= set(frame.columns):
-        of_six = frame["flops"] / frame["params"] / 6
+        active = active_params(table)
+        of_six = frame["flops"] / (frame["params"] if active is None else active) / 6
         tokens = frame["tokens"] if "tokens" in frame.columns else of_six
         ratio, per_size = float((6 * of_six / tokens).median()), float((tokens / frame["params"]).median())
         if not LEAST_RATIO < ratio < MOST_RATIO:
@@ -265,15 +280,6 @@ def _unfit_tokenizer(frame: pd.DataFrame) -> list[LawWarning]:
     ]
 
 
-def _epochs(table: RunsTable) -> "pd.Series[float]":
-    """How often runs saw their data, as far as the table says."""
-    frame, unit = table.frame, table.units.get("tokens")
-    if "epochs" in frame.columns or not {"tokens", "unique_tokens"} <= set(frame.columns):
-        return pd.to_numeric(frame.get("epochs", pd.Series(dtype=float)), errors="coerce")
-    unique = pd.to_numeric(frame["unique_tokens"], errors="coerce")
-    return frame["tokens"] / (unit.values(unique) if unit else unique)
-
-
 def _schedule(table: RunsTable) -> list[LawWarning]:
     found, frame = [], table.frame
     named = {plain_name(name): name for name in frame.columns}
@@ -284,7 +290,7 @@ def _schedule(table: RunsTable) -> list[LawWarning]:
         share = float((warmup / length).max())
         if share > LONGEST_WARMUP:
             found.append(LawWarning("long-warmup", f"the warm-up is {share:.0%} of the shortest run"))
-    if (most := float(_epochs(table).max())) > MOST_EPOCHS:
+    if (most := float(epochs(table).max())) > MOST_EPOCHS:
         found.append(LawWarning("many-epochs", f"a run saw its data {most:.1f} times; new data count for more"))
     return found
 

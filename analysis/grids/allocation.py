@@ -1,7 +1,7 @@
-"""The best size and data for a budget, three ways: along the frontier, from IsoFLOP minima, from the parametric law.
+"""The best size and data for a budget, along the frontier and from IsoFLOP minima.
 
-Hoffmann et al. 2022 call them approaches 1, 2 and 3. The exponents a and b say how the best size and the best number of
-tokens grow with compute, N_opt ∝ C^a and D_opt ∝ C^b.
+Hoffmann et al. 2022 call these approaches 1 and 2; `parametric` is approach 3. The exponents a and b say how the best
+size and the best number of tokens grow with compute, N_opt ∝ C^a and D_opt ∝ C^b.
 """
 
 from dataclasses import dataclass, replace
@@ -11,11 +11,10 @@ import pandas as pd
 
 from analysis.errors import FitRefused
 from analysis.fitting.bootstrap import decile_spread
-from analysis.fitting.fit import Fit
-from analysis.fitting.intervals import Uncertainty, t_quantile
+from analysis.fitting.intervals import t_quantile
 from analysis.fitting.laws.base import Array
 from analysis.fitting.lines import line_through
-from analysis.grids.flops_per_token import FlopsPerToken
+from analysis.grids.edges import likely_lines
 from analysis.grids.isoflop import Minimum
 
 LARGEST_EXPONENT_BIAS = 0.01
@@ -23,13 +22,21 @@ LARGEST_SIZE_BIAS = 0.1
 _UNLIKELY = 0.05
 _PAYS = 0.75
 """Share of the interval of unweighted minima, down to which weights have to narrow it."""
-_GRID = 600
-_DRAWS = 500
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best size and data at one budget."""
+    """The best size and data at one budget.
+
+    Attributes:
+        budget: FLOPs.
+        params: N_opt.
+        params_ci95: its interval.
+        tokens: D_opt.
+        tokens_ci95: its interval.
+        value: the target there, by a law.
+        beyond: the size over the largest of the runs, or over the smallest where it is smaller; 1 among them.
+    """
 
     budget: float
     params: float
@@ -37,6 +44,7 @@ class Best:
     tokens: float | None = None
     tokens_ci95: tuple[float, float] | None = None
     value: float | None = None
+    beyond: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class Allocation:
         best: N_opt and D_opt at the budgets asked for.
         refused: why there is no answer.
         bias: what IsoFLOP minima miss on this grid even without noise, where a surface was fitted.
+        lost: budgets without a minimum because it would be an end of the sizes.
     """
 
     approach: str
@@ -91,6 +100,14 @@ class Allocation:
     best: tuple[Best, ...] = ()
     refused: str = ""
     bias: GridBias | None = None
+    lost: int = 0
+
+
+def beyond_sizes(allocation: Allocation, sizes: Array) -> Allocation:
+    """The allocation with how far its best sizes lie beyond those of the runs."""
+    low, high = float(sizes.min()), float(sizes.max())
+    best = tuple(replace(each, beyond=each.params / min(max(each.params, low), high)) for each in allocation.best)
+    return replace(allocation, best=best)
 
 
 def from_points(
@@ -172,7 +189,7 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
     params = np.array([each.params for each in usable], dtype=float)
     tokens = [each.tokens for each in usable if each.tokens is not None]
     tokens_B = np.array(tokens) if len(tokens) == len(usable) else None
-    lines = from_points(method, budgets, params, tokens_B, at)
+    lines = replace(from_points(method, budgets, params, tokens_B, at), lost=sum(bool(each.end) for each in found))
     simulated = [each.simulated for each in usable if each.simulated is not None]
     if len(simulated) < len(usable):
         return lines
@@ -186,11 +203,13 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
         np.stack([each.off_S for each in simulated]),
         t_quantile(simulated[0].degrees_of_freedom),
     )
-    weights_B = np.array([decile_spread(drawn_S) ** -2 for drawn_S in drawn_BS])
-    weighted = replace(size, weights_B=weights_B / weights_B.mean())
-    if method == "isoflop-akima" and weighted.half_of_slope() <= _PAYS * size.half_of_slope():
-        size = weighted
-        lines = from_points(method, budgets, params, tokens_B, at, weights=size.weights_B)
+    spreads_B = np.array([decile_spread(drawn_S) for drawn_S in drawn_BS])
+    if method == "isoflop-akima" and spreads_B.all():
+        weighted = replace(size, weights_B=spreads_B**-2 / (spreads_B**-2).mean())
+        if weighted.half_of_slope() <= _PAYS * size.half_of_slope():
+            size = weighted
+            weighted_lines = from_points(method, budgets, params, tokens_B, at, weights=size.weights_B)
+            lines = replace(weighted_lines, lost=lines.lost)
     data = replace(size, drawn_BS=np.stack([each.log_tokens_S for each in simulated]))
     best = tuple(
         replace(
@@ -200,12 +219,37 @@ def from_minima(found: list[Minimum], at: tuple[float, ...]) -> Allocation:
         )
         for each in lines.best
     )
+    around = size.around(lines.params_exponent), data.around(lines.tokens_exponent)
+    return _reaching(replace(lines, params_ci95=around[0], tokens_ci95=around[1], best=best), found, size.quantile)
+
+
+def _reaching(lines: Allocation, found: list[Minimum], quantile: float) -> Allocation:
+    """The lines with intervals that also hold the lines that are likely given where nothing was found (`edges`)."""
+    known = [(each, each.sought) for each in found if each.sought is not None]
+    if not known:
+        return lines
+    minima_B = [None if each.params is None else float(np.log(each.params)) for each, _ in known]
+    likely = likely_lines(np.log([each.budget for each, _ in known]), minima_B, [of for _, of in known], quantile)
+
+    def at(each: Best) -> Best:
+        low, high = np.array(likely.at(float(np.log(each.budget)))) - np.log(each.params)
+        tokens = each.tokens and each.tokens_ci95 and _holding(each.tokens_ci95, each.tokens * np.exp([-high, -low]))
+        return replace(
+            each, params_ci95=_holding(each.params_ci95, each.params * np.exp([low, high])), tokens_ci95=tokens or None
+        )
+
+    a, b = lines.params_exponent, lines.tokens_exponent
+    slopes = np.array([likely.slopes_L.min(), likely.slopes_L.max()])
     return replace(
         lines,
-        params_ci95=size.around(lines.params_exponent),
-        tokens_ci95=data.around(lines.tokens_exponent),
-        best=best,
+        params_ci95=lines.params_ci95 and _holding(lines.params_ci95, slopes),
+        tokens_ci95=lines.tokens_ci95 and _holding(lines.tokens_ci95, (b or 0.0) + (a or 0.0) - slopes[::-1]),
+        best=tuple(map(at, lines.best)),
     )
+
+
+def _holding(interval: tuple[float, float], other: Array) -> tuple[float, float]:
+    return min(interval[0], float(other[0])), max(interval[1], float(other[1]))
 
 
 @dataclass(frozen=True)
@@ -256,112 +300,3 @@ def _further_than_noise(logs_B: Array, minima_B: Array, drawn_BS: Array) -> bool
     apart_BB = np.eye(len(logs_B)) - design_B2 @ np.linalg.pinv(design_B2)
     seen, simulated_S = (((apart_BB @ each) ** 2).sum(axis=0) for each in (minima_B, noise_BS))
     return bool((simulated_S >= seen).mean() < _UNLIKELY)
-
-
-def from_law(
-    fitted: Fit, uncertainty: Uncertainty, rows: pd.DataFrame, at: tuple[float, ...], declared: float | None = None
-) -> Allocation:
-    """Approach 3: the law minimised at each budget over sizes, with a smooth law of FLOPs a token.
-
-    Where C = k·N·D was declared, the closed form a = β / (α + β) holds and is used. Otherwise k as a function of size
-    is known among the sizes only; where the best size lies beyond them, intervals also hold what a constant k gives.
-    """
-    per_token, last = FlopsPerToken(rows, declared), 1.0
-    theta_SP = np.vstack([fitted.theta_P, uncertainty.draws.theta_SP])
-    if declared is not None:
-        exponents_S = _closed_form(fitted, theta_SP)
-        tokens_exponents_S = 1 - exponents_S
-    else:
-        theta_SP = theta_SP[: _DRAWS + 1]
-        exponents_S, tokens_exponents_S, last = _exponents(fitted, theta_SP, rows, per_token)
-    intervals = [_interval(exponents_S, uncertainty), _interval(tokens_exponents_S, uncertainty)]
-    if declared is None and (level := per_token.beyond(last)) is not None:
-        other_S, other_tokens_S, _ = _exponents(fitted, theta_SP, rows, FlopsPerToken(rows, level))
-        others = _interval(other_S, uncertainty), _interval(other_tokens_S, uncertainty)
-        intervals = [_both(*pair) for pair in zip(intervals, others, strict=True)]
-    return Allocation(
-        f"parametric {fitted.law.name}",
-        len(fitted.y_n),
-        float(exponents_S[0]),
-        intervals[0],
-        float(tokens_exponents_S[0]),
-        intervals[1],
-        tuple(_best_at(fitted, theta_SP[: _DRAWS + 1], uncertainty, rows, per_token, budget) for budget in at),
-    )
-
-
-def best_sizes(fitted: Fit, rows: pd.DataFrame, budgets: Array, declared: float | None = None) -> tuple[Array, Array]:
-    """N_opt and D_opt of a law of N and D at budgets, without intervals."""
-    per_token = FlopsPerToken(rows, declared)
-    theta_1P = fitted.theta_P[None]
-    found = [minimise_over_sizes(fitted, theta_1P, rows, per_token, float(each))[0] for each in budgets]
-    sizes = np.concatenate(found)
-    return sizes, np.asarray(budgets / (per_token(sizes) * sizes))
-
-
-def _exponents(
-    fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken
-) -> tuple[Array, Array, float]:
-    """A and b between the least and most compute of the rows, for each θ, and the best size at the most."""
-    low, high = float(rows["flops"].min()), float(rows["flops"].max())
-    first_S, last_S = (minimise_over_sizes(fitted, theta_SP, rows, per_token, each)[0] for each in (low, high))
-    span = np.log(high / low) if high > low else np.nan
-    tokens_S = per_token.tokens(high, last_S) / per_token.tokens(low, first_S)
-    return np.log(last_S / first_S) / span, np.log(tokens_S) / span, float(last_S[0])
-
-
-def _best_at(
-    fitted: Fit, theta_SP: Array, uncertainty: Uncertainty, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
-) -> Best:
-    """The best size and data at one budget, with intervals."""
-    sizes_S, values_S = minimise_over_sizes(fitted, theta_SP, rows, per_token, budget)
-    tokens_S = per_token.tokens(budget, sizes_S)
-    sizes, tokens = _interval(sizes_S, uncertainty, log=True), _interval(tokens_S, uncertainty, log=True)
-    if (level := per_token.beyond(float(sizes_S[0]))) is not None:
-        flat = FlopsPerToken(rows, level)
-        other_S = minimise_over_sizes(fitted, theta_SP, rows, flat, budget)[0]
-        sizes = _both(sizes, _interval(other_S, uncertainty, log=True))
-        tokens = _both(tokens, _interval(flat.tokens(budget, other_S), uncertainty, log=True))
-    return Best(budget, float(sizes_S[0]), sizes, float(tokens_S[0]), tokens, float(values_S[0]))
-
-
-def _both(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
-    return min(one[0], other[0]), max(one[1], other[1])
-
-
-def _closed_form(fitted: Fit, theta_SP: Array) -> Array:
-    free = fitted.problem.free
-    alpha_S = theta_SP[:, free.index("alpha")]
-    beta_S = theta_SP[:, free.index("beta")] if "beta" in free else alpha_S
-    return np.asarray(beta_S / (alpha_S + beta_S))
-
-
-def minimise_over_sizes(
-    fitted: Fit, theta_SP: Array, rows: pd.DataFrame, per_token: FlopsPerToken, budget: float
-) -> tuple[Array, Array]:
-    """The best size at a budget and the value there, for each θ."""
-    sizes = np.geomspace(rows["params"].min() / 300, rows["params"].max() * 3000, _GRID)
-    problem = fitted.at(sizes, per_token.tokens(budget, sizes))
-    u_Sn, _ = problem.evaluate(theta_SP)
-    best_S = np.clip(u_Sn.argmin(axis=1), 1, _GRID - 2)
-    every = np.arange(len(theta_SP))
-    left, middle, right = (u_Sn[every, best_S + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift_S = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0)
-    step = np.log(sizes[1] / sizes[0])
-    lowest_S = middle - 0.25 * (left - right) * shift_S
-    return np.exp(np.log(sizes[best_S]) + step * np.clip(shift_S, -1, 1)), fitted.law.respond(lowest_S)
-
-
-def _interval(values_S: Array, uncertainty: Uncertainty, log: bool = False) -> tuple[float, float]:
-    """Percentiles of case draws; the estimate ± t times the spread of parametric ones."""
-    drawn_S = values_S[1:]
-    if uncertainty.draws.region is not None or uncertainty.draws.method.startswith("case"):
-        low, high = np.quantile(drawn_S, [0.025, 0.975])
-        return min(float(low), float(values_S[0])), max(float(high), float(values_S[0]))
-    quantile = t_quantile(uncertainty.degrees_of_freedom)
-    if log:
-        half = quantile * uncertainty.draws.spread(np.log(drawn_S))
-        return float(values_S[0] * np.exp(-half)), float(values_S[0] * np.exp(half))
-    half = quantile * uncertainty.draws.spread(drawn_S)
-    return float(values_S[0] - half), float(values_S[0] + half)

@@ -8,10 +8,12 @@ import pandas as pd
 from analysis.errors import FitRefused
 from analysis.fitting.fit import Fit
 from analysis.fitting.intervals import Uncertainty
-from analysis.grids.allocation import Allocation, from_frontier, from_law, from_minima
+from analysis.grids.allocation import Allocation, beyond_sizes, from_frontier, from_minima
+from analysis.grids.bowls import METHODS
 from analysis.grids.frontier import SeedNoise, cells, envelope, seed_noise
 from analysis.grids.grid_bias import grid_bias, holding
-from analysis.grids.isoflop import METHODS, Minimum, minima
+from analysis.grids.isoflop import Minimum, minima
+from analysis.grids.parametric import from_law
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,11 @@ def allocations(
                     found[-1] = holding(found[-1], bias)
             except FitRefused as refusal:
                 found.append(Allocation(f"isoflop-{method}", len(minima_found), refused=str(refusal)))
+    if grid is not None:
+        sizes = grid.cells["params"].to_numpy(dtype=float)
+        found = [beyond_sizes(each, sizes) for each in found]
     parametric = (
-        from_law(fitted, uncertainty, rows, at, declared)
+        beyond_sizes(from_law(fitted, uncertainty, rows, at, declared), rows["params"].to_numpy(dtype=float))
         for fitted, uncertainty, rows in surfaces
         if rows["flops"].nunique() > 1
     )

@@ -12,8 +12,9 @@ import pandas as pd
 
 from analysis.fitting.fit import Fit
 from analysis.fitting.laws.base import Array
-from analysis.grids.allocation import Allocation, Best, GridBias, best_sizes
+from analysis.grids.allocation import Allocation, Best, GridBias
 from analysis.grids.isoflop import Minimum, minimum
+from analysis.grids.parametric import best_sizes
 
 _VALUE = "value without noise"
 

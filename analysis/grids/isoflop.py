@@ -6,23 +6,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.interpolate import Akima1DInterpolator
 from scipy.optimize import minimize_scalar
 
 from analysis.fitting.bootstrap import decile_spread
 from analysis.fitting.intervals import t_quantile
 from analysis.fitting.laws.base import Array
+from analysis.grids.bowls import DEGREES, curves, lowest
+from analysis.grids.edges import Sought, sought
 from analysis.grids.frontier import SeedNoise
 
 MINIMUM_SIZES = 4
-METHODS = ("parabola", "cubic", "akima")
-_DEGREES = {"parabola": 2, "cubic": 3}
 _HIGHEST = 4
 """Degree of the polynomials that are tried for the bowls' shape."""
 _UNEVEN = 0.01
 """Significance at which scatter is taken for a power of the budget."""
 _DRAWS = 400
-_GRID, _DRAWS_GRID = 2001, 401
+_POINTS = 401
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class Minimum:
         params_ci95: interval of N_opt.
         coefficients: of the polynomial in log(N / geometric mean), highest power first.
         simulated: what noise makes of it.
+        end: where there is none because it would be an end of the sizes: "smallest" or "largest".
+        sought: how the method finds best sizes there, where at some budget the best is an end.
     """
 
     budget: float
@@ -70,6 +71,8 @@ class Minimum:
     params_ci95: tuple[float, float] | None = None
     coefficients: tuple[float, ...] = ()
     simulated: Simulated | None = None
+    end: str = ""
+    sought: Sought | None = None
 
 
 def minima(
@@ -93,10 +96,11 @@ def minima(
     if smooth.degrees_of_freedom < 1:
         return found
     generator = np.random.default_rng(seed)
-    return [
+    found = [
         each if each.params is None else _with_interval(each, bowls[each.budget], target, smooth, generator)
         for each in found
     ]
+    return _with_search(found, usable, target, smooth) if any(each.end for each in found) else found
 
 
 def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parabola") -> Minimum:
@@ -104,18 +108,19 @@ def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parab
     params = rows["params"].to_numpy(dtype=float)
     values = rows[target].to_numpy(dtype=float)
     sizes = len(np.unique(params))
-    reason = _why_not(params, values, sizes, method)
+    reason, end = _why_not(params, values, sizes, method)
     if reason:
-        return Minimum(budget, sizes, method, refused=reason)
+        return Minimum(budget, sizes, method, refused=reason, end=end)
     centre = float(np.log(params).mean())
     logs = np.log(params) - centre
-    fine, curve_G1 = _curves(logs, values[:, None], method)
+    fine, curve_G1 = curves(logs, values[:, None], method)
     best = int(curve_G1[:, 0].argmin())
     if best in (0, len(fine) - 1):
-        return Minimum(budget, sizes, method, refused=f"the {method} has no minimum within the sizes")
+        reason, end = f"the {method} has no minimum within the sizes", "largest" if best else "smallest"
+        return Minimum(budget, sizes, method, refused=reason, end=end)
     place, value, coefficients = float(fine[best]), float(curve_G1[best, 0]), ()
     if method != "akima":
-        coefficients = tuple(np.polyfit(logs, values, _DEGREES[method]).tolist())
+        coefficients = tuple(np.polyfit(logs, values, DEGREES[method]).tolist())
         flat = np.roots(np.polyder(coefficients)).real  # the grid has found which of them
         place = float(flat[np.abs(flat - place).argmin()])
         value = float(np.polyval(coefficients, place))
@@ -125,16 +130,17 @@ def minimum(rows: pd.DataFrame, target: str, budget: float, method: str = "parab
     return Minimum(budget, sizes, method, float(np.exp(place + centre)), value, tokens, coefficients=coefficients)
 
 
-def _why_not(params: Array, values: Array, sizes: int, method: str) -> str:
+def _why_not(params: Array, values: Array, sizes: int, method: str) -> tuple[str, str]:
+    """Why there is no minimum, and at which end the best size is, if it is at one."""
     needed = 5 if method == "cubic" else MINIMUM_SIZES  # a row more than coefficients
     if sizes < needed:
-        return f"{sizes} size{'s' if sizes != 1 else ''} at this budget; at least {needed} are needed"
+        return f"{sizes} size{'s' if sizes != 1 else ''} at this budget; at least {needed} are needed", ""
     best = int(np.argmin(values))
     if best == 0:
-        return f"not bracketed: the smallest size ({params[0]:.3g}) is the best, smaller ones are needed"
+        return f"not bracketed: the smallest size ({params[0]:.3g}) is the best, smaller ones are needed", "smallest"
     if best == len(values) - 1:
-        return f"not bracketed: the largest size ({params[-1]:.3g}) is the best, larger ones are needed"
-    return ""
+        return f"not bracketed: the largest size ({params[-1]:.3g}) is the best, larger ones are needed", "largest"
+    return "", ""
 
 
 def _around(rows: pd.DataFrame, params: float) -> pd.DataFrame:
@@ -210,6 +216,33 @@ def _polynomial(rows: pd.DataFrame, target: str, degree: int) -> tuple[Array, Ar
     return logs, values, np.polyval(np.polyfit(logs, values, degree), logs)
 
 
+def _with_search(found: list[Minimum], usable: pd.DataFrame, target: str, smooth: "_Smooth") -> list[Minimum]:
+    """The minima with what the method finds of bowls of any best size, as bent and as noisy as these."""
+    bowls = {float(str(budget)): rows for budget, rows in usable.groupby("budget")}
+    known = {each.budget for each in found if each.params is not None or each.end}
+    bends = []
+    for budget in known:
+        logs, values, _ = _polynomial(bowls[budget], target, 2)
+        bends.append(np.polyfit(logs, values / abs(values.mean()), 2)[0])
+    bend, typical = float(np.median(bends)), float(np.mean([*smooth.scatter.values()]))
+    if bend <= 0:
+        return found
+    return [
+        replace(
+            each,
+            sought=sought(
+                np.log(bowls[each.budget]["params"].to_numpy(dtype=float)),
+                each.method,
+                bend,
+                smooth.scatter.get(each.budget, typical),
+            ),
+        )
+        if each.budget in known
+        else each
+        for each in found
+    ]
+
+
 def _with_interval(
     found: Minimum,
     rows: pd.DataFrame,
@@ -223,8 +256,8 @@ def _with_interval(
     errors_nS = smooth.scatter[found.budget] * generator.standard_normal((len(logs), _DRAWS))
     errors_nS[:, 0] = 0.0  # the smooth curve itself
     bowls_nS = curve[:, None] * (1 + errors_nS)
-    drawn_S = _lowest(*_curves(logs, bowls_nS, found.method, _DRAWS_GRID))
-    smooth_S = _lowest(*_curves(logs, bowls_nS, degree, _DRAWS_GRID))
+    drawn_S = lowest(*curves(logs, bowls_nS, found.method, _POINTS))
+    smooth_S = lowest(*curves(logs, bowls_nS, degree, _POINTS))
     half = t_quantile(degrees) * decile_spread(drawn_S[1:])
     middle = float(np.log(found.params or 1.0))
     drawn_2S = np.stack([drawn_S + float(np.log(rows["params"]).mean())] * 2)
@@ -232,22 +265,3 @@ def _with_interval(
         drawn_2S[1] = np.interp(drawn_S, logs, np.log(rows["tokens"].to_numpy(dtype=float)))
     simulated = Simulated(drawn_2S[0, 1:], drawn_2S[1, 1:], degrees, smooth_S - drawn_S)
     return replace(found, params_ci95=(float(np.exp(middle - half)), float(np.exp(middle + half))), simulated=simulated)
-
-
-def _lowest(fine: Array, curves_GS: Array) -> Array:
-    """Where each curve is lowest, by a parabola through the lowest point of the grid and its neighbours."""
-    best_S = np.clip(curves_GS.argmin(axis=0), 1, len(fine) - 2)
-    every = np.arange(curves_GS.shape[1])
-    left_S, middle_S, right_S = (curves_GS[best_S + shift, every] for shift in (-1, 0, 1))
-    bend_S = left_S - 2 * middle_S + right_S
-    shift_S = np.where(bend_S > 0, 0.5 * (left_S - right_S) / np.where(bend_S > 0, bend_S, 1.0), 0.0)
-    return np.asarray(fine[best_S] + (fine[1] - fine[0]) * np.clip(shift_S, -1, 1))
-
-
-def _curves(logs: Array, values_nS: Array, method: str | int, points: int = _GRID) -> tuple[Array, Array]:
-    """A method's curve, or a polynomial of a degree, through each column of values, on a grid between the sizes."""
-    fine = np.linspace(logs.min(), logs.max(), points)
-    if method == "akima":
-        return fine, np.asarray(Akima1DInterpolator(logs, values_nS)(fine))
-    coefficients = np.polyfit(logs, values_nS, _DEGREES[method] if isinstance(method, str) else method)
-    return fine, np.vander(fine, len(coefficients)) @ coefficients

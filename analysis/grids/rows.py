@@ -15,9 +15,11 @@ from analysis.grids.grid import TargetGrid
 from analysis.grids.isoflop import MINIMUM_SIZES
 from analysis.options import DEFAULT_LAWS, EVALUATION_LAWS, FitOptions
 from analysis.tables.checkpoints import last_rows
+from analysis.tables.epochs import ratio
 from analysis.tables.evaluations import LIKELIHOOD, is_evaluation
-from analysis.tables.roles import ROLES, numbers, plain_name
+from analysis.tables.roles import ROLES, numbers, plain_name, rows_text
 from analysis.tables.table import RunsTable
+from analysis.tables.units import UNIQUE_TOKENS
 
 _LOSSES_TELL = 0.5
 """Correlation of the ranks of errors and losses, below which one says little of the other."""
@@ -107,6 +109,24 @@ def lacks(law: Law, missing: Sequence[str], columns: Iterable[str]) -> str:
     return text + (f"; rename {' and '.join(near)}" if near else "")
 
 
+def check_inputs(law: Law, columns: Sequence[str], rows: pd.DataFrame) -> None:
+    """Refuses inputs that a law can't take, and epochs that tell nothing of repeated data.
+
+    Raises:
+        FitRefused: naming the rows.
+    """
+    for name in columns:
+        bad = ~(rows[name] > 0)
+        if bad.any():
+            zeros = name == "epochs" and (rows[name] == 0).any()
+            hint = "the first pass over the data is one" if zeros else f"--where '{name} > 0' leaves them out"
+            raise FitRefused(f"{law.name}: {name} must be above 0; not so in {rows_text(rows, bad, name)}; {hint}")
+    epochs = rows["epochs"] if "epochs" in columns else None
+    if epochs is not None and epochs.max() <= 1 and epochs.nunique() > 1:
+        hint = f"is {UNIQUE_TOKENS!r} in another unit than tokens (--unit {UNIQUE_TOKENS}=1)?"
+        raise FitRefused(f"{law.name}: no row saw its data more than once (epochs up to {epochs.max():.3g}); {hint}")
+
+
 def check_direction(law: Law, columns: Sequence[str], rows: pd.DataFrame, target: str) -> None:
     """Refuses a target that goes the other way than a law: one with an offset falls, one of losses rises.
 
@@ -133,8 +153,7 @@ def rows_for(
     if not LAWS[law].is_curve:
         for name, above, below in LAWS[law].ratios:
             if name not in frame.columns and {above, below} <= set(frame.columns):
-                values, unit = numbers(frame, below, counts=True), table.units.get(above)  # both columns are in it
-                frame = frame.assign(**{name: frame[above] / (unit.values(values) if unit else values)})
+                frame = frame.assign(**{name: ratio(table, frame, above, below)})
         own = {name: numbers(frame, name) for name in LAWS[law].inputs if name not in ROLES and name in frame.columns}
         return frame.assign(**own), ()
     rises = x == "flops" and rises_with(frame, x, target, options)

@@ -2,7 +2,17 @@
 
 from analysis.checks.requests import parse_point
 from analysis.grids.allocation import Allocation
-from analysis.report.tables import ReportTable, data_noun, interval, law_text, number, percent, point_text, scaled
+from analysis.report.tables import (
+    ReportTable,
+    beyond_text,
+    data_noun,
+    interval,
+    law_text,
+    number,
+    percent,
+    point_text,
+    scaled,
+)
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.table import RunsTable
 
@@ -84,6 +94,8 @@ def _best(table: RunsTable, key: str, found: tuple[Allocation, ...]) -> ReportTa
             data: tuple[str, ...] = ("–",)
             if best.tokens is not None:
                 data = (number(best.tokens / of_each), interval(scaled(best.tokens_ci95, of_each)))
-            size = (number(best.params), interval(best.params_ci95))
-            rows.append(((approach.approach,), (number(best.budget),), size, data))
+            far = (beyond_text(best.beyond),) if best.beyond != 1 else ()
+            size = (number(best.params), interval(best.params_ci95), *far)
+            without = (f"{approach.n_points} of {approach.n_points + approach.lost} budgets",) if approach.lost else ()
+            rows.append(((approach.approach, *without), (number(best.budget),), size, data))
     return ReportTable(headings, rows, f"best size by {key}", frozenset(headings[1:]))

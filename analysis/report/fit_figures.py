@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.grids.allocation import best_sizes
+from analysis.grids.parametric import best_sizes
 from analysis.report.drawing import (
     BLUE,
     INK,

@@ -215,8 +215,8 @@ def frontier_tables(result: LawsResult) -> list[ReportTable]:
             found = minima[budget]
             shown = (budget, None, None, size, found.params)
             cells = [(number(each),) for each in shown]
-            cells[1], cells[2] = (str(found.sizes),), (f"{value:.4f}",)
-            there = f"{found.value:.4f}" if found.value is not None else "–"
+            cells[1], cells[2] = (str(found.sizes),), (measured(value),)
+            there = measured(found.value)
             rows.append((*cells, (interval(found.params_ci95),), (there,), (found.refused,)))
         tables.append(ReportTable(headings, rows, name, frozenset(headings[:-1])))
     return tables
@@ -266,12 +266,12 @@ def check_sentence(check: LargestBudgetCheck, name: str = "") -> str:
     no_change = "no change would be exact"
     if check.baseline_error:
         share = abs(check.error) / abs(check.baseline_error)
-        no_change = f"{share:.0%} of the error of no change ({check.baseline_error:+.4f})"
+        no_change = f"{share:.0%} of the error of no change ({_signed(check.baseline_error)})"
     return (
         f"Prediction {verdict}: best {name or check.target} at {number(check.budget)} FLOPs, "
-        f"from {check.n_budgets} smaller budgets, {check.predicted:.4f} "
-        f"[{check.ci95[0]:.4f}, {check.ci95[1]:.4f}]; observed {check.observed:.4f} ({place}), "
-        f"off by {check.error:+.4f}, {no_change}."
+        f"from {check.n_budgets} smaller budgets, {measured(check.predicted)} "
+        f"[{measured(check.ci95[0])}, {measured(check.ci95[1])}]; observed {measured(check.observed)} ({place}), "
+        f"off by {_signed(check.error)}, {no_change}."
     )
 
 
@@ -318,6 +318,15 @@ def number(value: float | None) -> str:
         mantissa, exponent = f"{value:.3e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def measured(value: float | None) -> str:
+    """A value that was measured or is to be: four decimals; of small ones, or large ones, four significant digits."""
+    return f"{value:.4f}" if value is not None and 1 <= abs(value) < 1e4 else number(value)
+
+
+def _signed(error: float) -> str:
+    return ("+" if error > 0 else "") + measured(error)
 
 
 def percent(value: float | None) -> str:
@@ -388,5 +397,15 @@ def _allocation_row(each: Allocation, of_each: float) -> tuple[tuple[str, ...], 
         ]
     )
     lines = [tuple(line for pair in column for line in pair) for column in columns]
-    remark = f"without noise on the surface off by: {bias_text(each.bias)}" if each.bias is not None else ""
-    return (each.approach,), *exponents, *lines, (remark,)
+    remarks = [f"{number(best.budget)} FLOPs: {beyond_text(best.beyond)}" for best in each.best if best.beyond != 1]
+    if each.lost:
+        of = each.lost + each.n_points
+        remarks.append(f"no minimum at {each.lost} of {of} budgets: it would be an end of the sizes")
+    if each.bias is not None:
+        remarks.append(f"without noise on the surface off by: {bias_text(each.bias)}")
+    return (each.approach,), *exponents, *lines, tuple(remarks) or ("",)
+
+
+def beyond_text(factor: float) -> str:
+    """How far a best size lies beyond those of the runs."""
+    return f"{number(factor)} × the {'largest' if factor > 1 else 'smallest'} size"

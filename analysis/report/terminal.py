@@ -18,6 +18,8 @@ from analysis.report.tables import (
 )
 from analysis.results import LawsResult
 
+_MOST_UNANSWERED = 5
+
 
 def terminal_summary(result: LawsResult) -> RenderableType:
     """Fits, what was asked for, held-out predictions and the first warning of each code, for rich's console."""
@@ -44,14 +46,19 @@ def terminal_summary(result: LawsResult) -> RenderableType:
 
 
 def first_of_each(warnings: Iterable[LawWarning], others: str) -> list[str]:
-    """A line for each code: its first message, and how many more there are; `others` says where."""
+    """A line for each code: its first message, and how many more there are; `others` says where.
+
+    What was asked for and has no answer is said one by one, if it isn't much.
+    """
     by_code: dict[str, list[str]] = {}
     for warning in warnings:
         by_code.setdefault(warning.code, []).append(warning.message)
     lines = []
     for code, messages in by_code.items():
-        more = f" (and {len(messages) - 1} more like it, {others})" if messages[1:] else ""
-        lines.append(f"{code}: {messages[0]}{more}")
+        shown = messages[: _MOST_UNANSWERED if code == "point-unused" else 1]
+        rest = len(messages) - len(shown)
+        lines += [f"{code}: {message}" for message in shown]
+        lines[-1] += f" (and {rest} more like it, {others})" if rest else ""
     return lines
 
 

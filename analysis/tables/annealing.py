@@ -29,6 +29,8 @@ _HORIZON = 1000.0
 _LEAST = 1e-9
 """Of the highest rate: where rates stay at zero, little is left to anneal, but not nothing."""
 _LATE = 3.0
+_WARM = 0.9
+"""Of the peak, from which on a run counts as warmed up."""
 _NEEDS = "a law of learning rates needs the rows along each run"
 
 
@@ -40,11 +42,18 @@ class RateSchedule:
         name: the run's.
         sums_m: of all rates so far, at each of its rows.
         rates_m: there.
+        warm_sum: the sum where the warm-up ends; 0 where there is none.
     """
 
     name: str
     sums_m: _Array
     rates_m: _Array
+    warm_sum: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        """The rate at which its warm-up ends, from which annealing is counted."""
+        return float(self.rates_m[0])
 
     @property
     def begins_late(self) -> bool:
@@ -58,7 +67,8 @@ class WithRates:
     """A table with sums of rates.
 
     Attributes:
-        source: its rows with `rate_sum` (S1), `rate_schedule` (the schedule's number, from 1) and `rate_left`.
+        source: its rows with `rate_sum` (S1), `rate_schedule` (the schedule's number, from 1) and, if it is taken,
+            `rate_left`.
         alone: which of them are alone in their run.
         schedules: of the other runs.
         note: how that was worked out.
@@ -110,15 +120,16 @@ def with_rate_sums(source: pd.DataFrame, columns: dict[str, str], options: FitOp
         values = np.stack([np.where(sums_n > 0, sums_n, np.nan), left_n, np.full_like(sums_n, code)], axis=1)
         by_place = pd.DataFrame(values, index=places_n).reindex(rows["order"].to_numpy(dtype=float))
         sums[source.index.get_indexer(rows.index)] = by_place.to_numpy()
-        schedules.append(RateSchedule(str(name), sums_n, _held(rates_n)))
+        held_n = _held(rates_n)
+        warm = int(np.argmax(rates_n >= _WARM * held_n[0]))
+        schedules.append(RateSchedule(str(name), sums_n, held_n, float(sums_n[warm]) if warm else 0.0))
     text = f"sums of the rates in {rate!r} follow {order!r}" + (f" within each {runs!r}" if runs else "")
     text += f", with λ = {1 - 1 / horizon:.6g}" if of_area else ""
     text += "; before its first row a run's rate is taken as the first row's"
     if MULTI_POWER in options.law and runs:
         numbered = (f"{code} {each.name!r}" for code, each in enumerate(schedules, start=1))
         text += f"; {RATE_SCHEDULE} is {some(tuple(numbered))}"
-    filled = {RATE_SUM: sums[:, 0]} | ({RATE_LEFT: sums[:, 1]} if of_area else {})
-    filled |= {RATE_SCHEDULE: sums[:, 2]} if MULTI_POWER in options.law else {}
+    filled = {RATE_SUM: sums[:, 0], RATE_SCHEDULE: sums[:, 2]} | ({RATE_LEFT: sums[:, 1]} if of_area else {})
     return WithRates(source.assign(**filled), alone, tuple(schedules), text)
 
 
@@ -204,8 +215,8 @@ def _first(source: pd.DataFrame, names: re.Pattern[str]) -> str | None:
 
 
 def _short(name: object) -> str:
-    """Of a nested record's columns (`metrics.lr`) the last part."""
-    return plain_name(str(name).rpartition(".")[2])
+    """Of a nested record's columns (`metrics.lr`, `train/lr`) the last part."""
+    return plain_name(re.split("[./]", str(name))[-1])
 
 
 def _has(source: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
+from analysis.tables.annealing import RATE_SCHEDULE
 from analysis.tables.evaluations import setting_columns
 from analysis.tables.roles import LABELS, ROLES, plain_name, some
 
@@ -111,7 +112,7 @@ def differing(
         return None
     cells = rows.groupby(alike, dropna=False, sort=False).ngroup().to_numpy()
     logs = np.log(rows[targets[0]].to_numpy(dtype=float))
-    known = {*ROLES, *LABELS, *alike, *targets, *used, *given, *setting_columns(frame), "device"}
+    known = {*ROLES, *LABELS, *alike, *targets, *used, *given, *setting_columns(frame), "device", RATE_SCHEDULE}
     names = [name for name in frame.columns if name not in known and (not own_sweep or name in SWEEP_RECIPE)]
     found = _Found(rows, cells, logs, frame)
     columns = found.causes(

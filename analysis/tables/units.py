@@ -10,6 +10,8 @@ import pandas as pd
 from analysis.errors import TableError
 
 NOUNS = {"params": "parameters", "flops": "FLOPs", "budget": "FLOPs", "tokens": "tokens"}
+UNIQUE_TOKENS = "unique_tokens"
+"""A column that counts as tokens do, and is no role."""
 _PREFIXES = {
     **{"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21},
     **{"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12},
@@ -58,7 +60,8 @@ def parse_units(texts: tuple[str, ...]) -> dict[str, Unit]:
         name, equals, unit = (part.strip() for part in text.rpartition("="))
         if not (name and equals and unit):
             raise TableError(f"--unit {text!r}: write ROLE=UNIT, such as params=M, flops=PFLOP or loss='nats a token'")
-        units[name] = _of_role(name, unit) if name in NOUNS else Unit(unit, 1.0, unit)
+        role = "tokens" if name == UNIQUE_TOKENS else name
+        units[name] = _of_role(role, unit) if role in NOUNS else Unit(unit, 1.0, unit)
     return units
 
 

@@ -270,3 +270,29 @@ def test_rates_before_the_first_rows_are_asked_for():
     whole = pd.concat([curves("constant", "wsd"), *(early.assign(run=name) for name in ("constant", "wsd"))])
     whole = fit_laws(whole, replace(OPTIONS, run_id="run", checkpoints=True))
     assert "late-start" not in {each.code for each in whole.warnings}
+
+
+@pytest.mark.parametrize("law", ["annealing", "multi-power"])
+def test_several_peak_rates_are_said(law):
+    high = curves("constant", "cosine").assign(lr=lambda rows: 3 * rows["lr"], run=lambda rows: "high " + rows["run"])
+    both = pd.concat([curves("constant", "cosine"), high]).assign(peak=lambda rows: rows["run"].str.len() > 8)
+    options = replace(OPTIONS, law=(law,), run_id="run", checkpoints=True)
+    (text,) = (each.message for each in fit_laws(both, options).warnings if each.code == "several-peaks")
+    assert "to 0.0009: " in text
+    for chosen in ({"group": "peak"}, {"where": ("peak == False",)}):
+        assert "several-peaks" not in {each.code for each in fit_laws(both, replace(options, **chosen)).warnings}
+
+
+def test_rows_of_a_warm_up_are_said_and_may_be_left_out():
+    early = STEP[STEP < 200][::10]
+    warming = pd.DataFrame({"step": early, "lr": PEAK * early / 200, "loss": 8 - 4 * early / 200})
+    table = pd.concat([curves("constant", "wsd"), *(warming.assign(run=name) for name in ("constant", "wsd"))])
+    table = table.rename(columns={"step": "trainer/global_step", "lr": "train/learning_rate"})  # of Weights & Biases
+    options = replace(OPTIONS, run_id="run", checkpoints=True)
+    whole = fit_laws(table, options)
+    messages = {each.code: each.message for each in whole.warnings}
+    assert "36 of 270 rows are of a warm-up" in messages["warm-up-rows"]
+    assert "draws of 2 runs say little" in messages["checkpoints"]
+    left = fit_laws(table, replace(options, where=("`trainer/global_step` >= 200",)))
+    assert "warm-up-rows" not in {each.code for each in left.warnings}
+    assert left.fits[0].fitted.parameters["alpha"] > 1.5 * whole.fits[0].fitted.parameters["alpha"]

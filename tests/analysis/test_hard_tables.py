@@ -15,10 +15,12 @@ from analysis.fitting.bootstrap import case, resample
 from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws
 from analysis.fitting.newton import Objective
-from analysis.grids.allocation import best_sizes, from_minima
+from analysis.grids.allocation import from_minima
+from analysis.grids.bowls import METHODS
 from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.grids.frontier import FRONTIERS, frontier_of_runs
-from analysis.grids.isoflop import METHODS, minima
+from analysis.grids.isoflop import minima
+from analysis.grids.parametric import best_sizes
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.progress import progress, steps

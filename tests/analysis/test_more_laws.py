@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from analysis.checks.questions import questions
 from analysis.errors import TableError
 from analysis.fitting.laws.registry import columns_taken
 from analysis.options import FitOptions
@@ -36,6 +37,31 @@ def test_unique_tokens_are_in_the_unit_of_tokens():
     table[["tokens", "unique_tokens"]] /= 1e9
     result = fit_laws(table, replace(QUICK, law=("data-constrained",), units=("tokens=B images",)))
     assert result.find("data-constrained").fitted.parameters["R"] == pytest.approx(15, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("changed", "refusal"),
+    [
+        ({"epochs": lambda rows: rows["epochs"] - 1}, r"not so in row 1 \(0.0\), .*; the first pass over the data"),
+        ({"epochs": lambda rows: rows["epochs"].where(rows.index > 1)}, r"not so in row 1 \(nan\), .*; --where"),
+        ({"unique_tokens": lambda rows: 1e9 * rows["unique_tokens"]}, "more than once .*in another unit than tokens"),
+    ],
+)
+def test_epochs_that_tell_nothing_of_repeated_data_are_refused(changed, refusal):
+    table = repeated_data().assign(**changed)
+    table = table if "epochs" in changed else table.drop(columns="epochs")
+    with pytest.raises(TableError, match=refusal):
+        fit_laws(table, replace(QUICK, law=("data-constrained",)))
+
+
+def test_unique_tokens_have_a_unit_of_their_own_and_are_held_against_epochs():
+    table = repeated_data()
+    asked = questions(prepare(table.assign(epochs=2 * table["epochs"]), QUICK), QUICK)
+    assert [code for code, text in asked if "is 2 times tokens over 'unique_tokens'" in text] == ["odd-epochs"]
+    assert not [code for code, _ in questions(prepare(table, QUICK), QUICK) if code == "odd-epochs"]
+    table = table.drop(columns="epochs").assign(tokens=table["tokens"] / 1e9)
+    options = replace(QUICK, law=("data-constrained",), units=("tokens=B", "unique_tokens=1"))
+    assert fit_laws(table, options).fits[0].fitted.parameters["R"] == pytest.approx(15, rel=0.25)
 
 
 @pytest.mark.parametrize("column", ["epochs", "unique_tokens"])
@@ -122,6 +148,17 @@ def test_sparse_mixtures():
     assert "sparse-mixture" in render(result, [])
     with pytest.raises(TableError, match="the table has no column for active_share"):
         fit_laws(sparse_mixtures().drop(columns="active_share"), replace(QUICK, law=("sparse-mixture",)))
+
+
+def test_best_sizes_of_mixtures_are_those_of_their_best_shares():
+    """Cells were means over the shares, which the law takes and a grid doesn't."""
+    table = sparse_mixtures().drop(columns="tokens")
+    flops = np.geomspace(1e19, 1e21, 3)
+    table = pd.concat([table.assign(flops=each, tokens=each / 6 / table["params"]) for each in flops])
+    table = table.drop_duplicates(["params", "active_share", "flops"]).assign(loss=published_loss)
+    result = fit_laws(table, replace(QUICK, law=("sparse-mixture",)))
+    lowest = table.groupby(["flops", "params"])["loss"].min()
+    np.testing.assert_allclose(result.grids["loss"].cells["loss"], lowest)
 
 
 def test_what_a_law_takes_is_no_setting_that_mixes_rows():

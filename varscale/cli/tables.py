@@ -50,6 +50,9 @@ def table(
     if form is None:
         _print(made)
         return
+    if form == "csv":  # has no place for what one must know to compare rows
+        for note in made.notes:
+            typer.echo(note, err=True)
     text = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}[form](made)
     if out is None:
         typer.echo(text, nl=False)

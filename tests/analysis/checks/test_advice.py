@@ -14,7 +14,7 @@ from analysis.errors import TableError
 from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws, predict
-from analysis.grids.allocation import from_law
+from analysis.grids.parametric import from_law
 
 SEED = 20260101
 LAWS = int(os.environ.get("COVERAGE_TABLES", "200"))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from planted_tables import chinchilla_table, curve_table, evaluation_table, sweep_table
 
-from analysis.checks.questions import questions
+from analysis.checks.questions import oddities, questions
 from analysis.checks.warnings import CODES
 from analysis.errors import TableError
 from analysis.options import FitOptions
@@ -101,6 +101,23 @@ def test_flops_a_token_that_change_with_size_are_no_question():
     ratio = 6.5 + 3.5 * (sizes / sizes.min()) ** -0.5
     table = GRID.assign(flops=ratio * sizes * GRID["tokens"], family=np.where(sizes < sizes.median(), "s", "l"))
     assert not asked(table, group="family")
+
+
+@pytest.mark.parametrize("shares", [np.geomspace(0.02, 1, 6), [0.001, 0.004]])
+@pytest.mark.parametrize("column", ["active_share", "Active Params"])
+def test_flops_of_mixtures_are_those_of_active_parameters(column, shares):
+    grid = pd.MultiIndex.from_product(
+        [np.geomspace(1e8, 1e10, 4), shares, np.geomspace(1e9, 1e11, 4)], names=["params", "active_share", "tokens"]
+    )
+    table = grid.to_frame(index=False).assign(kind=lambda rows: np.where(rows["active_share"] < 0.1, "moe", "dense"))
+    table["Active Params"] = table["params"] * table["active_share"]
+    table = table.assign(flops=6 * table["Active Params"] * table["tokens"], loss=2 + table["tokens"] ** -0.1)
+    table = table.drop(columns={"active_share", "Active Params"} - {column})
+    assert not asked(table)
+    assert "unlikely-units" not in {each.code for each in oddities(prepare(table, FitOptions()), FitOptions())}
+    table.loc[[3, 7], "flops"] *= 1000
+    text = asked(table.drop(columns="kind"))["odd-flops"]
+    assert "N the active parameters, is 6 at most rows, but 6e+03 at 2 of them (rows 4, 8)" in text
 
 
 def test_one_column_for_two_roles_is_asked_about():

@@ -273,6 +273,17 @@ def test_traps_do_not_depend_on_what_the_loss_is_called(name):
     assert "undertrained-sizes" in codes(starved, params="N", flops="C", tokens="D", loss=name, law=("chinchilla",))
 
 
+def test_a_rising_law_of_what_falls_is_said():
+    """Asked for, or chosen because one row lies far above the others at the end."""
+    falling = pd.DataFrame({"C": np.geomspace(1e18, 1e21, 8), "rate": np.geomspace(3e-3, 1e-3, 8)})
+    asked = {"flops": "C", "target": ("rate",), "holdout": False}
+    assert "not-monotone" in codes(falling, law=("rising-power",), **asked)
+    assert "not-monotone" not in codes(falling, **asked)
+    assert "not-monotone" not in codes(falling.assign(rate=1 / falling["rate"]), law=("rising-power",), **asked)
+    falling.loc[7, "rate"] = 0.1
+    assert "not-monotone" in codes(falling, **asked)
+
+
 def test_warnings_count_data_in_the_tables_own_unit():
     starved = pd.DataFrame({"params": [1e6, 1e6, 1e9, 1e9], "tokens": [1e9, 4e9, 1e6, 2e6], "loss": [3.0, 2.5, 5, 4]})
     table = prepare(

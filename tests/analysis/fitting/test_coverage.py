@@ -18,7 +18,9 @@ from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws, predict
 from analysis.fitting.laws.registry import LAWS
 from analysis.grids.allocation import from_minima
-from analysis.grids.isoflop import METHODS, minima
+from analysis.grids.bowls import METHODS
+from analysis.grids.isoflop import minima
+from analysis.grids.parametric import from_law
 
 SEED = 20260101
 DRAWS = 400
@@ -166,7 +168,10 @@ def random_surface(rng, draws, table, found):
         return offset + scale["A"] * params**-alpha + scale["B"] * tokens**-beta
 
     inputs, far = (params, flops / 6 / params), (np.array([far_params]), np.array([ten / far_params]))
-    _fitted("chinchilla", inputs, value, far, parameters, (rng, draws, table), found)
+    fitted, uncertainty = _fitted("chinchilla", inputs, value, far, parameters, (rng, draws, table), found)
+    rows = pd.DataFrame({"params": params, "tokens": inputs[1], "flops": flops})
+    (best,) = from_law(fitted, uncertainty, rows, (10 * budgets[-1],), declared=6.0).best
+    found["best size"].add(np.log(best.params), np.log(best.params_ci95), np.log(far_params))
 
 
 def random_curve(rng, draws, table, found):
@@ -189,6 +194,7 @@ def _fitted(law, inputs, value, far, parameters, chance, found):
         found[name].add(fitted.parameters[name], uncertainty.ci95[name], parameters[name])
     prediction = predict(fitted, uncertainty, *far)[0]
     found["prediction"].add(prediction.value, prediction.curve_ci95, float(value(*far)[0]))
+    return fitted, uncertainty
 
 
 def random_bowls(rng, draws, table, found):

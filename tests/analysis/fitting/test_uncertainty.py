@@ -10,7 +10,7 @@ from analysis.fitting.bootstrap import case, leave_one_out, one_step, parametric
 from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws, predict
 from analysis.fitting.newton import Objective
-from analysis.grids.allocation import from_law
+from analysis.grids.parametric import from_law
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from planted_tables import chinchilla_table, sweep_table
+from planted_tables import chinchilla_table, evaluation_table, sweep_table
 from requirements import shared_path
 
 from analysis.errors import TableError
 from analysis.grids.allocation import from_minima
+from analysis.grids.bowls import METHODS
 from analysis.grids.frontier import curve_envelope, with_budgets
-from analysis.grids.isoflop import METHODS, minima
+from analysis.grids.isoflop import minima
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.tables.table import prepare
@@ -170,6 +171,13 @@ def test_tokens_exponent_is_given_where_no_formula_of_compute_was_declared():
     parametric = next(each for each in result.allocations["loss"] if each.approach.startswith("parametric"))
     assert parametric.params_exponent + parametric.tokens_exponent == pytest.approx(1, abs=1e-6)
     assert parametric.tokens_ci95[0] < parametric.tokens_exponent < parametric.tokens_ci95[1]
+
+
+def test_minima_without_any_scatter_have_a_line_all_the_same():
+    """Akima's were weighted by the inverse of a variance of zero."""
+    result = fit_laws(evaluation_table(budgets=4), FitOptions(where=("depth > 3",), **QUICK))
+    akima = next(each for each in result.allocations["loss"] if each.approach == "isoflop-akima")
+    assert akima.params_exponent == pytest.approx(0.5, abs=0.03)
 
 
 def test_loss_against_size_is_taken_at_one_budget_even_if_none_has_all_sizes():

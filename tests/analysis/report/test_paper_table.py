@@ -89,6 +89,20 @@ def test_csv_has_the_numbers() -> None:
     assert {row["published"] for row in read} == {"False", "True"}
 
 
+def test_all_forms_have_the_same_numbers() -> None:
+    table = paper_table(rows(guidance=[0.0, 1.5, 1.5], budget_flops=[1e12, 1.95e12, 3e12]))
+    plain = [re.sub(" [↓↑]$", "", name) for name in table.headings]
+    pipes = [line.strip("| ").split(" | ") for line in as_markdown(table).splitlines() if line.startswith("| VAR")]
+    latex = [line.removesuffix(r" \\").split(" & ") for line in as_latex(table).splitlines() if line.startswith("VAR")]
+    assert pipes == latex == table.cells()
+    for row, cells in zip(csv.DictReader(io.StringIO(as_csv(table))), pipes, strict=True):
+        assert row["model"] == cells[0]
+        for name, shown in list(zip(plain, cells, strict=True))[1:]:
+            digits = {"FID": 0.005, "IS": 0.05, "precision": 0.005, "recall": 0.005}.get(name, 0.005 * float(row[name]))
+            value = float(shown.removesuffix("M")) * (1e6 if shown.endswith("M") else 1)
+            assert value == pytest.approx(float(row[name]), abs=digits * 1.001)
+
+
 def test_markdown_has_as_many_cells_everywhere() -> None:
     lines = [line for line in as_markdown(paper_table(rows(), published=True)).splitlines() if line.startswith("|")]
     assert {line.replace(r"\|", "").count("|") for line in lines} == {9}
