@@ -2,17 +2,8 @@
 
 from analysis.checks.requests import parse_point
 from analysis.grids.allocation import Allocation
-from analysis.report.tables import (
-    ReportTable,
-    beyond_text,
-    data_noun,
-    interval,
-    law_text,
-    number,
-    percent,
-    point_text,
-    scaled,
-)
+from analysis.report.sentences import beyond_text, data_noun, interval, law_text, number, percent, point_text, scaled
+from analysis.report.tables import ReportTable
 from analysis.results import FitEntry, LawsResult, PredictionAt
 from analysis.tables.table import RunsTable
 

@@ -12,7 +12,7 @@ from analysis.fitting.newton import OBJECTIVES
 from analysis.report import tables
 from analysis.report.answers import answers
 from analysis.report.drawing import Drawing
-from analysis.report.tables import check_sentence, comparison_sentence, doubts, headline, number
+from analysis.report.sentences import check_sentence, comparison_sentence, doubts, headline, number
 from analysis.results import LawsResult
 
 MOST_OPEN = 6

@@ -14,7 +14,7 @@ from importlib.resources import files
 import pandas as pd
 
 from analysis.report.drawing import si
-from analysis.report.tables import number
+from analysis.report.sentences import number
 from analysis.tables.evaluations import setting_columns
 
 SOURCE = "Tian et al. 2024, arXiv 2404.02905v2, table 1"

@@ -8,14 +8,8 @@ from rich.text import Text
 
 from analysis.checks.warnings import LawWarning
 from analysis.report.answers import answers, best_sizes
-from analysis.report.tables import (
-    ReportTable,
-    check_sentence,
-    comparison_sentence,
-    doubts,
-    law_text,
-    parameter_text,
-)
+from analysis.report.sentences import check_sentence, comparison_sentence, doubts, law_text, parameter_text
+from analysis.report.tables import ReportTable
 from analysis.results import LawsResult
 
 _MOST_UNANSWERED = 5

@@ -12,7 +12,7 @@ from analysis.checks.forecast import LargestBudgetCheck, largest_budget_check
 from analysis.errors import TableError
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
-from analysis.report.tables import check_sentence
+from analysis.report.sentences import check_sentence
 from analysis.report.writing import write
 
 QUICK = FitOptions(target=("loss",), bootstrap_draws=100)

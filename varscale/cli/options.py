@@ -178,7 +178,7 @@ def mistakes_as_one_line() -> Iterator[None]:
 
 def ask_about(result: "LawsResult") -> None:
     """Say on standard error what is odd about a table and its grid; what is of single laws is not said."""
-    from analysis.report.tables import doubts
+    from analysis.report.sentences import doubts
 
     for doubt in doubts(result):
         typer.echo(doubt, err=True)

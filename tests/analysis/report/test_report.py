@@ -25,7 +25,7 @@ from analysis.report.answers import answers
 from analysis.report.drawing import label
 from analysis.report.figures import draw_all
 from analysis.report.html import render
-from analysis.report.tables import number
+from analysis.report.sentences import number
 from analysis.report.terminal import terminal_summary
 from analysis.report.writing import write
 from analysis.tables.evaluations import LIKELIHOOD

@@ -209,7 +209,7 @@ def test_groups_without_flops_are_compared_along_what_they_have(x, what):
     assert comparison.along == x
     assert comparison.loss_ratio == pytest.approx(1 / 1.02)
     assert comparison.compute_ratio == pytest.approx(1.02**-10, rel=1e-6)
-    from analysis.report.tables import comparison_sentence
+    from analysis.report.sentences import comparison_sentence
 
     assert f"the {what} to match b" in comparison_sentence(comparison)
 
