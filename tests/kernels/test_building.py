@@ -1,5 +1,6 @@
 import ctypes
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,32 @@ def test_a_slow_compiler_is_given_up(source: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(building.subprocess, "run", hang)
     assert building.load(source, {}) is None
+
+
+def test_what_is_freed_is_kept_for_what_comes_next(source: Path) -> None:
+    """By the resident memory of a process of its own, before and after it loads a kernel."""
+    program = f"""
+import ctypes
+from pathlib import Path
+from varscale.kernels import building
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+def kept(pieces: int = 25_000) -> float:
+    before, piece = pages(), libc.malloc(4096 * pieces)
+    ctypes.memset(piece, 1, 4096 * pieces)
+    libc.free(piece)
+    return (pages() - before) / pieces
+
+print(kept())
+building.load(Path({str(source)!r}), {{}})
+print(kept())
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    given_back, kept_now = map(float, told.stdout.split())
+    assert given_back < 0.1
+    assert kept_now > 0.9
