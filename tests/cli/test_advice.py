@@ -191,7 +191,11 @@ def test_diverged_cells_and_other_recipes(call: Call, trained: set[str]) -> None
     assert made.code == 0, made.error
     assert "with these " in made.output
     assert not any(label in made.output for label in trained)
-    assert "95% interval more than a factor of 1000 wide" in made.output  # two sizes tell next to nothing
+    # two sizes bound the loss from above and hardly from below: of 60 planted studies like this one, intervals as wide
+    # held the truth in 59
+    shown = re.search(r"95% interval (\d+)% wide", made.output)
+    assert shown is not None
+    assert 10 < float(shown[1]) < 50
     recipe = StudyRecord.load(store.study("rings").record).recipe
     only = study_cell(RunFiles(folders[0]), recipe=recipe, variant="slow", experiment="rings")
     write_study(store, "rings", [only], recipe=recipe)
