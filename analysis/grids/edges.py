@@ -68,7 +68,7 @@ def sought(logs_n: Array, method: str, bend: float, scatter: float) -> Sought:
     fine, curves_GX = curves(logs, bowls_nX, method, _POINTS)
     inside_2X = [_is_inside(each) for each in (bowls_nX, curves_GX)]
     found_MS = np.logical_and(*inside_2X).reshape(_PLACES, -1)
-    lowest_MS = np.where(found_MS, lowest(fine, curves_GX).reshape(_PLACES, -1), 0.0)
+    lowest_MS = np.where(found_MS, lowest(fine, curves_GX)[0].reshape(_PLACES, -1), 0.0)
     count_M = np.maximum(found_MS.sum(axis=1), 1)
     mean_M = lowest_MS.sum(axis=1) / count_M
     spread_M = np.sqrt((found_MS * (lowest_MS - mean_M[:, None]) ** 2).sum(axis=1) / count_M)

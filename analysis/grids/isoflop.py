@@ -256,8 +256,8 @@ def _with_interval(
     errors_nS = smooth.scatter[found.budget] * generator.standard_normal((len(logs), _DRAWS))
     errors_nS[:, 0] = 0.0  # the smooth curve itself
     bowls_nS = curve[:, None] * (1 + errors_nS)
-    drawn_S = lowest(*curves(logs, bowls_nS, found.method, _POINTS))
-    smooth_S = lowest(*curves(logs, bowls_nS, degree, _POINTS))
+    drawn_S, _ = lowest(*curves(logs, bowls_nS, found.method, _POINTS))
+    smooth_S, _ = lowest(*curves(logs, bowls_nS, degree, _POINTS))
     half = t_quantile(degrees) * decile_spread(drawn_S[1:])
     middle = float(np.log(found.params or 1.0))
     drawn_2S = np.stack([drawn_S + float(np.log(rows["params"]).mean())] * 2)

@@ -15,6 +15,7 @@ from analysis.fitting.intervals import Uncertainty, t_quantile
 from analysis.fitting.laws.base import OFFSET, Array
 from analysis.fitting.likelihood_region import Region
 from analysis.grids.allocation import Allocation, Best
+from analysis.grids.bowls import lowest
 from analysis.grids.flops_per_token import FlopsPerToken
 
 _GRID = 600
@@ -56,14 +57,8 @@ def minimise_over_sizes(
     sizes = np.geomspace(rows["params"].min() / 300, rows["params"].max() * 3000, _GRID)
     problem = fitted.at(sizes, per_token.tokens(budget, sizes))
     u_Sn, _ = problem.evaluate(theta_SP)
-    best_S = np.clip(u_Sn.argmin(axis=1), 1, _GRID - 2)
-    every = np.arange(len(theta_SP))
-    left, middle, right = (u_Sn[every, best_S + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift_S = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0)
-    step = np.log(sizes[1] / sizes[0])
-    lowest_S = middle - 0.25 * (left - right) * shift_S
-    return np.exp(np.log(sizes[best_S]) + step * np.clip(shift_S, -1, 1)), fitted.law.respond(lowest_S)
+    logs_S, lowest_S = lowest(np.log(sizes), u_Sn.T)
+    return np.exp(logs_S), fitted.law.respond(lowest_S)
 
 
 @dataclass(frozen=True)

@@ -242,13 +242,16 @@ def test_what_differs_is_another_evaluation() -> None:
             {},
             {"samples": 301},
             {"guidance": 2.0},
+            {"guidance_schedule": "constant"},
             {"top_k": 5},
             {"seed": 1},
             {"reference": "validation"},
             {"reference_images": 400},
         )
     }
-    assert len(keys) == 7
+    assert len(keys) == 8
+    usual = plan_of(experiment(guidance_schedule="ramp")).key("cell", None).fingerprint
+    assert usual in keys, "what was usual before there was a choice is the same evaluation"
     same = plan_of(experiment(batch_size=7))
     assert same.key("cell", None) == plan_of(experiment()).key("cell", None), "a batch is no part of a figure"
 

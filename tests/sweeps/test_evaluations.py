@@ -232,18 +232,24 @@ def test_a_job_by_itself(with_cells: Sweeping) -> None:
         read_job(jobs[-1].files.job)
 
 
-def test_images_are_drawn_class_balanced(with_cells: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_drawn_as_the_settings_say(with_cells: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of each class, at this guidance, which may be the same at all scales."""
     asked: list[list[int]] = []
-    drawn = subjects.drawn_batches
+    drawn, schedules = subjects.drawn_batches, list[str]()
 
     def draw(model: Any, tokenizer: Any, labels_N: Any, options: Any, **rest: Any) -> Any:
         asked.append(labels_N.bincount().tolist())
+        schedules.append(options.guidance_schedule)
         assert options.guidance == 1.5
         return drawn(model, tokenizer, labels_N, options, **rest)
 
     monkeypatch.setattr(subjects, "drawn_batches", draw)
-    with_cells(measured())
-    assert asked == [[60, 60]] * 2
+    ramp = with_cells(measured())
+    constant = with_cells(measured(guidance_schedule="constant"))
+    assert asked == [[60, 60]] * 4
+    assert schedules == ["ramp"] * 2 + ["constant"] * 2
+    assert [row["guidance_schedule"] for row in constant.rows] == ["constant", "ramp"] * 2
+    assert [row for row in constant.rows if row["guidance_schedule"] == "ramp"] == ramp.rows
 
 
 def test_few_images_warn(with_cells: Sweeping, caplog: pytest.LogCaptureFixture) -> None:

@@ -100,7 +100,9 @@ class FidelityPlan:
     @property
     def how(self) -> str:
         """How a cell's images are drawn, for people."""
-        return f"guidance {self.guidance:g}" + (f" · 1 of {self.candidates} kept" if self.candidates > 1 else "")
+        schedule = " at all scales" if self.settings.guidance_schedule == "constant" else ""
+        kept = f" · 1 of {self.candidates} kept" if self.candidates > 1 else ""
+        return f"guidance {self.guidance:g}{schedule}{kept}"
 
     def one_by_one(self) -> "tuple[FidelityPlan, ...]":
         """One plan for each guidance and number of candidates: an evaluation is at one."""

@@ -225,7 +225,6 @@ def _backward_flops(*shapes: Any, **_: object) -> int:
     return 2 * _forward_flops(*shapes)
 
 
-@functools.lru_cache(maxsize=64)
 def _library(width: int, hidden: int, heads: int, normalised: bool) -> ctypes.CDLL | None:
     """To be asked only where kernels are enabled: what it says is kept."""
     lanes = _MOST_LANES if width % _MOST_LANES == 0 and hidden % _MOST_LANES == 0 else _LEAST_LANES

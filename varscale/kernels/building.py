@@ -70,7 +70,7 @@ def _keep_freed_memory() -> None:
     """Let the C library keep up to 1 GiB that was freed for what is allocated next.
 
     It would give large pieces back to the system, and get them anew, filled with zeros, in every training step: a third
-    of a narrow model's forward pass.
+    of a narrow model's forward pass and more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
     if mallopt is not None:
