@@ -16,7 +16,9 @@ from analysis.grids.bowls import curves, lowest
 _PLACES, _BEYOND, _DRAWS, _POINTS = 19, 3.0, 150, 201
 """Best sizes that are tried, from so many steps below the sizes to as many above, and how often each."""
 _FEW = 5
+"""Minima found at a place, from which their mean and spread are taken."""
 _LINES, _RARELY = 81, 1e-3
+"""Heights tried at either end of a line; and the least share of minima found, or not found, that is believed."""
 
 
 @dataclass(frozen=True)
