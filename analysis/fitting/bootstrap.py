@@ -20,7 +20,7 @@ from scipy import stats
 from analysis.fitting import profile_likelihood
 from analysis.fitting.fit import Fit
 from analysis.fitting.laws.base import OFFSET, Array
-from analysis.fitting.likelihood_region import Region
+from analysis.fitting.likelihood_region import ROWS_FOR_VALLEYS, Region
 from analysis.fitting.newton import Objective, minimise
 
 FEW_ROWS = 100
@@ -113,8 +113,8 @@ def resample(
     """
     together = clusters if clusters is not None else repeats
     units = len(fitted.y_n) if together is None else len(np.unique(together))
-    hardly = clusters is None and len(fitted.y_n) <= PROFILED_ROWS and offset_error(fitted) > _UNSURE
-    if hardly or _is_skewed(fitted, clusters):
+    hardly = len(fitted.y_n) <= PROFILED_ROWS and (offset_error(fitted) > _UNSURE or _has_second_offset(fitted))
+    if clusters is None and (hardly or _is_skewed(fitted)):
         drawn_SP, region = profile_likelihood.possible(fitted.problem, fitted.y_n, fitted.theta_P, draws, seed)
         return Draws("profile likelihood along the offset", drawn_SP, len(fitted.y_n), region)
     if len(fitted.y_n) > MANY_ROWS and units >= _SMOOTH:
@@ -124,14 +124,20 @@ def resample(
     return parametric(fitted, draws, seed)
 
 
-def _is_skewed(fitted: Fit, clusters: NDArray[Any] | None) -> bool:
+def _is_skewed(fitted: Fit) -> bool:
     """A law of four parameters or more with an offset, fitted to few rows that scatter evenly: its draws are skewed.
 
     Student's t isn't; and refits near one optimum miss the others that such laws have (a level, a place, a steepness).
     """
-    few = clusters is None and len(fitted.y_n) < FEW_ROWS and fitted.free_count > 3
+    few = len(fitted.y_n) < FEW_ROWS and fitted.free_count > 3
     even = few and uneven(fitted) >= _UNEVEN
     return even and OFFSET in fitted.problem.free and not fitted.objective.raw
+
+
+def _has_second_offset(fitted: Fit) -> bool:
+    """Whether another term may stand for the offset, however well the rows seem to tell it at the best fit."""
+    few = len(fitted.y_n) <= ROWS_FOR_VALLEYS
+    return few and OFFSET in fitted.problem.free and fitted.law.like_an_offset is not None
 
 
 def case(fitted: Fit, draws: int, seed: int, clusters: NDArray[Any] | None = None, cluster: str = "run") -> Draws:

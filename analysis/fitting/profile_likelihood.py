@@ -6,6 +6,8 @@ and refits that begin at its end, where the derivative by log E vanishes, don't 
 Letters: G offsets, S draws, n rows, P free parameters, Q those but the offset.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import special
 from scipy.optimize import minimize_scalar
@@ -53,7 +55,7 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     generator = np.random.default_rng(seed)
     place, rows = problem.free.index(OFFSET), len(y)
     degrees = max(rows - len(problem.free), 1)
-    level = float(special.stdtrit(degrees, 0.975)) ** 2 / degrees
+    level = _level(degrees)
     theta_GP, squares_G, offsets_G = _finely(problem, y, theta_P, 1 + _FAR**2 * level)
     _, shares_JGn = problem.evaluate(theta_GP)
     jacobian_GnQ = np.delete(problem.jacobian(theta_GP, shares_JGn), place, axis=2)
@@ -66,24 +68,46 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     lengths_S = np.sqrt(squares_G[drawn_S] / generator.chisquare(degrees, draws))
     steps_SQ = generator.standard_normal((draws, values_GQ.shape[1])) * lengths_S[:, None]
     drawn_SP = theta_GP[drawn_S] + np.einsum("sq,sqp->sp", steps_SQ, axes_GQP[drawn_S])
-    slack_G = squares_G.min() * (1 + level) - squares_G
-    inside = np.flatnonzero(slack_G >= 0)
-    ends = [_crossing(theta_GP, slack_G, inside[0], -1), _crossing(theta_GP, slack_G, inside[-1], 1)]
-    offsets = float(np.exp(min(each[place] for each in ends))), float(np.exp(max(each[place] for each in ends)))
-    limit = float(squares_G.min() * (1 + level))
+    limit, inside = float(squares_G.min() * (1 + level)), squares_G <= squares_G.min() * (1 + level)
+    ends = [_ends(theta_GP[:, place], squares_G, limit), *_without_a_term(problem, y, theta_GP, squares_G)]
+    offsets = float(np.exp(np.min(ends))), float(np.exp(np.max(ends)))
     region = Region(problem, y, theta_GP[inside], squares_G[inside], limit, offsets)
     if len(problem.free) > SIMPLE:
         drawn_SP = drawn_SP.clip(*problem.bounds(y))
     return drawn_SP, region
 
 
-def _crossing(theta_GP: Array, slack_G: Array, last: int, step: int) -> Array:
-    """θ where the slack vanishes, between the last offset inside and the next one; the last where there is none."""
-    following = last + step
-    if not 0 <= following < len(slack_G):
-        return np.asarray(theta_GP[last])
-    share = slack_G[last] / (slack_G[last] - slack_G[following])
-    return np.asarray(theta_GP[last] + share * (theta_GP[following] - theta_GP[last]))
+def _without_a_term(problem: Problem, y: Array, theta_GP: Array, squares_G: Array) -> list[tuple[float, float]]:
+    """Ends of the offset by the law without its term like an offset, where the rows don't reject that (F test, 5%).
+
+    Where there is no such term, its exponents are of nothing: fitted to the noise they leave squares that are lower
+    than a χ² of so many parameters allows for (Davies 1987), and the level lies too low.
+    """
+    simpler = problem.law.without_term_like_an_offset
+    if simpler is None:
+        return []
+    nested = replace(problem, law=simpler)
+    kept = [problem.free.index(name) for name in nested.free]
+    fewer, degrees = len(problem.free) - len(kept), max(len(y) - len(problem.free), 1)
+    level = _level(degrees + fewer)
+    _, theirs_G, offsets_G = _finely(nested, y, theta_GP[squares_G.argmin(), kept], 1 + level)
+    rejected = squares_G.min() * (1 + fewer * float(special.fdtri(fewer, degrees, 0.95)) / degrees)
+    if theirs_G.min() > rejected:
+        return []
+    return [_ends(np.log(offsets_G), theirs_G, float(theirs_G.min() * (1 + level)))]
+
+
+def _ends(logs_G: Array, squares_G: Array, limit: float) -> tuple[float, float]:
+    """Logarithms of the offsets between which squares stay below a limit, which they cross between two of the grid."""
+    inside = np.flatnonzero(squares_G <= limit)
+    sides = [slice(inside[0], None if inside[0] < 2 else inside[0] - 2, -1), slice(inside[-1], inside[-1] + 2)]
+    low, high = (float(np.interp(limit, squares_G[side][:2], logs_G[side][:2])) for side in sides)
+    return low, high
+
+
+def _level(degrees: int) -> float:
+    """Share of the least sum of squares by which it may grow at the 95% level."""
+    return float(special.stdtrit(degrees, 0.975)) ** 2 / degrees
 
 
 def _finely(problem: Problem, y: Array, theta_P: Array, limit: float) -> tuple[Array, Array, Array]:

@@ -89,6 +89,11 @@ class Law(ABC):
         """The coefficient of a term that is all but constant where its exponents are small, if there is one."""
         return None
 
+    @property
+    def without_term_like_an_offset(self) -> "Law | None":
+        """The law of the other terms, where there is a term like an offset."""
+        return None
+
     def columns(self, x: str) -> tuple[str, ...]:
         """The columns that it takes: its own, such as N and D, or the x chosen."""
         return (x,) if self.is_curve else self.inputs

@@ -63,6 +63,14 @@ class PowerSum(Law):
         """Of a product of powers: inputs of several kinds rarely tell it from a constant."""
         return next((term.coefficient for term in self.terms if term.times), None)
 
+    @property
+    def without_term_like_an_offset(self) -> Law | None:
+        """The sum of the other terms."""
+        others = tuple(term for term in self.terms if term.coefficient != self.like_an_offset)
+        if len(others) == len(self.terms):
+            return None
+        return power_sum(self.name, self.formula, self.inputs, *others, link=self.link)
+
     def prepare(self, problem: Problem) -> "_Derivatives":
         """The terms' derivatives, which don't depend on θ."""
         return _Derivatives(self.terms, problem.free, problem.log_inputs_In)

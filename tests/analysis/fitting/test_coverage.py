@@ -309,6 +309,32 @@ def test_predictions_of_twenty_losses(design):
         assert each.median_width <= (WIDEST if name == "inside" else 1.5), name
 
 
+@pytest.mark.coverage
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("interaction", [0.0, 50.0])
+def test_a_hundred_tables_of_sparse_mixtures(interaction):
+    """E, which the interaction may stand for, and predictions inside the rows and at three times the largest run."""
+    sizes, data, shares = np.geomspace(2e8, 6e9, 4), np.geomspace(2e9, 6e10, 4), (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+    inputs = tuple(each.ravel() for each in np.meshgrid(sizes, shares, data, indexing="ij"))
+
+    def law(n, x, d):
+        main = 1.5 + 400 * n**-0.34 + 410 * d**-0.28 + 0.3 * x**0.17
+        return main + interaction * x**-0.1 * n**-0.3
+
+    at, found = (np.array([2e9, 2e10]), np.array([0.1, 0.1]), np.array([2e10, 2e11])), defaultdict(Found)
+    for table in range(100):
+        errors = np.random.default_rng(table).standard_normal(len(inputs[0]))
+        fitted = fit("sparse-mixture", inputs, law(*inputs) * np.exp(0.002 * errors), few_starts=True)
+        uncertainty = from_draws(fitted, resample(fitted, 100, 0))
+        found["E"].add(fitted.parameters["E"], uncertainty.ci95["E"], 1.5)
+        for name, each, truth in zip(("inside", "beyond"), predict(fitted, uncertainty, *at), law(*at), strict=True):
+            found[name].add(each.value, each.curve_ci95, truth)
+    for name, each in found.items():
+        print(f"sparse mixtures, F = {interaction:g}, {name}: {each.hits:.2f}, median width {each.median_width:.2f}")
+        assert each.hits >= 0.92, name
+    assert max(found[name].median_width for name in ("inside", "beyond")) <= WIDEST
+
+
 def test_a_few_bowls_and_a_surface_drawn_at_random_are_held():
     bowls, surfaces = study(random_bowls, 0, 12), study(random_surface, 0, 4, draws=150)
     assert min(bowls[method].hits for method in METHODS) >= 9 / 12

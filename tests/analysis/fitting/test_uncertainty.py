@@ -243,9 +243,13 @@ def planted_mixtures(seed, sizes=3, shares=(0.02, 0.1, 0.3, 1.0)):
     return inputs, law(*inputs) * np.exp(0.002 * rng.standard_normal(inputs[0].size)), law
 
 
-def test_an_interaction_that_rows_do_not_show_may_stand_for_the_offset():
-    """F·X^-δ·N^-γ of vanishing exponents is a second offset: no E from 0 to the law's without it is refused."""
-    inputs, y, law = planted_mixtures(seed=1)
+@pytest.mark.parametrize("seed", [1, 11, 12])
+def test_an_interaction_that_rows_do_not_show_may_stand_for_the_offset(seed):
+    """F·X^-δ·N^-γ of vanishing exponents is a second offset: no E from 0 to the law's without it is refused.
+
+    In the last two tables the interaction follows the noise, and with it alone E ends at 1.496 and 1.494.
+    """
+    inputs, y, law = planted_mixtures(seed)
     fitted = fit("sparse-mixture", inputs, y, few_starts=True)
     region = resample(fitted, 50, 0).region
     low, high = region.of_parameter("E")
