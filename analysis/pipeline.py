@@ -1,11 +1,9 @@
 """From a table of runs to laws: one pure function."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.checks.forecast import Forecast, forecast
 from analysis.checks.holdout import Refits, heldout_checks, offset_path
@@ -41,8 +39,8 @@ from analysis.tables.annealing import RateSchedule
 from analysis.tables.cells import mixed_rows, with_rows_reduced
 from analysis.tables.conditions import meets
 from analysis.tables.evaluations import is_evaluation, measured_floor
-from analysis.tables.repeats import best_rows
-from analysis.tables.roles import ROLES, some
+from analysis.tables.repeats import best_rows, seeds_of_cells
+from analysis.tables.roles import some
 from analysis.tables.table import RunsTable, prepare
 
 
@@ -215,7 +213,7 @@ def _entry(
     check_direction(law, columns, rows, target)
     fitted = fit(law, inputs, values, objective=objective, offset=offset)
     clusters = rows["run_id"].to_numpy() if options.checkpoints and "run_id" in rows.columns else None
-    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, _repeats(rows, columns))
+    draws = resample(fitted, options.bootstrap_draws, options.seed, clusters, seeds_of_cells(rows, columns))
     uncertainty = from_draws(fitted, draws)
     warnings = fit_warnings(name, fitted, uncertainty, rows, columns, values)
     refits = Refits(fitted, rows, columns, target)
@@ -272,14 +270,6 @@ def _without_companions(fits: list[FitEntry]) -> list[FitEntry]:
         else entry
         for entry in fits
     ]
-
-
-def _repeats(rows: pd.DataFrame, inputs: Sequence[str]) -> NDArray[np.int64] | None:
-    """A label a row, the same for rows alike in all but the seed; None where no seed is said."""
-    if "seed" not in rows.columns:
-        return None
-    alike = [*inputs, *(name for name in ROLES if name in rows.columns and name not in inputs)]
-    return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
 
 
 def _frontier_of_scattered(

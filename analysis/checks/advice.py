@@ -26,6 +26,7 @@ from analysis.grids.flops_per_token import FlopsPerToken
 from analysis.grids.frontier import seed_noise
 from analysis.grids.parametric import from_law, minimise_over_sizes
 from analysis.options import DEFAULT_TARGETS
+from analysis.tables.repeats import seeds_of_cells
 
 LAWS_AVERAGED = ("chinchilla", "chinchilla-tied")
 """The first one's interval is announced; the design has to serve both."""
@@ -222,7 +223,7 @@ def _laws(rows: pd.DataFrame, target: str) -> list[_Known]:
             fitted = fit(name, inputs, rows[target].to_numpy(dtype=float), few_starts=True)
         except FitRefused:
             continue
-        draws = resample(fitted, _DRAWS, seed=0)
+        draws = resample(fitted, _DRAWS, seed=0, repeats=seeds_of_cells(rows, LAWS[name].inputs))
         theta_SP = np.vstack([fitted.theta_P, draws.theta_SP[: _THETAS - 1]])
         found.append(_Known(fitted, theta_SP, from_draws(fitted, draws)))
     return found

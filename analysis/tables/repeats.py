@@ -194,6 +194,14 @@ def best_rows(
     return frame[means <= lowest * (1 + 1e-12)]
 
 
+def seeds_of_cells(rows: pd.DataFrame, inputs: Sequence[str]) -> NDArray[np.int64] | None:
+    """A label a row, the same for rows alike in a law's inputs, size, compute and data; None where no seed is said."""
+    if "seed" not in rows.columns:
+        return None
+    alike = [*inputs, *(name for name in ROLES if name in rows.columns and name not in inputs)]
+    return np.asarray(rows.groupby(alike, dropna=False).ngroup(), dtype=np.int64)
+
+
 def copies(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """Notes of rows that repeat another row's values, in all of the columns given or in all but the seed.
 

@@ -15,6 +15,8 @@ from analysis.fitting.bootstrap import resample
 from analysis.fitting.fit import fit
 from analysis.fitting.intervals import from_draws, predict
 from analysis.grids.parametric import from_law
+from analysis.options import FitOptions
+from analysis.pipeline import fit_laws
 
 SEED = 20260101
 LAWS = int(os.environ.get("COVERAGE_TABLES", "200"))
@@ -170,6 +172,20 @@ def test_a_planted_law_is_advised():
     assert announced < plain_announced < now
     assert got < plain_got
     assert got == pytest.approx(announced, rel=0.35)
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_the_width_now_is_that_of_fit_laws(seeds):
+    """Seeds of one cell count as one where it is decided how draws are made: 105 and 175 rows are 35 cells."""
+    rows, run = planted(np.random.default_rng([SEED, 1]))
+    rows = pd.concat(
+        [rows.assign(seed=seed, loss=run(rows["params"], rows["tokens"])) for seed in range(seeds)], ignore_index=True
+    )
+    spend = float(rows["flops"].sum())
+    advice = advise(rows, "loss", table_candidates(rows, spend), Question(point=(1e9, 1e11)), spend)
+    fitted = fit_laws(rows, FitOptions(law=("chinchilla",), predict=("params=1e9,tokens=1e11",), holdout=False))
+    low, high = fitted.fits[0].predictions[0].prediction.curve_ci95
+    assert advice.width == pytest.approx(high / low - 1, rel=0.1)  # of fewer draws; other draws are 20% and 43% wider
 
 
 def test_points_best_sizes_and_what_is_trained_already():
