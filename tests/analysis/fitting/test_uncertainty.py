@@ -91,14 +91,14 @@ def test_rows_of_one_run_are_drawn_together():
     assert by_row.standard_errors["alpha"] < 0.6 * single.standard_errors["alpha"]
 
 
-def test_seeds_of_one_cell_are_drawn_together():
+def test_seeds_of_one_cell_that_are_alike_are_drawn_together():
     rng = np.random.default_rng(2)
     once = pd.DataFrame({"params": np.geomspace(1e6, 1e9, 120)})
     once["loss"] = 30 * once["params"] ** -0.15 * np.exp(0.02 * rng.standard_normal(120))
     seeds = pd.concat([once.assign(seed=seed) for seed in range(3)], ignore_index=True)
     options = FitOptions(law=("power",), holdout=False)
     single, grouped = (fit_laws(table, options).fits[0].uncertainty for table in (once, seeds))
-    assert (single.method, grouped.method) == ("case bootstrap", "case bootstrap by cell")
+    assert (single.method, grouped.method) == ("parametric bootstrap", "case bootstrap by cell")
     assert grouped.standard_errors["alpha"] == pytest.approx(single.standard_errors["alpha"], rel=0.1)
     assert grouped.degrees_of_freedom == single.degrees_of_freedom
 
@@ -241,6 +241,22 @@ def planted_mixtures(seed, sizes=3, shares=(0.02, 0.1, 0.3, 1.0)):
 
     rng = np.random.default_rng(seed)
     return inputs, law(*inputs) * np.exp(0.002 * rng.standard_normal(inputs[0].size)), law
+
+
+@pytest.mark.parametrize(
+    ("draw", "method"),
+    [
+        (np.random.Generator.standard_normal, "profile likelihood along the offset"),
+        (lambda rng, size: rng.standard_t(2.5, size), "case bootstrap"),
+        (lambda rng, size: rng.standard_normal(size) * np.geomspace(0.2, 5, size), "case bootstrap"),
+    ],
+)
+def test_cases_are_drawn_where_errors_are_visibly_not_normal_ones_of_one_size(draw, method):
+    params, flops = (each.ravel() for each in np.meshgrid(np.geomspace(1e7, 1e9, 12), np.geomspace(1e18, 1e20, 10)))
+    tokens = flops / 6 / params
+    exact = 1.7 + 400 * params**-0.34 + 410 * tokens**-0.28
+    y = exact * np.exp(0.003 * draw(np.random.default_rng(0), len(exact)))
+    assert resample(fit("chinchilla", (params, tokens), y, few_starts=True), 20, 0).method == method
 
 
 @pytest.mark.parametrize("seed", [1, 11, 12])
