@@ -17,6 +17,7 @@ from analysis.fitting.intervals import from_draws, predict
 from analysis.grids.parametric import from_law
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
+from analysis.tables.repeats import seeds_of_cells
 
 SEED = 20260101
 LAWS = int(os.environ.get("COVERAGE_TABLES", "200"))
@@ -86,7 +87,7 @@ def test_trunks_are_paid_for_once():
     assert further.added([2])[0] == pytest.approx(1.6 + 0.2)
 
 
-def planted(rng):
+def planted(rng, seeds=1):
     """A study of five to seven sizes at five or six budgets, by a law and with noise drawn at random."""
     alpha, beta = rng.uniform(0.25, 0.4, 2)
     offset, budgets = rng.uniform(1.0, 2.5), np.geomspace(1e18, 10 ** rng.uniform(19.5, 20.5), rng.integers(5, 7))
@@ -103,28 +104,30 @@ def planted(rng):
 
     params, flops = (each.ravel() for each in np.meshgrid(sizes, budgets))
     rows = pd.DataFrame({"params": params, "tokens": flops / 6 / params, "flops": flops})
+    rows = pd.concat([rows.assign(seed=seed) for seed in range(seeds)], ignore_index=True)
     return rows.assign(loss=run(rows["params"], rows["tokens"])), run
 
 
 def achieved(rows, cells, run, flops):
     """The width of the prediction's interval once the cells have run."""
-    more = cells[["params", "tokens", "flops"]].assign(loss=run(cells["params"], cells["tokens"]))
+    more = cells[["params", "tokens", "flops"]].assign(seed=0, loss=run(cells["params"], cells["tokens"]))
     both = pd.concat([rows, more], ignore_index=True)
     inputs = tuple(both[name].to_numpy() for name in ("params", "tokens"))
     fitted = fit("chinchilla", inputs, both["loss"].to_numpy(), few_starts=True)
-    uncertainty = from_draws(fitted, resample(fitted, 400, seed=1))
+    repeats = seeds_of_cells(both, ("params", "tokens"))
+    uncertainty = from_draws(fitted, resample(fitted, 400, seed=1, repeats=repeats))
     best = from_law(fitted, uncertainty, both, (flops,)).best[0]
     low, high = predict(fitted, uncertainty, np.array([best.params]), np.array([best.tokens]))[0].curve_ci95
     return high / low - 1
 
 
-def advised(law, draws=1):
+def advised(law, draws=1, seeds=1):
     """Of one planted law: widths announced and achieved, by the advised cells and by the plain grid.
 
     The last one is the advised cells' achieved width again, its mean over several draws of their noise.
     """
     rng = np.random.default_rng([SEED, law])
-    rows, run = planted(rng)
+    rows, run = planted(rng, seeds)
     flops, spend = rows["flops"].max() * rng.uniform(10, 30), rows["flops"].sum() * rng.uniform(0.5, 2)
     trunks = Trunks(own_share=(1.0, 0.2)[law % 2])  # runs trained apart, or branches of trunks
     advice = advise(rows, "loss", table_candidates(rows, spend), Question(flops), spend, trunks=trunks)
@@ -137,14 +140,16 @@ def advised(law, draws=1):
 
 @pytest.mark.coverage
 @pytest.mark.timeout(7200)
-def test_advice_does_what_it_announces():
-    widths = np.array([advised(law, draws=5) for law in range(LAWS)])
+@pytest.mark.parametrize(("seeds", "draws", "within"), [(1, 5, 0.75), (3, 2, 0.95)])
+def test_advice_does_what_it_announces(seeds, draws, within):
+    """How much runs scatter is known to 13% from thirty runs, to 7% from three seeds of each."""
+    widths = np.array([advised(law, draws, seeds) for law in range(LAWS)])
     for name, place in (("runs trained apart", 0), ("trunks", 1)):
         print_table(name, widths[place::2])
     print_table("all", widths)
     _, announced, _, got, plain_got, mean_got = widths.T
     assert 0.9 <= np.median(mean_got / announced) <= 1.1
-    assert np.mean(np.abs(mean_got / announced - 1) <= 0.2) >= 0.75
+    assert np.mean(np.abs(mean_got / announced - 1) <= 0.2) >= within
     assert np.median(plain_got / got) >= 1.5
 
 
@@ -177,10 +182,7 @@ def test_a_planted_law_is_advised():
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_the_width_now_is_that_of_fit_laws(seeds):
     """Seeds of one cell count as one where it is decided how draws are made: 105 and 175 rows are 35 cells."""
-    rows, run = planted(np.random.default_rng([SEED, 1]))
-    rows = pd.concat(
-        [rows.assign(seed=seed, loss=run(rows["params"], rows["tokens"])) for seed in range(seeds)], ignore_index=True
-    )
+    rows, _ = planted(np.random.default_rng([SEED, 1]), seeds)
     spend = float(rows["flops"].sum())
     advice = advise(rows, "loss", table_candidates(rows, spend), Question(point=(1e9, 1e11)), spend)
     fitted = fit_laws(rows, FitOptions(law=("chinchilla",), predict=("params=1e9,tokens=1e11",), holdout=False))
