@@ -99,9 +99,9 @@ def _without_a_term(problem: Problem, y: Array, theta_GP: Array, squares_G: Arra
 
 def _ends(logs_G: Array, squares_G: Array, limit: float) -> tuple[float, float]:
     """Logarithms of the offsets between which squares stay below a limit, which they cross between two of the grid."""
-    inside = np.flatnonzero(squares_G <= limit)
-    sides = [slice(inside[0], None if inside[0] < 2 else inside[0] - 2, -1), slice(inside[-1], inside[-1] + 2)]
-    low, high = (float(np.interp(limit, squares_G[side][:2], logs_G[side][:2])) for side in sides)
+    first, last = np.flatnonzero(squares_G <= limit)[[0, -1]]
+    sides = [first, max(first - 1, 0)], [last, min(last + 1, len(logs_G) - 1)]
+    low, high = (float(np.interp(limit, squares_G[side], logs_G[side])) for side in sides)
     return low, high
 
 
