@@ -44,6 +44,8 @@ class Region:
         squares_G: their sums of squares.
         limit: the largest sum of squares in it.
         offsets: the least and the largest offset in it.
+        simpler: the region of the law without its term like an offset, where the rows don't reject that. Ranges are
+            those of both: a term that is not there follows the noise, and leads the others astray.
     """
 
     problem: Problem
@@ -52,9 +54,25 @@ class Region:
     squares_G: Array
     limit: float
     offsets: tuple[float, float]
+    simpler: "Region | None" = None
 
     def of_parameter(self, name: str) -> tuple[float, float]:
         """The least and largest value of a parameter; of the logarithm, where it is neither offset nor exponent."""
+        low, high = self._of_parameter(name)
+        if self.simpler is None or name not in self.simpler.problem.law.parameters:
+            return low, high
+        least, largest = self.simpler.of_parameter(name)
+        return min(low, least), max(high, largest)
+
+    def of_predictions(self, at: Problem) -> tuple[Array, Array]:
+        """The least and largest linked prediction at each row of a problem, (M,) each."""
+        low_M, high_M = self._of_predictions(at)
+        if self.simpler is None:
+            return low_M, high_M
+        least_M, largest_M = self.simpler.of_predictions(replace(at, law=self.simpler.problem.law))
+        return np.minimum(low_M, least_M), np.maximum(high_M, largest_M)
+
+    def _of_parameter(self, name: str) -> tuple[float, float]:
         if name == OFFSET:
             return self.offsets
         problem, theta_GP = self.problem, self.theta_GP
@@ -80,8 +98,7 @@ class Region:
         reported_K = (natural_K if is_exponent(name) else np.log(np.maximum(natural_K, 1e-300))) + last_K
         return float(reported_K.min()), float(reported_K.max())
 
-    def of_predictions(self, at: Problem) -> tuple[Array, Array]:
-        """The least and largest linked prediction at each row of a problem, (M,) each."""
+    def _of_predictions(self, at: Problem) -> tuple[Array, Array]:
         predictions = at.log_inputs_In.shape[1]
         chosen = np.unique(np.linspace(0, predictions - 1, min(predictions, _POINTS)).astype(int))
         some = replace(at, log_inputs_In=at.log_inputs_In[:, chosen])

@@ -68,41 +68,38 @@ def possible(problem: Problem, y: Array, theta_P: Array, draws: int, seed: int) 
     lengths_S = np.sqrt(squares_G[drawn_S] / generator.chisquare(degrees, draws))
     steps_SQ = generator.standard_normal((draws, values_GQ.shape[1])) * lengths_S[:, None]
     drawn_SP = theta_GP[drawn_S] + np.einsum("sq,sqp->sp", steps_SQ, axes_GQP[drawn_S])
-    limit, inside = float(squares_G.min() * (1 + level)), squares_G <= squares_G.min() * (1 + level)
-    ends = [_ends(theta_GP[:, place], squares_G, limit), *_without_a_term(problem, y, theta_GP, squares_G)]
-    offsets = float(np.exp(np.min(ends))), float(np.exp(np.max(ends)))
-    region = Region(problem, y, theta_GP[inside], squares_G[inside], limit, offsets)
+    region = _region(problem, y, theta_GP, squares_G, level)
     if len(problem.free) > SIMPLE:
         drawn_SP = drawn_SP.clip(*problem.bounds(y))
-    return drawn_SP, region
+    return drawn_SP, replace(region, simpler=_without_a_term(problem, y, theta_GP, squares_G))
 
 
-def _without_a_term(problem: Problem, y: Array, theta_GP: Array, squares_G: Array) -> list[tuple[float, float]]:
-    """Ends of the offset by the law without its term like an offset, where the rows don't reject that (F test, 5%).
+def _without_a_term(problem: Problem, y: Array, theta_GP: Array, squares_G: Array) -> Region | None:
+    """The region of the law without its term like an offset, where the rows don't reject that law (F test, 5%).
 
     Where there is no such term, its exponents are of nothing: fitted to the noise they leave squares that are lower
     than a χ² of so many parameters allows for (Davies 1987), and the level lies too low.
     """
     simpler = problem.law.without_term_like_an_offset
     if simpler is None:
-        return []
+        return None
     nested = replace(problem, law=simpler)
     kept = [problem.free.index(name) for name in nested.free]
     fewer, degrees = len(problem.free) - len(kept), max(len(y) - len(problem.free), 1)
     level = _level(degrees + fewer)
-    _, theirs_G, offsets_G = _finely(nested, y, theta_GP[squares_G.argmin(), kept], 1 + level)
+    theirs_GP, their_squares_G, _ = _finely(nested, y, theta_GP[squares_G.argmin(), kept], 1 + level)
     rejected = squares_G.min() * (1 + fewer * float(special.fdtri(fewer, degrees, 0.95)) / degrees)
-    if theirs_G.min() > rejected:
-        return []
-    return [_ends(np.log(offsets_G), theirs_G, float(theirs_G.min() * (1 + level)))]
+    return _region(nested, y, theirs_GP, their_squares_G, level) if their_squares_G.min() <= rejected else None
 
 
-def _ends(logs_G: Array, squares_G: Array, limit: float) -> tuple[float, float]:
-    """Logarithms of the offsets between which squares stay below a limit, which they cross between two of the grid."""
-    first, last = np.flatnonzero(squares_G <= limit)[[0, -1]]
+def _region(problem: Problem, y: Array, theta_GP: Array, squares_G: Array, level: float) -> Region:
+    """Where squares grow by a share of the least at most; its first and last offset lie between two of the grid."""
+    limit, logs_G = float(squares_G.min() * (1 + level)), theta_GP[:, problem.free.index(OFFSET)]
+    inside = np.flatnonzero(squares_G <= limit)
+    first, last = inside[[0, -1]]
     sides = [first, max(first - 1, 0)], [last, min(last + 1, len(logs_G) - 1)]
-    low, high = (float(np.interp(limit, squares_G[side], logs_G[side])) for side in sides)
-    return low, high
+    low, high = (float(np.exp(np.interp(limit, squares_G[side], logs_G[side]))) for side in sides)
+    return Region(problem, y, theta_GP[inside], squares_G[inside], limit, (low, high))
 
 
 def _level(degrees: int) -> float:
