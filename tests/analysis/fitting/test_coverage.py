@@ -270,6 +270,40 @@ def test_intervals_of_few_runs_are_those_of_their_draws():
         assert each.width <= 1.5, name
 
 
+ERRORS = {
+    "normal": lambda rng, size: rng.standard_normal(size),
+    "heavy tails": lambda rng, size: rng.standard_t(3, size) / np.sqrt(3),
+    "growing": lambda rng, size: rng.standard_normal(size) * np.geomspace(0.4, 2, size),
+}
+
+
+@pytest.mark.coverage
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("errors", ERRORS)
+def test_surfaces_of_a_hundred_and_twenty_rows(errors):
+    """Twelve sizes at ten budgets, errors that grow with compute: what draws are chosen holds the truth."""
+    flops, params = (
+        each.ravel() for each in np.meshgrid(np.geomspace(1e18, 1e20, 10), np.geomspace(1e7, 1e9, 12), indexing="ij")
+    )
+    inputs, far = (params, flops / 6 / params), (np.array([5e9]), np.array([1e21 / 6 / 5e9]))
+    parameters = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
+    planted = {"chinchilla": ((inputs, far), parameters, 0.0)}
+    exact, beyond = truth("chinchilla", inputs, planted), float(truth("chinchilla", far, planted)[0])
+    found = defaultdict(Found)
+    for table in range(TABLES):
+        drawn = exact * np.exp(0.004 * ERRORS[errors](np.random.default_rng(table), len(exact)))
+        fitted = fit("chinchilla", inputs, drawn, few_starts=True)
+        uncertainty = from_draws(fitted, resample(fitted, 300, seed=table))
+        for name in ("E", "alpha", "beta"):
+            found[name].add(fitted.parameters[name], uncertainty.ci95[name], parameters[name])
+        prediction = predict(fitted, uncertainty, *far)[0]
+        found["prediction"].add(prediction.value, prediction.curve_ci95, beyond)
+    for name, each in found.items():
+        print(f"120 rows, {errors} errors, {name}: {each.hits:.3f}, width {each.width:.2f}")
+        assert 0.92 <= each.hits <= 0.98, name
+        assert each.width <= WIDEST, name
+
+
 def sigmoid(x, low, high, steepness, middle):
     return low + high / (1 + np.exp(-steepness * (x - middle)))
 
