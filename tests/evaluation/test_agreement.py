@@ -1,6 +1,7 @@
-"""Whether images show what their captions say."""
+"""Whether images show what was asked for: their class, or what their captions say."""
 
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from varscale.config.yaml import validate
 from varscale.data.sources.of_experiment import validation_source
 from varscale.data.sources.rings.source import RingsSource
 from varscale.evaluation import agreement
-from varscale.evaluation.agreement import RingsAgreement, retrieval
+from varscale.evaluation.agreement import RingsAgreement, class_agreement, retrieval
 from varscale.store.layout import Store
 
 
@@ -51,6 +52,51 @@ def test_rings_are_counted_by_colour(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert figures["one ring"]["class_agreement"] == figures["own"]["class_agreement"] > 0.95
     assert figures["two rings"]["class_agreement"] < 0.05
     assert "text_agreement" not in figures["two rings"]  # nothing was said of colours
+
+
+@pytest.mark.parametrize("common", [0.5, 0.9])
+def test_classes_are_told_as_well_as_can_be(common: float) -> None:
+    """Two normal classes a distance d apart, of any covariance: the best rule is right in Φ(d / 2) of images. One of
+    them has most of the real images, and says no more for it."""
+    random = np.random.default_rng(0)
+    mixing_FF = torch.from_numpy(random.normal(size=(20, 20))).float()
+    apart_F = torch.zeros(20)
+    apart_F[0] = 2.0
+
+    def features(label_N: torch.Tensor) -> torch.Tensor:
+        noise_NF = torch.from_numpy(random.normal(size=(len(label_N), 20))).float()
+        return (noise_NF + label_N[:, None] * apart_F) @ mixing_FF
+
+    real_N = torch.from_numpy(random.random(8000) > common).long()
+    asked_N = torch.arange(8000) % 2
+    real = features(real_N), real_N
+    share = class_agreement(features(asked_N), asked_N, real)
+    assert share == pytest.approx(NormalDist().cdf(1.0), abs=0.015)
+    always_the_first = class_agreement(features(torch.zeros(8000)), asked_N, real)
+    assert always_the_first == pytest.approx(0.5, abs=0.02)
+
+
+def test_classes_are_told_by_fewer_images_than_features() -> None:
+    """As in small sets of one's own pictures, whose covariance is singular; and chance where nothing tells classes."""
+    random = np.random.default_rng(0)
+    means_CF = 2 * torch.from_numpy(random.normal(size=(4, 300))).float()
+    real_N, asked_N = torch.arange(100) % 4, torch.arange(400) % 4
+
+    def features(label_N: torch.Tensor, noise: float) -> torch.Tensor:
+        return means_CF[label_N] + noise * torch.from_numpy(random.normal(size=(len(label_N), 300))).float()
+
+    real = features(real_N, 6.0), real_N
+    assert (class_agreement(features(asked_N, 6.0), asked_N, real) or 0) > 0.85
+    assert class_agreement(features(asked_N, 1e4), asked_N, real) == pytest.approx(0.25, abs=0.1)
+
+
+def test_a_class_of_few_real_images_is_not_judged() -> None:
+    """Nor does it keep the others from being judged."""
+    real_N = torch.tensor([0] * 10 + [1] * 10 + [2] * 9)
+    real = torch.nn.functional.one_hot(real_N, 3).float() + 0.01 * torch.randn(29, 3), real_N
+    for asked, expected in (([0, 1, 1], 1.0), ([0, 1, 2], None), ([0, 3], None)):
+        features_NF = torch.nn.functional.one_hot(torch.tensor(asked).clamp(max=2), 3).float()
+        assert class_agreement(features_NF, torch.tensor(asked), real) == expected
 
 
 def test_retrieval_finds_captions_by_features() -> None:

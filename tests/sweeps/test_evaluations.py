@@ -59,6 +59,9 @@ def test_a_sweep_measures_its_cells_and_the_floors(sweeping: Sweeping) -> None:
         for name in FIGURES:
             assert isinstance(row[f"{name}_floor"], float), name
             assert isinstance(row[f"r{name}"], float), name
+        for name in ("class_agreement", "class_agreement_real", "class_agreement_reconstructed"):
+            assert 0 < row[name] < 1, name
+        assert row["class_agreement_real"] > 0.6, "the extractor was trained to tell the two classes"
         assert row["fid_floor"] < row["fid"]
         assert row["fid_floor_low"] < row["fid_floor"] < row["fid_floor_high"]
         assert (row["samples"], row["guidance"]) == (120, 1.5)

@@ -1,7 +1,9 @@
-"""Whether images show what their captions say: rings are counted by colour, all else is found among other captions.
+"""Whether images show what was asked for: the class, or what their captions say, of which rings are counted by colour
+and all else is found among other captions.
 
 Letters: N images, b images of a batch, J questions (how many rings of each colour, and which background where there
-are several), A answers to choose from, F features, D numbers of a caption's embedding, M captions to choose from.
+are several), A answers to choose from, F features, D numbers of a caption's embedding, M captions to choose from,
+C classes.
 """
 
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,6 +33,8 @@ COUNTER_TRAINING = {"images": 76_800, "batch_size": 64, "lr": 4e-3, "width": 64,
 """Of the network that counts rings by colour: part of its identity."""
 CHOICES = 100
 """Captions among which an image's own is to be found."""
+FEWEST_OF_A_CLASS = 10
+"""Real images that a class needs, for it to be told by their features."""
 RIDGES = np.logspace(-2, 2, 9)
 """Strengths of the regression from features to embeddings, as shares of the features' mean variance."""
 
@@ -132,6 +137,32 @@ class RingsAgreement:
     def _numbers(self, rings_NJ: Tensor) -> Tensor:
         """Rings of all colours, (N,)."""
         return rings_NJ[:, : self.source.style.colours].sum(1)
+
+
+def class_agreement(features_NF: Tensor, label_N: Tensor, real: tuple[Tensor, Tensor]) -> float | None:
+    """Share of images whose features are those of the class that was asked for.
+
+    Classes are told by linear discriminants of real images' features, all classes being as likely. Their covariance is
+    shrunk (Ledoit and Wolf, 2004), without which as many features as images would tell classes by these images' noise.
+
+    Args:
+        features_NF: Of the images.
+        label_N: Classes that were asked for.
+        real: Features of real images, and their classes.
+
+    Returns:
+        The share; None where some class that was asked for has fewer than `FEWEST_OF_A_CLASS` real images.
+    """
+    real_NF, real_label_N = (tensor.numpy() for tensor in real)
+    counts_C = np.bincount(real_label_N, minlength=int(label_N.max()) + 1)
+    if counts_C[label_N.numpy()].min() < FEWEST_OF_A_CLASS:
+        return None
+    known_N = counts_C[real_label_N] >= FEWEST_OF_A_CLASS
+    classes = int((counts_C >= FEWEST_OF_A_CLASS).sum())
+    discriminants = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes)
+    ).fit(real_NF[known_N], real_label_N[known_N])
+    return float((discriminants.predict(features_NF.numpy()) == label_N.numpy()).mean())
 
 
 def retrieval(

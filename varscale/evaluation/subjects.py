@@ -13,10 +13,11 @@ from torch import Tensor
 
 from varscale.config import DataSection
 from varscale.data.loading import load_ahead
+from varscale.data.sources.base import ImageSource
 from varscale.data.tokens.captions import StoredCaptions
 from varscale.data.transforms import to_model_range
 from varscale.errors import CheckpointError
-from varscale.evaluation.agreement import RingsAgreement, retrieval
+from varscale.evaluation.agreement import RingsAgreement, class_agreement, retrieval
 from varscale.evaluation.extractors import Extractor, FeatureSet, open_extractor
 from varscale.evaluation.fidelity import measure
 from varscale.evaluation.pieces import Pieces, remove_pieces
@@ -100,8 +101,9 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
         beside |= {} if rejection is None else {"probabilities": rejection.probabilities}
         drawn = _measured(extractor, _reported(batches, pieces.images, settings.samples, report), pieces, beside)
         figures = measure(drawn, reference, draws=settings.bootstrap_draws)
-        of_text = _retrieval(plan, what, drawn, reference, extractor)
-        of_text |= _rings_figures(rings, plan, what) if rings is not None else {}
+        asked = _retrieval(plan, what, drawn, reference, extractor)
+        asked |= _of_classes(plan, what, drawn, reference)
+        asked |= _rings_figures(rings, plan, what) if rings is not None else {}
         of_drawing = {"seconds_an_image": float(torch.cat(seconds).quantile(0.5))} if what.subject == "cell" else {}
         of_drawing |= rejection.figures if rejection is not None else {}
         how = plan.columns() if what.subject == "cell" else {}
@@ -109,8 +111,8 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
             fingerprint=files.fingerprint,
             status="finished",
             time=time.time(),
-            metrics={**figures, **of_text, **of_drawing, "wall_seconds": time.time() - started},
-            row={**_columns(what.subject, figures), **of_text, **what.of, **how},
+            metrics={**figures, **asked, **of_drawing, "wall_seconds": time.time() - started},
+            row={**_columns(what.subject, figures), **asked, **what.of, **how},
             provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         ).write(files.result)
         remove_pieces(files)
@@ -201,7 +203,7 @@ def _told(what: Evaluated, samples: int, classes: int) -> Tensor:
 def _rings_agreement(what: Evaluated, samples: int, store: Store) -> RingsAgreement | None:
     """What counts the rings of a cell where captions are stored, also of one that is told classes beside these."""
     data = what.data
-    if what.cell is None or data.kind != "rings" or data.captions is None:
+    if what.cell is None or not _rings_are_counted(data):
         return None
     if what.captions is None:
         return RingsAgreement(data, store, label_N=_told(what, samples, data.num_classes))
@@ -209,11 +211,30 @@ def _rings_agreement(what: Evaluated, samples: int, store: Store) -> RingsAgreem
     return RingsAgreement(data, store, image_N=_spread(samples, data.validation_images))
 
 
+def _rings_are_counted(data: DataSection) -> bool:
+    return data.kind == "rings" and data.captions is not None
+
+
 def _rings_figures(rings: RingsAgreement, plan: FidelityPlan, what: Evaluated) -> dict[str, float]:
     """Agreement of what was drawn; of real images, which is the counter's error; and of these as reconstructed."""
     count, batch_size = min(plan.settings.samples, len(rings.source)), plan.settings.batch_size
     real, again = (_real(what.data, "validation", count, batch_size) for _ in range(2))
     return rings.figures(real=real, reconstructed=_reconstructed(what, again))
+
+
+def _of_classes(plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+    """In how many images the class that was asked for is seen; in real and reconstructed ones, their own."""
+    split = plan.settings.reference
+    if what.captions is not None or what.data.num_classes < 2 or _rings_are_counted(what.data):
+        return {}
+    if what.subject == "cell":
+        label_N = _told(what, len(drawn.features_ND), what.data.num_classes)
+    else:
+        label_N = _labels(what.data, other(split), len(drawn.features_ND))
+    real = reference.features_ND, _labels(what.data, split, len(reference.features_ND))
+    share = class_agreement(drawn.features_ND, label_N, real)
+    ending = {"cell": "", "real": "_real", "reconstructed": "_reconstructed"}[what.subject]
+    return {} if share is None else {f"class_agreement{ending}": share}
 
 
 def _retrieval(
@@ -249,12 +270,22 @@ def _spread(count: int, number: int) -> Tensor:
     return torch.arange(count) * number // count
 
 
+def _chosen(data: DataSection, split: Literal["train", "validation"], count: int) -> tuple[ImageSource, Tensor]:
+    """A split's images, and places of `count` of them, evenly spread, so that data sorted by class stay balanced."""
+    source = as_stored(data).open(split, count)
+    return source, _spread(count, count if source.procedural else len(source))
+
+
+def _labels(data: DataSection, split: Literal["train", "validation"], count: int) -> Tensor:
+    source, chosen_N = _chosen(data, split, count)
+    return torch.from_numpy(source.labels_of(chosen_N.numpy()))
+
+
 def _real(
     data: DataSection, split: Literal["train", "validation"], count: int, batch_size: int, first: int = 0
 ) -> Iterator[Tensor]:
-    """`count` images of a split, evenly spread, so that data sorted by class stay balanced; those from `first` on."""
-    source = as_stored(data).open(split, count)
-    chosen_N = torch.arange(count) * (count if source.procedural else len(source)) // count
+    """The chosen images of a split from `first` on."""
+    source, chosen_N = _chosen(data, split, count)
     batches = (chosen_N[start : start + batch_size] for start in range(first, count, batch_size))
     loaded = load_ahead(lambda index_b: source.load_batch(index_b.numpy(), [0] * len(index_b))[0], batches, 1)
     return map(torch.from_numpy, loaded)

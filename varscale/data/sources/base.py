@@ -48,6 +48,10 @@ class ImageSource(ABC):
     def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
         """Images (B, 3, s, s) in 0..255 and labels (B,). Safe to call from several threads."""
 
+    def labels_of(self, indices: Indices) -> Labels:
+        """Labels (B,) alone; a source that knows them without loading the images says so by its own method."""
+        return self.load_batch(indices, [0] * len(indices))[1]
+
     def load(self, index: int, view: int = 0) -> tuple[Pixels, int]:
         """One image (3, s, s) in 0..255 and its label."""
         pixels_1, labels_1 = self.load_batch([index], [view])
@@ -112,6 +116,10 @@ class SubsetSource(ImageSource):
     def load_batch(self, indices: Indices, views: Indices) -> tuple[Pixels, Labels]:
         """Images (B, 3, s, s) and labels (B,)."""
         return self.source.load_batch(self._chosen[np.asarray(indices, dtype=np.int64)], views)
+
+    def labels_of(self, indices: Indices) -> Labels:
+        """Those of the chosen images."""
+        return self.source.labels_of(self._chosen[np.asarray(indices, dtype=np.int64)])
 
     def captions(self) -> list[str]:
         """Those of the chosen images."""

@@ -97,6 +97,10 @@ class DecodedSource(ImageSource):
             pixels_B3ss[row], labels_B[row] = self.load(int(index), int(view))
         return pixels_B3ss, labels_B
 
+    def labels_of(self, indices: Indices) -> Labels:
+        """Labels (B,), of damaged images their own."""
+        return self.labels[np.asarray(indices, dtype=np.int64)]
+
     def _record_undecodable(self, picture: str, reason: str) -> None:
         with self._record_lock:
             known, most = picture in self.undecodable, self.max_undecodable
