@@ -23,9 +23,14 @@ def test_a_study_and_a_cell(call: Call, copy: Path, finished: Finished, tmp_path
     assert all("fid" in json.loads(path.read_text())["metrics"] for path in paths)
     before = {path: path.stat().st_mtime_ns for path in paths}
     cell = cell_folder(copy, 2, 2e7)
-    alone = call("evaluate", cell, "--samples", "120", "--guidance", "3")
+    alone = call("evaluate", cell, "--samples", "120", "--guidance", "3", "--guidance-schedule", "constant")
     assert alone.code == 0, alone.error
-    assert Path(alone.output.splitlines()[-1]).is_relative_to(copy), "in the folder where the cell lies"
+    result = Path(alone.output.splitlines()[-1])
+    assert result.is_relative_to(copy), "in the folder where the cell lies"
+    row = json.loads(result.read_text())["row"]
+    assert (row["guidance"], row["guidance_schedule"]) == (3, "constant")
+    assert 0 <= row["class_agreement"] <= 1
+    assert "class_agreement" in alone.output
     again = call("evaluate", yaml)
     assert again.code == 0
     assert {path: path.stat().st_mtime_ns for path in paths} == before

@@ -9,6 +9,7 @@ from varscale.cli.options import (
     RUNS,
     ClassifierName,
     ClassifierWeights,
+    GuidanceSchedules,
     Overrides,
     RunsDir,
     load,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from varscale.config import Experiment
 
 _SHOWN = ("fid", "fid_low", "fid_high", "kid", "mind", "image_precision", "image_recall")
-_OF_TEXT = ("class_agreement", "text_agreement", "text_retrieval")
+_OF_WHAT_WAS_ASKED = ("class_agreement", "text_agreement", "text_retrieval")
 _OF_REJECTION = ("keep_rate", "class_probability", "class_probability_of_all")
 
 
@@ -35,6 +36,7 @@ def evaluate(
         str | None,
         typer.Option(help="Classifier-free guidance at the last scale; several, such as 0,1.5,3, are measured each."),
     ] = None,
+    guidance_schedule: GuidanceSchedules | None = None,
     candidates: Annotated[
         int | None, typer.Option(help="Also keep 1 of so many drawn images by a classifier (rejection sampling).")
     ] = None,
@@ -56,6 +58,7 @@ def evaluate(
         "extractor": extractor,
         "weights": weights and str(weights),
         "guidance": None if guidance is None else _numbers("--guidance", guidance),
+        "guidance_schedule": guidance_schedule,
         "candidates": candidates and [1, candidates],  # without and with rejection, side by side
         "classifier": classifier,
         "classifier_weights": classifier_weights and str(classifier_weights),
@@ -163,7 +166,7 @@ def _print(jobs: "list[EvaluationJob]") -> None:
     places: dict[tuple[str, float], int] = {}  # without and with rejection one below the other
     for job, _ in results:
         places.setdefault(_images(job), len(places))
-    shown = [*_SHOWN, *(name for name in _OF_TEXT if any(name in result.metrics for _, result in results))]
+    shown = [*_SHOWN, *(name for name in _OF_WHAT_WAS_ASKED if any(name in result.metrics for _, result in results))]
     shown += _OF_REJECTION if any(job.plan.candidates > 1 for job, _ in results) else ()
     table = Table("images", "guidance", *shown, box=SIMPLE, padding=(0, 1, 0, 0))
     for job, result in sorted(results, key=lambda each: places[_images(each[0])]):
