@@ -35,7 +35,7 @@ from analysis.tables.table import RunsTable
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 _MARKERS = "osD^v"
 _SMALLEST_DRAWN = 1e-4
-"""Of ratios of compute, and its inverse the largest: what lies beyond ends there."""
+"""Of ratios of compute, and its inverse the largest: intervals that go on beyond end there, in an arrow."""
 
 
 def groups(result: LawsResult) -> Drawing:
@@ -111,8 +111,12 @@ def _ratios(axes: Axes, ratios: list[Comparison], table: RunsTable, colours: dic
     for each in ratios:
         place, step = others.index(each.b), targets.index(each.target)
         height = place + 0.5 * (step + 0.5) / len(targets) - 0.25
-        ends = np.clip((each.compute_ratio, *each.compute_ratio_ci95), _SMALLEST_DRAWN, 1 / _SMALLEST_DRAWN)
+        values = each.compute_ratio, *each.compute_ratio_ci95
+        ends = np.clip(values, _SMALLEST_DRAWN, 1 / _SMALLEST_DRAWN)
         axes.plot(ends[1:], [height] * 2, "-", color=colours[each.b], lw=1)
+        for value, end in zip(values[1:], ends[1:], strict=True):
+            if value != end:  # it goes on beyond what is drawn
+                axes.plot(end, height, "<" if value < end else ">", color=colours[each.b], ms=3)
         axes.plot(ends[0], height, _MARKERS[step], color=colours[each.b], ms=4)
     for step, target in enumerate(targets if len(targets) > 1 else ()):
         axes.plot([], [], _MARKERS[step], color=INK, ms=4, label=f"by {label(table, target)}")

@@ -147,9 +147,11 @@ def log_axis(axes: Axes, which: str, counts: bool = False) -> None:
     if decades < 2.2:
         steps = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0)
         axis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    elif decades > 6:
+        axis.set_major_locator(LogLocator(numticks=6))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(
-        FuncFormatter(lambda value, _: si(value) if counts or value < 1e4 else power_of_ten(value))
+        FuncFormatter(lambda value, _: si(value) if counts or 0.01 <= value < 1e4 else power_of_ten(value))
     )
 
 
