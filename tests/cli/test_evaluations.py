@@ -20,7 +20,7 @@ def test_a_study_and_a_cell(call: Call, copy: Path, finished: Finished, tmp_path
     assert measured.code == 0, measured.error
     paths = [Path(line) for line in measured.output.splitlines() if line.endswith("result.json")]
     assert len(paths) == 4
-    assert all("fid" in json.loads(path.read_text())["metrics"] for path in paths)
+    assert all({"fid", "class_agreement"} <= json.loads(path.read_text())["metrics"].keys() for path in paths)
     before = {path: path.stat().st_mtime_ns for path in paths}
     cell = cell_folder(copy, 2, 2e7)
     alone = call("evaluate", cell, "--samples", "120", "--guidance", "3", "--guidance-schedule", "constant")
@@ -43,9 +43,9 @@ def test_rejection_beside_none_and_the_papers_table(call: Call, copy: Path, tmp_
     measured = call("evaluate", cell, *fidelity)
     assert measured.code == 0, measured.error
     rows = [line.split() for line in measured.output.splitlines() if line.strip().startswith("depth")]
-    assert [len(row) for row in rows] == [16, 19], "keep rate and probabilities follow where there is a choice"
-    assert rows[1][16] == "0.5"
-    assert float(rows[1][17]) > float(rows[1][18])
+    assert [len(row) for row in rows] == [17, 20], "keep rate and probabilities follow where there is a choice"
+    assert rows[1][17] == "0.5"
+    assert float(rows[1][18]) > float(rows[1][19])
     drawn = call("sample", cell, "--candidates", "2", "--count", "6", "--out", "images.npz")
     assert drawn.code == 0, drawn.error
     assert "kept 1 of 2 (keep rate 0.5)" in drawn.error

@@ -36,6 +36,7 @@ from varscale.tokenizer.storage import load_tokenizer
 from varscale.training.interruption import Report
 
 _FEATURES = "features"
+_CLASS_AGREEMENT = "class_agreement"
 CEILING_IMAGES = 256
 """Validation images that say how well captions are found in real images and in reconstructions."""
 
@@ -112,7 +113,7 @@ def evaluate(plan: FidelityPlan, what: Evaluated, files: RunFiles, store: Store,
             status="finished",
             time=time.time(),
             metrics={**figures, **asked, **of_drawing, "wall_seconds": time.time() - started},
-            row={**_columns(what.subject, figures), **asked, **what.of, **how},
+            row={**_columns(what.subject, figures | asked), **what.of, **how},
             provenance={"device": device_name(), "threads": torch.get_num_threads(), **versions()},
         ).write(files.result)
         remove_pieces(files)
@@ -233,8 +234,7 @@ def _of_classes(plan: FidelityPlan, what: Evaluated, drawn: FeatureSet, referenc
         label_N = _labels(what.data, other(split), len(drawn.features_ND))
     real = reference.features_ND, _labels(what.data, split, len(reference.features_ND))
     share = class_agreement(drawn.features_ND, label_N, real)
-    ending = {"cell": "", "real": "_real", "reconstructed": "_reconstructed"}[what.subject]
-    return {} if share is None else {f"class_agreement{ending}": share}
+    return {} if share is None else {_CLASS_AGREEMENT: share}
 
 
 def _retrieval(
@@ -333,12 +333,18 @@ def _described(plan: FidelityPlan, what: Evaluated) -> dict[str, Any]:
 
 
 def _columns(subject: Subject, figures: dict[str, float]) -> dict[str, float]:
-    """Names of the runs table: `fid`; of real images `fid_floor`; of reconstructions `rfid`."""
+    """Names of the runs table: `fid`; of real images `fid_floor`; of reconstructions `rfid`.
+
+    Agreement is no distance that a floor bounds, and has the same names as where rings are counted.
+    """
     if subject == "cell":
         return figures
     found = {}
     for name, value in figures.items():
         figure = next((end for end in ("_low", "_high") if name.endswith(end)), "")
         base = name.removesuffix(figure)
-        found[f"r{name}" if subject == "reconstructed" else f"{base}_floor{figure}"] = value
+        if name == _CLASS_AGREEMENT:
+            found[f"{name}_{subject}"] = value
+        else:
+            found[f"r{name}" if subject == "reconstructed" else f"{base}_floor{figure}"] = value
     return found
