@@ -97,6 +97,8 @@ def test_a_class_of_few_real_images_is_not_judged() -> None:
     for asked, expected in (([0, 1, 1], 1.0), ([0, 1, 2], None), ([0, 3], None)):
         features_NF = torch.nn.functional.one_hot(torch.tensor(asked).clamp(max=2), 3).float()
         assert class_agreement(features_NF, torch.tensor(asked), real) == expected
+    of_one_class = real[0][:10], real[1][:10]
+    assert class_agreement(real[0][:5], real_N[:5], of_one_class) is None  # it is the only answer
 
 
 def test_retrieval_finds_captions_by_features() -> None:

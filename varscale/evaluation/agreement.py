@@ -151,7 +151,8 @@ def class_agreement(features_NF: Tensor, label_N: Tensor, real: tuple[Tensor, Te
         real: Features of real images, and their classes.
 
     Returns:
-        The share; None where some class that was asked for has fewer than `FEWEST_OF_A_CLASS` real images.
+        The share; None where some class that was asked for has fewer than `FEWEST_OF_A_CLASS` real images, or no other
+        class has as many.
     """
     real_NF, real_label_N = (tensor.numpy() for tensor in real)
     counts_C = np.bincount(real_label_N, minlength=int(label_N.max()) + 1)
@@ -159,6 +160,8 @@ def class_agreement(features_NF: Tensor, label_N: Tensor, real: tuple[Tensor, Te
         return None
     known_N = counts_C[real_label_N] >= FEWEST_OF_A_CLASS
     classes = int((counts_C >= FEWEST_OF_A_CLASS).sum())
+    if classes < 2:
+        return None
     discriminants = LinearDiscriminantAnalysis(
         solver="lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes)
     ).fit(real_NF[known_N], real_label_N[known_N])

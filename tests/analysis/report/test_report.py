@@ -1,6 +1,5 @@
 """Figures and report: whole, self-contained, stable, and readable where a browser shows them."""
 
-import io
 import json
 import os
 import re
@@ -9,13 +8,9 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html import unescape
-from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
 from planted_tables import chinchilla_table, curve_table, evaluation_table, sweep_table
 from requirements import require_program
 from rich.console import Console
@@ -24,7 +19,7 @@ from analysis.checks.warnings import CODES
 from analysis.options import FitOptions
 from analysis.pipeline import fit_laws
 from analysis.report.answers import answers
-from analysis.report.drawing import label, log_axis
+from analysis.report.drawing import label
 from analysis.report.figures import draw_all
 from analysis.report.html import render
 from analysis.report.sentences import number
@@ -351,37 +346,6 @@ def test_every_warning_code_is_documented():
 )
 def test_numbers(value, text):
     assert number(value) == text
-
-
-def test_what_is_long_or_many_stays_inside_its_figure():
-    """A legend of long formulas, a target of a long name, and more budgets than have room for their names."""
-    name = "fid50k of guidance 1.5 by torch-fidelity against the reference set imagenet256"
-    flops = np.geomspace(1e17, 1e20, 12)
-    table = pd.DataFrame({"C": flops, name: 3.54321e-5 + 20 * (flops / 1e17) ** -0.3})
-    result = fit_laws(table, FitOptions(flops="C", target=(name,), law=("power", "power-offset"), bootstrap_draws=100))
-    for drawing in draw_all(result):
-        pixels = np.asarray(Image.open(io.BytesIO(drawing.png)).convert("L"))
-        edges = np.concatenate([pixels[:3].ravel(), pixels[-3:].ravel(), pixels[:, :3].ravel(), pixels[:, -3:].ravel()])
-        assert edges.min() > 250, drawing.name  # nothing is cut off
-
-
-@pytest.mark.parametrize("low", [1e-9, 1e-4, 1.0, 3e12])
-def test_ticks_of_a_logarithmic_axis_stand_apart(low):
-    """However many decades it has, as where a ratio of compute is not known within powers of ten."""
-    for decades in (0.7, 1.4, 2, 4, 6, 8, 12):
-        figure = Figure(figsize=(3.4, 1))
-        axes = figure.subplots()
-        axes.plot([low, low * 10**decades], [0, 1])
-        log_axis(axes, "x")
-        figure.draw_without_rendering()
-        first, last = axes.get_xlim()
-        boxes = [
-            tick.label1.get_window_extent()
-            for tick in axes.xaxis.get_major_ticks()
-            if first <= tick.get_loc() <= last and tick.label1.get_text()
-        ]
-        assert len(boxes) >= 2, decades
-        assert all(left.x1 < right.x0 for left, right in pairwise(boxes)), decades
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
