@@ -163,6 +163,7 @@ def test_images_are_what_they_say(kind: str, tmp_path: Path) -> None:
         assert (pixels_B3ss.shape, pixels_B3ss.dtype) == ((count, 3, SIDE, SIDE), np.uint8)
         assert (labels_B.shape, labels_B.dtype) == ((count,), np.int64)
         assert set(labels_B.tolist()) == {0, 1}
+        np.testing.assert_array_equal(source.labels_of(np.arange(count)), labels_B)
         assert len({image.tobytes() for image in pixels_B3ss}) == count
     assert len(training_source(data, 10)) >= 10
     assert len(validation_source(data)) == 4
@@ -174,6 +175,7 @@ def test_an_image_depends_on_its_index_and_view_alone(kind: str, tmp_path: Path)
     wanted = [(index, view) for view in (0, 1, 5) for index in (7, 0, 9, 7)]
     indices, views = (list(part) for part in zip(*wanted, strict=True))
     pixels_B3ss, labels_B = source.load_batch(indices, views)
+    np.testing.assert_array_equal(source.labels_of(indices), labels_B)
     for row, (index, view) in reversed(list(enumerate(wanted))):
         pixels_3ss, label = again.load(index, view)
         np.testing.assert_array_equal(pixels_B3ss[row], pixels_3ss)
